@@ -5,19 +5,37 @@
 mod component;
 mod scrape;
 mod units;
+mod words;
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use component::{Component, Kind};
-pub use scrape::{BasicAuth, Authorization, ScrapeConfig, Scheme, StaticConfig};
-pub use units::{ByteSize, Millis, Secret};
+pub use component::{Component, Kind, Kinds, OptionsError, options};
+pub use scrape::{Authorization, BasicAuth, Scheme, ScrapeConfig, StaticConfig};
+pub use units::{ByteSize, Millis, Secret, UnitError};
+
+/// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.
+pub const SCRAPE_INTERVAL: Millis = Millis::from_secs(60);
+/// Default of `global.scrape_timeout`, as in Prometheus. Larger: a hanging target takes more of its interval; smaller: slow pages miss.
+pub const SCRAPE_TIMEOUT: Millis = Millis::from_secs(10);
+/// Default of `buffer.max_bytes`. Larger: longer outages are survived; smaller: less disk.
+pub const MAX_BYTES: ByteSize = ByteSize::gib(20);
+/// Default of `buffer.memory`: 15 minutes at 100,000 samples per second while the stream is away.
+pub const MEMORY: ByteSize = ByteSize::mib(128);
+/// Default of `buffer.nats_memory`. Smaller: the server collects garbage more often; below about 32 MiB mostly that.
+pub const NATS_MEMORY: ByteSize = ByteSize::mib(48);
+/// Default of `buffer.replay_window`.
+pub const REPLAY_WINDOW: Millis = Millis::from_secs(24 * 3600);
+/// Default of `buffer.linger`. Larger: fewer, larger messages; smaller: fresher samples.
+pub const LINGER: Millis = Millis(250);
+/// Default of `server.listen`: loopback, so that nothing is open to a network unless it was asked for.
+pub const LISTEN: &str = "127.0.0.1:9600";
 
 /// The whole configuration of one process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Default, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[derive(Default)]
 pub struct Config {
     /// Defaults for every scrape configuration.
     pub global: Global,
@@ -32,7 +50,7 @@ pub struct Config {
 }
 
 /// Defaults for every scrape configuration.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Global {
     /// How often targets are scraped.
@@ -44,7 +62,7 @@ pub struct Global {
 }
 
 /// The stream between collection and delivery.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Buffer {
     /// Folder of the bundled server's store, its keys and its lock.
@@ -62,7 +80,7 @@ pub struct Buffer {
 }
 
 /// One relay: a filter chain, an encoder and a sink with a position of its own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Relay {
     /// Unique name: `[a-z0-9]([-a-z0-9]*[a-z0-9])?`, 63 characters at most.
@@ -99,7 +117,7 @@ pub enum Start {
 }
 
 /// How far the stream holds space for a relay.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hold {
     /// Older than this is given up, booked; none: no limit.
@@ -111,7 +129,7 @@ pub struct Hold {
 }
 
 /// What happens to a relay's backlog when the stream is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum OnFull {
     /// The oldest of the relay that lags most is given up, booked.
@@ -122,9 +140,73 @@ pub enum OnFull {
 }
 
 /// Strata's own HTTP listener.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Address and port; default `127.0.0.1:9600`.
     pub listen: String,
+}
+
+impl Default for Global {
+    fn default() -> Self {
+        Self { scrape_interval: SCRAPE_INTERVAL, scrape_timeout: SCRAPE_TIMEOUT, external_labels: std::collections::BTreeMap::new() }
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("./data"),
+            max_bytes: MAX_BYTES,
+            memory: MEMORY,
+            nats_memory: NATS_MEMORY,
+            replay_window: REPLAY_WINDOW,
+            linger: LINGER,
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { listen: LISTEN.to_owned() }
+    }
+}
+
+impl std::fmt::Display for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Now => f.write_str("now"),
+            Self::Earliest => f.write_str("earliest"),
+            Self::Ago(ago) => ago.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Start {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Start {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "now" => Ok(Self::Now),
+            "earliest" => Ok(Self::Earliest),
+            ago => ago.parse().map(Self::Ago).map_err(|_: UnitError| {
+                serde::de::Error::custom(format!("'{ago}' is no start: write now, earliest, or how far back, like 6h"))
+            }),
+        }
+    }
+}
+
+impl JsonSchema for Start {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Start".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "description": "`now`, `earliest`, or a duration: this far back." })
+    }
 }

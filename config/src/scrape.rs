@@ -1,13 +1,16 @@
 //! `scrape_configs` as Prometheus writes them.
+//!
+//! *In*: the entries of a prometheus.yml. *Out*: typed scrape configurations. *Bound*: the size of the file. *When full*: does not apply.
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{ByteSize, Millis, Secret};
 
 /// One `scrape_configs` entry.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScrapeConfig {
     /// The job: unique, becomes the label `job`.
@@ -71,7 +74,7 @@ const fn yes() -> bool {
 }
 
 /// A list of targets with labels of their own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StaticConfig {
     /// `host:port`.
@@ -82,7 +85,7 @@ pub struct StaticConfig {
 }
 
 /// How a target is spoken to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
     /// Plain HTTP.
@@ -93,7 +96,7 @@ pub enum Scheme {
 }
 
 /// Basic authentication: a password, or the file that holds it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BasicAuth {
     /// User name.
@@ -107,7 +110,7 @@ pub struct BasicAuth {
 }
 
 /// An `Authorization` header: type and credentials.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Authorization {
     /// Default `Bearer`.

@@ -71,12 +71,13 @@ impl OptionsError {
 /// *Errors*: the first that serde meets, with its path; the configuration check asks again without that field for the next.
 pub fn options<T: DeserializeOwned>(value: &Value) -> Result<T, OptionsError> {
     let empty = Value::Object(serde_json::Map::new());
-    let value = if value.is_null() { &empty } else { value };
-    serde_path_to_error::deserialize(value).map_err(|error| {
+    let given = if value.is_null() { &empty } else { value };
+    serde_path_to_error::deserialize(given).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
         let wording = words::reword(&error.inner().to_string());
-        OptionsError { path, message: wording.text }
+        let text = if value.is_null() { wording.text.replace(", found a map", ", found nothing") } else { wording.text };
+        OptionsError { path, message: text }
     })
 }
 

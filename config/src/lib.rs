@@ -2,17 +2,27 @@
 //!
 //! *In*: one YAML file, its includes, `STRATA_…` environment, flags. *Out*: a [`Config`] that cannot be wrong.
 
+mod check;
 mod component;
+mod layers;
+mod load;
+mod problem;
 mod scrape;
+mod tree;
 mod units;
 mod words;
+mod yaml;
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY_MIN};
 pub use component::{Component, Kind, Kinds, OptionsError, options};
+pub use layers::Overrides;
+pub use load::{load, parse};
+pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use scrape::{Authorization, BasicAuth, Scheme, ScrapeConfig, StaticConfig};
 pub use units::{ByteSize, Millis, Secret, UnitError};
 

@@ -64,6 +64,7 @@ pub(crate) fn unknown(what: &str, word: &str, known: &[String]) -> String {
     match closest(word, known) {
         Some(near) => format!("unknown {what} '{word}', did you mean '{near}'?"),
         None if known.is_empty() => format!("unknown {what} '{word}': none is expected here"),
+        None if known.len() == 1 => format!("unknown {what} '{word}': the only one is {}", known[0]),
         None => format!("unknown {what} '{word}': it is one of {}", listed(known)),
     }
 }

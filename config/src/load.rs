@@ -1,0 +1,249 @@
+//! Loading: the file is read, laid over, typed and checked, and everything that is wrong is said at once.
+//!
+//! *In*: a path, overrides, the kinds that exist. *Out*: a [`Config`] that cannot be wrong, or every problem with its place.
+//! *Bound*: [`PROBLEMS_MAX`]. *When full*: a last line says how many more there are.
+//!
+//! serde stops at the first error. So the value that it stumbled over is taken out of the tree (or replaced by an empty one of the
+//! wanted type), and the rest is typed again, until it passes.
+
+use std::path::Path;
+
+use crate::check;
+use crate::component::Kinds;
+use crate::layers::{self, Overrides};
+use crate::problem::{PROBLEMS_MAX, Place, Problem, Warning};
+use crate::tree::{self, Content, Entry, Map, Node, Step, show, steps};
+use crate::words::{self, About};
+use crate::yaml::{self, FILE_BYTES_MAX};
+use crate::{Config, Millis};
+
+/// Rounds of typing; far above [`PROBLEMS_MAX`], so it ends even where taking out never helps.
+const ROUNDS_MAX: usize = 2000;
+
+/// Keys of Prometheus and of the design that this version does not read: said as such instead of "unknown".
+const NOT_YET: &[&str] = &[
+    "alerting",
+    "azure_sd_configs",
+    "consul_sd_configs",
+    "dns_sd_configs",
+    "docker_sd_configs",
+    "ec2_sd_configs",
+    "file_sd_configs",
+    "follow_redirects",
+    "http_sd_configs",
+    "include",
+    "kubernetes_annotations",
+    "kubernetes_sd_configs",
+    "metric_relabel_configs",
+    "oauth2",
+    "proxy_url",
+    "relabel_configs",
+    "remote_read",
+    "remote_write",
+    "rule_files",
+    "scrape_config_files",
+    "storage",
+    "tests",
+    "tls_config",
+    "track_timestamps_staleness",
+];
+
+/// Reads and checks a configuration file.
+///
+/// *Errors*: every problem there is, in the order of the file.
+pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
+    let file = path.display().to_string();
+    let whole =
+        |message: String| vec![Problem { place: Place::File { file: file.clone(), line: 0, column: 0 }, field: String::new(), message }];
+    let bytes = std::fs::metadata(path).map_err(|e| whole(format!("cannot read it: {e}")))?.len();
+    if bytes > FILE_BYTES_MAX as u64 {
+        return Err(whole(format!("it has {bytes} bytes, {FILE_BYTES_MAX} are allowed: is it the right file?")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| whole(format!("cannot read it: {e}")))?;
+    parse(&file, &text, overrides, kinds)
+}
+
+/// Checks the text of a configuration file; `file` is the name in messages.
+///
+/// *Errors*: as [`load`].
+pub fn parse(file: &str, text: &str, overrides: &Overrides, kinds: &Kinds) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
+    let mut read = yaml::read(file, text).map_err(|problem| vec![problem])?;
+    drop_nulls(&mut read.root, 0);
+    let mut problems = read.problems;
+    problems.extend(refuse_lists(&mut read.root));
+    let mut tree = layers::merge(&read.root, overrides).map_err(|problem| vec![problem])?;
+    let typed = type_all(&mut tree, &mut problems);
+    let mut warnings = Vec::new();
+    if let Some(mut config) = typed {
+        let mut findings = check::Findings::new(&mut tree, kinds);
+        findings.check(&config);
+        problems.append(&mut findings.problems);
+        warnings = findings.warnings;
+        if findings.requoted {
+            config = type_all(&mut tree, &mut problems).unwrap_or(config);
+        }
+        if problems.is_empty() {
+            settle(&mut config, &tree);
+            return Ok((config, warnings));
+        }
+    }
+    warnings.clear();
+    problems.sort_by(|a, b| (&a.place, &a.field).cmp(&(&b.place, &b.field)));
+    problems.dedup();
+    if problems.len() > PROBLEMS_MAX {
+        let more = problems.len() - PROBLEMS_MAX;
+        problems.truncate(PROBLEMS_MAX);
+        let place = Place::File { file: file.to_owned(), line: 0, column: 0 };
+        problems.push(Problem { place, field: String::new(), message: format!("and {more} more problems") });
+    }
+    Err(problems)
+}
+
+/// A timeout that nobody wrote is never above the interval, as in Prometheus.
+fn settle(config: &mut Config, tree: &Node) {
+    let written = tree.at(&steps!["global", "scrape_timeout"]).is_some_and(|n| n.place != Place::Default);
+    if !written {
+        config.global.scrape_timeout = Millis(config.global.scrape_timeout.0.min(config.global.scrape_interval.0));
+    }
+}
+
+/// `key:` with nothing behind it means the default; inside a component's options it is the component's business.
+fn drop_nulls(node: &mut Node, depth: usize) {
+    match &mut node.content {
+        Content::Map(map) => {
+            map.entries.retain(|e| !e.node.is_null());
+            let options = |key: &str| depth > 0 && matches!(key, "filters" | "encode" | "sink");
+            map.entries.iter_mut().filter(|e| !options(&e.key)).for_each(|e| drop_nulls(&mut e.node, depth + 1));
+        }
+        Content::List(items) => items.iter_mut().for_each(|item| drop_nulls(item, depth + 1)),
+        Content::Plain { .. } | Content::Text(_) => {}
+    }
+}
+
+/// serde would read a list as a map's values in order: nobody means that.
+fn refuse_lists(tree: &mut Node) -> Vec<Problem> {
+    let mut maps = vec![Vec::new(), steps!["global"].to_vec(), steps!["buffer"].to_vec(), steps!["server"].to_vec()];
+    for list in ["scrape_configs", "relays"] {
+        if let Some(Node { content: Content::List(items), .. }) = tree.at(&steps![list]) {
+            maps.extend((0..items.len()).map(|i| steps![list, i].to_vec()));
+        }
+    }
+    let mut problems = Vec::new();
+    for path in maps {
+        let found = match tree.at(&path).map(|n| &n.content) {
+            Some(Content::List(_)) => "a list",
+            Some(Content::Text(_) | Content::Plain { .. }) if path.is_empty() => "one word: is it the right file?",
+            _ => continue,
+        };
+        problems.extend(told(tree, &path, tree.place_of(&path), format!("expected a map, found {found}")));
+        take_out(tree, &path, Some("a map"));
+    }
+    problems
+}
+
+/// Types the tree, collecting every error on the way.
+fn type_all(tree: &mut Node, problems: &mut Vec<Problem>) -> Option<Config> {
+    for _ in 0..ROUNDS_MAX {
+        let json = tree.to_json();
+        match serde_path_to_error::deserialize::<_, Config>(&json) {
+            Ok(config) => return Some(config),
+            Err(error) => {
+                let path: Vec<Step> = error.path().iter().filter_map(step).collect();
+                problems.extend(mend(tree, path, &error.inner().to_string()));
+            }
+        }
+    }
+    None
+}
+
+fn step(segment: &serde_path_to_error::Segment) -> Option<Step> {
+    match segment {
+        serde_path_to_error::Segment::Seq { index } => Some(Step::Index(*index)),
+        serde_path_to_error::Segment::Map { key } => Some(Step::Key(key.clone())),
+        serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
+    }
+}
+
+/// Takes what serde refused out of the tree; the problem, unless it only follows from one that was told.
+fn mend(tree: &mut Node, mut path: Vec<Step>, message: &str) -> Option<Problem> {
+    let wording = words::reword(message);
+    match wording.about {
+        About::UnknownKey => {
+            let word = message.split('`').nth(1).unwrap_or_default().to_owned();
+            if path.last() != Some(&Step::Key(word.clone())) {
+                path.push(Step::Key(word.clone()));
+            }
+            let text =
+                if NOT_YET.contains(&word.as_str()) { format!("'{word}' is not read by this version: take it out") } else { wording.text };
+            let problem = told(tree, &path, tree.key_place_of(&path), text);
+            take_out(tree, &path, None);
+            problem
+        }
+        About::MissingKey(key) => add_missing(tree, &path, key, wording.text),
+        About::Type { expected } => {
+            if expected.contains("a string") && tree::quote(tree, &path).is_some() {
+                return None;
+            }
+            let problem = told(tree, &path, tree.place_of(&path), wording.text);
+            take_out(tree, &path, Some(&expected));
+            problem
+        }
+        About::Value => {
+            let problem = told(tree, &path, tree.place_of(&path), wording.text);
+            take_out(tree, &path, None);
+            problem
+        }
+    }
+}
+
+/// The problem, unless something above it was told already.
+fn told(tree: &Node, path: &[Step], place: Place, message: String) -> Option<Problem> {
+    (!tree.is_reported(path)).then(|| Problem { place, field: show(path), message })
+}
+
+/// Removes a value from its map, or empties it where it stands in a list (so that the others keep their numbers).
+fn take_out(tree: &mut Node, path: &[Step], expected: Option<&str>) {
+    let empty = |node: &mut Node| {
+        node.content = match (expected, &node.content) {
+            (Some(e), _) if e.contains("a list") => Content::List(Vec::new()),
+            (Some("a map"), _) => Content::Map(Map::default()),
+            (_, Content::Text(_)) if node.reported => Content::Map(Map::default()),
+            _ => Content::Text("placeholder".to_owned()),
+        };
+        node.reported = true;
+    };
+    match path.split_last() {
+        None => {
+            tree.content = Content::Map(Map::default());
+            tree.reported = true;
+        }
+        Some((Step::Key(key), parent)) => {
+            if let Some(Node { content: Content::Map(map), .. }) = tree.at_mut(parent) {
+                map.remove(key);
+            }
+        }
+        Some((Step::Index(_), _)) => {
+            if let Some(node) = tree.at_mut(path) {
+                empty(node);
+            }
+        }
+    }
+}
+
+/// Puts something in the place of a key that must be there: text first, then a list, then a map.
+fn add_missing(tree: &mut Node, path: &[Step], key: String, message: String) -> Option<Problem> {
+    let place = tree.place_of(path);
+    let reported = tree.is_reported(path);
+    let Some(Node { content: Content::Map(map), .. }) = tree.at_mut(path) else { return None };
+    let tries = map.removed.iter().filter(|k| **k == key).count();
+    let content = match tries {
+        0 | 1 => Content::Text("placeholder".to_owned()),
+        2 => Content::List(Vec::new()),
+        _ => Content::Map(Map::default()),
+    };
+    let mut node = Node::new(place.clone(), content);
+    node.reported = true;
+    map.removed.push(key.clone());
+    map.entries.push(Entry { key, key_place: place.clone(), node });
+    (tries == 0 && !reported).then(|| Problem { place, field: show(path), message })
+}

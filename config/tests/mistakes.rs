@@ -1,0 +1,207 @@
+//! Every mistake has its exact message: `mistakes/NAME.yaml` and what `strata check` says of it in `mistakes/NAME.txt`.
+//!
+//! `UPDATE_GOLDEN=1` writes the texts anew.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use config::{Kind, Kinds, OptionsError, Overrides, options};
+use serde::Deserialize;
+use serde_json::Value;
+
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only their names and types matter here")]
+struct Clamp {
+    #[serde(rename = "if")]
+    selector: Option<String>,
+    min: Option<f64>,
+    max: Option<f64>,
+}
+
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only their names and types matter here")]
+struct Kafka {
+    brokers: Vec<String>,
+    topic: String,
+}
+
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Http {
+    url: String,
+    #[serde(default)]
+    #[expect(dead_code, reason = "only its name and type matter here")]
+    headers: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+fn check_http(value: &Value) -> Result<(), OptionsError> {
+    let http: Http = options(value)?;
+    if http.url.starts_with("http://") || http.url.starts_with("https://") {
+        Ok(())
+    } else {
+        Err(OptionsError::new("url", format!("'{}' is no URL: it begins with http:// or https://", http.url)))
+    }
+}
+
+fn check_selector(value: &Value) -> Result<(), OptionsError> {
+    let text: String = options(value)?;
+    if text.starts_with('{') && text.ends_with('}') { Ok(()) } else { Err(OptionsError::new("", format!("'{text}' is no selector"))) }
+}
+
+fn kind<T: schemars::JsonSchema>(name: &'static str, check: fn(&Value) -> Result<(), OptionsError>) -> Kind {
+    Kind { name, summary: "", schema: || schemars::schema_for!(T), example: "", check }
+}
+
+/// Stand-ins with the shapes of the real kinds; the real ones are checked where they are.
+fn kinds() -> Kinds {
+    Kinds {
+        filters: vec![
+            kind::<String>("keep", check_selector),
+            kind::<String>("drop", check_selector),
+            kind::<Clamp>("clamp", |v| options::<Clamp>(v).map(drop)),
+        ],
+        encoders: vec![
+            kind::<Nothing>("ndjson", |v| options::<Nothing>(v).map(drop)),
+            kind::<Nothing>("json", |v| options::<Nothing>(v).map(drop)),
+            kind::<Nothing>("dogstatsd", |v| options::<Nothing>(v).map(drop)),
+        ],
+        sinks: vec![
+            kind::<Nothing>("stdout", |v| options::<Nothing>(v).map(drop)),
+            kind::<Http>("http", check_http),
+            kind::<Kafka>("kafka", |v| options::<Kafka>(v).map(drop)),
+        ],
+    }
+}
+
+/// What a person reads; a file's first line `# env: NAME=VALUE` sets the environment.
+fn said(name: &str, text: &str) -> String {
+    let env = text.lines().filter_map(|l| l.strip_prefix("# env: ")?.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let mut out = String::new();
+    match config::parse(name, text, &Overrides::environment(env), &kinds()) {
+        Ok((_, warnings)) => warnings.iter().for_each(|w| writeln!(out, "warning: {w}").expect("a string takes all text")),
+        Err(problems) => problems.iter().for_each(|p| writeln!(out, "{p}").expect("a string takes all text")),
+    }
+    out
+}
+
+#[test]
+fn every_mistake_has_its_exact_message() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mistakes");
+    let mut names: Vec<_> =
+        std::fs::read_dir(&folder).expect("the folder is there").filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    names.retain(|n| n.ends_with(".yaml"));
+    names.sort();
+    assert!(names.len() >= 30, "{} files", names.len());
+    let mut wrong = String::new();
+    for name in names {
+        let yaml = std::fs::read_to_string(folder.join(&name)).expect("it was listed");
+        let golden = folder.join(name.replace(".yaml", ".txt"));
+        let said = said(&name, &yaml);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&golden, &said).expect("the folder can be written");
+        }
+        let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+        if said != expected || said.is_empty() {
+            writeln!(wrong, "== {name}\n-- expected\n{expected}-- said\n{said}").expect("a string takes all text");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn no_text_makes_the_reader_panic() {
+    let good = include_str!("mistakes/many.yaml");
+    for cut in (0..good.len()).filter(|c| good.is_char_boundary(*c)) {
+        let _said = said("cut.yaml", &good[..cut]);
+        let _said = said("cut.yaml", &good[cut..]);
+    }
+}
+
+#[test]
+fn environment_and_flags_win_over_the_file() {
+    let env = [("STRATA_BUFFER__MAX_BYTES", "1GiB"), ("STRATA_SERVER__LISTEN", "127.0.0.1:1"), ("STRATA_CORPORA", "/x"), ("PATH", "/bin")];
+    let overrides = Overrides::environment(env.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    let overrides = overrides.flag("--set server.listen", "server.listen", "127.0.0.1:2");
+    let text = "buffer: {max_bytes: 5GiB, linger: 1s}\nserver: {listen: '127.0.0.1:3'}\nscrape_configs:\n";
+    let (config, _) = config::parse("x.yaml", text, &overrides, &kinds()).expect("a good configuration");
+    assert_eq!(config.buffer.max_bytes, config::ByteSize::gib(1));
+    assert_eq!(config.buffer.linger, config::Millis(1000));
+    assert_eq!(config.server.listen, "127.0.0.1:2");
+    assert_eq!(config.buffer.memory, config::MEMORY);
+}
+
+#[test]
+fn numbers_are_text_where_text_is_wanted() {
+    let text = "scrape_configs: [{job_name: 7, static_configs: [{targets: ['a:1'], labels: {port: 9100, up: true, version: 1.10}}]}]";
+    let (config, _) = config::parse("x.yaml", text, &Overrides::default(), &kinds()).expect("a good configuration");
+    let job = &config.scrape_configs[0];
+    let labels: Vec<_> = job.static_configs[0].labels.values().map(String::as_str).collect();
+    assert_eq!((job.job_name.as_str(), labels), ("7", vec!["9100", "true", "1.10"]));
+}
+
+#[test]
+fn a_timeout_nobody_wrote_fits_the_interval() {
+    let (config, _) =
+        config::parse("x.yaml", "global: {scrape_interval: 5s}", &Overrides::default(), &kinds()).expect("a good configuration");
+    assert_eq!(config.global.scrape_timeout, config::Millis::from_secs(5));
+}
+
+#[test]
+fn anchors_and_merge_keys_are_read() {
+    let text = "scrape_configs:\n  - &a {job_name: a, static_configs: [{targets: ['h:1']}]}\n  - {<<: *a, job_name: b}\n";
+    let (config, _) = config::parse("x.yaml", text, &Overrides::default(), &kinds()).expect("a good configuration");
+    assert_eq!(config.scrape_configs[1].static_configs, config.scrape_configs[0].static_configs);
+    assert_eq!(config.scrape_configs[1].job_name, "b");
+}
+
+#[test]
+fn numbers_in_options_are_text_where_text_is_wanted() {
+    let text = "relays: [{name: a, sink: {kafka: {brokers: [1], topic: 2.50}}}]";
+    let (config, _) = config::parse("x.yaml", text, &Overrides::default(), &kinds()).expect("a good configuration");
+    assert_eq!(config.relays[0].sink.options, serde_json::json!({"brokers": ["1"], "topic": "2.50"}));
+}
+
+#[test]
+fn what_was_read_can_be_written_and_read_again() {
+    let text = include_str!("../examples/demo.yaml");
+    let (config, _) = config::parse("x.yaml", text, &Overrides::default(), &all()).expect("a good configuration");
+    let json = serde_json::to_string(&config).expect("it has a text form");
+    let (again, _) = config::parse("x.yaml", &json, &Overrides::default(), &all()).expect("a good configuration");
+    assert_eq!(again, config);
+}
+
+/// Both readers of YAML see the same values: the one that keeps places, and `serde_yaml`.
+#[test]
+fn examples_are_read_alike_by_serde_yaml() {
+    for (name, text) in EXAMPLES {
+        let (config, warnings) = config::parse(name, text, &Overrides::default(), &all()).expect(name);
+        let by_serde: config::Config = serde_yaml::from_str(text).expect(name);
+        assert_eq!(config.relays, by_serde.relays, "{name}");
+        assert_eq!(config.scrape_configs, by_serde.scrape_configs, "{name}");
+        assert_eq!(config.buffer, by_serde.buffer, "{name}");
+        assert_eq!(warnings, [], "{name}");
+    }
+}
+
+const EXAMPLES: [(&str, &str); 4] = [
+    ("quickstart.yaml", include_str!("../examples/quickstart.yaml")),
+    ("demo.yaml", include_str!("../examples/demo.yaml")),
+    ("kafka.yaml", include_str!("../examples/kafka.yaml")),
+    ("statsd.yaml", include_str!("../examples/statsd.yaml")),
+];
+
+/// Kinds that take everything: what the real ones say of the examples is tested where they are.
+fn all() -> Kinds {
+    let any = |name| Kind { name, summary: "", schema: || schemars::schema_for!(Nothing), example: "", check: |_| Ok(()) };
+    Kinds {
+        filters: ["keep", "drop", "clip", "clamp", "exclude"].map(any).to_vec(),
+        encoders: ["ndjson", "json", "statsd", "dogstatsd"].map(any).to_vec(),
+        sinks: ["file", "stdout", "http", "kafka", "statsd"].map(any).to_vec(),
+    }
+}

@@ -1,0 +1,173 @@
+//! Layouts on the wire: the id, and segments of symbols, families, label shapes and runs of series.
+//!
+//! *In*: a layout, or the bytes of one. *Out*: bytes, or a layout whose id was checked. *Bound*: every table is checked against the
+//! bytes that remain before it is made. *When full*: [`DecodeError::Corrupt`].
+
+use crate::layout::builder::append;
+use crate::layout::segment::{FamilyRow, Row, Segment, family_hash};
+use crate::layout::{Family, LayoutId};
+use crate::varint::{Reader, put, put_signed};
+use crate::{DecodeError, Layout, MetricType};
+
+/// Appends the series from `start` on, after the id of the whole layout, with its length in front.
+pub(crate) fn write(layout: &Layout, start: usize, block: &mut Vec<u8>, part: &mut Vec<u8>, out: &mut Vec<u8>) {
+    block.clear();
+    block.extend_from_slice(&layout.id().0.to_le_bytes());
+    let segments = layout.segments_from(start);
+    put(block, segments.len() as u64);
+    for segment in segments {
+        part.clear();
+        write_segment(&segment, part);
+        put(block, part.len() as u64);
+        block.extend_from_slice(part);
+    }
+    put(out, block.len() as u64);
+    out.extend_from_slice(block);
+}
+
+fn write_segment(segment: &Segment, out: &mut Vec<u8>) {
+    put(out, segment.ends.len() as u64);
+    let mut start = 0;
+    for end in &segment.ends {
+        put(out, u64::from(end - start));
+        start = *end;
+    }
+    out.extend_from_slice(segment.text.as_bytes());
+    put(out, segment.families.len() as u64);
+    for family in &segment.families {
+        put(out, u64::from(family.name));
+        out.push(family.kind as u8);
+        put(out, u64::from(family.help));
+        put(out, u64::from(family.unit));
+    }
+    put(out, segment.shape_ends.len() as u64);
+    for shape in 0..segment.shape_ends.len() {
+        let names = segment.shape(shape as u32);
+        put(out, names.len() as u64);
+        names.iter().for_each(|name| put(out, u64::from(*name)));
+    }
+    put(out, segment.rows.len() as u64);
+    for run in segment.rows.chunk_by(|a, b| (a.family, a.name, a.shape) == (b.family, b.name, b.shape)) {
+        let Row { family, name, shape, values } = run[0];
+        let labels = segment.shape(shape).len();
+        [family, name, shape, run.len() as u32].iter().for_each(|number| put(out, u64::from(*number)));
+        for label in 0..labels {
+            let mut previous = 0;
+            for row in 0..run.len() {
+                let symbol = i64::from(segment.values[values as usize + row * labels + label]);
+                put_signed(out, symbol - previous);
+                previous = symbol;
+            }
+        }
+    }
+}
+
+/// Reads the series of a layout block, appended to `layout`, which then has exactly `series` of them.
+pub(crate) fn read(block: &[u8], mut layout: Layout, series: usize) -> Result<Layout, DecodeError> {
+    let mut from = Reader::new(block);
+    let id = LayoutId(from.u64("layout id")?);
+    let appends = !layout.is_empty();
+    let count = from.count(1, "segment count")?;
+    for _ in 0..count {
+        let len = from.count(1, "segment length")?;
+        let segment = read_segment(&mut Reader::new(from.take(len, "segment")?), series - layout.len())?;
+        let id = segment.chain(layout.id(), segment.len());
+        if appends { append(&mut layout, segment, id) } else { layout.push(segment.into(), id) }
+    }
+    if from.remaining() > 0 || layout.len() != series || layout.id() != id {
+        return Err(from.corrupt("layout id"));
+    }
+    Ok(layout)
+}
+
+fn read_segment(from: &mut Reader<'_>, series_max: usize) -> Result<Segment, DecodeError> {
+    let mut segment = Segment::default();
+    read_symbols(from, &mut segment)?;
+    read_families(from, &mut segment)?;
+    read_shapes(from, &mut segment)?;
+    read_runs(from, &mut segment, series_max)?;
+    if from.remaining() > 0 { Err(from.corrupt("segment end")) } else { Ok(segment) }
+}
+
+fn read_symbols(from: &mut Reader<'_>, segment: &mut Segment) -> Result<(), DecodeError> {
+    let count = from.count(1, "symbol count")?;
+    let mut end = 0usize;
+    segment.ends.reserve_exact(count);
+    for _ in 0..count {
+        end = end.saturating_add(from.small("symbol length")?);
+        segment.ends.push(u32::try_from(end).map_err(|_| from.corrupt("symbol length"))?);
+    }
+    let text = from.take(end, "symbol text")?;
+    let text = std::str::from_utf8(text).map_err(|_| from.corrupt("symbol text"))?;
+    if !segment.ends.iter().all(|end| text.is_char_boundary(*end as usize)) {
+        return Err(from.corrupt("symbol text"));
+    }
+    segment.text = text.to_owned();
+    Ok(())
+}
+
+fn read_families(from: &mut Reader<'_>, segment: &mut Segment) -> Result<(), DecodeError> {
+    let count = from.count(4, "family count")?;
+    segment.families.reserve_exact(count);
+    for _ in 0..count {
+        let name = index(from, segment.ends.len(), "family name")?;
+        let kind = MetricType::from_wire(from.u8("metric type")?).ok_or_else(|| from.corrupt("metric type"))?;
+        let (help, unit) = (index(from, segment.ends.len(), "help")?, index(from, segment.ends.len(), "unit")?);
+        let family = Family { name: segment.symbol(name), kind, help: segment.symbol(help), unit: segment.symbol(unit) };
+        let hash = family_hash(family);
+        segment.families.push(FamilyRow { name, help, unit, kind, hash });
+    }
+    Ok(())
+}
+
+fn read_shapes(from: &mut Reader<'_>, segment: &mut Segment) -> Result<(), DecodeError> {
+    let count = from.count(1, "shape count")?;
+    for _ in 0..count {
+        let labels = from.count(1, "label count")?;
+        let start = segment.shape_names.len();
+        for _ in 0..labels {
+            let name = index(from, segment.ends.len(), "label name")?;
+            segment.shape_names.push(name);
+        }
+        if !segment.shape_names[start..].is_sorted_by(|a, b| segment.symbol(*a) < segment.symbol(*b)) {
+            return Err(from.corrupt("label order"));
+        }
+        segment.shape_ends.push(segment.shape_names.len() as u32);
+    }
+    Ok(())
+}
+
+fn read_runs(from: &mut Reader<'_>, segment: &mut Segment, series_max: usize) -> Result<(), DecodeError> {
+    let series: usize = from.small("segment series count")?;
+    if series > series_max {
+        return Err(from.corrupt("segment series count"));
+    }
+    while segment.rows.len() < series {
+        let family = index(from, segment.families.len(), "family")?;
+        let name = index(from, segment.ends.len(), "metric name")?;
+        let shape = index(from, segment.shape_ends.len(), "shape")?;
+        let run = from.small::<usize>("run length")?;
+        let labels = segment.shape(shape).len();
+        if run == 0 || run > series - segment.rows.len() || run.saturating_mul(labels) > from.remaining() {
+            return Err(from.corrupt("run length"));
+        }
+        let start = segment.values.len();
+        segment.values.resize(start + run * labels, 0);
+        for label in 0..labels {
+            let mut symbol = 0i64;
+            for row in 0..run {
+                symbol = symbol.wrapping_add(from.signed("label value")?);
+                let in_range = u32::try_from(symbol).ok().filter(|symbol| (*symbol as usize) < segment.ends.len());
+                segment.values[start + row * labels + label] = in_range.ok_or_else(|| from.corrupt("label value"))?;
+            }
+        }
+        segment.rows.extend((0..run).map(|row| Row { family, name, shape, values: (start + row * labels) as u32 }));
+    }
+    segment.shrink();
+    Ok(())
+}
+
+fn index(from: &mut Reader<'_>, len: usize, what: &'static str) -> Result<u32, DecodeError> {
+    let index: u32 = from.small(what)?;
+    if (index as usize) < len { Ok(index) } else { Err(from.corrupt(what)) }
+}

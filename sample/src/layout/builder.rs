@@ -1,0 +1,201 @@
+//! Making layouts: from nothing, or by appending to one that exists.
+//!
+//! *In*: families, then series with their own labels. *Out*: a [`Layout`]. *Bound*: each distinct text is kept once.
+//! *When full*: text and tables are indexed by `u32`; the parser's and the reader's limits stay far below.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::segment::{FamilyRow, Row, Segment, family_hash, step};
+use super::{Family, Layout, LayoutId, Series};
+use crate::MetricType;
+
+/// Collects series into a layout.
+pub struct LayoutBuilder {
+    base: Option<Arc<Layout>>,
+    segment: Segment,
+    id: LayoutId,
+    symbols: HashMap<u64, u32, BuildHasherDefault<Itself>>,
+    shapes: HashMap<Box<[u32]>, u32>,
+    seed: u64,
+    /// Symbols of the series at hand, reused.
+    names: Vec<u32>,
+    item: Vec<u8>,
+}
+
+/// A family of the builder that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FamilyRef(u32);
+
+/// Hashes a number that is a hash already.
+#[derive(Default)]
+struct Itself(u64);
+
+impl Hasher for Itself {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only u64 keys are hashed");
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}
+
+impl Default for LayoutBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LayoutBuilder {
+    /// Starts with no series.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            base: None,
+            segment: Segment::default(),
+            id: LayoutId(0),
+            symbols: HashMap::default(),
+            shapes: HashMap::new(),
+            // The texts are an exporter's: an unknown seed keeps it from making them collide.
+            seed: RandomState::new().hash_one(0u64),
+            names: Vec::new(),
+            item: Vec::new(),
+        }
+    }
+
+    /// Starts with the series of a layout, whose segments are shared; what is appended costs in proportion to itself.
+    #[must_use]
+    pub fn append_to(base: &Arc<Layout>) -> Self {
+        Self { id: base.id(), base: Some(Arc::clone(base)), ..Self::new() }
+    }
+
+    /// Declares a family for the series that follow.
+    pub fn family(&mut self, name: &str, kind: MetricType, help: &str, unit: &str) -> FamilyRef {
+        let hash = family_hash(Family { name, kind, help, unit });
+        let row = FamilyRow { name: self.symbol(name), help: self.symbol(help), unit: self.symbol(unit), kind, hash };
+        if self.segment.families.last() != Some(&row) {
+            self.segment.families.push(row);
+        }
+        FamilyRef(index(self.segment.families.len() - 1))
+    }
+
+    /// Appends a series and gives its index in the layout.
+    ///
+    /// *Shape*: labels may come in any order, without the metric name; of two with one name the last wins.
+    pub fn series<'t>(&mut self, family: FamilyRef, name: &str, labels: impl IntoIterator<Item = (&'t str, &'t str)>) -> u32 {
+        let name = self.symbol(name);
+        let mut pairs: Vec<(&str, &str)> = labels.into_iter().collect();
+        if !pairs.is_sorted_by(|a, b| a.0 < b.0) {
+            pairs.reverse();
+            pairs.sort_by_key(|pair| pair.0);
+            pairs.dedup_by_key(|pair| pair.0);
+        }
+        let values = index(self.segment.values.len());
+        let mut names = std::mem::take(&mut self.names);
+        names.clear();
+        for (label, value) in &pairs {
+            names.push(self.symbol(label));
+            let value = self.symbol(value);
+            self.segment.values.push(value);
+        }
+        let shape = self.shape(&names);
+        self.names = names;
+        self.segment.rows.push(Row { family: family.0, name, shape, values });
+        let hash = self.segment.families[family.0 as usize].hash;
+        self.id = step(self.id, hash, self.segment.symbol(name), pairs.into_iter(), &mut self.item);
+        index(self.len() - 1)
+    }
+
+    /// The number of series so far, those of the layout it appends to included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.base.as_ref().map_or(0, |base| base.len()) + self.segment.len()
+    }
+
+    /// Whether there is no series yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The memory of what was appended so far, to split a target into parts in time.
+    #[must_use]
+    pub fn label_bytes(&self) -> usize {
+        self.segment.bytes()
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn build(mut self) -> Layout {
+        self.segment.shrink();
+        let mut layout = self.base.as_deref().cloned().unwrap_or_default();
+        append(&mut layout, self.segment, self.id);
+        layout
+    }
+
+    /// Appends a series of another layout.
+    pub(crate) fn copy(&mut self, series: Series<'_>) {
+        let Family { name, kind, help, unit } = series.family();
+        let family = self.family(name, kind, help, unit);
+        self.series(family, series.name(), series.labels());
+    }
+
+    fn symbol(&mut self, text: &str) -> u32 {
+        let mut key = xxh3_64_with_seed(text.as_bytes(), self.seed);
+        loop {
+            match self.symbols.get(&key) {
+                Some(symbol) if self.segment.symbol(*symbol) == text => return *symbol,
+                Some(_) => key = key.wrapping_add(1),
+                None => break,
+            }
+        }
+        let symbol = index(self.segment.ends.len());
+        self.segment.text.push_str(text);
+        self.segment.ends.push(index(self.segment.text.len()));
+        self.symbols.insert(key, symbol);
+        symbol
+    }
+
+    fn shape(&mut self, names: &[u32]) -> u32 {
+        if let Some(shape) = self.shapes.get(names) {
+            return *shape;
+        }
+        let shape = index(self.segment.shape_ends.len());
+        self.segment.shape_names.extend_from_slice(names);
+        self.segment.shape_ends.push(index(self.segment.shape_names.len()));
+        self.shapes.insert(names.into(), shape);
+        shape
+    }
+}
+
+/// Appends a segment to a layout and folds many small ones into larger ones, so that their number stays logarithmic.
+pub(crate) fn append(layout: &mut Layout, segment: Segment, id: LayoutId) {
+    let mut tail = segment.len();
+    let mut folded = vec![Arc::new(segment)];
+    while let Some(last) = layout.pieces.pop_if(|last| tail > 0 && last.segment.len() <= 2 * tail) {
+        tail += last.segment.len();
+        folded.push(last.segment);
+    }
+    if folded.len() == 1 {
+        folded.into_iter().for_each(|segment| layout.push(segment, id));
+        return;
+    }
+    let mut merged = LayoutBuilder::new();
+    for segment in folded.iter().rev() {
+        (0..segment.len()).for_each(|row| merged.copy(Series { segment, row }));
+    }
+    merged.segment.shrink();
+    layout.push(Arc::new(merged.segment), id);
+}
+
+fn index(len: usize) -> u32 {
+    u32::try_from(len).expect("a layout is bounded far below 4 GiB by the limits on pages and frames")
+}

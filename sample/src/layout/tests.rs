@@ -1,0 +1,114 @@
+use std::sync::Arc;
+
+use super::builder::LayoutBuilder;
+use super::*;
+
+fn add(builder: &mut LayoutBuilder, from: usize, to: usize) {
+    for i in from..to {
+        let family = builder.family(&format!("f{}", i / 4), MetricType::Counter, "help", "");
+        builder.series(family, &format!("f{}_total", i / 4), [("path", "/"), ("code", &*i.to_string())]);
+    }
+}
+
+fn whole(len: usize) -> Arc<Layout> {
+    let mut builder = LayoutBuilder::new();
+    add(&mut builder, 0, len);
+    Arc::new(builder.build())
+}
+
+#[test]
+fn an_id_does_not_depend_on_the_way_a_layout_grew() {
+    let mut grown = whole(3);
+    for at in 3..40 {
+        let mut builder = LayoutBuilder::append_to(&grown);
+        add(&mut builder, at, at + 1);
+        assert_eq!(builder.len(), at + 1);
+        let next = Arc::new(builder.build());
+        assert!(next.extends(&grown) && !grown.extends(&next));
+        grown = next;
+    }
+    let whole = whole(40);
+    assert_eq!(grown.id(), whole.id());
+    assert!(grown.same(&whole));
+    assert!(grown.pieces.len() < 8, "{} segments", grown.pieces.len());
+    assert!(grown.pieces.len() > 1);
+}
+
+#[test]
+fn appending_shares_what_exists() {
+    let base = whole(100);
+    let mut builder = LayoutBuilder::append_to(&base);
+    add(&mut builder, 100, 101);
+    let grown = builder.build();
+    assert!(Arc::ptr_eq(&base.pieces[0].segment, &grown.pieces[0].segment));
+    assert!(grown.label_bytes() < base.label_bytes() + 300);
+}
+
+#[test]
+fn everything_a_series_says_goes_into_the_id() {
+    let build = |name: &str, kind, help: &str, unit: &str, series: &str, labels: &[(&str, &str)]| {
+        let mut builder = LayoutBuilder::new();
+        let family = builder.family(name, kind, help, unit);
+        builder.series(family, series, labels.iter().copied());
+        builder.build().id()
+    };
+    let ids = [
+        build("f", MetricType::Gauge, "h", "u", "s", &[("a", "1")]),
+        build("g", MetricType::Gauge, "h", "u", "s", &[("a", "1")]),
+        build("f", MetricType::Counter, "h", "u", "s", &[("a", "1")]),
+        build("f", MetricType::Gauge, "i", "u", "s", &[("a", "1")]),
+        build("f", MetricType::Gauge, "h", "v", "s", &[("a", "1")]),
+        build("f", MetricType::Gauge, "h", "u", "t", &[("a", "1")]),
+        build("f", MetricType::Gauge, "h", "u", "s", &[("b", "1")]),
+        build("f", MetricType::Gauge, "h", "u", "s", &[("a", "2")]),
+        build("f", MetricType::Gauge, "h", "u", "s", &[]),
+        build("f", MetricType::Gauge, "hu", "", "s", &[("a", "1")]),
+    ];
+    let distinct: std::collections::HashSet<_> = ids.iter().collect();
+    assert_eq!(distinct.len(), ids.len());
+}
+
+#[test]
+fn labels_are_sorted_and_the_last_of_a_name_wins() {
+    let mut builder = LayoutBuilder::new();
+    let family = builder.family("f", MetricType::Gauge, "", "");
+    builder.series(family, "f", [("b", "1"), ("a", "2"), ("b", "3")]);
+    let layout = builder.build();
+    assert_eq!(layout.series(0).labels().collect::<Vec<_>>(), [("a", "2"), ("b", "3")]);
+}
+
+#[test]
+fn a_prefix_inside_a_segment_is_seen() {
+    let long = whole(9);
+    for len in 0..=9 {
+        assert!(long.extends(&whole(len)), "{len}");
+        let names = |segments: Vec<Arc<Segment>>| segments.iter().map(|segment| segment.len()).sum::<usize>();
+        assert_eq!(names(long.segments_from(len)), 9 - len);
+    }
+    assert!(!whole(8).extends(&long));
+    let odd = long.compact(|index| index != 2);
+    assert!(!long.extends(&odd));
+    assert_eq!(odd.len(), 8);
+    assert_eq!(odd.series(2).labels().next(), Some(("code", "3")));
+}
+
+#[test]
+fn cumulative_is_what_grows() {
+    let check = |kind, family: &str, name: &str, expect: bool| {
+        let mut builder = LayoutBuilder::new();
+        let family = builder.family(family, kind, "", "");
+        builder.series(family, name, []);
+        assert_eq!(builder.build().series(0).is_cumulative(), expect, "{kind} {name}");
+    };
+    check(MetricType::Counter, "a_total", "a_total", true);
+    check(MetricType::Counter, "a", "a_total", true);
+    check(MetricType::Counter, "a", "a_created", false);
+    check(MetricType::Histogram, "a", "a_bucket", true);
+    check(MetricType::Histogram, "a", "a_sum", true);
+    check(MetricType::Histogram, "a", "a", true);
+    check(MetricType::Summary, "a", "a_count", true);
+    check(MetricType::Summary, "a", "a", false);
+    check(MetricType::Gauge, "a", "a_total", false);
+    check(MetricType::Unknown, "a", "a_total", false);
+    check(MetricType::GaugeHistogram, "a", "a_bucket", false);
+}

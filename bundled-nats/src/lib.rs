@@ -1,5 +1,26 @@
 //! The embedded nats-server and the streams Strata owns: build, extract, configure, supervise; the publish and read port with its in-memory twin.
+//!
+//! *In*: a data folder and sizes, then messages and positions. *Out*: acknowledgements that mean fsynced, messages in order. *Bound*: each
+//! stream's wall. *When full*: publishers are refused; nothing vanishes.
 
+pub mod api;
+pub mod client;
+mod conf;
+pub mod embed;
+pub mod folder;
+pub mod keys;
+pub mod kv;
 pub mod ledger;
+pub mod link;
+pub mod monitor;
 pub mod port;
+mod reader;
+pub mod server;
+pub mod streams;
+mod supervise;
+mod telemetry;
 pub mod twin;
+
+pub use keys::Role;
+pub use monitor::Durability;
+pub use server::{Options, Server, ServerState};

@@ -1,0 +1,74 @@
+//! The nats-server inside this binary: where it goes on disk, and the check that it is still the one that was built in.
+//!
+//! *In*: a folder. *Out*: the path of an executable with the built-in checksum. *Bound*: one file per version and checksum.
+//! *When full*: an error that names the path.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// Version of the embedded nats-server, as `2.15.2`.
+pub const VERSION: &str = env!("NATS_SERVER_VERSION");
+
+/// SHA-256 of the embedded binary, hexadecimal.
+const SHA256: &str = env!("NATS_SERVER_SHA256");
+
+static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nats-server.zst"));
+
+/// Puts the executable into `folder` unless it is there with the right checksum already; answers its path.
+///
+/// *Errors*: the folder cannot be written, or what was written reads back differently (a broken disk).
+pub fn extract(folder: &Path) -> io::Result<PathBuf> {
+    let path = folder.join(format!("nats-server-{VERSION}-{}", &SHA256[..12]));
+    if matches_checksum(&path) {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        return Ok(path);
+    }
+    let temporary = folder.join(format!(".nats-server-{}.new", std::process::id()));
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
+    zstd::stream::copy_decode(PACKED, &mut file)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary, &path)?;
+    File::open(folder)?.sync_all()?;
+    if matches_checksum(&path) {
+        return Ok(path);
+    }
+    Err(io::Error::other(format!("'{}' does not have the checksum of the embedded nats-server", path.display())))
+}
+
+fn matches_checksum(path: &Path) -> bool {
+    checksum(path).is_ok_and(|found| found == SHA256)
+}
+
+fn checksum(path: &Path) -> io::Result<String> {
+    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 64 * 1024]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extracts_once_and_replaces_a_damaged_binary() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = extract(folder.path()).expect("extracted");
+        let written = fs::metadata(&path).and_then(|m| m.modified()).expect("its time");
+        assert_eq!(extract(folder.path()).expect("still there"), path);
+        assert_eq!(fs::metadata(&path).and_then(|m| m.modified()).expect("its time"), written, "written only once");
+        fs::write(&path, b"#!/bin/sh\n").expect("damaged");
+        assert_eq!(extract(folder.path()).expect("replaced"), path);
+        assert!(matches_checksum(&path));
+        assert_eq!(fs::metadata(&path).expect("its mode").permissions().mode() & 0o777, 0o755);
+    }
+}

@@ -1,0 +1,154 @@
+//! The server's part of the data folder: lock, executable, seeds, configuration, store, and what was created in it.
+//!
+//! *In*: `buffer.data_dir`. *Out*: an exclusive hold on it and everything a start needs. *Bound*: besides the store a few small files and
+//! the executable. *When full*: an error that names the path.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::conf;
+use crate::embed;
+use crate::keys::Keys;
+use crate::streams::Sizes;
+use crate::supervise::Program;
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process has it.
+    #[error("the data folder '{path}' (buffer.data_dir) is in use by another strata process{holder}")]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// Its process id, as far as it is known.
+        holder: String,
+    },
+    /// A file or folder in it cannot be read or written.
+    #[error("cannot {operation} '{path}' (buffer.data_dir)")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A data folder held by this process; the hold ends when it is dropped.
+pub struct Folder {
+    root: PathBuf,
+    /// Closed on exec, so that the child does not inherit the hold.
+    _lock: File,
+}
+
+/// What earlier starts created; it lies beside the store and goes with it.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// Bytes that all streams reserved together.
+    pub reserved_bytes: u64,
+    /// Their names.
+    pub streams: Vec<String>,
+}
+
+impl Folder {
+    /// Creates the folder where it is missing, and takes it.
+    pub fn hold(data_dir: &Path) -> Result<Folder, Error> {
+        let root = std::path::absolute(data_dir).map_err(|source| failed("find", data_dir, source))?;
+        for part in ["", "nats/bin", "nats/keys", "nats/run", "nats/store"] {
+            let path = root.join(part);
+            let created = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            created.map_err(|source| failed("create", &path, source))?;
+        }
+        let path = root.join("lock");
+        let mut options = OpenOptions::new();
+        let lock = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut lock = lock.map_err(|source| failed("open", &path, source))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: root, holder: holder(&mut lock) }),
+            Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
+        }
+        let noted = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
+        noted.map_err(|source| failed("write", &path, source))?;
+        Ok(Folder { root, _lock: lock })
+    }
+
+    /// Puts executable, seeds and configuration in place; answers how to start the server.
+    pub fn prepare(&self, sizes: &Sizes, memory_bytes: u64) -> Result<(Program, Keys), Error> {
+        let (bin, seeds, conf) = (self.nats("bin"), self.nats("keys"), self.nats("nats.conf"));
+        let path = embed::extract(&bin).map_err(|source| failed("put nats-server into", &bin, source))?;
+        let keys = Keys::open(&seeds).map_err(|source| failed("keep keys in", &seeds, source))?;
+        let wanted = conf::Wanted {
+            store_dir: &self.nats("store"),
+            run_dir: &self.run_dir(),
+            keys: &keys,
+            // A server that may store less than its streams reserve does not load them, not even to shrink them.
+            file_store_bytes: sizes.total().max(self.created()?.reserved_bytes),
+        };
+        replace(&conf, conf::render(&wanted).as_bytes()).map_err(|source| failed("write", &conf, source))?;
+        Ok((Program { path, conf, run_dir: self.run_dir(), memory_bytes }, keys))
+    }
+
+    /// Where the running server leaves its ports.
+    pub fn run_dir(&self) -> PathBuf {
+        self.nats("run")
+    }
+
+    /// Space left for the store, bytes.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let space = nix::sys::statvfs::statvfs(&self.nats("store"))?;
+        // Both are narrower on some systems.
+        #[allow(clippy::useless_conversion)]
+        Ok(u64::from(space.blocks_available()) * u64::from(space.fragment_size()))
+    }
+
+    /// What earlier starts created; nothing in a new folder.
+    pub fn created(&self) -> Result<Created, Error> {
+        let path = self.nats("streams.json");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed("read", &path, error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Created::default()),
+            Err(source) => Err(failed("read", &path, source)),
+        }
+    }
+
+    /// Remembers what is created now.
+    pub fn remember(&self, created: &Created) -> Result<(), Error> {
+        let path = self.nats("streams.json");
+        let text = serde_json::to_vec(created).map_err(|error| failed("write", &path, error.into()))?;
+        replace(&path, &text).map_err(|source| failed("write", &path, source))
+    }
+
+    fn nats(&self, part: &str) -> PathBuf {
+        self.root.join("nats").join(part)
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io { operation, path: path.to_owned(), source }
+}
+
+fn holder(lock: &mut File) -> String {
+    let mut pid = String::new();
+    match lock.read_to_string(&mut pid) {
+        Ok(1..) => format!(" (process {pid})"),
+        Ok(0) | Err(_) => String::new(),
+    }
+}
+
+/// Whole and durable, or unchanged.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}

@@ -1,0 +1,120 @@
+//! The nkeys of the roles: one seed each, made once per installation, readable by its owner alone.
+//!
+//! *In*: a folder. *Out*: seed and public key per role. *Bound*: one small file per role. *When full*: an error that names the file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nkeys::KeyPair;
+
+/// Who connects; each role may do only what its work needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Creates streams, purges, reads everything.
+    Control,
+    /// Publishes frames and its own losses.
+    Collector,
+    /// Reads frames, keeps its position, publishes dead letters and losses.
+    Relay,
+}
+
+impl Role {
+    /// Every role once.
+    pub const ALL: [Role; 3] = [Role::Control, Role::Collector, Role::Relay];
+
+    /// Its name in file names, client names and inboxes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Control => "control",
+            Role::Collector => "collector",
+            Role::Relay => "relay",
+        }
+    }
+
+    /// Where its answers arrive; no other role may listen there.
+    pub fn inbox(self) -> &'static str {
+        match self {
+            Role::Control => "_INBOX_control",
+            Role::Collector => "_INBOX_collector",
+            Role::Relay => "_INBOX_relay",
+        }
+    }
+}
+
+/// The key pairs of all roles.
+pub struct Keys {
+    pairs: Vec<(Role, String, String)>,
+}
+
+impl Keys {
+    /// Reads the seeds in `folder`, and makes those that are missing.
+    ///
+    /// *Errors*: a seed that is there but is none is an error, never replaced: a running server may know its public key.
+    pub fn open(folder: &Path) -> io::Result<Keys> {
+        let pairs = Role::ALL.into_iter().map(|role| open_one(folder, role)).collect::<io::Result<_>>()?;
+        Ok(Keys { pairs })
+    }
+
+    /// The secret a client of this role signs with.
+    pub fn seed(&self, role: Role) -> &str {
+        &self.of(role).1
+    }
+
+    /// The name a server knows this role by.
+    pub fn public(&self, role: Role) -> &str {
+        &self.of(role).2
+    }
+
+    fn of(&self, role: Role) -> &(Role, String, String) {
+        self.pairs.iter().find(|(of, _, _)| *of == role).expect("every role has a pair since `open`")
+    }
+}
+
+fn open_one(folder: &Path, role: Role) -> io::Result<(Role, String, String)> {
+    let path = folder.join(format!("{}.seed", role.name()));
+    let seed = match fs::read_to_string(&path) {
+        Ok(seed) => seed.trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let seed = KeyPair::new_user().seed().map_err(io::Error::other)?;
+            write_private(folder, &path, &seed)?;
+            seed
+        }
+        Err(error) => return Err(error),
+    };
+    let pair = KeyPair::from_seed(&seed).map_err(|_| io::Error::other(format!("'{}' holds no nkey seed", path.display())))?;
+    Ok((role, seed, pair.public_key()))
+}
+
+/// Whole and durable or not there at all; never readable by others, not even for a moment.
+fn write_private(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn seeds_are_made_once_and_are_private() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let first = Keys::open(folder.path()).expect("made");
+        let again = Keys::open(folder.path()).expect("read");
+        for role in Role::ALL {
+            assert_eq!(first.seed(role), again.seed(role));
+            assert!(first.public(role).starts_with('U'));
+            let path = folder.path().join(format!("{}.seed", role.name()));
+            assert_eq!(fs::metadata(path).expect("its mode").permissions().mode() & 0o777, 0o600);
+        }
+        fs::write(folder.path().join("relay.seed"), "garbage").expect("damaged");
+        assert!(Keys::open(folder.path()).is_err_and(|error| error.to_string().contains("relay.seed")));
+    }
+}

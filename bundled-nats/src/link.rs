@@ -1,0 +1,120 @@
+//! The way from the port to the server that runs now: one connection per role and life of the server, replaced after every restart.
+//!
+//! *In*: requests. *Out*: answers, or what is known of a request without one. *Bound*: [`CLIENT_CAPACITY`] requests in the client's queue.
+//! *When full*: the caller waits. Nothing is sent while there is no connection, so that no request is stored long after its caller gave up.
+
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, HeaderMap, Message, Request, RequestErrorKind};
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::keys::Role;
+
+/// Requests that may wait in the client. More would be sent, late, after a reconnect; fewer serialises readers behind each other.
+const CLIENT_CAPACITY: usize = 256;
+/// A silent server is noticed within two of these.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One connection to one life of the server.
+#[derive(Clone)]
+pub struct Connection {
+    /// The client; it reconnects by itself while this life lasts.
+    pub client: Client,
+    /// Which life of the server it belongs to; the number grows.
+    pub life: u64,
+}
+
+/// The current connection of one role; clones follow the same one.
+#[derive(Clone)]
+pub struct Link {
+    current: watch::Receiver<Option<Connection>>,
+}
+
+/// What is known of a request that has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It was not sent, or nobody was there to take it.
+    #[error("{0}")]
+    NotSent(String),
+    /// It may have been carried out.
+    #[error("{0}")]
+    Unknown(String),
+    /// It is larger than the server takes; it was not sent.
+    #[error("larger than the server takes")]
+    TooLarge,
+}
+
+impl Link {
+    /// A link that follows the connections sent through the other end.
+    pub fn new(current: watch::Receiver<Option<Connection>>) -> Link {
+        Link { current }
+    }
+
+    /// The connection, if it can be used now.
+    pub fn connection(&self) -> Result<Connection, Error> {
+        let current = self.current.borrow().clone();
+        match current {
+            None => Err(Error::NotSent("the server is not ready".into())),
+            Some(connection) if connection.client.connection_state() != State::Connected => {
+                Err(Error::NotSent("the connection is broken".into()))
+            }
+            Some(connection) => Ok(connection),
+        }
+    }
+
+    /// Sends one request and waits for its answer, at most for `timeout` and no longer than the server lives.
+    pub async fn request(&self, subject: &str, headers: Option<HeaderMap>, payload: Bytes, timeout: Duration) -> Result<Message, Error> {
+        let connection = self.connection()?;
+        let mut request = Request::new().payload(payload).timeout(Some(timeout));
+        if let Some(headers) = headers {
+            request = request.headers(headers);
+        }
+        let answer = tokio::select! {
+            biased;
+            answer = connection.client.send_request(subject.to_owned(), request) => answer,
+            () = self.ended(connection.life) => return Err(Error::Unknown("the server ended before it answered".into())),
+        };
+        answer.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => Error::NotSent("nobody serves the subject".into()),
+            RequestErrorKind::TimedOut => Error::Unknown(format!("no answer within {timeout:?}")),
+            RequestErrorKind::MaxPayloadExceeded => Error::TooLarge,
+            RequestErrorKind::InvalidSubject => Error::NotSent(format!("the subject '{subject}' is not valid")),
+            _ => Error::Unknown(error.to_string()),
+        })
+    }
+
+    /// Waits until this life of the server is over. Cancel safe.
+    pub async fn ended(&self, life: u64) {
+        let mut current = self.current.clone();
+        // An error means that the supervisor is gone, and with it the server.
+        let over = current.wait_for(|now| now.as_ref().is_none_or(|now| now.life != life)).await;
+        drop(over);
+    }
+}
+
+/// Connects with the role's key to one life of the server.
+pub async fn connect(url: &str, role: Role, seed: &str, life: u64) -> Result<Connection, async_nats::ConnectError> {
+    let client = async_nats::ConnectOptions::with_nkey(seed.to_owned())
+        .name(format!("strata-{}", role.name()))
+        .custom_inbox_prefix(role.inbox())
+        .client_capacity(CLIENT_CAPACITY)
+        .ping_interval(PING_INTERVAL)
+        .connection_timeout(CONNECT_TIMEOUT)
+        .ignore_discovered_servers()
+        .event_callback(move |event| async move { report(role, &event) })
+        .connect(url)
+        .await?;
+    Ok(Connection { client, life })
+}
+
+/// A missing permission shows up here and nowhere else: the request itself only times out.
+fn report(role: Role, event: &async_nats::Event) {
+    match event {
+        async_nats::Event::ServerError(error) => tracing::error!(target: "nats", role = role.name(), %error, "server refused"),
+        async_nats::Event::SlowConsumer(_) => tracing::error!(target: "nats", role = role.name(), "messages dropped by the client"),
+        other => tracing::debug!(target: "nats", role = role.name(), event = %other, "connection"),
+    }
+}

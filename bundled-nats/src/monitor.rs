@@ -1,0 +1,83 @@
+//! The server's own view of itself: `/healthz` and `/varz` on its monitoring port.
+//!
+//! *In*: an address. *Out*: healthy or why not; what an acknowledgement is worth. *Bound*: [`BODY_BYTES_MAX`], [`TIMEOUT`].
+//! *When full*: an error, as for a server that does not answer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What `PubAck` means on this server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Fsynced before it is acknowledged.
+    Fsynced,
+    /// In the kernel's memory: survives the server's death, not the machine's.
+    Buffered,
+}
+
+/// What `/healthz` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// All streams are recovered and writable.
+    Good,
+    /// Not so; the server's reason.
+    Bad(String),
+}
+
+impl Health {
+    /// The store met an error while writing; the server refuses that stream until it is restarted.
+    pub fn is_write_error(&self) -> bool {
+        matches!(self, Health::Bad(reason) if reason.contains("write error"))
+    }
+}
+
+/// Asks whether all streams are recovered and writable.
+pub async fn health(address: SocketAddr) -> Result<Health, AnyError> {
+    let (status, body) = get(address, "/healthz").await?;
+    Ok(if status == 200 { Health::Good } else { Health::Bad(String::from_utf8_lossy(&body).into_owned()) })
+}
+
+/// Asks whether every write is fsynced before its acknowledgement.
+pub async fn durability(address: SocketAddr) -> Result<Durability, AnyError> {
+    let (_, body) = get(address, "/varz").await?;
+    let varz: Value = serde_json::from_slice(&body)?;
+    let is_synced = varz["jetstream"]["config"]["sync_always"].as_bool().unwrap_or(false);
+    Ok(if is_synced { Durability::Fsynced } else { Durability::Buffered })
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<(u16, Bytes), AnyError> {
+    tokio::time::timeout(TIMEOUT, get_unbounded(address, path)).await?
+}
+
+async fn get_unbounded(address: SocketAddr, path: &str) -> Result<(u16, Bytes), AnyError> {
+    let stream = TokioIo::new(TcpStream::connect(address).await?);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    let request = http::Request::get(path).header("Host", address.to_string()).header("Connection", "close").body(Empty::<Bytes>::new())?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await?.to_bytes();
+        Ok((status, body))
+    };
+    tokio::pin!(connection, exchange);
+    tokio::select! {
+        biased;
+        outcome = &mut exchange => outcome,
+        // The end of the connection fails the exchange by itself, unless the answer is complete already.
+        ended = &mut connection => {
+            ended?;
+            exchange.await
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The streams Strata owns: what each must look like, and how one that is there is brought to that without a risk.
+//!
+//! *In*: sizes and a connection with the control role. *Out*: streams as wanted, or an error that names the difference. *Bound*: each
+//! stream has a wall, and their sum is what the server may store. *When full*: discard new, so publishers are refused and nothing vanishes.
+
+use serde_json::{Map, Value, json};
+
+use crate::api::{self, Api};
+
+/// Frames.
+pub const RAW: &str = "STRATA_RAW";
+/// Dead letters.
+pub const DEAD: &str = "STRATA_DEAD";
+/// Booked losses.
+pub const LEDGER: &str = "STRATA_LEDGER";
+/// The stream behind the key-value bucket `STRATA_STATE`.
+pub const STATE: &str = "KV_STRATA_STATE";
+
+/// Dead letters get a twentieth of the frames' wall, but room for a few thousand large ones at least. Larger takes disk from frames in
+/// the same budget; smaller trims dead letters before a person has seen them.
+const DEAD_SHARE: u64 = 20;
+const DEAD_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// Losses are a few hundred bytes each: a hundredth is months of them.
+const LEDGER_SHARE: u64 = 100;
+const LEDGER_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// Checkpoints and leases; with history 1 it never holds more than one value per key.
+const STATE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Fields that decide what a message's fate is; a stream that differs in one of them is not touched.
+const FIXED: [&str; 8] = ["subjects", "retention", "storage", "discard", "max_age", "max_msgs_per_subject", "deny_delete", "allow_direct"];
+
+/// Why streams are not as they must be; a human must decide.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server did not answer or refused.
+    #[error("cannot {operation} the stream '{stream}'")]
+    Api {
+        /// What was tried.
+        operation: &'static str,
+        /// The stream.
+        stream: &'static str,
+        /// The server's answer.
+        #[source]
+        source: api::Error,
+    },
+    /// A stream exists with another fate for its messages.
+    #[error("the stream '{stream}' has {field} {found}, not {wanted}; it is left alone: move its store away or set it right by hand")]
+    Differs {
+        /// The stream.
+        stream: &'static str,
+        /// The field of its configuration.
+        field: &'static str,
+        /// Its value on the server.
+        found: Value,
+        /// The value Strata needs.
+        wanted: Value,
+    },
+    /// The wall would be put below what is stored.
+    #[error("cannot shrink the stream '{stream}' to {wanted} bytes (buffer.max_bytes): {used} are in use; deliver or trim first")]
+    Shrink {
+        /// The stream.
+        stream: &'static str,
+        /// The new wall.
+        wanted: u64,
+        /// Bytes in it.
+        used: u64,
+    },
+    /// A stream that was there is not.
+    #[error(
+        "the stream '{stream}' is gone from the store although it was created before; it is not created anew by itself: restore the store, or remove its file 'streams.json' to start empty"
+    )]
+    Missing {
+        /// The stream.
+        stream: &'static str,
+    },
+}
+
+/// Sizes of all streams, derived from the one number a user sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Wall of [`RAW`].
+    pub raw: u64,
+    /// Wall of [`DEAD`].
+    pub dead: u64,
+    /// Wall of [`LEDGER`].
+    pub ledger: u64,
+    /// Wall of [`STATE`].
+    pub state: u64,
+}
+
+impl Sizes {
+    /// `buffer.max_bytes` is the wall of the frames; the other streams come on top of it.
+    pub fn new(raw: u64) -> Sizes {
+        let dead = (raw / DEAD_SHARE).max(DEAD_BYTES_MIN);
+        Sizes { raw, dead, ledger: (raw / LEDGER_SHARE).max(LEDGER_BYTES_MIN), state: STATE_BYTES }
+    }
+
+    /// All that is reserved.
+    pub fn total(&self) -> u64 {
+        self.raw.saturating_add(self.dead).saturating_add(self.ledger).saturating_add(self.state)
+    }
+}
+
+/// The wanted configuration of every stream.
+pub fn wanted(sizes: &Sizes) -> Vec<(&'static str, Map<String, Value>)> {
+    let mut state = base(STATE, &["$KV.STRATA_STATE.>"], sizes.state);
+    state.insert("max_msgs_per_subject".into(), json!(1));
+    state.insert("allow_rollup_hdrs".into(), json!(true));
+    vec![
+        (RAW, base(RAW, &["strata.raw.>"], sizes.raw)),
+        (DEAD, base(DEAD, &["strata.dead.>"], sizes.dead)),
+        (LEDGER, base(LEDGER, &["strata.ledger.>"], sizes.ledger)),
+        (STATE, state),
+    ]
+}
+
+fn base(name: &str, subjects: &[&str], max_bytes: u64) -> Map<String, Value> {
+    let config = json!({
+        "name": name, "subjects": subjects, "retention": "limits", "storage": "file", "discard": "new",
+        "max_bytes": max_bytes, "max_age": 0, "max_msgs": -1, "max_msgs_per_subject": -1, "max_consumers": -1,
+        "max_msg_size": -1, "num_replicas": 1, "deny_delete": true, "deny_purge": false, "allow_direct": true, "compression": "none",
+    });
+    match config {
+        Value::Object(fields) => fields,
+        _ => unreachable!("the literal above is an object"),
+    }
+}
+
+/// Creates what is absent and compares what is there; changes nothing but the wall, and that only above what is stored.
+///
+/// *Errors*: see [`Error`]; `created_before` names the streams that an earlier start created, which must still be there.
+pub async fn ensure(api: &Api, sizes: &Sizes, created_before: &[String]) -> Result<(), Error> {
+    // Walls that fall come first, so that those that rise fit into what the server may store.
+    let mut steps = Vec::new();
+    for (name, config) in wanted(sizes) {
+        let found = api.stream_info(name).await.map_err(|source| Error::Api { operation: "read", stream: name, source })?;
+        match found {
+            Some(found) => steps.extend(compare(name, &config, &found)?),
+            None if created_before.iter().any(|created| created == name) => return Err(Error::Missing { stream: name }),
+            None => steps.push(Step { order: 2, operation: "create", name, config: Value::Object(config) }),
+        }
+    }
+    steps.sort_by_key(|step| step.order);
+    for Step { operation, name, config, .. } in steps {
+        let subject = if operation == "create" { "STREAM.CREATE" } else { "STREAM.UPDATE" };
+        let answer = api.request(&format!("{subject}.{name}"), &config).await;
+        answer.map_err(|source| Error::Api { operation, stream: name, source })?;
+        tracing::info!(stream = name, operation, "stream is as wanted");
+    }
+    Ok(())
+}
+
+struct Step {
+    order: u8,
+    operation: &'static str,
+    name: &'static str,
+    config: Value,
+}
+
+fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value) -> Result<Option<Step>, Error> {
+    let config = &found["config"];
+    for field in FIXED {
+        // The server leaves out what is false or zero.
+        let is_absent = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value.as_i64() == Some(0);
+        let (found, wanted) = (&config[field], &wanted[field]);
+        if found != wanted && !(is_absent(found) && is_absent(wanted)) {
+            return Err(Error::Differs { stream: name, field, found: found.clone(), wanted: wanted.clone() });
+        }
+    }
+    let (wall, wanted_wall) = (config["max_bytes"].as_u64().unwrap_or(u64::MAX), wanted["max_bytes"].as_u64().unwrap_or(0));
+    if wall == wanted_wall {
+        return Ok(None);
+    }
+    let used = found["state"]["bytes"].as_u64().unwrap_or(0);
+    if wanted_wall < used {
+        return Err(Error::Shrink { stream: name, wanted: wanted_wall, used });
+    }
+    // Everything else stays as the server has it, also what a newer version added.
+    let mut config = config.clone();
+    config["max_bytes"] = json!(wanted_wall);
+    Ok(Some(Step { order: u8::from(wanted_wall > wall), operation: "change", name, config }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(change: impl Fn(&mut Value), used: u64, expect: &str) {
+        let mut config = Value::Object(base(RAW, &["strata.raw.>"], 1000));
+        change(&mut config);
+        let found = json!({"config": config, "state": {"bytes": used}});
+        let step = compare(RAW, &base(RAW, &["strata.raw.>"], 500), &found);
+        let outcome = match step {
+            Ok(None) => "as wanted".to_owned(),
+            Ok(Some(step)) => format!("max_bytes {}", step.config["max_bytes"]),
+            Err(error) => error.to_string(),
+        };
+        assert!(outcome.contains(expect), "{outcome} does not say {expect}");
+    }
+
+    #[test]
+    fn only_the_wall_is_ever_changed() {
+        check(|config| config["max_bytes"] = json!(500), 0, "as wanted");
+        check(|config| config["deny_purge"] = Value::Null, 400, "max_bytes 500");
+        check(|config| config["max_age"] = json!(5), 0, "max_age 5, not 0");
+        check(|config| config["discard"] = json!("old"), 0, r#"discard "old", not "new""#);
+        check(|config| config["storage"] = json!("memory"), 0, "storage");
+        check(|_| (), 501, "501 are in use");
+    }
+
+    #[test]
+    fn small_walls_leave_room_for_dead_letters() {
+        assert_eq!(Sizes::new(1 << 20).dead, DEAD_BYTES_MIN);
+        assert_eq!(Sizes::new(100 << 30).dead, 5 << 30);
+        assert_eq!(Sizes::new(0).total(), DEAD_BYTES_MIN + LEDGER_BYTES_MIN + STATE_BYTES);
+    }
+}

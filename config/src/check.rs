@@ -23,6 +23,9 @@ pub const INTERVAL_MIN: Millis = Millis(100);
 /// Longest relay name: it becomes a token of a subject and a key.
 const NAME_MAX: usize = 63;
 
+/// Target labels that say how it is scraped, as in Prometheus.
+const META_LABELS: [&str; 3] = ["__address__", "__scheme__", "__metrics_path__"];
+
 /// What the checks found.
 pub(crate) struct Findings<'a> {
     tree: &'a mut Node,
@@ -108,12 +111,24 @@ impl<'a> Findings<'a> {
         }
     }
 
-    fn labels(&mut self, path: &[Step], labels: &BTreeMap<String, String>) {
+    /// `meta`: labels that steer the scrape may be among them.
+    fn labels(&mut self, path: &[Step], labels: &BTreeMap<String, String>, meta: bool) {
         for name in labels.keys() {
             let mut here = path.to_vec();
             here.push(Step::Key(name.clone()));
             if name.is_empty() {
                 self.problem(&here, "a label needs a name");
+            } else if meta && name.starts_with("__") && name != "__name__" {
+                let steers = META_LABELS.contains(&name.as_str()) || name.starts_with("__param_");
+                if !steers {
+                    self.warning(
+                        &here,
+                        format!(
+                            "label '{name}' is not kept: of those that begin with '__', {} and __param_* steer the scrape",
+                            META_LABELS.join(", ")
+                        ),
+                    );
+                }
             } else if name.starts_with("__") {
                 self.problem(&here, format!("label '{name}': names that begin with '__' are reserved"));
             }
@@ -126,7 +141,7 @@ impl<'a> Findings<'a> {
         if self.is_written(&timeout) {
             self.timeout(&timeout, global.scrape_timeout, global.scrape_interval);
         }
-        self.labels(&steps!["global", "external_labels"], &global.external_labels);
+        self.labels(&steps!["global", "external_labels"], &global.external_labels, false);
     }
 
     fn scrape(&mut self, global: &Global, i: usize, scrape: &ScrapeConfig) {
@@ -156,7 +171,7 @@ impl<'a> Findings<'a> {
                     self.warning(&here, format!("target '{target}' is listed twice"));
                 }
             }
-            self.labels(&steps!["scrape_configs", i, "static_configs", j, "labels"], &group.labels);
+            self.labels(&steps!["scrape_configs", i, "static_configs", j, "labels"], &group.labels, true);
         }
     }
 

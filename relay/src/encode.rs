@@ -1,11 +1,32 @@
 //! Encoders: samples become the items of a [`Batch`].
 //!
 //! *In*: a series and a target, rendered once; then values. *Out*: one item of bytes per sample. *Bound*: no I/O;
-//! what varies per sample is the value. Adding one: a file in `encode/`, a line in [`KINDS`].
+//! what varies per sample is the value. *When full*: does not apply, the caller splits. Adding one: a file in `encode/`, a line in [`KINDS`].
 
+use config::{Component, Kind, OptionsError};
 use sample::MetricType;
+use serde_json::Value;
 
 use crate::filter::Series;
+use crate::registry;
+
+mod json;
+mod number;
+mod statsd;
+
+pub use json::Options as JsonOptions;
+pub use statsd::Options as StatsdOptions;
+
+/// Every encoder there is.
+pub const KINDS: &[&EncoderKind] = &[&json::NDJSON, &json::ARRAY, &statsd::STATSD, &statsd::DOGSTATSD];
+
+/// A registry row: what an encoder says of itself, and how it is built.
+pub struct EncoderKind {
+    /// Name, summary, schema, example, check.
+    pub kind: Kind,
+    /// Builds it from checked options.
+    pub build: fn(&Value) -> Result<Box<dyn Encode>, OptionsError>,
+}
 
 /// How items become one body: `open`, the items with `separator` between them, `close`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +60,7 @@ pub struct Sample<'a> {
 pub enum Encoded {
     /// Its item was appended.
     Item,
-    /// It cannot be expressed, or there is nothing to say (a zero delta is `Nothing`, and counts as delivered).
+    /// There is nothing to say (a zero delta, or the first sample of a cumulative series, which is the base of its deltas); counts as delivered.
     Nothing,
     /// It cannot be expressed: counted as filtered under this reason (`stale`, `nan`, …).
     Inexpressible(&'static str),
@@ -65,5 +86,52 @@ pub trait Encode: Send + Sync {
     /// Whether cumulative series are wanted as increases (statsd).
     fn wants_deltas(&self) -> bool {
         false
+    }
+}
+
+/// What every encoder says of itself, for the configuration check and the reference.
+pub fn kinds() -> impl Iterator<Item = Kind> {
+    KINDS.iter().map(|row| row.kind)
+}
+
+/// Builds an encoder. *Errors*: an unknown name (empty path), or options it refuses (path inside the options).
+pub fn build(component: &Component) -> Result<Box<dyn Encode>, OptionsError> {
+    let row = registry::find("encoder", KINDS, |row| &row.kind, &component.name)?;
+    (row.build)(&component.options)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn built(name: &str) -> Box<dyn Encode> {
+        built_with(name, Value::Null)
+    }
+
+    #[track_caller]
+    pub(crate) fn built_with(name: &str, options: Value) -> Box<dyn Encode> {
+        build(&Component { name: name.to_owned(), options }).expect("options it takes")
+    }
+
+    /// One sample at a fixed time through an encoder.
+    pub(crate) fn encoded(
+        encoder: &dyn Encode,
+        of: &Series<'_>,
+        target: &[(&str, &str)],
+        value: u64,
+        delta: Option<f64>,
+    ) -> (Encoded, String) {
+        let (mut series, mut constant, mut out) = (Vec::new(), Vec::new(), Vec::new());
+        encoder.series(of, &mut series);
+        encoder.target(target, &mut constant);
+        let sample = Sample { series: &series, target: &constant, kind: of.kind, timestamp_ms: 1_700_000_000_123, value, delta };
+        let outcome = encoder.sample(&sample, &mut out);
+        (outcome, String::from_utf8(out).expect("UTF-8"))
+    }
+
+    #[test]
+    fn an_unknown_name_is_met_with_the_known_ones() {
+        let error = build(&Component { name: "ndjsn".to_owned(), options: Value::Null }).err().expect("unknown");
+        assert_eq!(error.message, "unknown encoder 'ndjsn', did you mean 'ndjson'? (encoders: ndjson, json, statsd, dogstatsd)");
     }
 }

@@ -1,9 +1,39 @@
 //! Filters: what a relay keeps, changes or drops.
 //!
 //! *In*: a series, once per layout; then its values. *Out*: a verdict, or a value. *Bound*: no I/O, no state per sample.
-//! Adding one: a file in `filter/`, a line in [`KINDS`].
+//! *When full*: does not apply. Adding one: a file in `filter/`, a line in [`KINDS`].
 
+use config::{Component, Kind, OptionsError};
 use sample::MetricType;
+use serde_json::Value;
+
+use crate::registry;
+
+mod bounds;
+mod clamp;
+mod clip;
+mod drop;
+mod exclude;
+mod keep;
+mod scope;
+mod selector;
+
+pub use clamp::Options as ClampOptions;
+pub use clip::Options as ClipOptions;
+pub use exclude::Options as ExcludeOptions;
+pub use scope::Number;
+pub use selector::{Selector, SelectorError};
+
+/// Every filter there is.
+pub const KINDS: &[&FilterKind] = &[&keep::KIND, &drop::KIND, &clip::KIND, &clamp::KIND, &exclude::KIND];
+
+/// A registry row: what a filter says of itself, and how it is built.
+pub struct FilterKind {
+    /// Name, summary, schema, example, check.
+    pub kind: Kind,
+    /// Builds it from checked options.
+    pub build: fn(&Value) -> Result<Box<dyn Filter>, OptionsError>,
+}
 
 /// A series as filters and encoders see it: its own labels merged with the target's.
 #[derive(Clone, Copy)]
@@ -49,5 +79,49 @@ pub trait Filter: Send + Sync {
     /// The value to go on with; `None`: dropped. Never asked for staleness markers (they pass).
     fn value(&self, value: f64) -> Option<f64> {
         Some(value)
+    }
+}
+
+/// What every filter says of itself, for the configuration check and the reference.
+pub fn kinds() -> impl Iterator<Item = Kind> {
+    KINDS.iter().map(|row| row.kind)
+}
+
+/// Builds a filter. *Errors*: an unknown name (empty path), or options it refuses (path inside the options).
+pub fn build(component: &Component) -> Result<Box<dyn Filter>, OptionsError> {
+    let row = registry::find("filter", KINDS, |row| &row.kind, &component.name)?;
+    (row.build)(&component.options)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn series<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)]) -> Series<'a> {
+        Series { name, labels, kind: MetricType::Gauge, cumulative: false }
+    }
+
+    pub(crate) fn counter<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)]) -> Series<'a> {
+        Series { name, labels, kind: MetricType::Counter, cumulative: true }
+    }
+
+    #[track_caller]
+    pub(crate) fn built(name: &str, options: Value) -> Box<dyn Filter> {
+        build(&Component { name: name.to_owned(), options }).expect("options it takes")
+    }
+
+    #[track_caller]
+    pub(crate) fn refused(name: &str, options: Value, path: &str, message: &str) {
+        let Err(error) = build(&Component { name: name.to_owned(), options: options.clone() }) else {
+            panic!("{name} takes {options}");
+        };
+        assert_eq!(error.path, path, "{error}");
+        assert!(error.message.starts_with(message), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_name_is_met_with_the_known_ones() {
+        refused("clips", Value::Null, "", "unknown filter 'clips', did you mean 'clip'? (filters: keep, drop, clip, clamp, exclude)");
+        refused("zzz", Value::Null, "", "unknown filter 'zzz': it is one of keep, drop, clip, clamp, exclude");
     }
 }

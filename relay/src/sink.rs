@@ -1,14 +1,42 @@
 //! Sinks: where batches go, and what the answer means.
 //!
 //! *In*: a [`Batch`]. *Out*: an [`Answer`], given only when the sink's own acknowledgement is there. *Bound*: one batch in
-//! flight per relay lane; a deadline per try. Adding one: a file in `sink/`, a line in [`KINDS`].
+//! flight per relay lane; a deadline per try. *When full*: a sink answers late or with retry. Adding one: a file in `sink/`, a line in [`KINDS`].
 
 use std::ops::Range;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use config::{Component, Kind, OptionsError};
+use serde_json::Value;
 
 use crate::encode::Framing;
+use crate::registry;
+
+mod file;
+mod http;
+mod kafka;
+mod statsd;
+mod stdout;
+
+pub use file::Options as FileOptions;
+pub use http::Options as HttpOptions;
+pub use kafka::Options as KafkaOptions;
+pub use statsd::Options as StatsdOptions;
+pub use stdout::Options as StdoutOptions;
+
+/// Every sink there is.
+pub const KINDS: &[&SinkKind] = &[&file::KIND, &stdout::KIND, &http::KIND, &kafka::KIND, &statsd::KIND];
+
+/// A registry row: what a sink says of itself, and how it is built.
+pub struct SinkKind {
+    /// Name, summary, schema, example, check.
+    pub kind: Kind,
+    /// The encoder of a relay that names none.
+    pub encoder: &'static str,
+    /// Builds it from checked options; nothing connects yet.
+    pub build: fn(&Value) -> Result<Box<dyn Sink>, OptionsError>,
+}
 
 /// One encoded sample in a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +98,7 @@ pub enum Answer {
     },
     /// The sink will never take them as they are.
     Reject {
-        /// Which (indices into the batch); `None`: it did not say, so the caller bisects.
+        /// Which (indices into the batch), and all others of the call were acknowledged; `None`: it did not say and took none, so the caller bisects.
         items: Option<Vec<usize>>,
         /// The sink's answer, bounded.
         reason: String,
@@ -103,5 +131,56 @@ pub trait Sink: Send {
     /// Flushes and closes; called once, before the last checkpoint.
     async fn close(&mut self) -> Answer {
         Answer::Delivered
+    }
+}
+
+/// What every sink says of itself, for the configuration check and the reference.
+pub fn kinds() -> impl Iterator<Item = Kind> {
+    KINDS.iter().map(|row| row.kind)
+}
+
+/// Builds a sink; nothing connects before its first batch. *Errors*: an unknown name (empty path), or options it refuses (path inside the options).
+pub fn build(component: &Component) -> Result<Box<dyn Sink>, OptionsError> {
+    let row = registry::find("sink", KINDS, |row| &row.kind, &component.name)?;
+    (row.build)(&component.options)
+}
+
+/// The encoder of a relay that names none; `ndjson` for a sink that does not exist.
+pub fn default_encoder(kind: &str) -> &'static str {
+    KINDS.iter().find(|row| row.kind.name == kind).map_or("ndjson", |row| row.encoder)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A batch of these texts.
+    pub(crate) fn batch(texts: &[&str], framing: Framing) -> Batch {
+        let mut batch = Batch { bytes: Vec::new(), items: Vec::new(), framing, content_type: "text/plain", key: "p:1:1/0/abc".to_owned() };
+        for text in texts {
+            batch.bytes.extend_from_slice(text.as_bytes());
+            let end = u32::try_from(batch.bytes.len()).expect("small");
+            batch.items.push(Item { end, series: batch.items.len() as u64 % 3, target: 7 });
+        }
+        batch
+    }
+
+    /// A batch of these texts as lines.
+    pub(crate) fn lines(texts: &[&str]) -> Batch {
+        batch(texts, Framing { open: b"", separator: b"\n", close: b"\n" })
+    }
+
+    #[test]
+    fn an_unknown_name_is_met_with_the_known_ones() {
+        let error = build(&Component { name: "kafak".to_owned(), options: Value::Null }).err().expect("unknown");
+        assert_eq!(error.message, "unknown sink 'kafak', did you mean 'kafka'? (sinks: file, stdout, http, kafka, statsd)");
+    }
+
+    #[test]
+    fn every_default_encoder_exists() {
+        for row in KINDS {
+            assert!(crate::encode::kinds().any(|kind| kind.name == row.encoder), "{}", row.encoder);
+        }
+        assert_eq!((default_encoder("statsd"), default_encoder("http")), ("statsd", "ndjson"));
     }
 }

@@ -1,0 +1,231 @@
+//! `ndjson` and `json`: one JSON object per sample, as lines or as an array.
+//!
+//! *In*: series and targets once, then values. *Out*: `{"name":…,"labels":{…},"timestamp":<ms>,"value":…,"type":…}`. *Bound*: no
+//! state, no allocation per sample. *When full*: does not apply.
+//!
+//! The object: `labels` holds all labels but the name, the series' own first, then the target's. `timestamp` is in ms. `value` is a
+//! number in the shortest form that reads back bit for bit (whole numbers up to 2^53 without a fraction, negative zero as `-0.0`),
+//! or one of the strings `"NaN"`, `"+Inf"`, `"-Inf"`. A staleness marker is `"value":"NaN","stale":true`. `type` is the family's.
+
+use config::{Kind, OptionsError};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Encode, Encoded, EncoderKind, Framing, Sample, number};
+use crate::filter::Series;
+
+/// The registry's row of `ndjson`.
+pub const NDJSON: EncoderKind = EncoderKind {
+    kind: Kind {
+        name: "ndjson",
+        summary: "One JSON object per sample, one per line.",
+        schema: || schemars::schema_for!(Options),
+        example: "{}",
+        check: |options| config::options::<Options>(options).map(drop),
+    },
+    build: |options| json(options, LINES, "application/x-ndjson"),
+};
+
+/// The registry's row of `json`.
+pub const ARRAY: EncoderKind = EncoderKind {
+    kind: Kind {
+        name: "json",
+        summary: "One JSON array per request, an object per sample in it.",
+        schema: || schemars::schema_for!(Options),
+        example: "{}",
+        check: |options| config::options::<Options>(options).map(drop),
+    },
+    build: |options| json(options, LIST, "application/json"),
+};
+
+const LINES: Framing = Framing { open: b"", separator: b"\n", close: b"\n" };
+const LIST: Framing = Framing { open: b"[", separator: b",", close: b"]" };
+
+/// Options of `ndjson` and `json`: none.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {}
+
+struct Json {
+    framing: Framing,
+    content_type: &'static str,
+}
+
+fn json(options: &Value, framing: Framing, content_type: &'static str) -> Result<Box<dyn Encode>, OptionsError> {
+    let Options {} = config::options(options)?;
+    Ok(Box::new(Json { framing, content_type }))
+}
+
+impl Encode for Json {
+    fn series(&self, series: &Series<'_>, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"name\":");
+        string(series.name, out);
+        out.extend_from_slice(b",\"labels\":{");
+        pairs(series.labels, out);
+    }
+
+    fn target(&self, labels: &[(&str, &str)], out: &mut Vec<u8>) {
+        pairs(labels, out);
+    }
+
+    fn sample(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded {
+        out.extend_from_slice(sample.series);
+        if !sample.target.is_empty() && !sample.series.ends_with(b"{") {
+            out.push(b',');
+        }
+        out.extend_from_slice(sample.target);
+        out.extend_from_slice(b"},\"timestamp\":");
+        out.extend_from_slice(itoa::Buffer::new().format(sample.timestamp_ms).as_bytes());
+        out.extend_from_slice(b",\"value\":");
+        let value = f64::from_bits(sample.value);
+        if sample::is_stale(sample.value) {
+            out.extend_from_slice(b"\"NaN\",\"stale\":true");
+        } else if value.is_finite() {
+            number::write(value, out);
+        } else if value.is_nan() {
+            out.extend_from_slice(b"\"NaN\"");
+        } else {
+            out.extend_from_slice(if value > 0.0 { b"\"+Inf\"" } else { b"\"-Inf\"" });
+        }
+        out.extend_from_slice(b",\"type\":\"");
+        out.extend_from_slice(sample.kind.as_str().as_bytes());
+        out.extend_from_slice(b"\"}");
+        Encoded::Item
+    }
+
+    fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    fn content_type(&self) -> &'static str {
+        self.content_type
+    }
+}
+
+/// Appends `"a":"b","c":"d"`; a label without a value is no label.
+fn pairs(labels: &[(&str, &str)], out: &mut Vec<u8>) {
+    let start = out.len();
+    for (name, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
+        if out.len() > start {
+            out.push(b',');
+        }
+        string(name, out);
+        out.push(b':');
+        string(value, out);
+    }
+}
+
+/// Appends a JSON string: what JSON forces is escaped, all else stays UTF-8.
+fn string(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    let bytes = text.as_bytes();
+    let mut done = 0;
+    for (i, byte) in bytes.iter().enumerate() {
+        let short: &[u8] = match byte {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            0x00..=0x1f => b"",
+            _ => continue,
+        };
+        out.extend_from_slice(&bytes[done..i]);
+        done = i + 1;
+        if short.is_empty() {
+            let digits = b"0123456789abcdef";
+            out.extend_from_slice(b"\\u00");
+            out.extend([digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]);
+        } else {
+            out.extend_from_slice(short);
+        }
+    }
+    out.extend_from_slice(&bytes[done..]);
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sample::MetricType;
+    use serde_json::json;
+
+    use super::*;
+    use crate::encode::tests::{built, encoded};
+
+    #[track_caller]
+    fn check(own: &[(&str, &str)], target: &[(&str, &str)], bits: u64, expect: &str) {
+        let series = Series { name: "up", labels: own, kind: MetricType::Gauge, cumulative: false };
+        let (outcome, text) = encoded(&*built("ndjson"), &series, target, bits, None);
+        assert_eq!((outcome, text.as_str()), (Encoded::Item, expect));
+    }
+
+    #[test]
+    fn a_line_is_exactly_this() {
+        let target = [("instance", "h:1"), ("job", "j")];
+        check(
+            &[("code", "200")],
+            &target,
+            1.0_f64.to_bits(),
+            r#"{"name":"up","labels":{"code":"200","instance":"h:1","job":"j"},"timestamp":1700000000123,"value":1,"type":"gauge"}"#,
+        );
+        check(
+            &[],
+            &target,
+            0.1_f64.to_bits(),
+            r#"{"name":"up","labels":{"instance":"h:1","job":"j"},"timestamp":1700000000123,"value":0.1,"type":"gauge"}"#,
+        );
+        check(
+            &[("a", "b")],
+            &[],
+            f64::INFINITY.to_bits(),
+            r#"{"name":"up","labels":{"a":"b"},"timestamp":1700000000123,"value":"+Inf","type":"gauge"}"#,
+        );
+        check(
+            &[("a", "")],
+            &[],
+            f64::NEG_INFINITY.to_bits(),
+            r#"{"name":"up","labels":{},"timestamp":1700000000123,"value":"-Inf","type":"gauge"}"#,
+        );
+        check(&[], &[], f64::NAN.to_bits(), r#"{"name":"up","labels":{},"timestamp":1700000000123,"value":"NaN","type":"gauge"}"#);
+        check(&[], &[], (-0.0_f64).to_bits(), r#"{"name":"up","labels":{},"timestamp":1700000000123,"value":-0.0,"type":"gauge"}"#);
+        check(
+            &[],
+            &[],
+            sample::STALE_NAN,
+            r#"{"name":"up","labels":{},"timestamp":1700000000123,"value":"NaN","stale":true,"type":"gauge"}"#,
+        );
+    }
+
+    #[test]
+    fn bodies_are_lines_or_a_list() {
+        assert_eq!(built("ndjson").framing(), LINES);
+        assert_eq!(built("json").framing(), LIST);
+        assert_eq!(built("json").content_type(), "application/json");
+        assert_eq!(built("ndjson").content_type(), "application/x-ndjson");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_reads_back(name in ".*", key in ".+", value in "\\PC*|[\\x00-\\x1f\"\\\\]*") {
+            prop_assume!(!value.is_empty());
+            let labels = [(key.as_str(), value.as_str())];
+            let series = Series { name: &name, labels: &labels, kind: MetricType::Counter, cumulative: true };
+            let (_, text) = encoded(&*built("json"), &series, &[], 0, None);
+            let read: Value = serde_json::from_str(&text).expect("JSON");
+            prop_assert_eq!(read, json!({"name": name, "labels": {key: value}, "timestamp": 1_700_000_000_123_i64, "value": 0, "type": "counter"}));
+        }
+
+        #[test]
+        fn any_value_reads_back_bit_for_bit(bits in any::<u64>()) {
+            let value = f64::from_bits(bits);
+            prop_assume!(value.is_finite());
+            let series = Series { name: "x", labels: &[], kind: MetricType::Gauge, cumulative: false };
+            let (_, text) = encoded(&*built("ndjson"), &series, &[], bits, None);
+            let digits = text.split_once("\"value\":").and_then(|(_, rest)| rest.split_once(',')).expect("a value").0;
+            prop_assert_eq!(digits.parse::<f64>().expect("a number").to_bits(), bits);
+            prop_assert!(serde_json::from_str::<Value>(&text).expect("JSON")["value"].is_number());
+        }
+    }
+}

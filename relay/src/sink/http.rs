@@ -1,0 +1,288 @@
+//! `http`: a request per call, answered by its status.
+//!
+//! *In*: a batch. *Out*: a request with an idempotency key; the status decides. *Bound*: one request in flight, a deadline per try,
+//! 64 KiB of an answer. *When full*: does not apply, the caller splits at [`Sink::limits`].
+//!
+//! | Answer | Means |
+//! |---|---|
+//! | 2xx | delivered |
+//! | 408, 425, 429, 5xx, no connection, no answer within `timeout` | retry, after `Retry-After` where there is one |
+//! | 400, 413, 422 and other 4xx | rejected: the caller halves the request until it knows which items |
+//! | 401, 403, 404, 405, 407, 410, 415, redirects | nothing will be taken until a human changes something |
+//!
+//! `Idempotency-Key` is the batch's key and the range of its items: the same bytes come under the same key, after a crash too.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use config::{Authorization, BasicAuth, ByteSize, Kind, Millis, OptionsError};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use http_body_util::Full;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Answer, Batch, Limits, Sink, SinkKind};
+use crate::http::{self as shared, Credentials, HttpClient, Meaning};
+
+/// The registry's row.
+pub const KIND: SinkKind = SinkKind {
+    kind: Kind {
+        name: "http",
+        summary: "Sends each batch as a request and goes by the status of its answer.",
+        schema: || schemars::schema_for!(Options),
+        example: "{url: 'https://metrics.example.com/ingest', compression: zstd, authorization: {credentials_file: /etc/strata/token}}",
+        check: |options| sink(options).map(drop),
+    },
+    encoder: "ndjson",
+    build: |options| Ok(Box::new(sink(options)?)),
+};
+
+/// Options of `http`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Where requests go: `http://` or `https://`. Redirects are not followed.
+    pub url: String,
+    /// `POST` (default), `PUT` or `PATCH`.
+    #[serde(default)]
+    pub method: Verb,
+    /// More headers; one of the same name wins over Strata's own.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Basic authentication.
+    #[serde(default)]
+    pub basic_auth: Option<BasicAuth>,
+    /// `Authorization` header of another type; `Bearer` by default.
+    #[serde(default)]
+    pub authorization: Option<Authorization>,
+    /// `none` (default), `gzip` or `zstd`.
+    #[serde(default)]
+    pub compression: Compression,
+    /// From the first byte of a try to the last of its answer. Default 30s; a peer that is slower under load needs more.
+    #[serde(default = "timeout")]
+    pub timeout: Millis,
+    /// Bytes of a body before compression. Default 4MiB; a peer that answers 413 needs less, and gets it, but at the cost of a refused try.
+    #[serde(default = "bytes_max")]
+    pub bytes_max: ByteSize,
+    /// Samples of a body. Default 25000.
+    #[serde(default = "items_max")]
+    pub items_max: usize,
+}
+
+/// The methods that carry a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Verb {
+    /// The default.
+    #[default]
+    Post,
+    /// For stores that are addressed by URL.
+    Put,
+    /// Rarely.
+    Patch,
+}
+
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// As it is.
+    #[default]
+    None,
+    /// Understood everywhere.
+    Gzip,
+    /// Smaller and faster, where the peer reads it.
+    Zstd,
+}
+
+const fn timeout() -> Millis {
+    Millis::from_secs(30)
+}
+
+const fn bytes_max() -> ByteSize {
+    ByteSize::mib(4)
+}
+
+const fn items_max() -> usize {
+    25_000
+}
+
+/// Level of both compressions. Larger: more CPU for few bytes less, as lines repeat themselves a lot; smaller: there is none.
+const LEVEL: u32 = 1;
+
+struct Http {
+    uri: Uri,
+    method: Method,
+    headers: HeaderMap,
+    credentials: Credentials,
+    compression: Compression,
+    timeout: Duration,
+    limits: Limits,
+    client: Option<HttpClient>,
+}
+
+fn sink(options: &Value) -> Result<Http, OptionsError> {
+    let options: Options = config::options(options)?;
+    let uri: Uri =
+        options.url.parse().map_err(|error| OptionsError::new("url", format!("cannot read '{}' as a URL: {error}", options.url)))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        return Err(OptionsError::new("url", format!("'{}' is no http:// or https:// URL", options.url)));
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(OptionsError::new("url", "credentials in a URL end up in logs: use 'basic_auth'"));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in &options.headers {
+        let path = || format!("headers.{name}");
+        let name = HeaderName::try_from(name.as_str()).map_err(|_| OptionsError::new(path(), format!("'{name}' is no header name")))?;
+        let value = HeaderValue::try_from(value.as_str()).map_err(|_| OptionsError::new(path(), "a header cannot carry this value"))?;
+        headers.insert(name, value);
+    }
+    for (path, zero) in
+        [("timeout", options.timeout.0 == 0), ("bytes_max", options.bytes_max.0 == 0), ("items_max", options.items_max == 0)]
+    {
+        if zero {
+            return Err(OptionsError::new(path, format!("'{path}' cannot be 0")));
+        }
+    }
+    Ok(Http {
+        uri,
+        method: match options.method {
+            Verb::Post => Method::POST,
+            Verb::Put => Method::PUT,
+            Verb::Patch => Method::PATCH,
+        },
+        headers,
+        credentials: Credentials::new(options.basic_auth, options.authorization)?,
+        compression: options.compression,
+        timeout: options.timeout.duration(),
+        limits: Limits { bytes_max: usize::try_from(options.bytes_max.0).unwrap_or(usize::MAX), items_max: options.items_max },
+        client: None,
+    })
+}
+
+#[async_trait]
+impl Sink for Http {
+    async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(error) => return Answer::Fatal { reason: format!("cannot load the machine's root certificates: {error}") },
+        };
+        let request = match self.request(batch, items.clone()).await {
+            Ok(request) => request,
+            Err(answer) => return answer,
+        };
+        let answered = async {
+            let response = client.request(request).await.map_err(|error| chain(&error))?;
+            let (head, body) = response.into_parts();
+            let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
+            Ok::<_, String>((head.status, after, shared::excerpt(body).await))
+        };
+        match tokio::time::timeout(self.timeout, answered).await {
+            Err(_) => Answer::Retry { after: None, reason: format!("no answer within {}", Millis(self.timeout_ms())) },
+            Ok(Err(reason)) => Answer::Retry { after: None, reason },
+            Ok(Ok((status, after, text))) => {
+                let reason = if text.is_empty() { status.to_string() } else { format!("{status}: {text}") };
+                match shared::meaning(status) {
+                    Meaning::Delivered => Answer::Delivered,
+                    Meaning::Retry => Answer::Retry { after, reason },
+                    Meaning::Reject => Answer::Reject { items: (items.len() == 1).then(|| vec![items.start]), reason },
+                    Meaning::Fatal if status.is_redirection() => Answer::Fatal { reason: format!("redirects are not followed: {reason}") },
+                    Meaning::Fatal => Answer::Fatal { reason },
+                }
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+impl Http {
+    fn client(&mut self) -> io::Result<HttpClient> {
+        match &self.client {
+            Some(client) => Ok(client.clone()),
+            None => Ok(self.client.insert(HttpClient::new(self.uri.scheme_str() == Some("https"))?).clone()),
+        }
+    }
+
+    async fn request(&self, batch: &Batch, items: Range<usize>) -> Result<Request<Full<Bytes>>, Answer> {
+        let mut request = Request::new(Full::new(self.body(batch, items.clone()).await?));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(batch.content_type));
+        match self.compression {
+            Compression::None => {}
+            Compression::Gzip => drop(headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"))),
+            Compression::Zstd => drop(headers.insert(CONTENT_ENCODING, HeaderValue::from_static("zstd"))),
+        }
+        let key = format!("{}/{}-{}", batch.key, items.start, items.end);
+        if let Ok(key) = HeaderValue::try_from(key) {
+            headers.insert(HeaderName::from_static("idempotency-key"), key);
+        }
+        match self.credentials.header().await {
+            Ok(Some(value)) => drop(headers.insert(AUTHORIZATION, value)),
+            Ok(None) => {}
+            Err(error) => return Err(Answer::Fatal { reason: error.to_string() }),
+        }
+        for (name, value) in &self.headers {
+            headers.insert(name, value.clone());
+        }
+        Ok(request)
+    }
+
+    async fn body(&self, batch: &Batch, items: Range<usize>) -> Result<Bytes, Answer> {
+        let mut body = Vec::new();
+        batch.body(items, &mut body);
+        let compression = self.compression;
+        if compression == Compression::None {
+            return Ok(body.into());
+        }
+        // Milliseconds of work for a full body: not on a thread that others wait for.
+        match tokio::task::spawn_blocking(move || compress(compression, body)).await {
+            Ok(Ok(body)) => Ok(body.into()),
+            Ok(Err(error)) => Err(Answer::Retry { after: None, reason: format!("cannot compress: {error}") }),
+            Err(error) => Err(Answer::Retry { after: None, reason: format!("cannot compress: {error}") }),
+        }
+    }
+
+    fn timeout_ms(&self) -> u64 {
+        u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+fn compress(compression: Compression, body: Vec<u8>) -> io::Result<Vec<u8>> {
+    match compression {
+        Compression::None => Ok(body),
+        Compression::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 8), flate2::Compression::new(LEVEL));
+            encoder.write_all(&body)?;
+            encoder.finish()
+        }
+        Compression::Zstd => zstd::bulk::compress(&body, LEVEL.cast_signed()),
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+# Strata from a clone: two commands to begin with, and the ones for work on it.
+#
+#   make run      what is missing is named and installed, then Strata runs and prints the samples it relays (Ctrl-C ends it)
+#   make demo     an outage, a kill -9, the catch-up and the final count, in under a minute after the build
+#   make test     everything: format, lints, licences, unit tests, end-to-end tests against real servers
+#   make bench    parse, frame, filter and encode by themselves, then the whole process on 28 targets; PEER=1 adds vmagent
+#
+# Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
+# The page corpus is found through $STRATA_CORPORA (default ../shared/corpora); without it, pages are captured from real programs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(STRATA_CACHE),$(HOME)/.cache/strata)
+# Strata and its harness are built together, so that both see their dependencies with the same features.
+RELEASE := cargo build --release --locked -p strata -p e2e
+BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
+
+.PHONY: help setup build run demo test fmt lint unit e2e bench
+
+help:
+	@sed -n '3,6s/^# *//p' Makefile
+
+setup:
+	@tools/setup.sh build run test
+
+build:
+	@tools/setup.sh build
+	$(RELEASE)
+
+run:
+	@tools/setup.sh build run
+	cargo build --release --locked -p strata
+	@tools/run.sh
+
+demo: build
+	@target/release/demo
+
+fmt:
+	cargo fmt --all
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	"$$(tools/cargo_deny.sh)" --log-level error check licenses bans sources
+
+unit:
+	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --exclude e2e --locked
+
+e2e:
+	cargo test --release --locked -p strata -p e2e --no-run
+	$(RELEASE)
+	cargo test --release --locked -p e2e -- --test-threads 2
+
+test:
+	@tools/setup.sh build test
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory e2e
+
+bench: build
+	@if [ -n "$(PEER)" ]; then tools/setup.sh bench; fi
+	cargo bench --locked -p sample -p collector -p relay --bench '*' -- $(BENCH_FLAGS)
+	@target/release/bench $(if $(PEER),--peer)

@@ -1,0 +1,179 @@
+//! Does what arrived equal what was exposed, sample by sample and bit by bit?
+//!
+//! *In*: an [`Exporter`] and the [`Records`] of one sink. *Out*: a [`Balance`], or the first difference. *Bound*: one
+//! target's samples at a time are held. The slot of a scrape is learnt from the arriving [`ROUND`] sample; all else of that
+//! round must then be there under the same timestamp (or the page's own), with the same bits, and nothing more.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::exporter::Exporter;
+use crate::page::{Identity, ROUND};
+use crate::record::{Records, STALE};
+
+/// What Strata adds to each scrape.
+const SYNTHETIC: [&str; 5] =
+    ["up", "scrape_duration_seconds", "scrape_samples_scraped", "scrape_samples_post_metric_relabeling", "scrape_series_added"];
+
+/// One target's account.
+#[derive(Debug, Default)]
+pub struct Balance {
+    /// Rounds by their slot, as they arrived.
+    pub slots: BTreeMap<i64, u64>,
+    /// Rounds that were served whole and did not arrive.
+    pub missing: Vec<u64>,
+    /// Samples of the pages that arrived.
+    pub samples: usize,
+    /// Staleness markers that arrived.
+    pub stale: usize,
+    /// Samples that Strata added.
+    pub synthetic: usize,
+}
+
+/// Compares one target's records with its exporter's memory.
+///
+/// *Errors*: a sample that differs, is missing from a round that arrived, is too many, or a staleness marker too many or
+/// missing between consecutive rounds.
+pub fn target(records: &Records, exporter: &Exporter, job: &str) -> Result<Balance> {
+    let labels = exporter.labels(job);
+    let round_series = Identity { name: ROUND.to_owned(), labels: labels.clone() };
+    let mut balance = Balance::default();
+    for record in records.of(&round_series).filter(|r| r.bits != STALE) {
+        let round = f64::from_bits(record.bits) as u64;
+        if balance.slots.insert(record.timestamp_ms, round).is_some() {
+            bail!("{}: two rounds at {}", exporter.target(), record.timestamp_ms);
+        }
+    }
+    let arrived: HashSet<u64> = balance.slots.values().copied().collect();
+    balance.missing = exporter.served().iter().map(|s| s.round).filter(|round| !arrived.contains(round)).collect();
+    let mut wanted = Wanted::new(records, exporter, job, &balance.slots)?;
+    for record in records.all() {
+        let series = records.series(record.series);
+        if series.labels.get("instance") != labels.get("instance") {
+            continue;
+        }
+        if SYNTHETIC.contains(&series.name.as_str()) && !wanted.is_exposed(record.series) {
+            balance.synthetic += 1;
+        } else if record.bits == STALE {
+            balance.stale += 1;
+            wanted.take_stale(record.series, record.timestamp_ms).with_context(|| format!("{series:?} of {}", exporter.page().name))?;
+        } else {
+            balance.samples += 1;
+            let key = (record.series, record.timestamp_ms);
+            wanted.take(key, record.bits).with_context(|| format!("{series:?} of {}", exporter.page().name))?;
+        }
+    }
+    wanted.is_done(records).with_context(|| exporter.page().name.clone())?;
+    synthetic(records, exporter, job, &balance)?;
+    Ok(balance)
+}
+
+/// What must arrive, by number of series and timestamp.
+struct Wanted {
+    bits: HashMap<(u32, i64), u64>,
+    exposed: HashSet<u32>,
+    /// Staleness markers: true where one must come, false where one may come.
+    stale: HashMap<(u32, i64), bool>,
+}
+
+impl Wanted {
+    fn new(records: &Records, exporter: &Exporter, job: &str, slots: &BTreeMap<i64, u64>) -> Result<Self> {
+        let mut wanted = Self { bits: HashMap::new(), exposed: HashSet::new(), stale: HashMap::new() };
+        let mut before: Option<(u64, HashSet<u32>)> = None;
+        let fresh: HashSet<u64> = exporter.breaks().iter().map(|b| b.round).collect();
+        for (slot, round) in slots {
+            let mut present = HashSet::new();
+            for (identity, value, timestamp_ms) in exporter.expected(*round, job)? {
+                let id = records.id(&identity).with_context(|| format!("{identity:?} of round {round} never arrived"))?;
+                let bits = if value.is_nan() { f64::NAN.to_bits() } else { value.to_bits() };
+                wanted.bits.insert((id, timestamp_ms.unwrap_or(*slot)), bits);
+                wanted.exposed.insert(id);
+                if timestamp_ms.is_none() {
+                    present.insert(id);
+                }
+            }
+            if let Some((last, last_present)) = before {
+                // Between rounds that are not neighbours something was missed, and a new process does not know what went.
+                let must = last + 1 == *round && !fresh.contains(round);
+                wanted.stale.extend(last_present.difference(&present).map(|id| ((*id, *slot), must)));
+            }
+            before = Some((*round, present));
+        }
+        Ok(wanted)
+    }
+
+    fn is_exposed(&self, series: u32) -> bool {
+        self.exposed.contains(&series)
+    }
+
+    fn take(&mut self, key: (u32, i64), bits: u64) -> Result<()> {
+        match self.bits.remove(&key) {
+            None => bail!("nothing like it was exposed at {} (value {})", key.1, f64::from_bits(bits)),
+            Some(exposed) if exposed != bits => {
+                bail!("exposed as {:?}, arrived as {:?} at {}", f64::from_bits(exposed), f64::from_bits(bits), key.1)
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn take_stale(&mut self, series: u32, timestamp_ms: i64) -> Result<()> {
+        match self.stale.remove(&(series, timestamp_ms)) {
+            Some(_) => Ok(()),
+            None => bail!("stale at {timestamp_ms}, though it did not go then"),
+        }
+    }
+
+    fn is_done(&self, records: &Records) -> Result<()> {
+        if let Some(((series, timestamp), bits)) = self.bits.iter().next() {
+            let (series, value) = (records.series(*series), f64::from_bits(*bits));
+            bail!("{} exposed samples never arrived, such as {series:?} at {timestamp}: {value}", self.bits.len());
+        }
+        let owed: Vec<_> = self.stale.iter().filter(|(_, must)| **must).map(|(key, _)| key).collect();
+        if let Some((series, timestamp)) = owed.first() {
+            bail!("{} staleness markers never arrived, such as {:?} at {timestamp}", owed.len(), records.series(*series));
+        }
+        Ok(())
+    }
+}
+
+/// `up` is 1 and `scrape_samples_scraped` the page's own count in every round that arrived.
+fn synthetic(records: &Records, exporter: &Exporter, job: &str, balance: &Balance) -> Result<()> {
+    let labels = exporter.labels(job);
+    let values = |name: &str| -> HashMap<i64, f64> {
+        let series = Identity { name: name.to_owned(), labels: labels.clone() };
+        records.of(&series).map(|r| (r.timestamp_ms, f64::from_bits(r.bits))).collect()
+    };
+    let (up, scraped) = (values("up"), values("scrape_samples_scraped"));
+    for (slot, round) in &balance.slots {
+        let count = exporter.expected(*round, job)?.len() as f64;
+        if up.get(slot) != Some(&1.0) || scraped.get(slot) != Some(&count) {
+            bail!("round {round}: up is {:?}, samples scraped {:?} of {count}", up.get(slot), scraped.get(slot));
+        }
+    }
+    Ok(())
+}
+
+/// Compares all targets; nothing may be missing but what was on its way when Strata was stopped or killed.
+///
+/// *Units*: `grace` is how long before such a break a scrape may have been answered without having been stored.
+///
+/// *Errors*: the first difference.
+pub fn all(records: &Records, exporters: &[Exporter], job: &str, grace: Duration) -> Result<Vec<Balance>> {
+    let mut balances = Vec::new();
+    for exporter in exporters {
+        let balance = target(records, exporter, job)?;
+        let (served, breaks) = (exporter.served(), exporter.breaks());
+        let is_excused = |round: &u64| {
+            let at = served.iter().find(|s| s.round == *round).map(|s| s.at);
+            at.is_some_and(|at| breaks.iter().any(|b| at <= b.at && b.at - at <= grace))
+        };
+        let lost: Vec<&u64> = balance.missing.iter().filter(|round| !is_excused(round)).collect();
+        if !lost.is_empty() {
+            bail!("{} ({}): rounds {lost:?} never arrived", exporter.target(), exporter.page().name);
+        }
+        balances.push(balance);
+    }
+    Ok(balances)
+}

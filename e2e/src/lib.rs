@@ -1,0 +1,20 @@
+//! End-to-end harness: Strata as a process between exporters and sinks that count for themselves.
+//!
+//! *In*: the built binary, the page corpus (`STRATA_CORPORA`, default `../shared/corpora`), foreign programs in
+//! `STRATA_CACHE`. *Out*: processes on loopback ports, and what was exposed and received, sample by sample.
+//! *Bound*: every wait has a deadline. Nothing here uses the product's parser, frames or counters: what an exporter
+//! served and what a sink took is read by the few lines in [`page`] and [`record`].
+
+pub mod compare;
+pub mod corpus;
+pub mod exporter;
+pub mod http1;
+pub mod http_sink;
+pub mod kafka;
+pub mod page;
+pub mod process;
+pub mod record;
+pub mod statsd;
+pub mod store;
+pub mod strata;
+pub mod wait;

@@ -1,0 +1,98 @@
+//! What the system says of processes, ports and the cache of foreign programs.
+//!
+//! *In*: `/proc`, `STRATA_CACHE` (default `~/.cache/strata`). *Out*: numbers and paths. *Bound*: Linux only.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A loopback port that nothing uses now.
+///
+/// *Errors*: the system has none left.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The folder of foreign programs.
+pub fn cache() -> PathBuf {
+    match std::env::var_os("STRATA_CACHE") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/strata"),
+    }
+}
+
+/// A program of the cache.
+///
+/// *Errors*: it is not there; the text says what brings it.
+pub fn cached(path: &str) -> Result<PathBuf> {
+    let full = cache().join(path);
+    full.exists().then_some(full).with_context(|| format!("{path} is not in {}: run `make setup`", cache().display()))
+}
+
+/// node_exporter, where apt had it.
+pub fn node_exporter() -> Option<PathBuf> {
+    cached("node_exporter-1.5.0-1+b6/usr/bin/prometheus-node-exporter").ok()
+}
+
+/// Sends a signal; a process that is gone is fine.
+pub fn signal(pid: u32, signal: Signal) {
+    if let Err(error) = kill(Pid::from_raw(pid as i32), signal)
+        && error != nix::errno::Errno::ESRCH
+    {
+        eprintln!("cannot signal {pid}: {error}");
+    }
+}
+
+/// Whether a process runs (a zombie does not).
+pub fn is_alive(pid: u32) -> bool {
+    stat(pid).is_some_and(|fields| fields[0] != "Z")
+}
+
+/// Fields of `/proc/PID/stat` from the state on.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    Some(rest.split(' ').map(str::to_owned).collect())
+}
+
+/// Processes that this one started, not theirs.
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|candidate| stat(*candidate).is_some_and(|fields| fields[1] == pid.to_string()))
+        .collect()
+}
+
+/// Processor time of a process itself, user and system.
+///
+/// *Limits*: resolution is one clock tick (10 ms).
+pub fn cpu(pid: u32) -> Option<Duration> {
+    let fields = stat(pid)?;
+    let ticks: u64 = fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 10))
+}
+
+/// Peak resident memory, bytes.
+pub fn peak_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// Bytes of all files under a folder whose path contains `part`.
+pub fn bytes_under(folder: &Path, part: &str) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => bytes_under(&entry.path(), part),
+            Ok(meta) if entry.path().to_string_lossy().contains(part) => meta.len(),
+            _ => 0,
+        })
+        .sum()
+}

@@ -1,0 +1,70 @@
+//! A look into Strata's own streams with a plain NATS client.
+//!
+//! *In*: a running [`Strata`]: its server's ports file and the seed of its control role. *Out*: messages of a stream.
+//! *Bound*: one message at a time; only for small streams (dead letters, ledger).
+
+use anyhow::{Context, Result, bail};
+use async_nats::jetstream::{self, stream::Stream};
+use base64::Engine;
+use serde_json::Value;
+
+use crate::strata::Strata;
+
+/// A connection to the bundled server.
+pub struct Store {
+    context: jetstream::Context,
+}
+
+impl Store {
+    /// Connects as the role that may read everything.
+    ///
+    /// *Errors*: no server runs, or it refuses.
+    pub async fn open(strata: &Strata) -> Result<Self> {
+        let nats = strata.data_dir().join("nats");
+        let seed = std::fs::read_to_string(nats.join("keys/control.seed")).context("the control role's seed")?;
+        let pid = strata.nats_pid()?.to_string();
+        let ports = std::fs::read_dir(nats.join("run"))?
+            .flatten()
+            .find(|e| e.file_name().to_string_lossy().contains(&pid))
+            .context("no ports file of the running server")?;
+        let ports: Value = serde_json::from_slice(&std::fs::read(ports.path())?)?;
+        let url = ports["nats"][0].as_str().context("no client port")?.to_owned();
+        let options = async_nats::ConnectOptions::with_nkey(seed.trim().to_owned()).custom_inbox_prefix("_INBOX_control");
+        Ok(Self { context: jetstream::new(options.connect(url).await?) })
+    }
+
+    async fn stream(&self, name: &str) -> Result<Stream> {
+        Ok(self.context.get_stream(name).await?)
+    }
+
+    /// Bytes a stream holds now, as its server counts them.
+    ///
+    /// *Errors*: no such stream.
+    pub async fn bytes(&self, name: &str) -> Result<u64> {
+        Ok(self.stream(name).await?.cached_info().state.bytes)
+    }
+
+    /// Payloads of all messages of a stream as JSON, oldest first.
+    ///
+    /// *Errors*: a payload that is no JSON.
+    pub async fn letters(&self, name: &str) -> Result<Vec<Value>> {
+        let stream = self.stream(name).await?;
+        let state = &stream.cached_info().state;
+        let mut letters = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            match stream.direct_get(sequence).await {
+                Ok(message) => letters.push(serde_json::from_slice(&message.payload)?),
+                Err(error) if error.kind() == jetstream::stream::DirectGetErrorKind::NotFound => {}
+                Err(error) => bail!(error),
+            }
+        }
+        Ok(letters)
+    }
+}
+
+/// Bytes behind a base64 text.
+///
+/// *Errors*: it is none.
+pub fn decode(text: &str) -> Result<Vec<u8>> {
+    Ok(base64::engine::general_purpose::STANDARD.decode(text)?)
+}

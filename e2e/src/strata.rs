@@ -1,0 +1,267 @@
+//! Strata as a process.
+//!
+//! *In*: the binary beside the test's own (`target/release/strata`, or `STRATA_BIN`), a configuration without `server`
+//! and `buffer.data_dir`. *Out*: a process on a free loopback port with a data folder of its own. *Bound*: readiness and
+//! exit have deadlines. *When a test fails*: the end of the log is printed and the folder kept.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::{http1, process, wait};
+
+/// How long a start may take: extraction, the server, streams, the first acknowledgement.
+pub const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long a clean stop may take.
+pub const STOP_WITHIN: Duration = Duration::from_secs(40);
+/// Last lines of the log that a failed test prints.
+const LOG_LINES: usize = 60;
+
+/// A Strata process, its configuration and its data folder.
+pub struct Strata {
+    folder: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+/// The binary under test.
+///
+/// *Errors*: it was not built; the text says how it is.
+pub fn binary() -> Result<PathBuf> {
+    let path = match std::env::var_os("STRATA_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let own = std::env::current_exe()?;
+            let folder = own.ancestors().find(|p| p.ends_with("release") || p.ends_with("debug")).context("not in a target folder")?;
+            folder.join("strata")
+        }
+    };
+    path.exists().then_some(path.clone()).with_context(|| format!("{} is absent: run `cargo build --release` first", path.display()))
+}
+
+impl Strata {
+    /// Starts with this configuration and waits until it is ready.
+    ///
+    /// *Errors*: it ends or is not ready in time.
+    pub async fn start(configuration: &str) -> Result<Self> {
+        let mut strata = Self::prepare(configuration)?;
+        strata.launch()?;
+        strata.ready().await?;
+        Ok(strata)
+    }
+
+    /// Writes the configuration, starts nothing.
+    ///
+    /// *Errors*: the system refuses a folder or a port.
+    pub fn prepare(configuration: &str) -> Result<Self> {
+        let folder = TempDir::with_prefix("strata-e2e-")?;
+        let port = process::free_port()?;
+        let strata = Self { folder, port, child: None };
+        strata.configure(configuration)?;
+        Ok(strata)
+    }
+
+    /// Replaces the configuration; the next start reads it.
+    ///
+    /// *Errors*: the system refuses the file.
+    pub fn configure(&self, configuration: &str) -> Result<()> {
+        let data = self.data_dir();
+        let mut text = format!("server: {{listen: \"127.0.0.1:{}\"}}\n", self.port);
+        match configuration.split_once("buffer:\n") {
+            Some((before, after)) => text.push_str(&format!("{before}buffer:\n  data_dir: {}\n{after}", data.display())),
+            None => text.push_str(&format!("buffer:\n  data_dir: {}\n{configuration}", data.display())),
+        }
+        Ok(std::fs::write(self.config(), text)?)
+    }
+
+    /// Starts the process and returns at once.
+    ///
+    /// *Errors*: it runs already, or the system refuses.
+    pub fn launch(&mut self) -> Result<()> {
+        if self.child.is_some() {
+            bail!("it runs already");
+        }
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let mut command = Command::new(binary()?);
+        command.arg("run").arg("-c").arg(self.config()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Waits until `/readyz` says 200.
+    ///
+    /// *Errors*: it ended, or not within [`READY_WITHIN`].
+    pub async fn ready(&mut self) -> Result<()> {
+        let port = self.port;
+        let child = self.child.as_mut().context("it was not started")?;
+        let ended = wait::until("/readyz is 200", READY_WITHIN, async || {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(Some(status));
+            }
+            let answer = http1::get(port, "/readyz").await.ok()?;
+            (answer.status() == 200).then_some(None)
+        })
+        .await?;
+        match ended {
+            None => Ok(()),
+            Some(status) => bail!("strata ended with {status}: {}", self.log_tail(12)),
+        }
+    }
+
+    /// Sends SIGKILL and waits until it and its children are gone.
+    ///
+    /// *Errors*: a child survives it by ten seconds.
+    pub async fn kill(&mut self) -> Result<()> {
+        let child = self.child.as_mut().context("it does not run")?;
+        let children = process::children(child.id());
+        child.kill()?;
+        self.gone(children).await
+    }
+
+    /// Waits for the end of a process that something else killed.
+    ///
+    /// *Errors*: it or a child of it lives on.
+    pub async fn gone(&mut self, children: Vec<u32>) -> Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        wait::until_true("strata is gone", STOP_WITHIN, || matches!(child.try_wait(), Ok(Some(_)))).await?;
+        wait::until_true("its child is gone too", Duration::from_secs(10), || !children.iter().any(|pid| process::is_alive(*pid))).await
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// *Errors*: no end within [`STOP_WITHIN`], or one that is not clean.
+    pub async fn stop(&mut self) -> Result<()> {
+        process::signal(self.pid()?, Signal::SIGTERM);
+        let status = self.ended().await?;
+        if !status.success() {
+            bail!("strata ended with {status}: {}", self.log_tail(12));
+        }
+        Ok(())
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// *Errors*: it runs on.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        let children = process::children(self.pid()?);
+        let mut child = self.child.take().context("it does not run")?;
+        let status = wait::until("strata ends", STOP_WITHIN, async || child.try_wait().ok().flatten()).await;
+        if status.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        wait::until_true("its child is gone too", Duration::from_secs(10), || !children.iter().any(|pid| process::is_alive(*pid))).await?;
+        status
+    }
+
+    /// Runs another subcommand of the same binary with the same configuration.
+    ///
+    /// *Errors*: it cannot be started, or runs longer than a minute.
+    pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = tokio::process::Command::new(binary()?);
+        command.arg(arguments[0]).arg("-c").arg(self.config()).args(&arguments[1..]).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await??;
+        Ok(Output {
+            code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Sum of a metric's samples whose labels contain all of `labels` (`relay="a"`); 0 where there is none.
+    ///
+    /// *Errors*: no answer.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let page = String::from_utf8(http1::get(self.port, "/metrics").await?.body)?;
+        let mut sum = 0.0;
+        for line in page.lines() {
+            if let Some(line) = crate::page::read_line(line)? {
+                let (found, rest) = line.head.split_once('{').unwrap_or((line.head, ""));
+                if found == name && labels.iter().all(|l| rest.contains(l)) {
+                    sum += crate::page::read_value(line.value)?;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Its process id.
+    ///
+    /// *Errors*: it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("it does not run")?.id())
+    }
+
+    /// The bundled server's process id.
+    ///
+    /// *Errors*: it does not run.
+    pub fn nats_pid(&self) -> Result<u32> {
+        process::children(self.pid()?).first().copied().context("no child runs")
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("strata.yaml")
+    }
+
+    /// Its data folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A folder for files of the test.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("strata.log")
+    }
+
+    /// The last lines it logged.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = std::fs::read(self.log()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&log).into_owned();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+/// What a finished subcommand said.
+#[derive(Debug)]
+pub struct Output {
+    /// Exit code; 128 + the signal that ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Drop for Strata {
+    fn drop(&mut self) {
+        // A test that passes stops its Strata; one that still runs here was left by an error.
+        let mut has_failed = std::thread::panicking();
+        if let Some(mut child) = self.child.take() {
+            has_failed = true;
+            // It may have ended in the meantime.
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if has_failed {
+            eprintln!("--- {} (kept), last {LOG_LINES} lines of strata.log:\n{}", self.folder.path().display(), self.log_tail(LOG_LINES));
+            self.folder.disable_cleanup(true);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `kill -9` under load, between the sink's answer and the checkpoint: what was stored arrives, repeats are bounded and keep their key.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use e2e::compare;
+use e2e::http_sink::{Answer, HttpSink};
+use e2e::process;
+use e2e::strata::Strata;
+use e2e::wait;
+use nix::sys::signal::Signal;
+
+use crate::scene;
+
+const KILLS: u64 = 10;
+/// Requests that one kill may repeat: what one stream message becomes, at most.
+const REPEATS_PER_KILL: u64 = 4;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_kills_lose_nothing_that_was_stored() -> Result<()> {
+    let exporters = scene::exporters(&["node_exporter", "etcd", "scheduler", "controller-manager"]).await?;
+    let (calm, shot) = (HttpSink::start().await?, HttpSink::start().await?);
+    let relays = scene::http_relay("calm", &calm, "") + &scene::http_relay("shot", &shot, "");
+    let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("300ms", &exporters))).await?;
+
+    for kill in 0..KILLS {
+        scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
+        let pid = strata.pid()?;
+        let children = process::children(pid);
+        // Kills between the sink's answer and the checkpoint, between the request and the answer, and at any time.
+        match kill % 3 {
+            0 => aim(&shot, pid, |fire| Answer::Then(204, fire)),
+            1 => aim(&shot, pid, Answer::TakenUnanswered),
+            _ => process::signal(pid, Signal::SIGKILL),
+        }
+        strata.gone(children).await?;
+        shot.recover();
+        exporters.iter().for_each(e2e::exporter::Exporter::note_break);
+        scene::start_again(&mut strata).await?;
+    }
+
+    scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
+    let nats = strata.nats_pid()?;
+    process::signal(nats, Signal::SIGKILL);
+    wait::until_true("the bundled server is started again", Duration::from_secs(30), || strata.nats_pid().is_ok_and(|pid| pid != nats))
+        .await?;
+    scene::more_rounds(&exporters, 10, Duration::from_secs(60)).await?;
+    scene::caught_up(&calm, &exporters, Duration::from_secs(60)).await?;
+    scene::caught_up(&shot, &exporters, Duration::from_secs(60)).await?;
+    scene::stop(&mut strata, &exporters).await?;
+
+    scene::assert_orderly(&calm);
+    scene::assert_orderly(&shot);
+    let (calm, shot) = (calm.ledger(), shot.ledger());
+    let calm_balances = compare::all(&calm.records, &exporters, scene::JOB, scene::GRACE)?;
+    let shot_balances = compare::all(&shot.records, &exporters, scene::JOB, scene::GRACE)?;
+    for (a, b) in calm_balances.iter().zip(&shot_balances) {
+        assert_eq!(a.slots, b.slots, "what one relay read from the stream, the other did too");
+    }
+    println!(
+        "{} samples; repeats: calm {} requests, shot {} requests ({} samples)",
+        shot.records.all().len(),
+        calm.repeats,
+        shot.repeats,
+        shot.repeated_samples
+    );
+    assert!(shot.repeats >= KILLS / 3, "requests that were taken but not answered come again: {}", shot.repeats);
+    assert!(shot.repeats <= (KILLS + 1) * REPEATS_PER_KILL && calm.repeats <= (KILLS + 1) * REPEATS_PER_KILL);
+    Ok(())
+}
+
+/// Makes the sink kill Strata at its next request.
+fn aim(sink: &HttpSink, pid: u32, answer: fn(Box<dyn FnOnce() + Send>) -> Answer) {
+    let shots = Arc::new(AtomicU32::new(0));
+    sink.follow(move |_, _| match shots.fetch_add(1, Ordering::Relaxed) {
+        0 => answer(Box::new(move || process::signal(pid, Signal::SIGKILL))),
+        _ => Answer::Hang,
+    });
+}

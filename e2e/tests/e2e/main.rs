@@ -1,0 +1,13 @@
+//! The promises of the product, proven on real pages, real servers and real kills.
+//!
+//! One binary, one file per promise. Needs `target/release/strata` and what `make setup` installs.
+
+mod bad_input;
+mod full_stream;
+mod http_outage;
+mod kafka;
+mod kills;
+mod pages;
+mod replay;
+mod scene;
+mod statsd;

@@ -1,0 +1,96 @@
+//! What the tests set up alike: exporters of pages, configurations, waits for rounds.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use e2e::exporter::Exporter;
+use e2e::http_sink::HttpSink;
+use e2e::page::{Identity, Page, ROUND};
+use e2e::record::Records;
+use e2e::strata::Strata;
+use e2e::{corpus, wait};
+
+/// The job of all exporters here.
+pub const JOB: &str = "e2e";
+/// How long before a kill a scrape may have been answered that was not stored yet: linger, one message in flight, one fsync.
+pub const GRACE: Duration = Duration::from_secs(3);
+/// Seed of all pages.
+const SEED: u64 = 1;
+
+/// An exporter for every page whose name contains one of `names`; all where there are none.
+pub async fn exporters(names: &[&str]) -> Result<Vec<Exporter>> {
+    let mut exporters = Vec::new();
+    for page in pages(names).await? {
+        exporters.push(Exporter::start(page).await?);
+    }
+    Ok(exporters)
+}
+
+/// The pages whose names contain one of `names`; all where none does.
+pub async fn pages(names: &[&str]) -> Result<Vec<Page>> {
+    let all = corpus::pages().await?;
+    let wanted = |name: &str| names.iter().any(|n| name.contains(n));
+    let is_any_wanted = all.iter().any(|(name, _)| wanted(name));
+    all.iter().filter(|(name, _)| !is_any_wanted || wanted(name)).map(|(name, text)| Page::new(name, text, SEED)).collect()
+}
+
+/// `scrape_configs` for these exporters.
+pub fn scrape(interval: &str, exporters: &[Exporter]) -> String {
+    let targets: Vec<String> = exporters.iter().map(|e| format!("\"{}\"", e.target())).collect();
+    format!(
+        "scrape_configs:\n  - job_name: {JOB}\n    scrape_interval: {interval}\n    static_configs:\n      - targets: [{}]\n",
+        targets.join(", ")
+    )
+}
+
+/// A relay that takes all from the start of the stream to an HTTP sink; `options` are more of the sink's.
+pub fn http_relay(name: &str, sink: &HttpSink, options: &str) -> String {
+    format!("  - {{name: {name}, start: earliest, encode: ndjson, sink: {{http: {{url: \"{}\"{options}}}}}}}\n", sink.url())
+}
+
+/// Waits until every exporter has served `rounds` more rounds.
+pub async fn more_rounds(exporters: &[Exporter], rounds: u64, limit: Duration) -> Result<()> {
+    let goals: Vec<u64> = exporters.iter().map(|e| e.next_round() + rounds).collect();
+    wait::until_true(&format!("{rounds} more rounds are scraped"), limit, || {
+        exporters.iter().zip(&goals).all(|(exporter, goal)| exporter.next_round() >= *goal)
+    })
+    .await
+}
+
+/// How many rounds of an exporter have arrived.
+pub fn rounds_in(records: &Records, exporter: &Exporter) -> usize {
+    records.of(&Identity { name: ROUND.to_owned(), labels: exporter.labels(JOB) }).count()
+}
+
+/// Waits until every round that was served up to now has arrived at the sink.
+pub async fn caught_up(sink: &HttpSink, exporters: &[Exporter], limit: Duration) -> Result<()> {
+    let goals: Vec<u64> = exporters.iter().map(|e| e.next_round().saturating_sub(1)).collect();
+    wait::until_true("the sink has caught up", limit, || {
+        let ledger = sink.ledger();
+        exporters.iter().zip(&goals).all(|(exporter, goal)| {
+            let series = Identity { name: ROUND.to_owned(), labels: exporter.labels(JOB) };
+            ledger.records.of(&series).any(|r| f64::from_bits(r.bits) >= *goal as f64)
+        })
+    })
+    .await
+}
+
+/// A clean stop, noted by the exporters.
+pub async fn stop(strata: &mut Strata, exporters: &[Exporter]) -> Result<()> {
+    strata.stop().await?;
+    exporters.iter().for_each(Exporter::note_break);
+    Ok(())
+}
+
+/// Starts the same Strata again and waits until it is ready.
+pub async fn start_again(strata: &mut Strata) -> Result<()> {
+    strata.launch()?;
+    strata.ready().await
+}
+
+/// No conflicts, and every series in order.
+pub fn assert_orderly(sink: &HttpSink) {
+    let ledger = sink.ledger();
+    assert!(ledger.conflicts.is_empty(), "{} conflicts, such as {}", ledger.conflicts.len(), ledger.conflicts[0]);
+    assert_eq!(ledger.records.out_of_order(), None);
+}

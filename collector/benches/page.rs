@@ -1,0 +1,102 @@
+//! Speed from a page's bytes to columns: `cargo bench -p collector --bench page [-- steady/apiserver]`.
+//!
+//! `steady`: the second and later pages of a target, every series where it was (two pages in turn, a third of the values moved).
+//! `shuffled`: families in another order on every other page. `cold`: the first page of a target. The pages come from `STRATA_CORPORA`
+//! (default `../shared/corpora` beside the repository); without it a page made on the spot is used, and its name says so.
+
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+
+use collector::series::{Options, SeriesCache};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+
+const PAGES: [&str; 7] = [
+    "k8s-1.35/apiserver",
+    "k8s-1.35/kubelet-cadvisor",
+    "k8s-1.35/kube-state-metrics",
+    "k8s-1.35/scheduler",
+    "k8s-1.35/controller-manager",
+    "k8s-1.35/etcd",
+    "node_exporter/e2e-output",
+];
+
+fn corpora() -> PathBuf {
+    std::env::var_os("STRATA_CORPORA").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpora"), PathBuf::from)
+}
+
+fn pages() -> Vec<(String, Vec<u8>)> {
+    let real: Vec<_> =
+        PAGES.iter().filter_map(|name| Some(((*name).to_owned(), std::fs::read(corpora().join(format!("{name}.prom"))).ok()?))).collect();
+    if real.is_empty() {
+        let lines = (0..5000).map(|line| format!("made_up_total{{code=\"{}\",path=\"/api/v1/things/{line}\"}} {line}\n", line % 7));
+        return vec![("made-up".to_owned(), lines.collect::<String>().into_bytes())];
+    }
+    real
+}
+
+/// The page with the last digit of every third value moved.
+fn moved(page: &[u8]) -> Vec<u8> {
+    let mut page = page.to_vec();
+    let ends: Vec<usize> = (0..page.len()).filter(|at| page[*at] == b'\n').collect();
+    for end in ends.into_iter().step_by(3).filter(|end| *end > 0) {
+        let start = page[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        if page[start] != b'#' && page[end - 1].is_ascii_digit() {
+            page[end - 1] = b'0' + (page[end - 1] - b'0' + 1) % 10;
+        }
+    }
+    page
+}
+
+/// The page with its families in reverse order.
+fn shuffled(page: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(page);
+    let mut families: Vec<String> = Vec::new();
+    for line in text.lines() {
+        if families.is_empty() || line.starts_with("# HELP") {
+            families.push(String::new());
+        }
+        if let Some(family) = families.last_mut() {
+            *family += line;
+            family.push('\n');
+        }
+    }
+    families.reverse();
+    families.concat().into_bytes()
+}
+
+fn options() -> Options {
+    let target_labels = vec![("instance".to_owned(), "127.0.0.1:9100".to_owned()), ("job".to_owned(), "bench".to_owned())];
+    Options { honor_timestamps: true, target_labels, ..Options::default() }
+}
+
+fn bench(criterion: &mut Criterion) {
+    for (name, page) in pages() {
+        let mut cache = SeriesCache::new(options());
+        let samples = cache.page(&page).expect("a real page").scraped;
+        for (kind, other) in [("steady", moved(&page)), ("shuffled", shuffled(&page))] {
+            let mut group = criterion.benchmark_group(kind);
+            group.throughput(Throughput::Elements(samples));
+            group.bench_function(&name, |bencher| {
+                let mut turn = false;
+                bencher.iter(|| {
+                    turn = !turn;
+                    black_box(cache.page(black_box(if turn { &other } else { &page })))
+                });
+            });
+            group.finish();
+        }
+        let mut group = criterion.benchmark_group("cold");
+        group.throughput(Throughput::Elements(samples)).sample_size(20);
+        group.bench_function(&name, |bencher| {
+            bencher.iter_batched(
+                || SeriesCache::new(options()),
+                |mut cache| cache.page(black_box(&page)).map(|_| cache),
+                BatchSize::LargeInput,
+            );
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,172 @@
+//! Labels of one series text, read only when somebody needs them.
+//!
+//! - *In:* the bytes of `name{label="value",…}`. *Out:* name and labels as they stand, escapes still in; [`unescape`] takes those out.
+//! - *Bound:* [`super::SERIES_BYTES_MAX`] bytes, [`super::LABELS_MAX`] labels. *When full:* a located error.
+
+use std::borrow::Cow;
+
+use memchr::{memchr, memchr2};
+
+use super::{LABELS_MAX, Rule, SERIES_BYTES_MAX};
+
+/// A broken rule and the offset in the text at which it is broken.
+pub(crate) type Fault = (usize, Rule);
+
+/// What a series text is made of, in its own order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// The metric name; exactly once.
+    Name(&'a [u8]),
+    /// A label: name and value, with escapes.
+    Label(&'a [u8], &'a [u8]),
+}
+
+/// Walks over a series text from `at` in `text`, hands each piece to `take`, and says where the series ends.
+///
+/// It reads exactly one series and does not look at what follows: neither the value nor the end of the line.
+#[inline]
+pub(crate) fn walk<'a>(text: &'a [u8], start: usize, mut take: impl FnMut(Piece<'a>)) -> Result<usize, Fault> {
+    let bare = start + name_length(&text[start..], true);
+    let named = bare > start;
+    if named {
+        take(Piece::Name(&text[start..bare]));
+    }
+    let brace = skip_blanks(text, bare);
+    if text.get(brace) != Some(&b'{') {
+        return if !named {
+            Err((start, Rule::Start))
+        } else if bare - start > SERIES_BYTES_MAX {
+            Err((start, Rule::SeriesTooLong))
+        } else {
+            Ok(bare)
+        };
+    }
+    let end = braces(text, brace + 1, named, &mut take)?;
+    if end - start > SERIES_BYTES_MAX { Err((start, Rule::SeriesTooLong)) } else { Ok(end) }
+}
+
+fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &mut impl FnMut(Piece<'a>)) -> Result<usize, Fault> {
+    let mut at = skip_blanks(text, start);
+    let mut labels = 0;
+    loop {
+        let (name, after, quoted) = match text.get(at) {
+            Some(b'}') if named => return Ok(at + 1),
+            Some(b'}') => return Err((at, Rule::NameMissing)),
+            Some(b'"') => {
+                let end = quote_end(text, at)?;
+                (&text[at + 1..end - 1], end, true)
+            }
+            _ => {
+                let length = name_length(&text[at.min(text.len())..], false);
+                (&text[at..at + length], at + length, false)
+            }
+        };
+        if name.is_empty() {
+            return Err((at, if quoted { Rule::NameEmpty } else { Rule::LabelName }));
+        }
+        let next = skip_blanks(text, after);
+        if quoted && matches!(text.get(next), Some(b',' | b'}')) {
+            if named {
+                return Err((at, Rule::NameTwice));
+            }
+            named = true;
+            take(Piece::Name(name));
+            at = if text[next] == b',' { skip_blanks(text, next + 1) } else { next };
+            continue;
+        }
+        if text.get(next) != Some(&b'=') {
+            return Err((next, Rule::Equal));
+        }
+        let value = skip_blanks(text, next + 1);
+        if text.get(value) != Some(&b'"') {
+            return Err((value, Rule::LabelValue));
+        }
+        let end = quote_end(text, value)?;
+        labels += 1;
+        if labels > LABELS_MAX {
+            return Err((at, Rule::TooManyLabels));
+        }
+        take(Piece::Label(name, &text[value + 1..end - 1]));
+        at = skip_blanks(text, end);
+        match text.get(at) {
+            Some(b',') => at = skip_blanks(text, at + 1),
+            Some(b'}') => {}
+            // A line break inside the value says where the quote was left open; without one the label is just followed by rubbish.
+            _ if memchr(b'\n', &text[value..end]).is_some() => return Err((value, Rule::Unclosed)),
+            _ => return Err((at, Rule::Separator)),
+        }
+    }
+}
+
+/// The length of a name at the start of `text`: letters, digits and `_`, for a metric `:` too, and no digit first.
+#[inline]
+pub(crate) fn name_length(text: &[u8], colon: bool) -> usize {
+    let mut length = 0;
+    for byte in text {
+        if !(byte.is_ascii_alphabetic() || *byte == b'_' || (colon && *byte == b':') || (length > 0 && byte.is_ascii_digit())) {
+            break;
+        }
+        length += 1;
+    }
+    length
+}
+
+/// The offset after the quote that closes the one at `open`. A backslash hides the byte after it; line breaks may stand inside.
+#[inline]
+pub(crate) fn quote_end(text: &[u8], open: usize) -> Result<usize, Fault> {
+    let mut at = open + 1;
+    while let Some(found) = text.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if text[at] == b'"' {
+            return Ok(at + 1);
+        }
+        // A backslash before a line break is no escape: the quote was left open.
+        if text.get(at + 1).is_none_or(|byte| *byte == b'\n') {
+            break;
+        }
+        at += 2;
+        if at - open > SERIES_BYTES_MAX {
+            return Err((open, Rule::SeriesTooLong));
+        }
+    }
+    Err((open, Rule::Unclosed))
+}
+
+#[inline]
+pub(crate) fn skip_blanks(text: &[u8], mut at: usize) -> usize {
+    while matches!(text.get(at), Some(b' ' | b'\t')) {
+        at += 1;
+    }
+    at
+}
+
+/// Takes the escapes `\\`, `\"` and `\n` out; a backslash before anything else stays, as in Prometheus.
+pub fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
+    replace(text, true)
+}
+
+/// Takes the escapes of help texts out: `\\` and `\n`.
+pub fn unescape_help(text: &[u8]) -> Cow<'_, [u8]> {
+    replace(text, false)
+}
+
+fn replace(text: &[u8], quotes: bool) -> Cow<'_, [u8]> {
+    if memchr(b'\\', text).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = memchr(b'\\', rest) {
+        out.extend_from_slice(&rest[..at]);
+        let replaced = match rest.get(at + 1) {
+            Some(b'\\') => Some(b'\\'),
+            Some(b'n') => Some(b'\n'),
+            Some(b'"') if quotes => Some(b'"'),
+            _ => None,
+        };
+        out.push(replaced.unwrap_or(b'\\'));
+        rest = &rest[at + 1 + usize::from(replaced.is_some())..];
+    }
+    out.extend_from_slice(rest);
+    Cow::Owned(out)
+}

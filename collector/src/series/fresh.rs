@@ -1,0 +1,78 @@
+//! The series that a page shows for the first time, until they have a place.
+//!
+//! - *In:* identities and samples. *Out:* the same, by index. *Bound:* one text buffer for all; bounded by the page. *When full:* the
+//!   page's limits have refused it before.
+
+use std::ops::Range;
+
+use super::labels::Identity;
+use super::store::{PENDING, Put, Slot};
+
+/// New series of one page; empty, and without memory of its own, on a steady one.
+#[derive(Debug, Default)]
+pub(super) struct Fresh {
+    rows: Vec<Row>,
+    text: String,
+    labels: Vec<(Range<usize>, Range<usize>)>,
+    /// Hashes that lead to pending slots, of texts and of label sets.
+    pub(super) texts: Vec<(u64, Slot)>,
+    pub(super) identities: Vec<(u64, Slot)>,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: Range<usize>,
+    labels: Range<usize>,
+    text_bytes: usize,
+    value: u64,
+    timestamp_ms: Option<i64>,
+}
+
+impl Fresh {
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Adds a series with its first sample; its pending slot.
+    pub(super) fn push(&mut self, identity: &Identity<'_>, value: u64, timestamp_ms: Option<i64>) -> Slot {
+        let name = self.copy(&identity.name);
+        let first = self.labels.len();
+        for (name, value) in &identity.labels {
+            let label = (self.copy(name), self.copy(value));
+            self.labels.push(label);
+        }
+        let labels = first..self.labels.len();
+        self.rows.push(Row { name, labels, text_bytes: identity.text_bytes(), value, timestamp_ms });
+        PENDING | (self.rows.len() - 1) as Slot
+    }
+
+    /// Another sample of a series that is still pending: the same rule as for series with a place.
+    pub(super) fn put(&mut self, pending: Slot, value: u64, timestamp_ms: Option<i64>) -> Put {
+        let row = &mut self.rows[(pending & !PENDING) as usize];
+        if row.timestamp_ms != timestamp_ms {
+            row.timestamp_ms = timestamp_ms;
+            row.value = value;
+        }
+        Put::Duplicate
+    }
+
+    pub(super) fn series(&self, index: usize) -> (&str, impl Iterator<Item = (&str, &str)>) {
+        let row = &self.rows[index];
+        let labels = &self.labels[row.labels.clone()];
+        (&self.text[row.name.clone()], labels.iter().map(|(name, value)| (&self.text[name.clone()], &self.text[value.clone()])))
+    }
+
+    pub(super) fn sample(&self, index: usize) -> (u64, Option<i64>) {
+        (self.rows[index].value, self.rows[index].timestamp_ms)
+    }
+
+    pub(super) fn text_bytes(&self, index: usize) -> usize {
+        self.rows[index].text_bytes
+    }
+
+    fn copy(&mut self, text: &str) -> Range<usize> {
+        let start = self.text.len();
+        self.text.push_str(text);
+        start..self.text.len()
+    }
+}

@@ -1,0 +1,141 @@
+//! From a series text to the labels a series is known by.
+//!
+//! - *In:* a sample's text, the target's labels, `honor_labels`, the limits. *Out:* name and own labels, sorted.
+//! - *Bound:* the limits of [`Options`] and of the parser. *When full:* a [`PageError`]; the whole page is refused, as in Prometheus.
+
+use std::borrow::Cow;
+
+use super::hash::TextHash;
+use super::{Options, PageError};
+use crate::parse::{self, Error, Piece, Rule, Sample};
+
+const NAME: &str = "__name__";
+const EXPORTED: &str = "exported_";
+
+/// Name and own labels of one series, sorted by label name, without those that are as good as absent.
+#[derive(Debug, Default)]
+pub(super) struct Identity<'a> {
+    pub(super) name: Cow<'a, str>,
+    pub(super) labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+impl Identity<'_> {
+    /// Bytes of name and labels.
+    pub(super) fn text_bytes(&self) -> usize {
+        self.name.len() + self.labels.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+    }
+}
+
+/// Reads the labels of `sample`, which lies in `body`.
+pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> Result<Identity<'a>, PageError> {
+    let series_text = sample.series_text;
+    let located = |at: usize, rule| PageError::Parse(Error::at(body, offset(body, series_text) + at, rule));
+    if let Err(fault) = std::str::from_utf8(series_text) {
+        return Err(located(fault.valid_up_to(), Rule::Utf8));
+    }
+    let mut identity = Identity::default();
+    sample.pieces(|piece| match piece {
+        Piece::Name(name) => identity.name = text(name),
+        Piece::Label(name, value) => identity.labels.push((text(name), text(value))),
+    });
+    identity.labels.sort_by(|one, other| one.0.cmp(&other.0));
+    let doubled = identity.labels.windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| pair[0].0.as_ref());
+    let own_name = identity.labels.iter().find(|label| label.0 == NAME).map(|_| NAME);
+    if let Some(label) = doubled.or(own_name) {
+        let at = Error::at(body, offset(body, series_text), Rule::LabelName);
+        return Err(PageError::LabelTwice { line: at.line, label: label.to_owned() });
+    }
+    merge(options, &mut identity.labels);
+    check(options, &identity).map_err(|exceeded| exceeded.into_error(Error::at(body, offset(body, series_text), Rule::Start).line))?;
+    Ok(identity)
+}
+
+/// Settles which labels the series keeps beside the target's.
+///
+/// `honor_labels` true: the page's label wins, and an empty one hides the target's. False: it becomes `exported_…`, again and again until
+/// the name is free, the shortest name first. Empty labels are dropped elsewhere.
+fn merge(options: &Options, labels: &mut Vec<(Cow<'_, str>, Cow<'_, str>)>) {
+    let targets = |name: &str| options.target_labels.iter().any(|(target, _)| target == name);
+    if options.honor_labels {
+        labels.retain(|(name, value)| !value.is_empty() || targets(name));
+        return;
+    }
+    labels.retain(|(_, value)| !value.is_empty());
+    let mut collisions: Vec<usize> = (0..labels.len()).filter(|&index| targets(&labels[index].0)).collect();
+    if collisions.is_empty() {
+        return;
+    }
+    collisions.sort_by_key(|&index| labels[index].0.len());
+    for index in collisions {
+        let mut name = format!("{EXPORTED}{}", labels[index].0);
+        while targets(&name) || labels.iter().any(|label| label.0 == name) {
+            name.insert_str(0, EXPORTED);
+        }
+        labels[index].0 = Cow::Owned(name);
+    }
+    labels.sort_by(|one, other| one.0.cmp(&other.0));
+}
+
+/// A limit that a series exceeds.
+struct Exceeded {
+    option: &'static str,
+    limit: u64,
+    found: u64,
+}
+
+impl Exceeded {
+    fn into_error(self, line: usize) -> PageError {
+        PageError::LabelLimit { line, option: self.option, limit: self.limit, found: self.found }
+    }
+}
+
+/// Counts as Prometheus does: `__name__` and the target's labels included.
+fn check(options: &Options, identity: &Identity<'_>) -> Result<(), Exceeded> {
+    let own = |name: &str| identity.labels.iter().any(|label| label.0 == name);
+    let inherited = || options.target_labels.iter().filter(|(name, _)| !own(name));
+    let all = || {
+        let kept = identity.labels.iter().filter(|(_, value)| !value.is_empty());
+        let kept = kept.map(|(name, value)| (name.as_ref(), value.as_ref()));
+        [(NAME, identity.name.as_ref())].into_iter().chain(kept).chain(inherited().map(|(name, value)| (name.as_str(), value.as_str())))
+    };
+    let over = |option, limit, found: usize| {
+        let found = found as u64;
+        if limit > 0 && found > limit { Err(Exceeded { option, limit, found }) } else { Ok(()) }
+    };
+    if options.label_limit > 0 {
+        over("label_limit", options.label_limit, all().count())?;
+    }
+    if options.label_name_length_limit > 0 {
+        over("label_name_length_limit", options.label_name_length_limit, all().map(|label| label.0.len()).max().unwrap_or(0))?;
+    }
+    if options.label_value_length_limit > 0 {
+        over("label_value_length_limit", options.label_value_length_limit, all().map(|label| label.1.len()).max().unwrap_or(0))?;
+    }
+    Ok(())
+}
+
+/// The hash of a label set; `scratch` is overwritten. 0xff never occurs in UTF-8, so no two sets give the same bytes.
+pub(super) fn hash<'a>(hash: TextHash, scratch: &mut Vec<u8>, name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
+    scratch.clear();
+    scratch.extend_from_slice(name.as_bytes());
+    for (name, value) in labels {
+        scratch.push(0xff);
+        scratch.extend_from_slice(name.as_bytes());
+        scratch.push(0xff);
+        scratch.extend_from_slice(value.as_bytes());
+    }
+    hash.of(scratch)
+}
+
+/// Where `part` lies in `body`.
+fn offset(body: &[u8], part: &[u8]) -> usize {
+    (part.as_ptr() as usize).saturating_sub(body.as_ptr() as usize)
+}
+
+/// The text was checked as a whole, and unescaping UTF-8 leaves UTF-8.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    match parse::unescape(bytes) {
+        Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
+    }
+}

@@ -1,0 +1,323 @@
+//! The parts of one target: layouts, the columns of the last scrape, and those of the scrape being read.
+//!
+//! - *In:* slots and values, series that are new. *Out:* [`Part`]s. *Bound:* [`PART_SERIES_MAX`] series and
+//!   [`PART_LAYOUT_BYTES_MAX`] bytes of labels per part. *When full:* another part.
+//!
+//! A scrape is written into spare columns and takes effect when it is committed, so a page that fails half-way changes nothing.
+
+use std::sync::Arc;
+
+use sample::{Columns, Layout, LayoutBuilder, NO_TIME, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State};
+
+use super::family::{Families, Family};
+use super::fresh::Fresh;
+use super::{Interner, Part};
+
+/// A series' place: its part times [`PART_SERIES_MAX`] plus its index there.
+pub(super) type Slot = u32;
+
+const SERIES_MAX: Slot = PART_SERIES_MAX as Slot;
+/// A layout is compacted when more than one in this many of its series are absent: a larger number sends key frames more often,
+/// a smaller one carries more dead series in every frame.
+const ABSENT_SHARE: usize = 8;
+/// And when at least as many are absent: a handful costs nothing to carry.
+const ABSENT_MIN: usize = 16;
+/// A layout of more appended pieces than this is put in one piece: more slow its readers, fewer copy it more often.
+const APPENDS_MAX: u32 = 32;
+
+/// The slot of a series that is not in a part yet: this bit and its index among the new.
+pub(super) const PENDING: Slot = 1 << 31;
+
+/// What became of a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    /// It is the series' sample of this scrape.
+    Taken,
+    /// The series had one already; by their timestamps one of the two was dropped.
+    Duplicate,
+}
+
+#[derive(Debug)]
+pub(super) struct Store {
+    parts: Vec<Part>,
+    spares: Vec<Columns>,
+    states: Vec<PartState>,
+    interner: Arc<Interner>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct PartState {
+    label_bytes: usize,
+    appends: u32,
+}
+
+/// How slots changed when layouts were compacted: per part the new index of each old one.
+pub(super) struct Moved(Vec<Option<Vec<u32>>>);
+
+impl Moved {
+    /// Where a slot is now; `None` if its series was dropped.
+    pub(super) fn slot(&self, slot: Slot) -> Option<Slot> {
+        match self.0.get((slot / SERIES_MAX) as usize) {
+            Some(Some(indices)) => {
+                let index = indices[(slot % SERIES_MAX) as usize];
+                (index != u32::MAX).then(|| slot / SERIES_MAX * SERIES_MAX + index)
+            }
+            _ => Some(slot),
+        }
+    }
+}
+
+impl Store {
+    pub(super) fn new(interner: Arc<Interner>) -> Self {
+        Self { parts: Vec::new(), spares: Vec::new(), states: Vec::new(), interner }
+    }
+
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.parts.clear();
+        self.spares.clear();
+        self.states.clear();
+    }
+
+    /// The slots a position table must cover.
+    pub(super) fn slots(&self) -> usize {
+        self.parts.last().map_or(0, |part| (self.parts.len() - 1) * PART_SERIES_MAX + part.layout.len())
+    }
+
+    /// Starts a scrape: every series is absent until it is put.
+    pub(super) fn begin(&mut self) {
+        for (part, spare) in self.parts.iter().zip(&mut self.spares) {
+            spare.states.clear();
+            spare.states.resize(part.layout.len(), State::Absent);
+            // Values are left as they are: those of absent series are cleared by the commit.
+            spare.values.resize(part.layout.len(), 0);
+            spare.timestamps.clear();
+        }
+    }
+
+    /// Writes a sample of the scrape being read.
+    #[inline]
+    pub(super) fn put(&mut self, slot: Slot, value: u64, timestamp_ms: Option<i64>) -> Put {
+        let columns = &mut self.spares[(slot / SERIES_MAX) as usize];
+        let index = (slot % SERIES_MAX) as usize;
+        if columns.states[index] != State::Absent {
+            return duplicate(columns, index, value, timestamp_ms);
+        }
+        columns.states[index] = State::Present;
+        columns.values[index] = value;
+        if let Some(time) = timestamp_ms {
+            if columns.timestamps.is_empty() {
+                columns.timestamps.resize(columns.states.len(), NO_TIME);
+            }
+            columns.timestamps[index] = time;
+        }
+        Put::Taken
+    }
+
+    /// Ends a scrape: what is missing becomes stale or absent, and the scrape's columns are the parts' columns.
+    pub(super) fn commit(&mut self) {
+        for (part, spare) in self.parts.iter_mut().zip(&mut self.spares) {
+            mark_missing(&part.columns, spare);
+            std::mem::swap(&mut part.columns, spare);
+        }
+    }
+
+    /// Drops absent series from layouts where they piled up; to be called after a commit.
+    pub(super) fn compact(&mut self) -> Option<Moved> {
+        let mut moved = None;
+        for (index, part) in self.parts.iter_mut().enumerate() {
+            let absent = part.columns.states.len() - part.columns.samples() as usize;
+            if absent < ABSENT_MIN || absent * ABSENT_SHARE <= part.columns.states.len() {
+                continue;
+            }
+            let states = std::mem::take(&mut part.columns.states);
+            let kept = |index: &usize| states[*index] != State::Absent;
+            part.layout = self.interner.intern(part.layout.compact(|index| kept(&index)));
+            part.columns.values = (0..states.len()).filter(kept).map(|index| part.columns.values[index]).collect();
+            if !part.columns.timestamps.is_empty() {
+                part.columns.timestamps = (0..states.len()).filter(kept).map(|index| part.columns.timestamps[index]).collect();
+            }
+            let mut next = 0;
+            let indices = states.iter().map(|state| if *state == State::Absent { u32::MAX } else { (next, next += 1).0 }).collect();
+            part.columns.states = states.into_iter().filter(|state| *state != State::Absent).collect();
+            self.states[index] = PartState { label_bytes: part.layout.iter().map(label_bytes).sum(), appends: 0 };
+            moved.get_or_insert_with(|| Moved(Vec::new())).0.resize(index, None);
+            if let Some(Moved(parts)) = &mut moved {
+                parts.push(Some(indices));
+            }
+        }
+        moved
+    }
+
+    /// Appends the new series of a page with their samples; the slot of each, in order.
+    pub(super) fn append(&mut self, fresh: &Fresh, families: &Families<'_>) -> Vec<Slot> {
+        let mut slots = Vec::with_capacity(fresh.len());
+        let mut part = 0;
+        let mut builder = None;
+        for index in 0..fresh.len() {
+            let (name, labels) = fresh.series(index);
+            let bytes = fresh.text_bytes(index);
+            while !self.has_room(part, bytes) {
+                self.finish(part, builder.take());
+                part += 1;
+            }
+            let builder = builder.get_or_insert_with(|| Appending::to(&self.parts[part].layout));
+            builder.series(&families.of(name), name, labels);
+            let (value, timestamp_ms) = fresh.sample(index);
+            slots.push(self.push(part, value, timestamp_ms, bytes));
+        }
+        self.finish(part, builder);
+        slots
+    }
+
+    /// Appends one series without labels of its own and without metadata to the last part; absent at first.
+    pub(super) fn append_bare(&mut self, name: &str) -> Slot {
+        let mut part = self.parts.len().saturating_sub(1);
+        while !self.has_room(part, name.len()) {
+            part += 1;
+        }
+        let mut builder = Appending::to(&self.parts[part].layout);
+        builder.series(&Families::default().of(name), name, std::iter::empty());
+        let slot = self.push(part, 0, None, name.len());
+        self.parts[part].columns.states[(slot % SERIES_MAX) as usize] = State::Absent;
+        self.finish(part, Some(builder));
+        slot
+    }
+
+    /// Writes into the columns of the last commit.
+    pub(super) fn set(&mut self, slot: Slot, value: u64) {
+        let columns = &mut self.parts[(slot / SERIES_MAX) as usize].columns;
+        let index = (slot % SERIES_MAX) as usize;
+        columns.states[index] = State::Present;
+        columns.values[index] = value;
+        if let Some(time) = columns.timestamps.get_mut(index) {
+            *time = NO_TIME;
+        }
+    }
+
+    /// Builds layouts anew where the page describes a family in another way than they do.
+    pub(super) fn describe(&mut self, families: &Families<'_>) {
+        for (index, part) in self.parts.iter_mut().enumerate() {
+            let mut last = "";
+            let changed = part.layout.iter().any(|series| {
+                let name = series.name();
+                // Neighbours of one name have one family.
+                std::mem::replace(&mut last, name) != name && families.described(name).is_some_and(|family| !says(&family, series.family()))
+            });
+            if !changed {
+                continue;
+            }
+            let mut builder = Appending { builder: LayoutBuilder::new(), family: None };
+            for series in part.layout.iter() {
+                let known = series.family();
+                let known = Family { name: known.name, kind: known.kind, help: known.help, unit: known.unit };
+                builder.series(&families.described(series.name()).unwrap_or(known), series.name(), series.labels());
+            }
+            part.layout = self.interner.intern(builder.builder.build());
+            self.states[index].appends = 0;
+        }
+    }
+
+    /// Whether a series of `bytes` fits a part; the part after the last is made and is empty.
+    fn has_room(&mut self, part: usize, bytes: usize) -> bool {
+        if part == self.parts.len() {
+            self.parts.push(Part { layout: self.interner.intern(LayoutBuilder::new().build()), columns: Columns::default() });
+            self.spares.push(Columns::default());
+            self.states.push(PartState::default());
+        }
+        let series = self.parts[part].columns.states.len();
+        series == 0 || (series < PART_SERIES_MAX && self.states[part].label_bytes + bytes <= PART_LAYOUT_BYTES_MAX)
+    }
+
+    fn push(&mut self, part: usize, value: u64, timestamp_ms: Option<i64>, bytes: usize) -> Slot {
+        self.states[part].label_bytes += bytes;
+        let columns = &mut self.parts[part].columns;
+        let index = columns.states.len();
+        columns.states.push(State::Present);
+        columns.values.push(value);
+        if timestamp_ms.is_some() || !columns.timestamps.is_empty() {
+            columns.timestamps.resize(index, NO_TIME);
+            columns.timestamps.push(timestamp_ms.unwrap_or(NO_TIME));
+        }
+        part as Slot * SERIES_MAX + index as Slot
+    }
+
+    fn finish(&mut self, part: usize, builder: Option<Appending>) {
+        let Some(builder) = builder else { return };
+        let layout = self.interner.intern(builder.builder.build());
+        let state = &mut self.states[part];
+        state.appends += 1;
+        self.parts[part].layout = if state.appends > APPENDS_MAX {
+            state.appends = 0;
+            // The same series, so the same id: no key frame follows from it.
+            self.interner.replace(layout.compact(|_| true))
+        } else {
+            layout
+        };
+    }
+}
+
+/// A layout in the making, and the family its last series was of.
+struct Appending {
+    builder: LayoutBuilder,
+    family: Option<(String, sample::FamilyRef)>,
+}
+
+impl Appending {
+    fn to(base: &Arc<Layout>) -> Self {
+        Self { builder: LayoutBuilder::append_to(base), family: None }
+    }
+
+    fn series<'t>(&mut self, family: &Family<'_>, name: &str, labels: impl IntoIterator<Item = (&'t str, &'t str)>) {
+        let family = match &self.family {
+            Some((last, reference)) if last == family.name => *reference,
+            _ => {
+                let reference = self.builder.family(family.name, family.kind, family.help, family.unit);
+                self.family = Some((family.name.to_owned(), reference));
+                reference
+            }
+        };
+        self.builder.series(family, name, labels);
+    }
+}
+
+/// Of two samples of one series in one page the first wins if they have the same time, else the last.
+#[cold]
+fn duplicate(columns: &mut Columns, index: usize, value: u64, timestamp_ms: Option<i64>) -> Put {
+    let time = timestamp_ms.unwrap_or(NO_TIME);
+    if columns.timestamps.get(index).copied().unwrap_or(NO_TIME) != time {
+        columns.timestamps.resize(columns.states.len(), NO_TIME);
+        columns.timestamps[index] = time;
+        columns.values[index] = value;
+    }
+    Put::Duplicate
+}
+
+/// Gives the series that the scrape lacks their last word.
+fn mark_missing(before: &Columns, now: &mut Columns) {
+    for (index, state) in now.states.iter_mut().enumerate() {
+        if *state != State::Absent {
+            continue;
+        }
+        let was_live = before.states[index] == State::Present && !sample::is_stale(before.values[index]);
+        let at_slot = before.timestamps.get(index).is_none_or(|time| *time == NO_TIME);
+        if was_live && at_slot {
+            *state = State::Present;
+            now.values[index] = STALE_NAN;
+        } else {
+            now.values[index] = 0;
+        }
+    }
+}
+
+fn says(family: &Family<'_>, known: sample::Family<'_>) -> bool {
+    family.name == known.name && family.kind == known.kind && family.help == known.help && family.unit == known.unit
+}
+
+fn label_bytes(series: sample::Series<'_>) -> usize {
+    series.name().len() + series.labels().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+}

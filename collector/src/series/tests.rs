@@ -1,0 +1,340 @@
+//! What the parts say is what the pages said: by cases, and against a naive reading of random pages.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use sample::{MetricType, NO_TIME, PART_SERIES_MAX, STALE_NAN, State};
+
+use super::*;
+
+mod edits;
+
+/// A series as `name{label=value,…}`.
+pub(super) fn key(series: sample::Series<'_>) -> String {
+    let labels: Vec<String> = series.labels().map(|(name, value)| format!("{name}={value}")).collect();
+    format!("{}{{{}}}", series.name(), labels.join(","))
+}
+
+/// Everything the parts say: bits and explicit time by series; absent series are left out.
+pub(super) fn said(cache: &SeriesCache) -> BTreeMap<String, (u64, Option<i64>)> {
+    let mut said = BTreeMap::new();
+    for part in cache.parts() {
+        assert_eq!(part.columns.values.len(), part.layout.len());
+        assert_eq!(part.columns.states.len(), part.layout.len());
+        assert!(part.columns.timestamps.is_empty() || part.columns.timestamps.len() == part.layout.len());
+        for (index, series) in part.layout.iter().enumerate() {
+            if part.columns.states[index] == State::Present {
+                let time = part.columns.timestamps.get(index).copied().filter(|time| *time != NO_TIME);
+                assert!(said.insert(key(series), (part.columns.values[index], time)).is_none(), "{} twice", key(series));
+            } else {
+                assert_eq!(part.columns.values[index], 0, "the value of an absent series");
+            }
+        }
+    }
+    said
+}
+
+fn text(cache: &SeriesCache) -> String {
+    let line = |(key, (bits, time)): (String, (u64, Option<i64>))| {
+        let value = if bits == STALE_NAN { "stale".to_owned() } else { f64::from_bits(bits).to_string() };
+        format!("{key} {value}{}", time.map(|time| format!(" @{time}")).unwrap_or_default())
+    };
+    said(cache).into_iter().map(line).collect::<Vec<_>>().join("; ")
+}
+
+fn options() -> Options {
+    let target_labels = vec![("instance".to_owned(), "host:1".to_owned()), ("job".to_owned(), "test".to_owned())];
+    Options { honor_timestamps: true, target_labels, ..Options::default() }
+}
+
+/// Feeds pages one after another; what the parts say after each.
+fn check(options: Options, rounds: &[(&str, &str)]) {
+    let mut cache = SeriesCache::new(options);
+    for (page, expect) in rounds {
+        cache.page(page.as_bytes()).expect("a good page");
+        assert_eq!(text(&cache), *expect, "after {page:?}");
+    }
+}
+
+#[test]
+fn a_series_that_vanishes_is_stale_once() {
+    check(
+        options(),
+        &[
+            ("a 1\nb 2\nc 3\n", "a{} 1; b{} 2; c{} 3"),
+            ("a 4\nc 5\n", "a{} 4; b{} stale; c{} 5"),
+            ("a 6\nc 7\n", "a{} 6; c{} 7"),
+            ("a 6\nb 1\nc 7\n", "a{} 6; b{} 1; c{} 7"),
+            ("", "a{} stale; b{} stale; c{} stale"),
+            ("", ""),
+            ("c 1", "c{} 1"),
+        ],
+    );
+}
+
+#[test]
+fn an_explicit_timestamp_leaves_no_marker() {
+    check(options(), &[("a 1 5\nb 2\n", "a{} 1 @5; b{} 2"), ("", "b{} stale"), ("a 1\n", "a{} 1"), ("", "a{} stale")]);
+    check(Options { honor_timestamps: false, ..options() }, &[("a 1 5\n", "a{} 1"), ("", "a{} stale")]);
+}
+
+#[test]
+fn labels_are_the_identity_not_their_spelling() {
+    check(
+        options(),
+        &[
+            ("a{x=\"1\",y=\"2\"} 1\n", "a{x=1,y=2} 1"),
+            ("a{y=\"2\", x=\"1\", z=\"\",} 2\n", "a{x=1,y=2} 2"),
+            ("{\"a\",y=\"2\",x=\"1\"} 3\n", "a{x=1,y=2} 3"),
+        ],
+    );
+}
+
+#[test]
+fn doubles_are_counted_and_the_rule_is_kept() {
+    for (page, expect, duplicates) in [
+        ("a 1\na 2\n", "a{} 1", 1),
+        ("a 1 5\na 2 5\na 3 5\n", "a{} 1 @5", 2),
+        ("a 1 5\na 2 6\n", "a{} 2 @6", 1),
+        ("a 1\na 2 6\n", "a{} 2 @6", 1),
+        ("a 1 6\na 2\nb 1 7\n", "a{} 2; b{} 1 @7", 1),
+        ("a{x=\"\"} 1\na 2\n", "a{} 1", 1),
+    ] {
+        let mut cache = SeriesCache::new(options());
+        for _ in 0..3 {
+            let counts = cache.page(page.as_bytes()).expect("a good page");
+            assert_eq!((text(&cache).as_str(), counts.duplicates), (expect, duplicates), "{page:?}");
+            assert_eq!(counts.scraped, page.lines().count() as u64);
+        }
+    }
+}
+
+#[test]
+fn colliding_labels_are_exported_or_honored() {
+    let page = "a{job=\"x\",exported_job=\"y\",instance=\"\"} 1\n";
+    check(options(), &[(page, "a{exported_exported_job=x,exported_job=y} 1")]);
+    check(Options { honor_labels: true, ..options() }, &[(page, "a{exported_job=y,instance=,job=x} 1")]);
+    let mut targets = options();
+    targets.target_labels.insert(0, ("exported_job".to_owned(), "z".to_owned()));
+    check(targets, &[("a{job=\"x\"} 1\n", "a{exported_exported_job=x} 1")]);
+}
+
+#[test]
+fn limits_refuse_the_page_and_change_nothing() {
+    let all = |limit: fn(&mut Options)| {
+        let mut options = options();
+        limit(&mut options);
+        SeriesCache::new(options)
+    };
+    for (mut cache, good, bad, reason) in [
+        (all(|options| options.sample_limit = 2), "a 1\nb 2\n", "a 3\nb 3\nc 3\n", "sample_limit"),
+        (all(|options| options.label_limit = 4), "a{b=\"\",c=\"1\"} 1\n", "a{b=\"1\",c=\"1\"} 1\n", "label_limit"),
+        (all(|options| options.label_name_length_limit = 8), "a 1\n", "a{bcdefghij=\"1\"} 1\n", "label_name_length_limit"),
+        (all(|options| options.label_value_length_limit = 6), "a 1\n", "a{b=\"1234567\"} 1\n", "label_value_length_limit"),
+        (all(|_| {}), "a 1\n", "a 2\nb{c=\"1\",c=\"2\"} 1\n", "duplicate_label"),
+        (all(|_| {}), "a 1\n", "a 2\nb{__name__=\"c\"} 1\n", "duplicate_label"),
+        (all(|_| {}), "a 1\n", "a 2\nnew 1\nb x\n", "parse"),
+    ] {
+        cache.page(good.as_bytes()).expect(good);
+        let before = text(&cache);
+        for _ in 0..2 {
+            assert_eq!(cache.page(bad.as_bytes()).expect_err(bad).reason(), reason);
+            assert_eq!(text(&cache), before, "{bad:?}");
+        }
+        cache.page(good.as_bytes()).expect(good);
+        assert_eq!(text(&cache), before);
+    }
+}
+
+#[test]
+fn bytes_that_are_not_utf8_are_located() {
+    let error = SeriesCache::new(options()).page(b"a 1\nb{c=\"x\xff\"} 2\n").expect_err("not UTF-8");
+    let PageError::Parse(error) = error else { panic!("{error}") };
+    assert_eq!((error.line, error.column, error.rule), (2, 7, parse::Rule::Utf8));
+}
+
+#[test]
+fn a_failed_scrape_makes_the_page_stale_and_keeps_the_scrapes_own_series() {
+    let mut cache = SeriesCache::new(options());
+    cache.page(b"a 1\nb 2 5\n").expect("a good page");
+    cache.synthetic(&[("up", 1.0), ("scrape_samples_scraped", 2.0)]);
+    assert_eq!(text(&cache), "a{} 1; b{} 2 @5; scrape_samples_scraped{} 2; up{} 1");
+    let id = cache.parts()[0].layout.id();
+    for expect in ["a{} stale; up{} 0", "up{} 0"] {
+        cache.failed();
+        cache.synthetic(&[("up", 0.0)]);
+        assert_eq!(text(&cache).replace("; scrape_samples_scraped{} stale", ""), expect);
+    }
+    assert_eq!(cache.page(b"a 3\nb 2 6\n").map(|counts| counts.added), Ok(0));
+    cache.synthetic(&[("up", 1.0), ("scrape_samples_scraped", 2.0)]);
+    assert_eq!(text(&cache), "a{} 3; b{} 2 @6; scrape_samples_scraped{} 2; up{} 1");
+    assert_eq!(cache.parts()[0].layout.id(), id);
+    cache.ended();
+    assert_eq!(text(&cache), "a{} stale; scrape_samples_scraped{} stale; up{} stale");
+}
+
+#[test]
+fn a_target_that_first_fails_has_the_layout_of_one_that_does_not() {
+    let interner = Arc::new(Interner::default());
+    let up = |cache: &mut SeriesCache| cache.synthetic(&[("up", 1.0)]);
+    let (mut one, mut other) =
+        (SeriesCache::with_interner(options(), Arc::clone(&interner)), SeriesCache::with_interner(options(), Arc::clone(&interner)));
+    other.failed();
+    up(&mut other);
+    for cache in [&mut one, &mut other] {
+        cache.page(b"# TYPE a gauge\na 1\nb 2\n").expect("a good page");
+        up(cache);
+        assert_eq!(text(cache), "a{} 1; b{} 2; up{} 1");
+    }
+    assert!(Arc::ptr_eq(&one.parts()[0].layout, &other.parts()[0].layout));
+}
+
+#[test]
+fn a_page_that_has_up_itself_is_overruled() {
+    for first in ["up 7\na 1\n", "a 1\n"] {
+        let mut cache = SeriesCache::new(options());
+        for page in [first, "up 7\na 1\n", "a 1\n"] {
+            cache.page(page.as_bytes()).expect(page);
+            cache.synthetic(&[("up", 1.0)]);
+            assert_eq!(text(&cache), "a{} 1; up{} 1");
+        }
+    }
+}
+
+#[test]
+fn families_are_the_pages() {
+    let mut cache = SeriesCache::new(options());
+    let family = |cache: &SeriesCache, name: &str| {
+        let part = &cache.parts()[0];
+        let series = part.layout.iter().find(|series| series.name() == name).expect(name);
+        let family = series.family();
+        (family.name.to_owned(), family.kind, family.help.to_owned(), family.unit.to_owned())
+    };
+    let expect = |name: &str, kind, help: &str, unit: &str| (name.to_owned(), kind, help.to_owned(), unit.to_owned());
+    let page = "# HELP h A \\\\ help.\n# TYPE h histogram\n# UNIT h s\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\nh_other 1\nc_total 1\n# TYPE c counter\n";
+    cache.page(page.as_bytes()).expect("a good page");
+    for name in ["h_bucket", "h_sum", "h_count"] {
+        assert_eq!(family(&cache, name), expect("h", MetricType::Histogram, "A \\ help.", "s"));
+    }
+    assert_eq!(family(&cache, "h_other"), expect("h_other", MetricType::Unknown, "", ""));
+    assert_eq!(family(&cache, "c_total"), expect("c", MetricType::Counter, "", ""));
+    // Another help: the layout is built anew, the values stay where they are.
+    let id = cache.parts()[0].layout.id();
+    cache.page(page.replace("A \\\\ help", "B").as_bytes()).expect("a good page");
+    assert_eq!(family(&cache, "h_sum"), expect("h", MetricType::Histogram, "B.", "s"));
+    assert_eq!(family(&cache, "c_total"), expect("c", MetricType::Counter, "", ""));
+    assert_ne!(cache.parts()[0].layout.id(), id);
+    assert_eq!(said(&cache).len(), 5);
+    // Metadata that is no longer said stays.
+    let id = cache.parts()[0].layout.id();
+    cache.page(b"h_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\nh_other 1\nc_total 1\n").expect("a good page");
+    assert_eq!(cache.parts()[0].layout.id(), id);
+}
+
+#[test]
+fn new_series_extend_the_layout_and_absent_ones_leave_it() {
+    let mut cache = SeriesCache::new(options());
+    let page = |range: std::ops::Range<u32>| range.map(|series| format!("a{{n=\"{series}\"}} {series}\n")).collect::<String>();
+    cache.page(page(0..100).as_bytes()).expect("a good page");
+    let first = Arc::clone(&cache.parts()[0].layout);
+    assert_eq!(cache.page(page(0..110).as_bytes()).map(|counts| counts.added), Ok(10));
+    let second = Arc::clone(&cache.parts()[0].layout);
+    assert!(second.extends(&first) && second.len() == 110);
+    // Stale: still there. Absent, but few: still there. Many: gone, and nothing else is.
+    cache.page(page(13..110).as_bytes()).expect("a good page");
+    cache.page(page(13..110).as_bytes()).expect("a good page");
+    assert_eq!(cache.parts()[0].layout.id(), second.id());
+    cache.page(page(20..110).as_bytes()).expect("a good page");
+    cache.page(page(20..111).as_bytes()).expect("a good page");
+    assert_eq!(cache.parts()[0].layout.len(), 91);
+    assert_eq!(said(&cache).len(), 91);
+    assert_eq!(cache.page(page(0..111).as_bytes()).map(|counts| counts.added), Ok(20));
+    assert_eq!(said(&cache).len(), 111);
+}
+
+#[test]
+fn series_that_come_one_by_one_leave_the_id_as_if_they_had_come_at_once() {
+    let page = |count: u32| (0..count).map(|series| format!("a{{n=\"{series}\"}} {series}\n")).collect::<String>();
+    let (mut slow, mut fast) = (SeriesCache::new(options()), SeriesCache::new(options()));
+    for count in 1..=100 {
+        let before = slow.parts().first().map(|part| Arc::clone(&part.layout));
+        slow.page(page(count).as_bytes()).expect("a good page");
+        assert!(before.is_none_or(|before| slow.parts()[0].layout.extends(&before)));
+    }
+    fast.page(page(100).as_bytes()).expect("a good page");
+    assert_eq!(slow.parts()[0].layout.id(), fast.parts()[0].layout.id());
+    assert_eq!(said(&slow), said(&fast));
+}
+
+#[test]
+fn a_large_page_is_divided_and_stays_so() {
+    let page = |value: u32| (0..40_000).map(|series| format!("a{{n=\"{series}\"}} {value}\n")).collect::<String>();
+    let mut cache = SeriesCache::new(options());
+    cache.page(page(1).as_bytes()).expect("a good page");
+    cache.synthetic(&[("up", 1.0)]);
+    let lengths = |cache: &SeriesCache| cache.parts().iter().map(|part| part.layout.len()).collect::<Vec<_>>();
+    assert_eq!(lengths(&cache), [PART_SERIES_MAX, PART_SERIES_MAX, 40_001 - 2 * PART_SERIES_MAX]);
+    let ids: Vec<_> = cache.parts().iter().map(|part| part.layout.id()).collect();
+    cache.page(page(2).as_bytes()).expect("a good page");
+    cache.synthetic(&[("up", 1.0)]);
+    assert_eq!(cache.parts().iter().map(|part| part.layout.id()).collect::<Vec<_>>(), ids);
+    assert!(said(&cache).values().all(|(bits, _)| [2f64, 1f64].map(f64::to_bits).contains(bits)));
+    // The byte bound divides too.
+    let long = "x".repeat(200 * 1024);
+    let page: String = (0..25).map(|series| format!("a{{n=\"{series}\",x=\"{long}\"}} 1\n")).collect();
+    let mut cache = SeriesCache::new(options());
+    cache.page(page.as_bytes()).expect("a good page");
+    assert_eq!(lengths(&cache), [20, 5]);
+}
+
+#[test]
+fn interned_layouts_are_shared_and_forgotten() {
+    let interner = Arc::new(Interner::default());
+    let mut caches: Vec<_> = (0..3).map(|_| SeriesCache::with_interner(options(), Arc::clone(&interner))).collect();
+    for cache in &mut caches {
+        cache.page(b"a 1\nb 2\n").expect("a good page");
+    }
+    assert!(caches.windows(2).all(|pair| Arc::ptr_eq(&pair[0].parts()[0].layout, &pair[1].parts()[0].layout)));
+    for round in 0..1000 {
+        SeriesCache::with_interner(options(), Arc::clone(&interner)).page(format!("a{round} 1\n").as_bytes()).expect("a good page");
+    }
+    assert!(interner.len() < 200, "{} layouts known", interner.len());
+}
+
+#[test]
+fn metadata_at_the_very_end_is_not_mistaken_for_the_start_of_another() {
+    let mut cache = SeriesCache::new(options());
+    cache.page(b"a 1\n# TYPE a gauge").expect("a good page");
+    assert!(cache.page(b"a 1\n# TYPE a gaugex\n").is_err());
+    assert_eq!(cache.parts()[0].layout.series(0).family().kind, MetricType::Gauge);
+}
+
+#[test]
+fn a_name_is_not_mistaken_for_the_start_of_a_series() {
+    check(
+        options(),
+        &[
+            ("a 1\nab 2\n", "ab{} 2; a{} 1"),
+            ("ab 1\na 2\n", "ab{} 1; a{} 2"),
+            ("a {x=\"1\"} 3\n", "ab{} stale; a{x=1} 3; a{} stale"),
+            ("a  {x=\"1\"} 3\na  4", "a{x=1} 3; a{} 4"),
+        ],
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn any_pages_are_survived(pages in proptest::collection::vec("(# (TYPE|HELP) [ab] (gauge|counter)\n|[ab](\\{[xy]=\"[0-2]?\"\\})? [0-3]( [0-3])?\n| |\n|#|a){0,12}", 1..6)) {
+        let mut cache = SeriesCache::new(options());
+        for page in pages {
+            let before = said(&cache);
+            if cache.page(page.as_bytes()).is_err() {
+                prop_assert_eq!(said(&cache), before);
+                cache.failed();
+            }
+            said(&cache);
+        }
+    }
+}

@@ -215,7 +215,7 @@ impl Sink for Kafka {
         if self.call.as_ref().is_some_and(|call| call.key != batch.key || call.items != items) {
             // The caller gave that one up. What is under way of it must not come between.
             self.call = None;
-            self.producer = None;
+            self.retire();
         }
         let call = self.call.get_or_insert_with(|| Call {
             key: batch.key.clone(),
@@ -236,7 +236,7 @@ impl Sink for Kafka {
         match answer {
             Step::Wait(reason) => Answer::Retry { after: Some(Duration::ZERO), reason },
             Step::Renew(reason) => {
-                self.producer = None;
+                self.retire();
                 Answer::Retry { after: None, reason }
             }
             Step::Fatal(reason) => Answer::Fatal { reason },
@@ -257,6 +257,15 @@ impl Sink for Kafka {
             Some(call) => {
                 Answer::Retry { after: None, reason: format!("the {} records of the last call are not all acknowledged", call.items.len()) }
             }
+        }
+    }
+}
+
+impl Kafka {
+    /// Ends the producer and what is under way in it. That waits for up to half a second, so it is not done here.
+    fn retire(&mut self) {
+        if let Some(producer) = self.producer.take() {
+            drop(tokio::task::spawn_blocking(move || drop(producer)));
         }
     }
 }
@@ -330,6 +339,8 @@ impl Call {
             if self.again.pop_front().is_none() {
                 self.next += 1;
             }
+            // A full call is some 50 ms of copying: others on this thread get their turn.
+            tokio::task::consume_budget().await;
         }
     }
 

@@ -7,6 +7,7 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
@@ -111,8 +112,19 @@ impl Reports {
 }
 
 impl ClientContext for Reports {
+    /// librdkafka repeats a broker's absence every few seconds, and the caller says once that the sink is in trouble: only what ends
+    /// the client is news.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::error!(target: "librdkafka", facility, "{message}");
+            }
+            _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
+        }
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(target: "strata::kafka", %error, reason, "trouble with Kafka");
+        tracing::debug!(target: "librdkafka", %error, "{reason}");
         self.state().trouble = reason.chars().take(300).collect();
     }
 }
@@ -126,7 +138,7 @@ impl ProducerContext for Reports {
             Ok(_) => state.trouble.clear(),
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
-                tracing::debug!(target: "strata::kafka", %error, topic = message.topic(), item, "a record failed");
+                tracing::debug!(target: "librdkafka", %error, topic = message.topic(), item, "a record failed");
                 state.failures.push((item, code));
             }
         }

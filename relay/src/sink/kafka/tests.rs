@@ -135,6 +135,20 @@ async fn what_no_record_survives_holds_and_goes_on_when_it_is_mended() {
     assert_eq!(payloads(&stored(&cluster, 2)), ["a", "b"]);
 }
 
+#[tokio::test]
+async fn a_producer_that_ended_is_replaced() {
+    let cluster = cluster(1);
+    let mut sink = built(&cluster, &json!({}));
+    assert_eq!(answered(&mut sink, &lines(&["a"])).await, Answer::Delivered);
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER]);
+    let batch = lines(&["b", "c"]);
+    let first = sink.send(&batch, 0..2).await;
+    assert!(matches!(&first, Answer::Retry { reason, .. } if reason.starts_with("the producer ended")), "{first:?}");
+    assert!(sink.producer.is_none());
+    assert_eq!(answered(&mut sink, &batch).await, Answer::Delivered);
+    assert_eq!(payloads(&stored(&cluster, 3)), ["a", "b", "c"]);
+}
+
 #[test]
 fn every_error_has_a_meaning() {
     for (code, expect) in [

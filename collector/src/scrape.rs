@@ -1,0 +1,305 @@
+//! Scraping: one task per target waits for its slot, gets the page, and hands frames to the publisher.
+//!
+//! *In*: a target and its slots. *Out*: frames, a [`Status`], counted misses. *Bound*: [`REQUESTS_MAX`] requests in flight, one large page
+//! per core at a time. *When full*: a slot that cannot start in time is missed and counted; there is never a burst to catch up.
+
+mod work;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sample::TargetId;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{Buffers, Client, Failure};
+use crate::publish::Link;
+use crate::series::Interner;
+use crate::slot::{Clock, Missed, Slots};
+use crate::target::Target;
+use crate::telemetry::Telemetry;
+
+use work::{Done, Got, Work};
+
+/// Requests in flight over all targets; larger: sockets and memory, smaller: hung targets keep others waiting.
+pub const REQUESTS_MAX: usize = 512;
+/// Pages above this many bytes are read on the blocking pool, as they take more than about 500 µs.
+const INLINE_BYTES_MAX: usize = 128 * 1024;
+
+/// How a target is doing.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Status {
+    /// Identity, hexadecimal in text.
+    #[serde(serialize_with = "hexadecimal")]
+    pub id: TargetId,
+    /// The job's name in the configuration.
+    pub job: String,
+    /// Where it is scraped.
+    pub url: String,
+    /// Its own labels.
+    pub labels: Vec<(String, String)>,
+    /// The outcome of the last scrape.
+    pub health: Health,
+    /// Why the last scrape failed; none: it did not.
+    pub last_error: Option<String>,
+    /// The nominal slot of the last scrape, ms.
+    pub last_scrape_ms: Option<i64>,
+    /// How long the last request took, seconds.
+    pub last_duration_s: f64,
+    /// Samples on the last page.
+    pub samples: u64,
+    /// Slots missed since the start.
+    pub missed: u64,
+}
+
+/// The outcome of a target's last scrape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Not scraped yet.
+    Unknown,
+    /// It answered with a page.
+    Up,
+    /// It did not.
+    Down,
+}
+
+/// What all scrapes share.
+pub(crate) struct Shared {
+    client: Client,
+    requests: Semaphore,
+    cores: Semaphore,
+    buffers: Buffers,
+    layouts: Arc<Interner>,
+    clock: Clock,
+    telemetry: Telemetry,
+}
+
+/// One target's task.
+pub(crate) struct Scrape {
+    target: Arc<Target>,
+    shared: Arc<Shared>,
+    slots: Slots,
+    work: Box<Work>,
+    link: Link,
+    status: Arc<Mutex<Status>>,
+}
+
+impl Health {
+    /// The word in the metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(client: Client, requests_max: usize, clock: Clock, telemetry: Telemetry) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            client,
+            requests: Semaphore::new(requests_max),
+            cores: Semaphore::new(cores),
+            buffers: Buffers::default(),
+            layouts: Arc::default(),
+            clock,
+            telemetry,
+        }
+    }
+}
+
+impl Scrape {
+    pub(crate) fn new(target: Target, shared: Arc<Shared>, link: Link) -> Self {
+        let status = Status {
+            id: target.id,
+            job: target.scrape.job_name.clone(),
+            url: target.url.to_string(),
+            labels: target.labels.clone(),
+            health: Health::Unknown,
+            last_error: None,
+            last_scrape_ms: None,
+            last_duration_s: 0.0,
+            samples: 0,
+            missed: 0,
+        };
+        shared.telemetry.targets.with_label_values(&[Health::Unknown.as_str()]).inc();
+        let target = Arc::new(target);
+        Self {
+            slots: Slots::new(target.id, target.interval),
+            work: Box::new(Work::new(target.clone(), shared.layouts.clone())),
+            target,
+            shared,
+            link,
+            status: Arc::new(Mutex::new(status)),
+        }
+    }
+
+    /// The status, which the task keeps up to date.
+    pub(crate) fn status(&self) -> Arc<Mutex<Status>> {
+        self.status.clone()
+    }
+
+    /// Scrapes slot after slot until `stop` (the process ends, so nothing becomes stale) or `end` (the target is gone).
+    pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.scrape_all(&end) => {}
+        }
+        let health = self.status.lock().unwrap_or_else(PoisonError::into_inner).health;
+        self.shared.telemetry.targets.with_label_values(&[health.as_str()]).dec();
+    }
+
+    async fn scrape_all(&mut self, end: &CancellationToken) {
+        // What the process was doing while slots passed.
+        let mut why = Missed::Overrun;
+        loop {
+            let next = self.slots.next(self.shared.clock.now_ms());
+            self.missed(next.missed, why);
+            if end.run_until_cancelled(self.wait(next.slot_ms)).await.is_none() {
+                return self.end();
+            }
+            if self.slots.is_late(next.slot_ms, self.shared.clock.now_ms()) {
+                self.missed(1, Missed::Suspended);
+                why = Missed::Suspended;
+                continue;
+            }
+            why = Missed::Overrun;
+            let shared = self.shared.clone();
+            match tokio::time::timeout(self.slots.late_max(), shared.requests.acquire()).await {
+                Ok(Ok(_permit)) => self.scrape(next.slot_ms).await,
+                Ok(Err(_)) | Err(_) => {
+                    self.missed(1, Missed::Busy);
+                    why = Missed::Busy;
+                }
+            }
+        }
+    }
+
+    /// Waits until the clock shows the slot; a clock set back ends it, as the schedule then starts anew.
+    async fn wait(&self, slot_ms: i64) {
+        loop {
+            let left_ms = slot_ms - self.shared.clock.now_ms();
+            let left = Duration::from_millis(left_ms.max(0).unsigned_abs());
+            if left.is_zero() || left > self.target.interval.saturating_mul(2) {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    async fn scrape(&mut self, slot_ms: i64) {
+        let started = Instant::now();
+        let mut raw = self.shared.buffers.take();
+        let result = self.shared.client.get(&self.target, &mut raw).await;
+        let mut got = Got { slot_ms, duration: started.elapsed(), raw, page: self.shared.buffers.take(), result };
+        if self.link.rebase_due(self.work.parts()) {
+            self.work.rebase();
+        }
+        let done = if self.work.cost(&got) > INLINE_BYTES_MAX { self.finish_aside(&mut got).await } else { self.work.finish(&mut got) };
+        let duration = got.duration;
+        self.shared.buffers.give(got.raw);
+        self.shared.buffers.give(got.page);
+        self.report(slot_ms, duration, &done.result);
+        self.push(done.frames, done.fits);
+    }
+
+    /// Finishes a large page on the blocking pool, as many at a time as there are cores.
+    async fn finish_aside(&mut self, got: &mut Got) -> Done {
+        let shared = self.shared.clone();
+        let _core = shared.cores.acquire().await;
+        let fresh = Box::new(Work::new(self.target.clone(), self.shared.layouts.clone()));
+        let mut work = std::mem::replace(&mut self.work, fresh);
+        let empty = Got {
+            slot_ms: got.slot_ms,
+            duration: got.duration,
+            raw: Vec::new(),
+            page: Vec::new(),
+            result: Ok(super::client::Encoding::Identity),
+        };
+        let mut whole = std::mem::replace(got, empty);
+        let aside = tokio::task::spawn_blocking(move || {
+            let done = work.finish(&mut whole);
+            (work, whole, done)
+        });
+        match aside.await {
+            Ok((work, whole, done)) => {
+                self.work = work;
+                *got = whole;
+                done
+            }
+            Err(error) => {
+                // The fresh state goes on; the series of the lost one end with the next good page.
+                got.result = Err(Failure::Internal(error.to_string()));
+                self.work.finish(got)
+            }
+        }
+    }
+
+    fn push(&mut self, frames: Vec<crate::queue::Frame>, fits: bool) {
+        if fits {
+            self.link.push(frames);
+        } else {
+            self.work.rebase();
+            self.link.refuse(frames);
+        }
+    }
+
+    fn end(&mut self) {
+        if self.link.rebase_due(self.work.parts()) {
+            self.work.rebase();
+        }
+        let (frames, fits) = self.work.end(self.shared.clock.now_ms());
+        self.push(frames, fits);
+    }
+
+    fn report(&self, slot_ms: i64, duration: Duration, result: &Result<crate::series::Counts, Failure>) {
+        let telemetry = &self.shared.telemetry;
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = status.health;
+        status.last_scrape_ms = Some(slot_ms);
+        status.last_duration_s = duration.as_secs_f64();
+        match result {
+            Ok(counts) => (status.health, status.last_error, status.samples) = (Health::Up, None, counts.scraped),
+            Err(failure) => {
+                telemetry.scrapes_failed.with_label_values(&[failure.reason()]).inc();
+                let text = with_causes(failure);
+                if status.last_error.as_ref() != Some(&text) {
+                    tracing::warn!(job = status.job, url = status.url, "a scrape failed: {text}");
+                }
+                (status.health, status.last_error, status.samples) = (Health::Down, Some(text), 0);
+            }
+        }
+        if status.health != before {
+            telemetry.targets.with_label_values(&[before.as_str()]).dec();
+            telemetry.targets.with_label_values(&[status.health.as_str()]).inc();
+        }
+    }
+
+    fn missed(&self, slots: u64, why: Missed) {
+        if slots > 0 {
+            self.shared.telemetry.slots_missed.with_label_values(&[why.as_str()]).inc_by(slots);
+            self.status.lock().unwrap_or_else(PoisonError::into_inner).missed += slots;
+        }
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn hexadecimal<S: serde::Serializer>(id: &TargetId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{:016x}", id.0))
+}

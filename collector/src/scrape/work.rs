@@ -1,0 +1,136 @@
+//! The CPU part of a scrape: decompress, read the page, encode frames. No I/O, no async.
+//!
+//! *In*: what the client got. *Out*: one frame per part. *Bound*: the body limit, and the limits of [`crate::series`]. *When full*: the
+//! scrape failed: `up` is 0 and every series is stale.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sample::{Encoder, Flags};
+
+use crate::client::{Encoding, Failure, body_limit, inflate};
+use crate::queue::Frame;
+use crate::series::{Counts, Interner, Options, SeriesCache};
+use crate::target::Target;
+
+/// What a target's pages are read with, from scrape to scrape.
+pub(super) struct Work {
+    target: Arc<Target>,
+    cache: SeriesCache,
+    /// One per part.
+    encoders: Vec<Encoder>,
+    /// Bytes of the last page, or of the frames it made: how much the next one will cost.
+    size_hint: usize,
+    frame_hint: usize,
+}
+
+/// What the client got, and for when.
+pub(super) struct Got {
+    pub(super) slot_ms: i64,
+    pub(super) duration: Duration,
+    pub(super) raw: Vec<u8>,
+    pub(super) page: Vec<u8>,
+    pub(super) result: Result<Encoding, Failure>,
+}
+
+/// What a scrape came to.
+pub(super) struct Done {
+    pub(super) frames: Vec<Frame>,
+    /// A frame is too large for any message: none of them can be published.
+    pub(super) fits: bool,
+    pub(super) result: Result<Counts, Failure>,
+}
+
+impl Work {
+    pub(super) fn new(target: Arc<Target>, layouts: Arc<Interner>) -> Self {
+        let scrape = &target.scrape;
+        let options = Options {
+            honor_labels: scrape.honor_labels,
+            honor_timestamps: scrape.honor_timestamps,
+            sample_limit: scrape.sample_limit,
+            label_limit: scrape.label_limit,
+            label_name_length_limit: scrape.label_name_length_limit,
+            label_value_length_limit: scrape.label_value_length_limit,
+            target_labels: target.labels.clone(),
+        };
+        let cache = SeriesCache::with_interner(options, layouts);
+        Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0 }
+    }
+
+    /// About how many bytes of page the next step has to go through.
+    pub(super) fn cost(&self, got: &Got) -> usize {
+        let read = match &got.result {
+            Ok(Encoding::Gzip) => got.raw.len().saturating_mul(8),
+            _ => got.raw.len(),
+        };
+        read.max(self.size_hint)
+    }
+
+    pub(super) fn parts(&self) -> u16 {
+        u16::try_from(self.cache.parts().len()).unwrap_or(u16::MAX)
+    }
+
+    /// Every part's next frame is a key frame.
+    pub(super) fn rebase(&mut self) {
+        self.encoders.iter_mut().for_each(Encoder::rebase);
+    }
+
+    /// Turns what the client got into frames.
+    pub(super) fn finish(&mut self, got: &mut Got) -> Done {
+        let result = std::mem::replace(&mut got.result, Ok(Encoding::Identity));
+        let result = result.and_then(|encoding| self.read(encoding, got));
+        let (up, counts, flags) = match &result {
+            Ok(counts) => (1.0, *counts, Flags::default()),
+            Err(_) => {
+                self.cache.failed();
+                (0.0, Counts::default(), Flags::FAILED)
+            }
+        };
+        self.cache.synthetic(&[
+            ("up", up),
+            ("scrape_duration_seconds", got.duration.as_secs_f64()),
+            ("scrape_samples_scraped", counts.scraped as f64),
+            ("scrape_samples_post_metric_relabeling", counts.post_relabel as f64),
+            ("scrape_series_added", counts.added as f64),
+        ]);
+        let (frames, fits) = self.encode(got.slot_ms, flags);
+        Done { frames, fits, result }
+    }
+
+    /// The target is gone: every series of it, synthetic ones too, becomes stale.
+    pub(super) fn end(&mut self, slot_ms: i64) -> (Vec<Frame>, bool) {
+        self.cache.ended();
+        self.encode(slot_ms, Flags::END)
+    }
+
+    fn read(&mut self, encoding: Encoding, got: &mut Got) -> Result<Counts, Failure> {
+        let page = match encoding {
+            Encoding::Identity => &got.raw,
+            Encoding::Gzip => {
+                inflate(&got.raw, body_limit(&self.target), &mut got.page)?;
+                &got.page
+            }
+        };
+        self.size_hint = page.len();
+        self.cache.page(page).map_err(|error| Failure::Page { reason: error.reason(), text: error.to_string() })
+    }
+
+    fn encode(&mut self, slot_ms: i64, flags: Flags) -> (Vec<Frame>, bool) {
+        let parts = self.cache.parts();
+        let count = u16::try_from(parts.len()).unwrap_or(u16::MAX);
+        self.encoders.truncate(parts.len());
+        let mut fits = true;
+        let frames = (0..count).zip(parts).map(|(number, part)| {
+            if self.encoders.len() <= usize::from(number) {
+                self.encoders.push(Encoder::new(self.target.origin.clone(), number));
+            }
+            let encoder = &mut self.encoders[usize::from(number)];
+            let mut bytes = Vec::with_capacity(self.frame_hint);
+            let encoded = encoder.encode(slot_ms, count, flags, &part.layout, &part.columns, &mut bytes);
+            fits &= encoded.fits();
+            self.frame_hint = bytes.len() + bytes.len() / 16;
+            Frame { target: self.target.id, part: number, kind: encoded.kind, samples: encoded.samples, slot_ms, bytes: bytes.into() }
+        });
+        (frames.collect(), fits)
+    }
+}

@@ -1,0 +1,176 @@
+//! When a target is scraped: slots of a fixed phase, the same after every restart and in every collector.
+//!
+//! *In*: a target's id, its interval, the time. *Out*: the next nominal slot and how many were missed. *Bound*: nothing is stored but
+//! the last slot. *When full*: a slot that cannot start in time is a counted miss; there is never a burst to catch up.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sample::TargetId;
+
+/// The wall clock, in ms since the Unix epoch, passed in so that a test may hold it.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+/// One target's schedule.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    interval_ms: i64,
+    offset_ms: i64,
+    last_ms: Option<i64>,
+}
+
+/// The slot to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next {
+    /// The nominal slot, ms since the Unix epoch.
+    pub slot_ms: i64,
+    /// How long until it is due; zero if it is due already.
+    pub wait: Duration,
+    /// Slots between the last one and this one in which nothing could start.
+    pub missed: u64,
+}
+
+/// Why no scrape began in a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    /// The scrape before it was still running.
+    Overrun,
+    /// The process did not run: suspended, starved, or the clock jumped.
+    Suspended,
+    /// As many requests as are allowed were in flight.
+    Busy,
+}
+
+impl Missed {
+    /// The word in the metric's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Overrun => "overrun",
+            Self::Suspended => "suspended",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+impl Clock {
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self(Arc::new(|| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+        }))
+    }
+
+    /// A clock that starts at `start_ms` and follows tokio's time, so it stands still when that is paused.
+    pub fn tokio(start_ms: i64) -> Self {
+        let started = tokio::time::Instant::now();
+        Self(Arc::new(move || start_ms + i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// A clock of one's own.
+    pub fn from_fn(now_ms: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now_ms))
+    }
+
+    /// Now.
+    ///
+    /// *Units*: ms since the Unix epoch.
+    pub fn now_ms(&self) -> i64 {
+        (self.0)()
+    }
+}
+
+impl Slots {
+    /// The schedule of a target: every `interval`, at an offset to the Unix epoch that only its id decides.
+    ///
+    /// *Limits*: an interval below 1 ms counts as 1 ms.
+    pub fn new(target: TargetId, interval: Duration) -> Self {
+        let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
+        let offset_ms = (target.0 % interval_ms.unsigned_abs()).cast_signed();
+        Self { interval_ms, offset_ms, last_ms: None }
+    }
+
+    /// How late a slot may still start: half an interval.
+    pub fn late_max(&self) -> Duration {
+        Duration::from_millis((self.interval_ms / 2).unsigned_abs())
+    }
+
+    /// The slot after the last one that can still start in time; it becomes the last one.
+    pub fn next(&mut self, now_ms: i64) -> Next {
+        // A clock set back by more than an interval starts the schedule anew, or nothing would be scraped until it caught up.
+        let last_ms = self.last_ms.filter(|last| *last <= now_ms.saturating_add(self.interval_ms));
+        let (slot_ms, missed) = match last_ms {
+            None => (self.at_or_after(now_ms), 0),
+            Some(last) => {
+                let due = last + self.interval_ms;
+                let late_max = self.interval_ms / 2;
+                let slot = if now_ms - due > late_max { self.at_or_after(now_ms - late_max) } else { due };
+                (slot, ((slot - due) / self.interval_ms).unsigned_abs())
+            }
+        };
+        self.last_ms = Some(slot_ms);
+        Next { slot_ms, wait: Duration::from_millis((slot_ms - now_ms).max(0).unsigned_abs()), missed }
+    }
+
+    /// Whether `slot_ms` can no longer start at `now_ms`.
+    pub fn is_late(&self, slot_ms: i64, now_ms: i64) -> bool {
+        now_ms - slot_ms > self.interval_ms / 2
+    }
+
+    fn at_or_after(&self, now_ms: i64) -> i64 {
+        now_ms + (self.offset_ms - now_ms).rem_euclid(self.interval_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_760_000_000_000;
+
+    #[test]
+    fn the_phase_is_the_same_after_a_restart() {
+        let make = || Slots::new(TargetId(0x1234_5678_9abc_def0), Duration::from_secs(15));
+        let first = make().next(NOW).slot_ms;
+        let later = make().next(NOW + 1_000_003).slot_ms;
+        assert_eq!((later - first) % 15_000, 0);
+        assert!((NOW..NOW + 15_000).contains(&first));
+        assert_eq!(first.rem_euclid(15_000).unsigned_abs(), 0x1234_5678_9abc_def0 % 15_000);
+    }
+
+    #[test]
+    fn a_slot_in_time_misses_nothing() {
+        let mut slots = Slots::new(TargetId(7), Duration::from_secs(10));
+        let first = slots.next(NOW);
+        let second = slots.next(first.slot_ms + 3_000);
+        assert_eq!(second, Next { slot_ms: first.slot_ms + 10_000, wait: Duration::from_secs(7), missed: 0 });
+    }
+
+    #[test]
+    fn a_scrape_as_long_as_its_interval_starts_the_next_slot_late_and_misses_none() {
+        let mut slots = Slots::new(TargetId(7), Duration::from_secs(10));
+        let first = slots.next(NOW);
+        let second = slots.next(first.slot_ms + 10_005);
+        assert_eq!(second, Next { slot_ms: first.slot_ms + 10_000, wait: Duration::ZERO, missed: 0 });
+    }
+
+    #[test]
+    fn slots_that_passed_are_counted_and_never_caught_up() {
+        let mut slots = Slots::new(TargetId(7), Duration::from_secs(10));
+        let first = slots.next(NOW);
+        let second = slots.next(first.slot_ms + 58_000);
+        assert_eq!(second, Next { slot_ms: first.slot_ms + 60_000, wait: Duration::from_secs(2), missed: 5 });
+        assert!(slots.is_late(second.slot_ms, second.slot_ms + 5_001));
+        assert!(!slots.is_late(second.slot_ms, second.slot_ms + 5_000));
+    }
+
+    #[test]
+    fn a_clock_set_back_starts_anew() {
+        let mut slots = Slots::new(TargetId(7), Duration::from_secs(10));
+        slots.next(NOW);
+        let back = slots.next(NOW - 3_600_000);
+        assert!(back.wait < Duration::from_secs(10));
+        assert_eq!(back.missed, 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! The collector's own metrics; every name and label value it exports is declared here.
+//!
+//! *In*: counts from the other modules. *Out*: a [`prometheus::Registry`]. *Bound*: label values are static words, so the number of
+//! series is fixed. *When full*: never.
+
+use prometheus::core::Collector as Metric;
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// The collector's counters and gauges, cheap to clone.
+///
+/// *Shape*: `scraped = published + dropped{stage="publish"} + queued` holds whenever nobody is between two of them.
+#[derive(Clone)]
+pub struct Telemetry {
+    /// Samples put into frames, synthetic ones and staleness markers included.
+    pub scraped_samples: IntCounter,
+    /// Samples in acknowledged messages.
+    pub published_samples: IntCounter,
+    /// Samples dropped, by stage and reason.
+    pub dropped_samples: IntCounterVec,
+    /// Slots in which no scrape began, by reason.
+    pub slots_missed: IntCounterVec,
+    /// Scrapes that failed, by reason.
+    pub scrapes_failed: IntCounterVec,
+    /// Targets by health.
+    pub targets: IntGaugeVec,
+    /// Compressed frames waiting, the message in flight included.
+    pub queue_bytes: IntGauge,
+    /// Samples waiting, the message in flight included.
+    pub queue_samples: IntGauge,
+    /// Payload bytes of acknowledged messages.
+    pub published_bytes: IntCounter,
+    /// Acknowledged messages, canaries included.
+    pub published_messages: IntCounter,
+    /// Publish attempts that did not end in an acknowledgement, by reason.
+    pub publish_errors: IntCounterVec,
+    /// Times the stream was found to have lost acknowledged messages.
+    pub rollbacks: IntCounter,
+    /// Samples dropped before the stream whose ledger entry is not stored yet.
+    pub unbooked_samples: IntGauge,
+    /// When the last acknowledgement came, seconds since the Unix epoch; 0: never.
+    pub last_ack: Gauge,
+}
+
+impl Telemetry {
+    /// Declares every metric and registers it.
+    ///
+    /// *Errors*: a metric of the same name is registered already; give each collector a registry of its own.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| register(registry, IntCounter::new(name, help)?);
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
+        let counters = |name: &str, help: &str, labels: &[&str]| register(registry, IntCounterVec::new(Opts::new(name, help), labels)?);
+        Ok(Self {
+            scraped_samples: counter(
+                "strata_scraped_samples_total",
+                "Samples put into frames, synthetic ones and staleness markers included.",
+            )?,
+            published_samples: counter("strata_published_samples_total", "Samples in messages that the stream acknowledged.")?,
+            dropped_samples: counters("strata_dropped_samples_total", "Samples dropped, by stage and reason.", &["stage", "reason"])?,
+            slots_missed: counters(
+                "strata_scrape_slots_missed_total",
+                "Scheduled slots in which no scrape began, by reason.",
+                &["reason"],
+            )?,
+            scrapes_failed: counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?,
+            targets: register(registry, IntGaugeVec::new(Opts::new("strata_targets", "Targets by health."), &["health"])?)?,
+            queue_bytes: gauge("strata_publish_queue_bytes", "Bytes of compressed frames waiting for the stream, in flight included.")?,
+            queue_samples: gauge("strata_publish_queue_samples", "Samples waiting for the stream, in flight included.")?,
+            published_bytes: counter("strata_published_bytes_total", "Payload bytes of acknowledged messages.")?,
+            published_messages: counter("strata_published_messages_total", "Acknowledged messages, canaries included.")?,
+            publish_errors: counters(
+                "strata_publish_errors_total",
+                "Publish attempts without an acknowledgement, by reason.",
+                &["reason"],
+            )?,
+            rollbacks: counter("strata_publish_rollbacks_total", "Times the stream had lost messages that it had acknowledged.")?,
+            unbooked_samples: gauge("strata_unbooked_samples", "Dropped samples whose ledger entry is not stored yet.")?,
+            last_ack: register(
+                registry,
+                Gauge::new("strata_publish_last_ack_timestamp_seconds", "When the stream last acknowledged a message; 0: never.")?,
+            )?,
+        })
+    }
+}
+
+fn register<M: Metric + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

@@ -1,0 +1,443 @@
+//! Scrapes of real loopback HTTP servers, good and bad, through the collector into the in-memory twin.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bundled_nats::twin::Twin;
+use collector::scrape::{Health, Status};
+use collector::slot::Clock;
+use collector::telemetry::Telemetry;
+use collector::{Collector, Options};
+use config::{Config, Millis};
+use prometheus::Registry;
+use sample::{Columns, Decoder, Envelope, Flags, FrameKind, STALE_NAN, State};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const PAGE: &str = "# HELP jobs Jobs.\n# TYPE jobs gauge\njobs{state=\"done\"} 3\njobs{state=\"open\"} 4.5\nplain 1\n";
+
+/// What a server does with a request it has read.
+#[derive(Clone)]
+enum Answer {
+    /// These bytes, then the connection stays open for the next request.
+    Bytes(Vec<u8>),
+    /// These bytes, then the connection is closed.
+    Close(Vec<u8>),
+    /// Nothing, ever.
+    Hang,
+}
+
+/// An HTTP server whose answers a test decides, request by request.
+struct Server {
+    address: String,
+    connections: Arc<AtomicUsize>,
+    requests: Arc<std::sync::Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// One series' sample as a reader of the stream sees it.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    slot_ms: i64,
+    failed: bool,
+    kind: FrameKind,
+    value: u64,
+}
+
+type Answers = Arc<dyn Fn(usize, &str) -> Answer + Send + Sync>;
+
+struct Bench {
+    twin: Twin,
+    telemetry: Telemetry,
+    collector: Collector,
+}
+
+impl Server {
+    async fn new(answer: impl Fn(usize, &str) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+        let (counted, seen, answer): (_, Arc<std::sync::Mutex<Vec<String>>>, Answers) =
+            (connections.clone(), Arc::clone(&requests), Arc::new(answer));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(stream, answer.clone(), seen.clone()));
+            }
+        });
+        Self { address, connections, requests, task }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("no holder panics").clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(mut stream: TcpStream, answer: Answers, seen: Arc<std::sync::Mutex<Vec<String>>>) {
+    let mut request = Vec::new();
+    loop {
+        while !request.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => request.push(byte),
+                Err(_) => return,
+            }
+        }
+        let text = String::from_utf8_lossy(&std::mem::take(&mut request)).into_owned();
+        let number = {
+            let mut seen = seen.lock().expect("no holder panics");
+            seen.push(text.clone());
+            seen.len() - 1
+        };
+        match answer(number, &text) {
+            Answer::Bytes(bytes) => {
+                if stream.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            Answer::Close(bytes) => {
+                // The client may be gone by now; that is its right.
+                if stream.write_all(&bytes).await.is_err() || stream.shutdown().await.is_err() {
+                    return;
+                }
+                return;
+            }
+            Answer::Hang => std::future::pending().await,
+        }
+    }
+}
+
+fn response(head: &str, body: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn page(body: &str) -> Answer {
+    Answer::Bytes(response("200 OK", body.as_bytes()))
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+fn configuration(jobs: &str) -> Config {
+    let text = format!("{{\"global\": {{\"scrape_interval\": \"100ms\", \"scrape_timeout\": \"80ms\"}}, \"scrape_configs\": [{jobs}]}}");
+    let mut config: Config = serde_json::from_str(&text).expect("a configuration");
+    config.buffer.linger = Millis(10);
+    config
+}
+
+fn job(name: &str, address: &str, more: &str) -> String {
+    format!("{{\"job_name\": \"{name}\", \"static_configs\": [{{\"targets\": [\"{address}\"]}}]{more}}}")
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        Self::over(Twin::new(1 << 30), config, Clock::system())
+    }
+
+    fn over(twin: Twin, config: Config, clock: Clock) -> Self {
+        let mut options = Options::new(Arc::new(config));
+        options.producer = Some("west".to_owned());
+        options.clock = clock;
+        let collector = Collector::start(options, &twin.streams(), &Registry::new(), &CancellationToken::new()).expect("it starts");
+        Self { twin, telemetry: collector.telemetry().clone(), collector }
+    }
+
+    fn target(&self, job: &str) -> Status {
+        self.collector.targets().into_iter().find(|target| target.job == job).expect("a target of this job")
+    }
+
+    fn failed(&self, reason: &str) -> u64 {
+        self.telemetry.scrapes_failed.with_label_values(&[reason]).get()
+    }
+
+    /// Every sample in the stream by job and series, in order.
+    fn rows(&self) -> BTreeMap<(String, String), Vec<Row>> {
+        rows(&self.twin)
+    }
+}
+
+fn rows(twin: &Twin) -> BTreeMap<(String, String), Vec<Row>> {
+    let (mut rows, mut decoder, mut columns) = (BTreeMap::<_, Vec<Row>>::new(), Decoder::new(), Columns::default());
+    for message in twin.raw.messages() {
+        let envelope = Envelope::parse(|name| message.headers.get(name)).expect("headers");
+        for frame in sample::frames(&message.payload).expect("a message") {
+            let frame = frame.expect("a frame");
+            let decoded = decoder.decode("west", envelope.epoch, &frame, message.seq, &mut columns).expect("its base is there");
+            let job = decoded.origin.attribute("job").expect("every frame names its job").to_owned();
+            for (index, series) in decoded.layout.iter().enumerate() {
+                if columns.states[index] == State::Absent {
+                    continue;
+                }
+                let labels: Vec<_> = series.labels().map(|(name, value)| format!("{name}={value}")).collect();
+                let row = Row {
+                    slot_ms: decoded.slot_ms,
+                    failed: decoded.flags.contains(Flags::FAILED),
+                    kind: decoded.kind,
+                    value: columns.values[index],
+                };
+                rows.entry((job.clone(), format!("{}{{{}}}", series.name(), labels.join(",")))).or_default().push(row);
+            }
+        }
+    }
+    rows
+}
+
+async fn wait(state: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "never came: {state}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
+    let server = Server::new(|_, _| page(PAGE)).await;
+    let bench = Bench::new(configuration(&job("node", &server.address, ", \"params\": {\"x\": [\"y z\"]}")));
+    wait("five scrapes", || bench.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 5)).await;
+    let rows = bench.rows();
+    let value = |series: &str| f64::from_bits(rows[&("node".to_owned(), series.to_owned())][0].value);
+    assert_eq!(value("up{}"), 1.0);
+    assert_eq!(value("jobs{state=open}"), 4.5);
+    assert_eq!(value("scrape_samples_scraped{}"), 3.0);
+    assert_eq!(value("scrape_samples_post_metric_relabeling{}"), 3.0);
+    assert_eq!(value("scrape_series_added{}"), 3.0);
+    assert!(value("scrape_duration_seconds{}") > 0.0);
+    assert_eq!(f64::from_bits(rows[&("node".into(), "scrape_series_added{}".into())][1].value), 0.0);
+    let ups = &rows[&("node".into(), "up{}".into())];
+    assert_eq!((ups[0].kind, ups[1].kind), (FrameKind::Key, FrameKind::Delta));
+    assert!(ups.iter().all(|row| (row.slot_ms - ups[0].slot_ms) % 100 == 0));
+    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    let request = server.requests()[0].to_lowercase();
+    for part in [
+        "get /metrics?x=y%20z http/1.1\r\n",
+        "\r\naccept-encoding: gzip\r\n",
+        "\r\naccept: text/plain;version=0.0.4",
+        "\r\nx-prometheus-scrape-timeout-seconds: 0.08\r\n",
+        concat!("\r\nuser-agent: strata/", env!("CARGO_PKG_VERSION"), "\r\n"),
+        &format!("\r\nhost: {}\r\n", server.address),
+    ] {
+        assert!(request.contains(part), "{part:?} is not in {request:?}");
+    }
+    let status = bench.target("node");
+    assert_eq!((status.health, status.samples, status.last_error), (Health::Up, 3, None));
+    assert_eq!(status.labels, [("instance".to_owned(), server.address.clone()), ("job".to_owned(), "node".to_owned())]);
+}
+
+#[tokio::test]
+async fn every_bad_exporter_is_down_for_its_own_reason_and_disturbs_no_other() {
+    let bomb = gzip(&vec![b'0'; 16 << 20]);
+    let big = format!("{PAGE}{}", "a 1\n".repeat(1000));
+    let long = ", \"body_size_limit\": 1000";
+    let hung = Server::new(|_, _| Answer::Hang).await;
+    let slow = Server::new(|_, _| Answer::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\na 1\n".to_vec())).await;
+    let failing = Server::new(|_, _| Answer::Bytes(response("503 Service Unavailable", b"no"))).await;
+    let truncating = Server::new(|_, _| Answer::Close(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\na 1\n".to_vec())).await;
+    let announced = Server::new(|_, _| Answer::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n".to_vec())).await;
+    let oversized = Server::new(move |_, _| {
+        Answer::Bytes(
+            [
+                format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n", big.len()).as_bytes(),
+                big.as_bytes(),
+                b"\r\n0\r\n\r\n",
+            ]
+            .concat(),
+        )
+    })
+    .await;
+    let bombing = Server::new(move |_, _| Answer::Bytes(response("200 OK\r\nContent-Encoding: gzip", &bomb))).await;
+    let torn = Server::new(|_, _| Answer::Bytes(response("200 OK\r\nContent-Encoding: gzip", &gzip(PAGE.as_bytes())[..20]))).await;
+    let brotli = Server::new(|_, _| Answer::Bytes(response("200 OK\r\nContent-Encoding: br", b"x"))).await;
+    let garbage = Server::new(|_, _| Answer::Bytes(response("200 OK", b"\x00\xff<html>\n{{{"))).await;
+    let nohttp = Server::new(|_, _| Answer::Close(b"SSH-2.0-OpenSSH_9.9\r\n".to_vec())).await;
+    let many = Server::new(|_, _| page(PAGE)).await;
+    let good = Server::new(|_, _| page(PAGE)).await;
+    let nobody = { TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound").to_string() };
+    let jobs = [
+        job("hung", &hung.address, ""),
+        job("slow", &slow.address, ""),
+        job("failing", &failing.address, ""),
+        job("truncating", &truncating.address, ""),
+        job("announced", &announced.address, long),
+        job("oversized", &oversized.address, long),
+        job("bombing", &bombing.address, ", \"body_size_limit\": 100000"),
+        job("torn", &torn.address, ""),
+        job("brotli", &brotli.address, ""),
+        job("garbage", &garbage.address, ""),
+        job("nohttp", &nohttp.address, ""),
+        job("many", &many.address, ", \"sample_limit\": 2"),
+        job("nobody", &nobody, ""),
+        job("secret", &good.address, ", \"authorization\": {\"credentials_file\": \"/does/not/exist\"}"),
+        job("good", &good.address, ""),
+    ];
+    let bench = Bench::new(configuration(&jobs.join(",")));
+    wait("every target was scraped", || bench.collector.targets().iter().all(|target| target.health != Health::Unknown)).await;
+    for reason in ["timeout", "http_status", "transfer", "body_too_large", "encoding", "connection_refused", "sample_limit", "credentials"]
+    {
+        assert!(bench.failed(reason) > 0, "no scrape failed for {reason}");
+    }
+    let error = |job: &str| bench.target(job).last_error.unwrap_or_default();
+    assert_eq!(error("hung"), "no complete answer within 80ms; raise scrape_timeout if the target needs longer");
+    assert_eq!(error("slow"), error("hung"));
+    assert_eq!(error("failing"), "the target answered 503 Service Unavailable");
+    assert_eq!(error("announced"), "the page is larger than 1000 bytes; raise body_size_limit if that is right");
+    assert_eq!(error("oversized"), error("announced"));
+    assert_eq!(error("bombing"), "the page is larger than 100000 bytes; raise body_size_limit if that is right");
+    assert_eq!(error("nobody"), "connection refused");
+    assert!(error("truncating").starts_with("cannot read the answer: "), "{}", error("truncating"));
+    assert!(error("torn").starts_with("cannot decompress the page: "));
+    assert_eq!(error("brotli"), "cannot decompress the page: encoding 'br' was not asked for");
+    assert!(error("secret").starts_with("cannot read credentials from '/does/not/exist': No such file"));
+    wait("the good one goes on", || bench.rows().get(&("good".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 10)).await;
+    let rows = bench.rows();
+    for target in bench.collector.targets() {
+        let up = if target.job == "good" { 1.0 } else { 0.0 };
+        let ups = &rows[&(target.job.clone(), "up{}".to_owned())];
+        assert!(ups.iter().all(|row| f64::from_bits(row.value) == up && row.failed == (up == 0.0)), "{}: {ups:?}", target.job);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_scrape_makes_every_series_stale_once() {
+    let server = Server::new(|number, _| match number {
+        3 | 4 => Answer::Bytes(response("500 Internal Server Error", b"")),
+        _ => page(PAGE),
+    })
+    .await;
+    let bench = Bench::new(configuration(&job("node", &server.address, "")));
+    wait("it is up again", || bench.rows().get(&("node".into(), "plain{}".into())).is_some_and(|rows| rows.len() >= 6)).await;
+    let rows = bench.rows();
+    let plain: Vec<_> = rows[&("node".into(), "plain{}".into())].iter().map(|row| (row.value, row.failed)).take(5).collect();
+    let one = 1.0_f64.to_bits();
+    assert_eq!(plain, [(one, false), (one, false), (one, false), (STALE_NAN, true), (one, false)]);
+    let ups: Vec<_> = rows[&("node".into(), "up{}".into())].iter().map(|row| f64::from_bits(row.value)).take(6).collect();
+    assert_eq!(ups, [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]);
+}
+
+#[tokio::test]
+async fn stopping_makes_nothing_stale_and_ending_a_target_does() {
+    let server = Server::new(|_, _| page(PAGE)).await;
+    let bench = Bench::new(configuration(&format!("{},{}", job("stays", &server.address, ""), job("goes", &server.address, ""))));
+    let scraped = |job: &str, bench: &Bench| bench.rows().contains_key(&(job.to_owned(), "up{}".to_owned()));
+    wait("both are scraped", || scraped("stays", &bench) && scraped("goes", &bench)).await;
+    let goes = bench.target("goes").id;
+    assert!(bench.collector.end(goes));
+    let ended =
+        |rows: &BTreeMap<_, Vec<Row>>| rows[&("goes".to_owned(), "up{}".to_owned())].last().is_some_and(|row| row.value == STALE_NAN);
+    wait("its end is in the stream", || ended(&bench.rows())).await;
+    let Bench { twin, telemetry, collector, .. } = bench;
+    assert_eq!(collector.stop(Duration::from_secs(5)).await, collector::publish::Left::default());
+    let rows = rows(&twin);
+    assert!(rows.iter().filter(|((job, _), _)| job == "goes").all(|(_, rows)| rows.last().is_some_and(|row| row.value == STALE_NAN)));
+    assert!(rows.iter().filter(|((job, _), _)| job == "stays").all(|(_, rows)| rows.iter().all(|row| row.value != STALE_NAN)));
+    let total: usize = rows.values().map(Vec::len).sum();
+    assert_eq!(telemetry.scraped_samples.get(), total as u64);
+    assert_eq!(telemetry.published_samples.get(), total as u64);
+    assert_eq!(telemetry.targets.with_label_values(&["up"]).get(), 0);
+}
+
+#[tokio::test]
+async fn slots_keep_their_phase_over_a_restart_and_overrun_slots_are_counted() {
+    let server = Server::new(|number, _| if number == 2 { Answer::Hang } else { page(PAGE) }).await;
+    let mut config = configuration(&job("node", &server.address, ""));
+    let first = Bench::new(config.clone());
+    wait("some scrapes", || first.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 4)).await;
+    let phase = first.rows()[&("node".into(), "up{}".into())][0].slot_ms % 100;
+    let Bench { twin, collector, .. } = first;
+    collector.stop(Duration::from_secs(5)).await;
+    let before = rows(&twin)[&("node".into(), "up{}".into())].len();
+    // A clock twenty times as fast as the timers: slots pass while nothing runs.
+    let started = Instant::now();
+    let real = Clock::system();
+    let start_ms = real.now_ms();
+    config.global.scrape_interval = Millis(100);
+    let fast = Clock::from_fn(move || start_ms + i64::try_from(started.elapsed().as_millis()).unwrap_or(0) * 20);
+    let second = Bench::over(twin, config, fast);
+    wait("more scrapes", || second.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= before + 4)).await;
+    let rows = second.rows();
+    let slots: Vec<_> = rows[&("node".into(), "up{}".into())].iter().map(|row| row.slot_ms).collect();
+    assert!(slots.iter().all(|slot| slot % 100 == phase), "{slots:?}");
+    assert!(slots.is_sorted_by(|a, b| a < b), "{slots:?}");
+    wait("misses are counted", || second.target("node").missed > 0).await;
+    let missed: u64 =
+        ["overrun", "suspended", "busy"].iter().map(|reason| second.telemetry.slots_missed.with_label_values(&[reason]).get()).sum();
+    assert!(missed > 0);
+}
+
+#[tokio::test]
+async fn credentials_are_sent_and_files_are_read_at_each_use() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "first\n").expect("written");
+    let (basic, bearer) = (Server::new(|_, _| page(PAGE)).await, Server::new(|_, _| page(PAGE)).await);
+    let bench = Bench::new(configuration(&format!(
+        "{},{}",
+        job("basic", &basic.address, ", \"basic_auth\": {\"username\": \"me\", \"password\": \"pass word\"}"),
+        job("bearer", &bearer.address, &format!(", \"authorization\": {{\"credentials_file\": {:?}}}", file.path())),
+    )));
+    let sent = |server: &Server, text: &str| server.requests().iter().any(|request| request.contains(text));
+    wait("basic", || sent(&basic, "\r\nauthorization: Basic bWU6cGFzcyB3b3Jk\r\n")).await;
+    wait("bearer", || sent(&bearer, "\r\nauthorization: Bearer first\r\n")).await;
+    std::fs::write(file.path(), "second").expect("written");
+    wait("the rotated one", || sent(&bearer, "\r\nauthorization: Bearer second\r\n")).await;
+    assert!(bench.collector.ready());
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_without_handing_on_credentials() {
+    let elsewhere = Server::new(|_, _| page(PAGE)).await;
+    let location = format!("http://{}/other", elsewhere.address);
+    let server = Server::new(move |_, request| {
+        let to = if request.starts_with("GET /metrics ") { "/metrics/" } else { &location };
+        Answer::Bytes(response(&format!("302 Found\r\nLocation: {to}"), b""))
+    })
+    .await;
+    let bench = Bench::new(configuration(&job("node", &server.address, ", \"authorization\": {\"credentials\": \"token\"}")));
+    wait("it is up", || bench.target("node").health == Health::Up).await;
+    assert!(server.requests().iter().all(|request| request.contains("authorization: Bearer token")));
+    assert!(elsewhere.requests().iter().all(|request| request.starts_with("GET /other ") && !request.contains("authorization")));
+}
+
+#[tokio::test]
+async fn a_connection_closed_between_scrapes_costs_no_scrape() {
+    let server = Server::new(|_, _| Answer::Close(response("200 OK", PAGE.as_bytes()))).await;
+    let bench = Bench::new(configuration(&job("node", &server.address, "")));
+    wait("ten scrapes", || bench.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 10)).await;
+    assert!(bench.rows()[&("node".into(), "up{}".into())].iter().all(|row| f64::from_bits(row.value) == 1.0));
+}
+
+#[tokio::test]
+async fn large_pages_are_read_aside_and_arrive_whole() {
+    let mut text = String::new();
+    for index in 0..20_000 {
+        text.push_str(&format!("wide{{i=\"{index}\"}} {index}\n"));
+    }
+    let body = gzip(text.as_bytes());
+    let server = Server::new(move |_, _| Answer::Bytes(response("200 OK\r\nContent-Encoding: gzip", &body))).await;
+    let slower = ", \"scrape_interval\": \"500ms\", \"scrape_timeout\": \"500ms\"";
+    let bench = Bench::new(configuration(&job("wide", &server.address, slower)));
+    wait("three scrapes", || bench.rows().get(&("wide".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 3)).await;
+    let rows = bench.rows();
+    for index in [0, 9_999, 19_999] {
+        let series = &rows[&("wide".into(), format!("wide{{i={index}}}"))];
+        assert!(series.len() >= 3 && series.iter().all(|row| f64::from_bits(row.value) == f64::from(index)));
+    }
+    let Bench { twin, telemetry, collector } = bench;
+    collector.stop(Duration::from_secs(10)).await;
+    let total: usize = crate::rows(&twin).values().map(Vec::len).sum();
+    assert_eq!((telemetry.scraped_samples.get(), telemetry.published_samples.get()), (total as u64, total as u64));
+}

@@ -1,0 +1,133 @@
+//! The book of one relay: losses on their way into the ledger.
+//!
+//! *In*: losses, message by message. *Out*: ledger entries, durable before the position passes what they tell of. *Bound*: one open entry per
+//! reason. *When full*: waits for the ledger; the position does not move meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bundled_nats::ledger::{Entry, Stage};
+use bundled_nats::port::{Error as PortError, Headers, Log, PublishError};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::backoff::{Backoff, now_ms};
+use crate::control::Why;
+use crate::dead::Stopped;
+use crate::step::Loss;
+
+/// All reasons under which a relay books.
+const REASONS: [&str; 6] = ["rollback", "no_base", "corrupt", Why::MaxAge.as_str(), Why::MaxBytes.as_str(), Why::Full.as_str()];
+
+/// Subject of ledger entries: one per stage, relay and reason, so that the newest of each can be found.
+pub fn subject_of(stage: &str, relay: &str, reason: &str) -> String {
+    format!("strata.ledger.{stage}.{relay}.{reason}")
+}
+
+/// Publishes one message; after an unknown outcome it looks whether the message is there. One writer per subject.
+pub async fn publish(log: &Arc<dyn Log>, subject: &str, headers: &Headers, payload: Bytes) -> Result<(), PublishError> {
+    match log.publish(subject, headers, payload, None).await {
+        Ok(_) => Ok(()),
+        Err(error @ PublishError::Unknown(_)) => match log.last(subject).await {
+            Ok(Some(last)) if last.headers.get("Nats-Msg-Id") == headers.get("Nats-Msg-Id") => Ok(()),
+            _ => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// Books one entry and waits, as long as it takes, until it is stored.
+pub async fn book(log: &Arc<dyn Log>, subject: &str, entry: &Entry, stop: &CancellationToken) -> Result<(), Stopped> {
+    let payload = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
+    let mut headers = Headers::default();
+    headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, rand::random::<u64>()));
+    let mut backoff = Backoff::default();
+    loop {
+        let Err(error) = publish(log, subject, &headers, payload.clone()).await else { return Ok(()) };
+        warn!(subject, %error, "cannot book a loss, trying again");
+        tokio::select! {
+            () = stop.cancelled() => return Err(Stopped),
+            () = tokio::time::sleep(backoff.wait()) => {}
+        }
+    }
+}
+
+/// Losses of one relay that are not booked yet.
+pub struct Book {
+    log: Arc<dyn Log>,
+    relay: String,
+    stop: CancellationToken,
+    open: BTreeMap<&'static str, Entry>,
+    /// Per reason: the sequence up to which a life before this one booked, above the checkpoint.
+    booked: BTreeMap<&'static str, u64>,
+}
+
+impl Book {
+    /// Looks what is booked already above a position. The second value: up to where samples were given up, and why.
+    pub async fn open(
+        log: Arc<dyn Log>,
+        relay: &str,
+        position: u64,
+        stop: CancellationToken,
+    ) -> Result<(Self, Option<(u64, Why)>), PortError> {
+        let mut booked = BTreeMap::new();
+        for reason in REASONS {
+            let stage = if reason == "rollback" { "stream" } else { "relay" };
+            let Some(last) = log.last(&subject_of(stage, relay, reason)).await? else { continue };
+            let entry = serde_json::from_slice::<Entry>(&last.payload).ok();
+            if let Some((_, to)) = entry.and_then(|entry| entry.seqs)
+                && to > position
+            {
+                booked.insert(reason, to);
+            }
+        }
+        let given_up = [Why::MaxAge, Why::MaxBytes, Why::Full]
+            .into_iter()
+            .filter_map(|why| Some((*booked.get(why.as_str())?, why)))
+            .max_by_key(|(to, _)| *to);
+        Ok((Self { log, relay: relay.to_owned(), stop, open: BTreeMap::new(), booked }, given_up))
+    }
+
+    /// Notes a loss at a stream sequence.
+    pub fn add(&mut self, seq: u64, producer: Option<&str>, loss: &Loss) {
+        if self.booked.get(loss.reason).is_some_and(|to| seq <= *to) {
+            return;
+        }
+        let entry = self.open.entry(loss.reason).or_insert_with(|| Entry {
+            at_ms: now_ms(),
+            stage: if loss.stream { Stage::Stream } else { Stage::Relay },
+            relay: Some(self.relay.clone()),
+            producer: producer.map(str::to_owned),
+            reason: loss.reason.to_owned(),
+            samples: 0,
+            frames: 0,
+            seqs: Some((seq, seq)),
+            slots: None,
+            target: loss.target.map(|target| target.to_string()),
+        });
+        entry.samples += loss.samples;
+        entry.frames += loss.frames;
+        entry.seqs = entry.seqs.map(|(from, to)| (from.min(seq), to.max(seq)));
+        if let Some(slot) = loss.slot_ms {
+            entry.slots = Some(entry.slots.map_or((slot, slot), |(from, to)| (from.min(slot), to.max(slot))));
+        }
+        if entry.producer.as_deref() != producer {
+            entry.producer = None;
+        }
+        if entry.target != loss.target.map(|target| target.to_string()) {
+            entry.target = None;
+        }
+    }
+
+    /// Writes all open entries and waits until they are stored.
+    pub async fn flush(&mut self) -> Result<(), Stopped> {
+        while let Some((reason, entry)) = self.open.first_key_value() {
+            let reason = *reason;
+            let stage = if entry.stage == Stage::Stream { "stream" } else { "relay" };
+            book(&self.log, &subject_of(stage, &self.relay, reason), entry, &self.stop).await?;
+            self.open.remove(reason);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! Checkpoints: the only position of a relay, kept in `STRATA_STATE` under `relay.<name>`.
+//!
+//! *In*: what the sink acknowledged. *Out*: a JSON value, written only if nobody else wrote since. *Bound*: one write per
+//! [`CHECKPOINT_INTERVAL`], one entry per producer seen within [`PRODUCER_MEMORY`]. *When full*: does not apply; while the state store is
+//! away the relay goes on and repeats more after a crash.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bundled_nats::port::{Error as PortError, State};
+use bytes::Bytes;
+use sample::Envelope;
+use serde::{Deserialize, Serialize};
+
+/// Time between two writes. Larger: a crash repeats more; smaller: more fsyncs.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a producer that says nothing stays in the checkpoint. Larger: a larger value; smaller: a gap after a long silence is not seen.
+pub const PRODUCER_MEMORY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Key of a relay's checkpoint.
+pub fn key(relay: &str) -> String {
+    format!("relay.{relay}")
+}
+
+/// The last message of one producer and partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Life of the producer.
+    pub epoch: u64,
+    /// Number of the message in it.
+    pub n: u64,
+    /// Samples published so far, this message included.
+    pub samples: u64,
+    /// Subject the messages come on.
+    pub subject: String,
+    /// When the message was stored, ms.
+    pub at_ms: i64,
+}
+
+/// Messages and samples that are missing before a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// Missing messages.
+    pub messages: u64,
+    /// Missing samples, from the cumulative totals.
+    pub samples: u64,
+}
+
+/// Where a message stands relative to what was seen of its producer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Seen before.
+    Seen,
+    /// The one that comes next, or the first one seen of its producer.
+    Next,
+    /// Messages are missing before it.
+    After(Gap),
+}
+
+/// Per producer and partition: the last message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Positions(BTreeMap<String, Mark>);
+
+impl Positions {
+    fn key(envelope: &Envelope) -> String {
+        format!("{}/{}", envelope.partition, envelope.producer)
+    }
+
+    /// Where a message stands.
+    pub fn place(&self, envelope: &Envelope) -> Place {
+        let Some(mark) = self.0.get(&Self::key(envelope)) else { return Place::Next };
+        if (envelope.epoch, envelope.n) <= (mark.epoch, mark.n) {
+            return Place::Seen;
+        }
+        let before = envelope.samples_total.saturating_sub(envelope.samples);
+        let (messages, samples) = if envelope.epoch == mark.epoch {
+            (envelope.n - mark.n - 1, before.saturating_sub(mark.samples))
+        } else {
+            (envelope.n.saturating_sub(1), before)
+        };
+        if messages == 0 { Place::Next } else { Place::After(Gap { messages, samples }) }
+    }
+
+    /// Whether the producer of a message was ever seen.
+    pub fn knows(&self, envelope: &Envelope) -> bool {
+        self.0.contains_key(&Self::key(envelope))
+    }
+
+    /// Moves to a message; an older one changes nothing.
+    pub fn advance(&mut self, envelope: &Envelope, subject: &str, at_ms: i64) {
+        let mark = Mark { epoch: envelope.epoch, n: envelope.n, samples: envelope.samples_total, subject: subject.to_owned(), at_ms };
+        match self.0.get_mut(&Self::key(envelope)) {
+            Some(old) if (old.epoch, old.n) >= (mark.epoch, mark.n) => {}
+            Some(old) => *old = mark,
+            None => {
+                self.0.insert(Self::key(envelope), mark);
+            }
+        }
+    }
+
+    /// Drops producers that were silent for [`PRODUCER_MEMORY`].
+    pub fn forget(&mut self, now_ms: i64) {
+        self.0.retain(|_, mark| now_ms.saturating_sub(mark.at_ms) < PRODUCER_MEMORY.as_millis() as i64);
+    }
+
+    /// All marks.
+    pub fn iter(&self) -> impl Iterator<Item = &Mark> {
+        self.0.values()
+    }
+}
+
+/// Samples that the checkpoint has passed, by what became of them: `read = delivered + filtered + rejected + lost`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Samples of the relay's jobs that were decoded, or known to be missing.
+    pub read: u64,
+    /// Acknowledged by the sink, or of no consequence for it (a zero delta).
+    pub delivered: u64,
+    /// Dropped by a filter, late, a twin, or inexpressible.
+    pub filtered: u64,
+    /// Parked because the sink will never take them.
+    pub rejected: u64,
+    /// Booked in the ledger.
+    pub lost: u64,
+}
+
+/// Batches of one message that are done with while others are not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// Idempotency key of the first batch that is not done, without its number and configuration: the message.
+    pub id: String,
+    /// Number of batches, from the first.
+    pub batches: u32,
+    /// Samples of them that were delivered.
+    pub delivered: u64,
+    /// Samples of them that were rejected.
+    pub rejected: u64,
+}
+
+/// A relay's position and what it needs to go on from there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Version of this value.
+    pub version: u32,
+    /// The life of the relay that wrote it.
+    pub owner: String,
+    /// Stream sequence of the last message that is done with; 0: none.
+    pub seq: u64,
+    /// That message's identity; none: nothing was there.
+    pub id: Option<String>,
+    /// The last message of each producer and partition.
+    pub positions: Positions,
+    /// Lowest sequence that still holds a base.
+    pub warm_from: u64,
+    /// What is already done of the message after `seq`.
+    #[serde(default)]
+    pub partial: Option<Partial>,
+    /// Hash of the relay's configuration.
+    pub config: String,
+    /// Whether the relay stopped by itself: nothing will be repeated.
+    pub clean: bool,
+    /// When it was written, ms.
+    pub at_ms: i64,
+    /// Messages passed in the busiest recent interval between two writes: what a crash may repeat.
+    #[serde(default)]
+    pub pace: u64,
+    /// What became of the samples so far.
+    pub totals: Totals,
+}
+
+impl Checkpoint {
+    /// The lowest sequence that must stay in the stream for this relay.
+    pub fn floor(&self) -> u64 {
+        self.warm_from.min(self.seq.max(1))
+    }
+}
+
+/// Why a checkpoint could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state store did not answer: again later.
+    #[error("cannot reach the checkpoint of relay '{relay}'")]
+    Unavailable {
+        /// The relay.
+        relay: String,
+        /// Why.
+        #[source]
+        source: PortError,
+    },
+    /// Another process runs this relay: stop.
+    #[error("relay '{relay}' is run by another process too ('{owner}'): this one stops")]
+    Owned {
+        /// The relay.
+        relay: String,
+        /// Who wrote.
+        owner: String,
+    },
+    /// The value is not one of ours: a human must look.
+    #[error("cannot understand the checkpoint of relay '{relay}': {reason}")]
+    Foreign {
+        /// The relay.
+        relay: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The place of one relay's checkpoint, with the revision it was last seen at.
+pub struct Store {
+    state: Arc<dyn State>,
+    relay: String,
+    owner: String,
+    predecessor: Option<String>,
+    revision: u64,
+}
+
+impl Store {
+    /// Reads what is there. The first write takes it over.
+    pub async fn open(state: Arc<dyn State>, relay: &str, owner: String) -> Result<(Self, Option<Checkpoint>), Error> {
+        let mut store = Self { state, relay: relay.to_owned(), owner, predecessor: None, revision: 0 };
+        let found = store.read().await?;
+        let checkpoint = found.map(|(checkpoint, revision)| {
+            store.revision = revision;
+            store.predecessor = Some(checkpoint.owner.clone());
+            checkpoint
+        });
+        Ok((store, checkpoint))
+    }
+
+    /// Who writes here.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// Writes, if nobody else did since the last look.
+    ///
+    /// *Errors*: `Unavailable`: the same again later; `Owned`: stop. A store that was rolled back to an older value of this relay is written again.
+    pub async fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        let value = Bytes::from(serde_json::to_vec(checkpoint).map_err(|e| self.foreign(e.to_string()))?);
+        let first = self.state.put(&key(&self.relay), value.clone(), self.revision).await;
+        match first {
+            Ok(revision) => {
+                self.revision = revision;
+                return Ok(());
+            }
+            Err(PortError::Conflict { .. }) => {}
+            Err(source) => return Err(self.unavailable(source)),
+        }
+        self.revision = match self.read().await? {
+            None => 0,
+            Some((found, revision)) if found.owner == self.owner || Some(&found.owner) == self.predecessor.as_ref() => revision,
+            Some((found, _)) => return Err(Error::Owned { relay: self.relay.clone(), owner: found.owner }),
+        };
+        self.revision = self.state.put(&key(&self.relay), value, self.revision).await.map_err(|source| self.unavailable(source))?;
+        Ok(())
+    }
+
+    async fn read(&self) -> Result<Option<(Checkpoint, u64)>, Error> {
+        let entry = self.state.get(&key(&self.relay)).await.map_err(|source| self.unavailable(source))?;
+        let Some(entry) = entry else { return Ok(None) };
+        let checkpoint: Checkpoint = serde_json::from_slice(&entry.value).map_err(|e| self.foreign(e.to_string()))?;
+        if checkpoint.version != 1 {
+            return Err(self.foreign(format!("version {} is newer than this program", checkpoint.version)));
+        }
+        Ok(Some((checkpoint, entry.revision)))
+    }
+
+    fn unavailable(&self, source: PortError) -> Error {
+        Error::Unavailable { relay: self.relay.clone(), source }
+    }
+
+    fn foreign(&self, reason: String) -> Error {
+        Error::Foreign { relay: self.relay.clone(), reason }
+    }
+}

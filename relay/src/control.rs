@@ -1,0 +1,89 @@
+//! Control: what the trim asks of a running relay.
+//!
+//! *In*: a sequence to give up to, a slot to forget before. *Out*: wake-ups for the relay's two tasks. *Bound*: one of each, the highest wins.
+//! *When full*: does not apply.
+
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+
+/// Why samples are given up for a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Why {
+    /// Older than `hold.max_age`.
+    MaxAge,
+    /// More behind than `hold.max_bytes`.
+    MaxBytes,
+    /// The stream is full and `hold.on_full` is `drop`.
+    Full,
+}
+
+impl Why {
+    /// The word in metrics and ledger.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Why::MaxAge => "max_age",
+            Why::MaxBytes => "max_bytes",
+            Why::Full => "full",
+        }
+    }
+}
+
+/// The wishes of the trim.
+#[derive(Debug)]
+pub struct Control {
+    skip_to: AtomicU64,
+    why: AtomicU8,
+    forget_before: AtomicI64,
+    /// Wakes the reading task.
+    pub reader: Notify,
+    /// Wakes the delivering task.
+    pub sender: Notify,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            skip_to: AtomicU64::new(0),
+            why: AtomicU8::new(0),
+            forget_before: AtomicI64::new(i64::MIN),
+            reader: Notify::new(),
+            sender: Notify::new(),
+        }
+    }
+}
+
+impl Control {
+    /// Asks the relay to give up everything up to a sequence, inclusive.
+    pub fn skip_to(&self, seq: u64, why: Why) {
+        self.why.store(why as u8, Ordering::Relaxed);
+        self.skip_to.fetch_max(seq, Ordering::AcqRel);
+        self.sender.notify_one();
+    }
+
+    /// The sequence up to which everything is given up; 0: none.
+    pub fn skipped(&self) -> u64 {
+        self.skip_to.load(Ordering::Acquire)
+    }
+
+    /// Why it is given up.
+    pub fn why(&self) -> Why {
+        match self.why.load(Ordering::Relaxed) {
+            0 => Why::MaxAge,
+            1 => Why::MaxBytes,
+            _ => Why::Full,
+        }
+    }
+
+    /// Asks the relay to forget targets not seen since a slot, so that their bases need no space.
+    pub fn forget_before(&self, slot_ms: i64) {
+        self.forget_before.fetch_max(slot_ms, Ordering::AcqRel);
+        self.reader.notify_one();
+    }
+
+    /// The slot before which targets are forgotten.
+    pub fn forgotten_before(&self) -> i64 {
+        self.forget_before.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,530 @@
+//! Delivery: batches to the sink, and the position after the sink's own acknowledgement.
+//!
+//! *In*: [`Step`]s. *Out*: delivered samples, dead letters, ledger entries, checkpoints, in this order of durability. *Bound*: one batch in
+//! flight; at most [`SUSPECTS_MAX`] wholly rejected batches wait for a judgement. *When full*: the reading task waits, the backlog stays in
+//! the stream.
+
+mod send;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::backoff::{jitter, now_ms};
+use crate::book::Book;
+use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
+use crate::control::Control;
+use crate::dead::{Dead, Stopped};
+use crate::sink::{Answer, Sink};
+use crate::step::{Loss, Mark, Part, Step};
+use crate::telemetry::{Activity, Gauges};
+
+use send::Sent;
+
+/// Batches in a row of which the sink rejected every sample before it is taken for broken. Larger: more memory while unsure; smaller: a picky
+/// sink is held.
+pub const SUSPECTS_MAX: usize = 4;
+
+/// Wait between two tries at a sink that refuses everything. Larger: a mended sink waits longer; smaller: it is bothered more.
+pub const HELD_RETRY: Duration = Duration::from_secs(15);
+
+/// Why delivery ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checkpoint belongs to another process, or is not ours.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+}
+
+/// Why a step could not be finished.
+#[derive(Debug)]
+enum Halt {
+    /// The relay is asked to stop.
+    Stopped,
+    /// It must not go on.
+    Failed(Error),
+}
+
+impl From<Stopped> for Halt {
+    fn from(Stopped: Stopped) -> Self {
+        Halt::Stopped
+    }
+}
+
+/// What became of the batches of the message in hand.
+#[derive(Debug, Default, Clone)]
+struct Progress {
+    id: String,
+    batches: u32,
+    delivered: u64,
+    rejected: u64,
+    given_up: u64,
+}
+
+impl Progress {
+    fn add(&mut self, other: &Progress) {
+        self.delivered += other.delivered;
+        self.rejected += other.rejected;
+        self.given_up += other.given_up;
+    }
+}
+
+/// Something that waits until it is clear whether the sink is picky or broken.
+enum Suspect {
+    Part(Box<Part>),
+    Mark(Box<Mark>, Progress),
+}
+
+/// What a delivery is made of.
+pub struct Parts {
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+    /// Where rejected samples go.
+    pub dead: Dead,
+    /// Where losses go.
+    pub book: Book,
+    /// Where the position goes; none: a replay, which has none.
+    pub store: Option<Store>,
+    /// The position to go on from.
+    pub checkpoint: Checkpoint,
+    /// What the trim wants.
+    pub control: Arc<Control>,
+    /// State and metrics.
+    pub gauges: Gauges,
+    /// Woken when the position has passed what was given up.
+    pub trim: Arc<Notify>,
+    /// Ends it.
+    pub stop: CancellationToken,
+    /// Samples a replay may send per second.
+    pub rate: Option<u64>,
+    /// Samples done so far, for a replay.
+    pub progress: Option<watch::Sender<crate::replay::Progress>>,
+}
+
+/// The delivering task of one relay.
+pub struct Deliver {
+    sink: Box<dyn Sink>,
+    dead: Dead,
+    book: Book,
+    store: Option<Store>,
+    checkpoint: Checkpoint,
+    control: Arc<Control>,
+    gauges: Gauges,
+    trim: Arc<Notify>,
+    stop: CancellationToken,
+    progress: Progress,
+    resumed: Option<Partial>,
+    suspects: VecDeque<Suspect>,
+    retry_suspects_at: Option<Instant>,
+    dirty: bool,
+    /// Messages since the last write, and the most of recent intervals.
+    pace: u64,
+    /// Messages of a crashed life that may come again.
+    repeats: u64,
+    rate: Option<send::Bucket>,
+    report: Option<watch::Sender<crate::replay::Progress>>,
+}
+
+impl Deliver {
+    /// A delivery that begins at a checkpoint.
+    pub fn new(parts: Parts) -> Self {
+        let mut checkpoint = parts.checkpoint;
+        let resumed = checkpoint.partial.take();
+        let repeats = if checkpoint.clean { 0 } else { checkpoint.pace };
+        checkpoint.clean = false;
+        {
+            let mut live = parts.gauges.shared.live();
+            live.position = checkpoint.seq;
+            live.positions = checkpoint.positions.clone();
+            live.totals = checkpoint.totals.clone();
+            live.newest_ms = checkpoint.positions.iter().map(|mark| mark.at_ms).max();
+            live.activity = Activity::Running;
+        }
+        parts.gauges.metrics.up.set(1);
+        Self {
+            sink: parts.sink,
+            dead: parts.dead,
+            book: parts.book,
+            store: parts.store,
+            checkpoint,
+            control: parts.control,
+            gauges: parts.gauges,
+            trim: parts.trim,
+            stop: parts.stop,
+            progress: Progress::default(),
+            resumed,
+            suspects: VecDeque::new(),
+            retry_suspects_at: None,
+            dirty: false,
+            pace: 0,
+            repeats,
+            rate: parts.rate.map(send::Bucket::new),
+            report: parts.progress,
+        }
+    }
+
+    /// Delivers until the steps end or it is asked to stop; then closes the sink and writes the last checkpoint.
+    ///
+    /// After the request to stop, what is in the channel is still delivered as long as the sink takes it at once.
+    pub async fn run(mut self, mut steps: mpsc::Receiver<Step>) -> Result<(), Error> {
+        let ended = self.steps(&mut steps).await;
+        drop(steps);
+        if let Err(Halt::Failed(error)) = ended {
+            self.gauges.shared.trouble(Activity::Failed, error.to_string());
+            self.gauges.metrics.up.set(0);
+            return Err(error);
+        }
+        let result = self.close().await;
+        self.gauges.shared.live().activity = Activity::Stopped;
+        self.gauges.metrics.up.set(0);
+        result
+    }
+
+    async fn steps(&mut self, steps: &mut mpsc::Receiver<Step>) -> Result<(), Halt> {
+        let mut flush = interval(CHECKPOINT_INTERVAL);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let control = self.control.clone();
+        loop {
+            let step = if self.broken() {
+                let at = self.retry_suspects_at.unwrap_or_else(Instant::now);
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return Err(Halt::Stopped),
+                    () = control.sender.notified() => None,
+                    () = sleep_until(at) => None,
+                }
+            } else {
+                let idle = self.retry_suspects_at;
+                tokio::select! {
+                    biased;
+                    _ = flush.tick(), if self.dirty => { self.write().await?; continue }
+                    step = steps.recv() => match step { Some(step) => Some(step), None => return Ok(()) },
+                    () = control.sender.notified() => None,
+                    () = sleep_until(idle.unwrap_or_else(Instant::now)), if idle.is_some() => None,
+                }
+            };
+            match step {
+                Some(Step::Part(part)) => self.part(part).await?,
+                Some(Step::Mark(mark)) => self.mark(mark).await?,
+                Some(Step::Warm(seq)) => {
+                    if seq > self.checkpoint.warm_from {
+                        self.checkpoint.warm_from = seq;
+                        self.dirty = true;
+                        self.write().await?;
+                        self.trim.notify_one();
+                    }
+                }
+                None => self.reconsider().await?,
+            }
+        }
+    }
+
+    fn broken(&self) -> bool {
+        self.suspects.iter().filter(|s| matches!(s, Suspect::Part(_))).count() >= SUSPECTS_MAX
+    }
+
+    fn skips(&self, seq: u64) -> bool {
+        self.store.is_some() && seq <= self.control.skipped()
+    }
+
+    async fn part(&mut self, part: Box<Part>) -> Result<(), Halt> {
+        self.gauges.shared.live().oldest_ms.get_or_insert(part.first_ms);
+        self.let_go().await?;
+        if self.resume(&part) {
+            return Ok(());
+        }
+        if self.skips(part.seq) {
+            self.progress.given_up += part.batch.items.len() as u64;
+            return Ok(());
+        }
+        self.pay(part.batch.items.len() as u64).await?;
+        match self.send(&part, true).await? {
+            Sent::AllRejected(answer) => {
+                self.suspects.push_back(Suspect::Part(part));
+                self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
+                let held = if self.broken() { "it is held: nothing is parked" } else { "not yet clear whether it takes others" };
+                let text = format!("the sink rejects every sample ({held}): {answer}");
+                error!(relay = self.name(), "{text}");
+                self.trouble(Activity::Held, text);
+            }
+            Sent::Done(outcome) => {
+                if outcome.delivered > 0 && !self.suspects.is_empty() {
+                    self.settle(false, Progress::default()).await?;
+                }
+                self.settled(&part, outcome).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Parks what was rejected and counts the rest of one part.
+    async fn settled(&mut self, part: &Part, outcome: send::Outcome) -> Result<(), Halt> {
+        if !outcome.offenders.is_empty() {
+            self.dead.park(part, &outcome.offenders).await?;
+        }
+        let progress = &mut self.progress;
+        progress.id = part.batch.key.split('/').next().unwrap_or_default().to_owned();
+        progress.batches = part.index + 1;
+        progress.delivered += outcome.delivered;
+        progress.rejected += outcome.offenders.len() as u64;
+        progress.given_up += outcome.given_up;
+        Ok(())
+    }
+
+    /// Whether a life before this one was done with a part already.
+    fn resume(&mut self, part: &Part) -> bool {
+        let Some(partial) = &self.resumed else { return false };
+        let ours = part.batch.key.ends_with(&format!("/{}", self.checkpoint.config))
+            && part.batch.key.split('/').next() == Some(partial.id.as_str());
+        if !ours || part.index >= partial.batches {
+            self.resumed = None;
+            return false;
+        }
+        if part.index == 0 {
+            self.progress = Progress {
+                id: partial.id.clone(),
+                batches: partial.batches,
+                delivered: partial.delivered,
+                rejected: partial.rejected,
+                given_up: 0,
+            };
+        }
+        if part.index + 1 == partial.batches {
+            self.resumed = None;
+        }
+        true
+    }
+
+    async fn mark(&mut self, mark: Box<Mark>) -> Result<(), Halt> {
+        if mark.silent {
+            if let Some(envelope) = &mark.envelope {
+                self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);
+            }
+            return Ok(());
+        }
+        self.let_go().await?;
+        let progress = std::mem::take(&mut self.progress);
+        if self.suspects.is_empty() {
+            return self.apply(*mark, progress).await;
+        }
+        self.suspects.push_back(Suspect::Mark(mark, progress));
+        Ok(())
+    }
+
+    /// Takes apart what was rejected whole, in order: all of it, as the sink takes samples and so is picky, not broken; or only what is given up.
+    /// `first`: what became of the first suspect, where it was settled already.
+    async fn settle(&mut self, only_given_up: bool, first: Progress) -> Result<(), Halt> {
+        let current = std::mem::replace(&mut self.progress, first);
+        while let Some(suspect) = self.suspects.pop_front() {
+            match suspect {
+                Suspect::Mark(mark, before) => {
+                    let mut progress = std::mem::take(&mut self.progress);
+                    progress.add(&before);
+                    self.apply(*mark, progress).await?;
+                }
+                Suspect::Part(part) if only_given_up && !self.skips(part.seq) => {
+                    self.suspects.push_front(Suspect::Part(part));
+                    break;
+                }
+                Suspect::Part(part) => match self.send(&part, false).await {
+                    Ok(Sent::Done(outcome)) => self.settled(&part, outcome).await?,
+                    Ok(Sent::AllRejected(_)) => {}
+                    Err(halt) => {
+                        self.suspects.push_front(Suspect::Part(part));
+                        return Err(halt);
+                    }
+                },
+            }
+        }
+        // Batches of a message whose mark is still to come; which of them are done is no longer a prefix.
+        self.progress.add(&current);
+        self.progress.batches = 0;
+        if self.suspects.is_empty() {
+            self.retry_suspects_at = None;
+            self.fine();
+        }
+        Ok(())
+    }
+
+    /// Lets go of suspects that are given up.
+    async fn let_go(&mut self) -> Result<(), Halt> {
+        match self.suspects.front() {
+            Some(Suspect::Part(first)) if self.skips(first.seq) => self.settle(true, Progress::default()).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks again at wholly rejected batches: given up meanwhile, or taken now.
+    async fn reconsider(&mut self) -> Result<(), Halt> {
+        self.let_go().await?;
+        if self.suspects.is_empty() || self.retry_suspects_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.gauges.metrics.retries.inc();
+        let Some(Suspect::Part(part)) = self.suspects.pop_front() else { return Ok(()) };
+        match self.send(&part, true).await {
+            Ok(Sent::AllRejected(answer)) => {
+                debug!(relay = self.name(), %answer, "the sink still rejects every sample");
+                self.suspects.push_front(Suspect::Part(part));
+                self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
+                Ok(())
+            }
+            Ok(Sent::Done(outcome)) => {
+                info!(relay = self.name(), "the sink takes samples again");
+                let current = std::mem::take(&mut self.progress);
+                self.settled(&part, outcome).await?;
+                let first = std::mem::replace(&mut self.progress, current);
+                self.settle(false, first).await
+            }
+            Err(halt) => {
+                self.suspects.push_front(Suspect::Part(part));
+                Err(halt)
+            }
+        }
+    }
+
+    /// Books, counts and moves the position past one message.
+    async fn apply(&mut self, mut mark: Mark, progress: Progress) -> Result<(), Halt> {
+        if !mark.undecodable.is_empty() {
+            self.dead.park_frames(&mark).await?;
+        }
+        let given_up = progress.given_up + mark.given_up;
+        if given_up > 0 {
+            let slots = mark.envelope.as_ref().map(|e| (e.first_ms, e.last_ms));
+            let reason = self.control.why().as_str();
+            for (k, slot_ms) in slots.map_or([None, None], |(first, last)| [Some(first), Some(last)]).into_iter().enumerate() {
+                // Twice, so that the entry spans first and last slot; counted once.
+                let (samples, frames) = if k == 0 { (given_up, 1) } else { (0, 0) };
+                mark.losses.push(Loss { reason, stream: false, samples, frames, target: None, slot_ms });
+            }
+        }
+        let producer = mark.envelope.as_ref().map(|e| e.producer.clone());
+        let (mut lost, metrics) = (0, self.gauges.metrics.clone());
+        for loss in &mark.losses {
+            lost += loss.samples;
+            metrics.lost(loss.reason, loss.samples);
+            if self.store.is_some() {
+                self.book.add(mark.seq, producer.as_deref(), loss);
+            }
+        }
+        let filtered: u64 = mark.filtered.iter().map(|(_, n)| n).sum();
+        mark.filtered.iter().for_each(|(reason, n)| metrics.filtered(reason, *n));
+        mark.left_alone.iter().for_each(|(filter, n)| metrics.left_alone(filter, *n));
+        let delivered = progress.delivered + mark.nothing;
+        metrics.delivered.inc_by(delivered);
+        metrics.rejected.inc_by(progress.rejected);
+        if self.repeats > 0 {
+            self.repeats -= 1;
+            metrics.repeated.inc_by(progress.delivered);
+        }
+        let totals = &mut self.checkpoint.totals;
+        totals.read += mark.read;
+        totals.delivered += delivered;
+        totals.filtered += filtered;
+        totals.rejected += progress.rejected;
+        totals.lost += lost;
+        self.moved(&mark);
+        if self.store.is_none() {
+            self.report(&mark);
+        } else if mark.skipped && mark.seq >= self.control.skipped() {
+            self.write().await?;
+            warn!(relay = self.name(), to = mark.seq, why = self.control.why().as_str(), "gave up undelivered samples, booked");
+            self.trim.notify_one();
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, mark: &Mark) {
+        self.checkpoint.seq = mark.seq;
+        self.checkpoint.id = Some(mark.id.clone());
+        self.checkpoint.warm_from = mark.warm_from;
+        let mut live = self.gauges.shared.live();
+        if let Some(envelope) = &mark.envelope {
+            self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);
+            live.positions.advance(envelope, &mark.subject, mark.at_ms);
+        }
+        live.position = mark.seq;
+        live.totals = self.checkpoint.totals.clone();
+        live.oldest_ms = None;
+        live.newest_ms = Some(mark.last_ms);
+        self.dirty = true;
+        self.pace += 1;
+    }
+
+    fn report(&self, mark: &Mark) {
+        if let Some(report) = &self.report {
+            report.send_modify(|progress| {
+                progress.position = mark.seq;
+                progress.totals = self.checkpoint.totals.clone();
+            });
+        }
+    }
+
+    /// Books what is open, then writes the checkpoint. A store that is away is tried again at the next interval.
+    async fn write(&mut self) -> Result<(), Halt> {
+        let Some(store) = &mut self.store else {
+            self.dirty = false;
+            return Ok(());
+        };
+        self.book.flush().await?;
+        let checkpoint = &mut self.checkpoint;
+        checkpoint.at_ms = now_ms();
+        checkpoint.positions.forget(checkpoint.at_ms);
+        checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(1);
+        let progress = &self.progress;
+        let whole = self.suspects.is_empty() && progress.batches > 0 && progress.given_up == 0;
+        checkpoint.partial = whole.then(|| Partial {
+            id: progress.id.clone(),
+            batches: progress.batches,
+            delivered: progress.delivered,
+            rejected: progress.rejected,
+        });
+        match store.write(checkpoint).await {
+            Ok(()) => {
+                self.dirty = false;
+                self.pace = 0;
+                Ok(())
+            }
+            Err(error @ checkpoint::Error::Unavailable { .. }) => {
+                debug!(relay = self.name(), %error, "the position is kept in memory for now");
+                Ok(())
+            }
+            Err(error) => Err(Halt::Failed(error.into())),
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), Error> {
+        match self.sink.close().await {
+            Answer::Delivered => {}
+            answer => warn!(relay = self.name(), ?answer, "the sink did not close cleanly"),
+        }
+        self.checkpoint.clean = true;
+        match self.write().await {
+            Ok(()) => Ok(()),
+            Err(Halt::Stopped) => {
+                warn!(relay = self.name(), "the last losses could not be booked in time: their messages will be read again");
+                Ok(())
+            }
+            Err(Halt::Failed(error)) => Err(error),
+        }
+    }
+
+    fn name(&self) -> String {
+        self.gauges.metrics.name().to_owned()
+    }
+
+    fn trouble(&self, activity: Activity, text: String) {
+        self.gauges.metrics.up.set(0);
+        self.gauges.shared.trouble(activity, text);
+    }
+
+    fn fine(&self) {
+        self.gauges.metrics.up.set(1);
+        self.gauges.shared.fine();
+    }
+}

@@ -1,0 +1,436 @@
+//! The pipeline of one relay: a message becomes batches and a mark.
+//!
+//! *In*: messages as the reader hands them out. *Out*: [`Step`]s. *Bound*: one batch under construction, at most what one sink request
+//! carries; parts of incomplete slots. *When full*: waits for the delivering task. A batch never spans messages, and the same message always
+//! becomes the same batches under the same keys.
+
+mod batch;
+mod held;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sample::{Columns, Decoded, Decoder, Envelope, Flags, FrameKind, FrameRef, KEY_FRAME_PERIOD};
+use tokio::sync::mpsc;
+
+use crate::control::Control;
+use crate::delta::Deltas;
+use crate::encode::Encode;
+use crate::filter::Filter;
+use crate::read::{Incoming, identity};
+use crate::resolve::Resolver;
+use crate::sink::Limits;
+use crate::slots::{Fate, Header, SLOT_MEMORY_MS, Slots};
+use crate::step::{Loss, Mark, Step, Undecodable};
+
+use batch::{Building, Tally};
+use held::{Held, HeldKey, HeldPart};
+
+/// How often old targets are looked for, in stream time.
+const FORGET_EVERY_MS: i64 = 30_000;
+
+/// The delivering task is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed;
+
+/// What a pipeline is made of.
+pub struct Parts {
+    /// Filters with their names, in order; at most [`crate::resolve::FILTERS_MAX`].
+    pub filters: Vec<(Arc<str>, Box<dyn Filter>)>,
+    /// The encoder.
+    pub encoder: Arc<dyn Encode>,
+    /// The sink's limits.
+    pub limits: Limits,
+    /// Jobs; empty: all.
+    pub from: Vec<String>,
+    /// Labels for every series that does not have them.
+    pub external_labels: Vec<(String, String)>,
+    /// Hash of the configuration, for idempotency keys.
+    pub config: String,
+    /// Where reading begins.
+    pub warm_from: u64,
+    /// A replay: its name in keys, and the slots it selects, inclusive.
+    pub replay: Option<(String, i64, i64)>,
+}
+
+/// The state between messages.
+pub struct Pipeline {
+    decoder: Decoder,
+    resolver: Resolver,
+    slots: Slots,
+    deltas: Option<Deltas>,
+    held: Held,
+    columns: Columns,
+    building: Building,
+    control: Arc<Control>,
+    config: String,
+    replay: Option<(String, i64, i64)>,
+    /// Whether silent frames still teach previous values: not after a rollback, when newer ones are known.
+    learning: bool,
+    clock_ms: i64,
+    forgot_ms: i64,
+    forgot_before_ms: i64,
+    seq: u64,
+}
+
+/// What happens to the samples of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Live,
+    Silent,
+    Skip,
+}
+
+struct Message<'a> {
+    mode: Mode,
+    seq: u64,
+    id: &'a str,
+    first_ms: i64,
+}
+
+impl Pipeline {
+    /// A pipeline that knows nothing yet.
+    pub fn new(parts: Parts, control: Arc<Control>) -> Self {
+        let deltas = parts.encoder.wants_deltas().then(Deltas::default);
+        Self {
+            decoder: Decoder::new(),
+            building: Building::new(parts.encoder.clone(), parts.limits),
+            resolver: Resolver::new(parts.filters, parts.encoder, &parts.from, parts.external_labels),
+            slots: Slots::default(),
+            deltas,
+            held: Held::default(),
+            columns: Columns::default(),
+            control,
+            config: parts.config,
+            replay: parts.replay,
+            learning: true,
+            clock_ms: i64::MIN,
+            forgot_ms: i64::MIN,
+            forgot_before_ms: i64::MIN,
+            seq: parts.warm_from.saturating_sub(1),
+        }
+    }
+
+    /// Lowest sequence that holds a base needed after the last message.
+    pub fn warm_from(&self) -> u64 {
+        let next = self.seq + 1;
+        self.decoder.warm_from().unwrap_or(next).min(self.held.first_seq().unwrap_or(next)).min(next)
+    }
+
+    /// Takes one message through to steps.
+    pub async fn message(&mut self, incoming: Incoming, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
+        if incoming.restarted {
+            self.decoder = Decoder::new();
+            self.resolver.clear();
+            self.held.clear();
+            self.learning = false;
+        }
+        let Incoming { message, envelope, silent, gap, .. } = incoming;
+        self.seq = message.seq;
+        let id = identity(&message, envelope.as_ref().ok());
+        let mode = match (silent, message.seq <= self.control.skipped()) {
+            (true, _) => Mode::Silent,
+            (_, true) => Mode::Skip,
+            _ => Mode::Live,
+        };
+        let mut tally = Tally::new(self.resolver.filters().len());
+        if let Some(gap) = gap {
+            tally.read += gap.samples;
+            tally.loss(Loss { reason: "rollback", stream: true, samples: gap.samples, frames: gap.messages, target: None, slot_ms: None });
+        }
+        let first_ms = envelope.as_ref().map_or(message.time_ms, |e| e.first_ms);
+        let name = self.replay.as_ref().map_or_else(|| id.clone(), |(replay, ..)| format!("{replay}:0:{}", message.seq));
+        let at = Message { mode, seq: message.seq, id: &name, first_ms };
+        match &envelope {
+            Ok(envelope) => self.payload(&at, envelope, &message.payload, &mut tally, out).await?,
+            Err(_) if mode == Mode::Silent => {}
+            Err(why) => tally.undecodable("corrupt", why.clone(), 0, None, None),
+        }
+        let clock = envelope.as_ref().map_or(message.time_ms, |e| e.last_ms.min(message.time_ms));
+        while let Some(key) = self.held.older(clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64)) {
+            self.incomplete(&at, &key, &mut tally, out).await?;
+        }
+        self.flush(&at, out).await?;
+        self.building.restart();
+        self.tick(clock);
+        let filters = self.resolver.filters();
+        let mark = Mark {
+            seq: message.seq,
+            id,
+            subject: message.subject,
+            at_ms: message.time_ms,
+            last_ms: envelope.as_ref().map_or(message.time_ms, |e| e.last_ms),
+            envelope: envelope.ok(),
+            warm_from: self.warm_from(),
+            silent,
+            skipped: mode == Mode::Skip,
+            read: tally.read,
+            items: tally.items,
+            nothing: tally.nothing,
+            given_up: tally.given_up,
+            filtered: tally.filtered(filters),
+            left_alone: tally.left_alone(filters),
+            losses: tally.losses,
+            payload: if tally.undecodable.is_empty() { Bytes::new() } else { message.payload },
+            undecodable: tally.undecodable,
+            gap,
+        };
+        out.send(Step::Mark(Box::new(mark))).await.map_err(|_| Closed)
+    }
+
+    /// Forgets what the trim asked to forget; tells the lowest base.
+    pub async fn release(&mut self, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
+        self.tick(self.clock_ms);
+        out.send(Step::Warm(self.warm_from())).await.map_err(|_| Closed)
+    }
+
+    async fn payload(
+        &mut self,
+        at: &Message<'_>,
+        envelope: &Envelope,
+        payload: &Bytes,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        if payload.is_empty() {
+            return Ok(());
+        }
+        let corrupt = |tally: &mut Tally, why: String, samples: u64| {
+            if at.mode != Mode::Silent {
+                tally.undecodable("corrupt", why, samples, None, None);
+            }
+        };
+        if !envelope.matches(payload) {
+            corrupt(tally, "the checksum does not match".to_owned(), envelope.samples);
+            return Ok(());
+        }
+        let frames = match sample::frames(payload) {
+            Ok(frames) => frames,
+            Err(error) => {
+                corrupt(tally, error.to_string(), envelope.samples);
+                return Ok(());
+            }
+        };
+        let mut seen = 0;
+        for frame in frames {
+            match frame {
+                Ok(frame) => {
+                    seen += u64::from(frame.samples);
+                    self.frame(at, envelope, &frame, tally, out).await?;
+                }
+                Err(error) => {
+                    corrupt(tally, error.to_string(), envelope.samples.saturating_sub(seen));
+                    return Ok(());
+                }
+            }
+            // Other tasks of this thread get their turn between frames, each of which is a few thousand samples.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    async fn frame(
+        &mut self,
+        at: &Message<'_>,
+        envelope: &Envelope,
+        frame: &FrameRef<'_>,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        if let Some(key) = self.held.superseded(&envelope.producer, frame.target, frame.slot_ms) {
+            self.incomplete(at, &key, tally, out).await?;
+        }
+        if at.mode == Mode::Silent && frame.kind == FrameKind::Delta && frame.parts <= 1 && !(self.learning && self.deltas.is_some()) {
+            // Nothing of it is needed but that its slot was taken.
+            if !frame.flags.contains(Flags::PUSHED) {
+                self.fate(frame, true);
+            }
+            return Ok(());
+        }
+        let decoded = match self.decoder.decode(&envelope.producer, envelope.epoch, frame, at.seq, &mut self.columns) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                let origin = self.decoder.origin(&envelope.producer, envelope.epoch, frame.target, frame.part);
+                let wanted = origin.is_none_or(|origin| self.resolver.wants(origin));
+                if at.mode != Mode::Silent && wanted {
+                    let reason = if matches!(error, sample::DecodeError::NoBase { .. }) { "no_base" } else { "corrupt" };
+                    tally.undecodable(reason, error.to_string(), u64::from(frame.samples), Some(frame.target), Some(frame.slot_ms));
+                }
+                return Ok(());
+            }
+        };
+        if !self.resolver.resolve(&envelope.producer, &decoded) {
+            return Ok(());
+        }
+        if frame.flags.contains(Flags::PUSHED) || frame.flags.contains(Flags::END) {
+            let columns = std::mem::take(&mut self.columns);
+            let result = self.emit(at, &decoded, &columns, false, tally, out).await;
+            self.columns = columns;
+            return result;
+        }
+        let key = HeldKey { producer: envelope.producer.clone(), epoch: envelope.epoch, target: frame.target, slot_ms: frame.slot_ms };
+        let complete = frame.parts <= 1 || self.held.completes(&key, frame.part, frame.parts);
+        match self.fate(frame, complete) {
+            Fate::Hold => {
+                let columns = std::mem::take(&mut self.columns);
+                self.held.put(key, at.seq, HeldPart { decoded, columns, failed: frame.flags.contains(Flags::FAILED) });
+            }
+            Fate::Twin => {
+                let siblings = if frame.parts > 1 { self.held.take(&key) } else { Vec::new() };
+                let samples = u64::from(decoded.samples) + siblings.iter().map(|part| u64::from(part.decoded.samples)).sum::<u64>();
+                if at.mode != Mode::Silent {
+                    tally.read += samples;
+                    tally.drop_as("twin", samples);
+                }
+            }
+            Fate::Take { late } if frame.parts > 1 => {
+                let columns = std::mem::take(&mut self.columns);
+                let mut parts = self.held.take(&key);
+                parts.push(HeldPart { decoded, columns, failed: false });
+                self.parts(at, parts, late, tally, out).await?;
+            }
+            Fate::Take { late } => {
+                let columns = std::mem::take(&mut self.columns);
+                let result = self.emit(at, &decoded, &columns, late, tally, out).await;
+                self.columns = columns;
+                return result;
+            }
+        }
+        Ok(())
+    }
+
+    fn fate(&mut self, frame: &FrameRef<'_>, complete: bool) -> Fate {
+        self.slots.take(Header { target: frame.target, slot_ms: frame.slot_ms, complete, failed: frame.flags.contains(Flags::FAILED) })
+    }
+
+    /// A newer slot came before the missing parts of an older one: what there is of it is better than nothing.
+    async fn incomplete(&mut self, at: &Message<'_>, key: &HeldKey, tally: &mut Tally, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
+        let parts = self.held.take(key);
+        let failed = parts.iter().any(|part| part.failed);
+        match self.slots.take(Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
+            Fate::Take { late } => self.parts(at, parts, late, tally, out).await,
+            Fate::Twin | Fate::Hold => {
+                if at.mode != Mode::Silent {
+                    let samples = parts.iter().map(|part| u64::from(part.decoded.samples)).sum();
+                    tally.read += samples;
+                    tally.drop_as("twin", samples);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn parts(
+        &mut self,
+        at: &Message<'_>,
+        mut parts: Vec<HeldPart>,
+        late: bool,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        parts.sort_by_key(|part| part.decoded.part);
+        for part in &parts {
+            self.emit(at, &part.decoded, &part.columns, late, tally, out).await?;
+        }
+        Ok(())
+    }
+
+    /// Encodes the samples of one frame, or only learns from them.
+    async fn emit(
+        &mut self,
+        at: &Message<'_>,
+        decoded: &Decoded,
+        columns: &Columns,
+        late: bool,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        let samples = u64::from(columns.samples());
+        let selected = self.replay.as_ref().is_none_or(|(_, from, to)| (*from..=*to).contains(&decoded.slot_ms));
+        let Some((resolved, filters)) = self.resolver.split(decoded.generation) else {
+            // Only a held part of a layout that is gone from memory gets here.
+            if at.mode != Mode::Silent {
+                tally.read += samples;
+                tally.loss(Loss {
+                    reason: "no_base",
+                    stream: false,
+                    samples,
+                    frames: 1,
+                    target: Some(decoded.origin.target),
+                    slot_ms: Some(decoded.slot_ms),
+                });
+            }
+            return Ok(());
+        };
+        let mut previously = match &mut self.deltas {
+            Some(deltas) => {
+                let previously = deltas.target(decoded.origin.target);
+                resolved.places(previously);
+                Some(previously)
+            }
+            None => None,
+        };
+        if at.mode != Mode::Live || !selected {
+            if let Some(previously) = previously.filter(|_| !late && (at.mode != Mode::Silent || self.learning)) {
+                batch::learn(resolved, filters, columns, decoded.slot_ms, previously);
+            }
+            if at.mode == Mode::Skip && selected {
+                tally.read += samples;
+                tally.given_up += samples;
+            }
+            return Ok(());
+        }
+        tally.read += samples;
+        if late && previously.is_some() {
+            tally.drop_as("late", samples);
+            return Ok(());
+        }
+        self.building.section(resolved, decoded.slot_ms);
+        let mut next = 0;
+        loop {
+            next = self.building.fill(resolved, filters, columns, next, previously.as_deref_mut(), tally);
+            if next >= columns.states.len() {
+                return Ok(());
+            }
+            if let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config) {
+                out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
+            }
+        }
+    }
+
+    async fn flush(&mut self, at: &Message<'_>, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
+        while let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config) {
+            out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the clock, and forgets what is older than two key periods or what the trim needs the space of.
+    fn tick(&mut self, now_ms: i64) {
+        self.clock_ms = self.clock_ms.max(now_ms);
+        let asked = self.control.forgotten_before();
+        let due = self.clock_ms.saturating_sub(self.forgot_ms) >= FORGET_EVERY_MS;
+        if due {
+            self.forgot_ms = self.clock_ms;
+            let before = self.clock_ms.saturating_sub(SLOT_MEMORY_MS);
+            self.slots.forget_before(before);
+            self.decoder.forget_before(before);
+            self.resolver.forget_before(before);
+            if let Some(deltas) = &mut self.deltas {
+                deltas.forget_before(before);
+            }
+        }
+        if asked > self.forgot_before_ms {
+            self.forgot_before_ms = asked;
+            self.decoder.forget_before(asked);
+        }
+    }
+}
+
+impl Tally {
+    fn undecodable(&mut self, reason: &'static str, detail: String, samples: u64, target: Option<sample::TargetId>, slot_ms: Option<i64>) {
+        self.read += samples;
+        self.loss(Loss { reason, stream: false, samples, frames: 1, target, slot_ms });
+        self.undecodable.push(Undecodable { reason, detail, samples, target, slot_ms });
+    }
+}

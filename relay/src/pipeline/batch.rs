@@ -1,0 +1,273 @@
+//! Batches under construction, and the per-sample loop.
+//!
+//! *In*: resolved series and columns. *Out*: items. *Bound*: one sink request. *When full*: the item that does not fit opens the next batch.
+
+use std::sync::Arc;
+
+use sample::{Columns, NO_TIME, State, is_stale};
+
+use crate::delta::{NO_START, Previously};
+use crate::encode::{Encode, Encoded, Sample};
+use crate::filter::Filter;
+use crate::resolve::{Resolved, Row};
+use crate::sink::{Batch, Item, Limits};
+use crate::step::{Loss, Part, Section, Undecodable};
+
+type Filters = [(Arc<str>, Box<dyn Filter>)];
+
+/// Ends of items are 32 bits.
+const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// What became of the samples of one message.
+pub(super) struct Tally {
+    pub read: u64,
+    pub items: u64,
+    pub nothing: u64,
+    pub given_up: u64,
+    pub losses: Vec<Loss>,
+    pub undecodable: Vec<Undecodable>,
+    by_filter: Vec<u64>,
+    alone: Vec<u64>,
+    others: Vec<(&'static str, u64)>,
+}
+
+impl Tally {
+    pub fn new(filters: usize) -> Self {
+        Self {
+            read: 0,
+            items: 0,
+            nothing: 0,
+            given_up: 0,
+            losses: Vec::new(),
+            undecodable: Vec::new(),
+            by_filter: vec![0; filters],
+            alone: vec![0; filters],
+            others: Vec::new(),
+        }
+    }
+
+    pub fn drop_as(&mut self, reason: &'static str, samples: u64) {
+        match self.others.iter_mut().find(|(r, _)| *r == reason) {
+            Some((_, n)) => *n += samples,
+            None => self.others.push((reason, samples)),
+        }
+    }
+
+    pub fn loss(&mut self, loss: Loss) {
+        self.losses.push(loss);
+    }
+
+    pub fn filtered(&self, filters: &Filters) -> Vec<(Arc<str>, u64)> {
+        let mut all = named(filters, &self.by_filter);
+        all.extend(self.others.iter().map(|(reason, n)| (Arc::from(*reason), *n)));
+        all
+    }
+
+    pub fn left_alone(&self, filters: &Filters) -> Vec<(Arc<str>, u64)> {
+        named(filters, &self.alone)
+    }
+}
+
+fn named(filters: &Filters, counts: &[u64]) -> Vec<(Arc<str>, u64)> {
+    filters.iter().zip(counts).filter(|(_, n)| **n > 0).map(|((name, _), n)| (name.clone(), *n)).collect()
+}
+
+/// One batch that is being filled.
+pub(super) struct Building {
+    encoder: Arc<dyn Encode>,
+    limits: Limits,
+    bytes: Vec<u8>,
+    items: Vec<Item>,
+    sources: Vec<(u32, u32)>,
+    sections: Vec<Section>,
+    /// The item that did not fit.
+    carry: Option<(Vec<u8>, Item, u32)>,
+    index: u32,
+    hint: usize,
+}
+
+impl Building {
+    pub fn new(encoder: Arc<dyn Encode>, limits: Limits) -> Self {
+        let limits = Limits { bytes_max: limits.bytes_max.clamp(1, BATCH_BYTES_MAX), items_max: limits.items_max.max(1) };
+        Self {
+            encoder,
+            limits,
+            bytes: Vec::new(),
+            items: Vec::new(),
+            sources: Vec::new(),
+            sections: Vec::new(),
+            carry: None,
+            index: 0,
+            hint: 0,
+        }
+    }
+
+    /// A new message begins.
+    pub fn restart(&mut self) {
+        self.index = 0;
+        self.sections.clear();
+    }
+
+    /// The next items are of this target and slot.
+    pub fn section(&mut self, resolved: &Resolved, slot_ms: i64) {
+        self.sections.push(Section { origin: resolved.origin.clone(), layout: resolved.layout.clone(), slot_ms });
+    }
+
+    /// Takes samples from a series on, until the end or until the batch is full; says where to go on.
+    pub fn fill(
+        &mut self,
+        resolved: &Resolved,
+        filters: &Filters,
+        columns: &Columns,
+        from: usize,
+        mut previously: Option<&mut Previously>,
+        tally: &mut Tally,
+    ) -> usize {
+        let encoder = self.encoder.clone();
+        let framing = encoder.framing();
+        let around = framing.open.len() + framing.close.len();
+        let target = resolved.origin.target.0;
+        let section = self.sections.len().saturating_sub(1) as u32;
+        let rows = resolved.rows.len().min(columns.states.len());
+        let slot_ms = self.sections.last().map_or(0, |section| section.slot_ms);
+        for i in from..rows {
+            match columns.states[i] {
+                State::Absent => continue,
+                State::Histogram => {
+                    tally.drop_as("native_histogram", 1);
+                    continue;
+                }
+                State::Present => {}
+            }
+            let row = &resolved.rows[i];
+            let mut value = columns.values[i];
+            if !row.rule.keeps() {
+                match judge(row, filters, value, tally) {
+                    Some(passed) => value = passed,
+                    None => continue,
+                }
+            }
+            let timestamp_ms = timestamp(columns, i, slot_ms);
+            let delta = previously.as_deref_mut().and_then(|p| step(p, row, columns, i, value, slot_ms));
+            let (series, target_text) = resolved.texts(i);
+            let start = self.bytes.len();
+            let sample = Sample { series, target: target_text, kind: row.kind, timestamp_ms, value, delta };
+            match encoder.sample(&sample, &mut self.bytes) {
+                Encoded::Item => {}
+                Encoded::Nothing => {
+                    self.bytes.truncate(start);
+                    tally.nothing += 1;
+                    continue;
+                }
+                Encoded::Inexpressible(reason) => {
+                    self.bytes.truncate(start);
+                    tally.drop_as(reason, 1);
+                    continue;
+                }
+            }
+            tally.items += 1;
+            let item = Item { end: self.bytes.len() as u32, series: row.hash, target };
+            let body = around + self.bytes.len() + framing.separator.len() * self.items.len();
+            if body > self.limits.bytes_max && !self.items.is_empty() {
+                self.carry = Some((self.bytes.split_off(start), item, i as u32));
+                return i + 1;
+            }
+            self.items.push(item);
+            self.sources.push((section, i as u32));
+            if self.items.len() >= self.limits.items_max || body > self.limits.bytes_max {
+                return i + 1;
+            }
+        }
+        columns.states.len()
+    }
+
+    /// Hands out the batch; `None`: there is nothing in it.
+    pub fn finish(&mut self, seq: u64, first_ms: i64, id: &str, config: &str) -> Option<Part> {
+        if self.items.is_empty() {
+            return None;
+        }
+        let framing = self.encoder.framing();
+        self.hint = self.hint.max(self.bytes.len());
+        let batch = Batch {
+            bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(self.hint.min(self.limits.bytes_max))),
+            items: std::mem::take(&mut self.items),
+            framing,
+            content_type: self.encoder.content_type(),
+            key: format!("{id}/{}/{config}", self.index),
+        };
+        let last = self.sections.last().cloned();
+        let part = Part {
+            seq,
+            index: self.index,
+            first_ms,
+            batch,
+            sections: std::mem::replace(&mut self.sections, last.into_iter().collect()),
+            sources: std::mem::take(&mut self.sources),
+        };
+        self.index += 1;
+        if let Some((bytes, item, series)) = self.carry.take() {
+            self.bytes.extend_from_slice(&bytes);
+            self.items.push(Item { end: self.bytes.len() as u32, ..item });
+            self.sources.push((0, series));
+        }
+        Some(part)
+    }
+}
+
+/// Feeds previous values without encoding anything.
+pub(super) fn learn(resolved: &Resolved, filters: &Filters, columns: &Columns, slot_ms: i64, previously: &mut Previously) {
+    let mut nowhere = Tally::new(filters.len());
+    for i in 0..resolved.rows.len().min(columns.states.len()) {
+        let row = &resolved.rows[i];
+        if columns.states[i] != State::Present || !row.cumulative {
+            continue;
+        }
+        let value = if row.rule.keeps() { Some(columns.values[i]) } else { judge(row, filters, columns.values[i], &mut nowhere) };
+        if let Some(value) = value {
+            step(previously, row, columns, i, value, slot_ms);
+        }
+    }
+}
+
+fn step(previously: &mut Previously, row: &Row, columns: &Columns, i: usize, value: u64, slot_ms: i64) -> Option<f64> {
+    if !row.cumulative {
+        return None;
+    }
+    let start = columns.starts.get(i).map_or(NO_START, |start| if *start == NO_TIME { NO_START } else { *start });
+    previously.step(row.place, f64::from_bits(value), start, slot_ms)
+}
+
+fn timestamp(columns: &Columns, i: usize, slot_ms: i64) -> i64 {
+    match columns.timestamps.get(i) {
+        Some(&at) if at != NO_TIME => at,
+        _ => slot_ms,
+    }
+}
+
+/// Asks the filters for one value; `None`: dropped and counted.
+fn judge(row: &Row, filters: &Filters, bits: u64, tally: &mut Tally) -> Option<u64> {
+    if let Some(filter) = row.rule.drops() {
+        tally.by_filter[filter] += 1;
+        return None;
+    }
+    for filter in row.rule.left_alone() {
+        tally.alone[filter] += 1;
+    }
+    if is_stale(bits) {
+        return Some(bits);
+    }
+    let mut bits = bits;
+    for filter in row.rule.asks() {
+        let value = f64::from_bits(bits);
+        match filters[filter].1.value(value) {
+            // An untouched value keeps its very bits.
+            Some(passed) if passed.to_bits() == value.to_bits() => {}
+            Some(passed) => bits = passed.to_bits(),
+            None => {
+                tally.by_filter[filter] += 1;
+                return None;
+            }
+        }
+    }
+    Some(bits)
+}

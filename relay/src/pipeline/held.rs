@@ -1,0 +1,68 @@
+//! Parts of slots whose siblings are not there yet.
+//!
+//! *In*: decoded parts. *Out*: all of them once they are complete, or what there is when they never will be. *Bound*: one incomplete slot per
+//! producer and target, in practice within two adjacent messages. *When full*: a newer slot of the same producer ends the older one.
+
+use std::collections::BTreeMap;
+
+use sample::{Columns, Decoded, TargetId};
+
+/// One producer's try at one slot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct HeldKey {
+    pub target: TargetId,
+    pub producer: String,
+    pub epoch: u64,
+    pub slot_ms: i64,
+}
+
+pub(super) struct HeldPart {
+    pub decoded: Decoded,
+    pub columns: Columns,
+    pub failed: bool,
+}
+
+struct Slot {
+    first_seq: u64,
+    parts: BTreeMap<u16, HeldPart>,
+}
+
+#[derive(Default)]
+pub(super) struct Held {
+    slots: BTreeMap<HeldKey, Slot>,
+}
+
+impl Held {
+    /// Whether all parts are there with this one.
+    pub fn completes(&self, key: &HeldKey, part: u16, parts: u16) -> bool {
+        let there = self.slots.get(key).map_or(0, |slot| slot.parts.keys().filter(|p| **p != part && **p < parts).count());
+        there + 1 >= usize::from(parts)
+    }
+
+    pub fn put(&mut self, key: HeldKey, seq: u64, part: HeldPart) {
+        let slot = self.slots.entry(key).or_insert_with(|| Slot { first_seq: seq, parts: BTreeMap::new() });
+        slot.parts.insert(part.decoded.part, part);
+    }
+
+    pub fn take(&mut self, key: &HeldKey) -> Vec<HeldPart> {
+        self.slots.remove(key).map(|slot| slot.parts.into_values().collect()).unwrap_or_default()
+    }
+
+    /// Another slot of the same producer and target that will never be complete.
+    pub fn superseded(&self, producer: &str, target: TargetId, slot_ms: i64) -> Option<HeldKey> {
+        self.slots.keys().find(|key| key.target == target && key.producer == producer && key.slot_ms != slot_ms).cloned()
+    }
+
+    /// A slot that nobody completed for too long.
+    pub fn older(&self, slot_ms: i64) -> Option<HeldKey> {
+        self.slots.keys().find(|key| key.slot_ms < slot_ms).cloned()
+    }
+
+    pub fn first_seq(&self) -> Option<u64> {
+        self.slots.values().map(|slot| slot.first_seq).min()
+    }
+
+    pub fn clear(&mut self) {
+        self.slots.clear();
+    }
+}

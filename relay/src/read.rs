@@ -1,0 +1,216 @@
+//! A relay's reader: silent from `warm_from` to the checkpoint, then live, over reconnects and rollbacks.
+//!
+//! *In*: a checkpoint and the raw stream. *Out*: messages in order, each marked silent or live, with the gap before it if there is one.
+//! *Bound*: [`BYTES_IN_FLIGHT`]. *When full*: it stops pulling; the backlog stays in the stream.
+
+use std::sync::Arc;
+
+use bundled_nats::port::{Error, Log, Message, Read};
+use sample::Envelope;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::checkpoint::{Checkpoint, Gap, Place, Positions};
+
+/// Bytes that wait between server and relay. Larger: memory per relay; smaller: round trips show.
+pub const BYTES_IN_FLIGHT: usize = 8 * 1024 * 1024;
+
+/// A message, and what it means for the relay.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The message.
+    pub message: Message,
+    /// Its envelope, or why it has none.
+    pub envelope: Result<Envelope, String>,
+    /// It was delivered before, or lies before the relay's start: only learn from it.
+    pub silent: bool,
+    /// Messages are gone for good before it.
+    pub gap: Option<Gap>,
+    /// The reader began again at `warm_from`: what was learned from the stream is void.
+    pub restarted: bool,
+}
+
+/// Reads for one relay.
+pub struct Reader {
+    log: Arc<dyn Log>,
+    relay: String,
+    positions: Positions,
+    /// The last message handed out (or the checkpoint's).
+    seq: u64,
+    id: Option<String>,
+    /// Below this sequence everything is silent; 0 after a rollback, where only identity counts.
+    silent_to: u64,
+    /// The checkpoint's message: it must be met on the way.
+    check: Option<(u64, String)>,
+    /// The last message handed out before a reconnect: it must come first, and is not handed out again.
+    resume: Option<(u64, String)>,
+    open: Option<Box<dyn Read>>,
+    /// Where to open next: the last message itself, or further back.
+    reopen: Reopen,
+    /// A gap that was met and read again for: the second time it is one.
+    confirmed: Option<(String, Gap)>,
+    restarted: bool,
+    backoff: Backoff,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reopen {
+    /// At the start: from `warm_from`, checking the checkpoint on the way.
+    Start(u64),
+    /// After a broken connection: from the last message itself.
+    Here,
+    /// After a rollback: from `warm_from`, by identity.
+    Again,
+}
+
+enum Seen {
+    Pass(bool, Option<Gap>),
+    Drop,
+    Rollback(&'static str),
+}
+
+impl Reader {
+    /// A reader that will begin at a checkpoint.
+    pub fn new(log: Arc<dyn Log>, relay: &str, checkpoint: &Checkpoint) -> Self {
+        Self {
+            log,
+            relay: relay.to_owned(),
+            positions: checkpoint.positions.clone(),
+            seq: checkpoint.seq,
+            id: None,
+            silent_to: checkpoint.seq,
+            check: checkpoint.id.clone().filter(|_| checkpoint.seq > 0).map(|id| (checkpoint.seq, id)),
+            resume: None,
+            open: None,
+            reopen: Reopen::Start(checkpoint.warm_from),
+            confirmed: None,
+            restarted: false,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// The next message; waits for it as long as it takes. `warm_from`: the lowest base that is needed now, to go back to.
+    ///
+    /// *Shape*: cancel safe.
+    pub async fn next(&mut self, warm_from: u64) -> Incoming {
+        loop {
+            if self.open.is_none()
+                && let Err(error) = self.reopen(warm_from).await
+            {
+                self.failed(&error).await;
+                continue;
+            }
+            let Some(read) = self.open.as_mut() else { continue };
+            let message = match read.next().await {
+                Ok(message) => message,
+                Err(error) => {
+                    self.open = None;
+                    self.failed(&error).await;
+                    continue;
+                }
+            };
+            self.backoff.reset();
+            let envelope = Envelope::parse(|name| message.headers.get(name)).map_err(|e| e.to_string());
+            let (silent, gap) = match self.judge(&message, envelope.as_ref().ok()) {
+                Seen::Pass(silent, gap) => (silent, gap),
+                Seen::Drop => continue,
+                Seen::Rollback(why) => {
+                    warn!(relay = self.relay, seq = message.seq, why, "the stream was rolled back: reading again from {warm_from}");
+                    self.rolled_back();
+                    continue;
+                }
+            };
+            self.seq = message.seq;
+            self.id = Some(identity(&message, envelope.as_ref().ok()));
+            if let Ok(envelope) = &envelope {
+                self.positions.advance(envelope, &message.subject, message.time_ms);
+            }
+            return Incoming { message, envelope, silent, gap, restarted: std::mem::take(&mut self.restarted) };
+        }
+    }
+
+    async fn failed(&mut self, error: &Error) {
+        let wait = self.backoff.wait();
+        info!(relay = self.relay, %error, "cannot read on, trying again in {wait:?}");
+        tokio::time::sleep(wait).await;
+    }
+
+    fn rolled_back(&mut self) {
+        self.open = None;
+        self.check = None;
+        self.resume = None;
+        self.silent_to = 0;
+        self.reopen = Reopen::Again;
+    }
+
+    async fn reopen(&mut self, warm_from: u64) -> Result<(), Error> {
+        let info = self.log.info().await?;
+        let known = self.check.as_ref().map_or(self.seq, |(seq, _)| self.seq.max(*seq));
+        if self.reopen != Reopen::Again && info.last_seq < known {
+            warn!(relay = self.relay, position = known, last = info.last_seq, "the stream ends before the position: it was rolled back");
+            self.rolled_back();
+        }
+        let from = match self.reopen {
+            Reopen::Start(warm) => warm.clamp(1, self.seq.max(1)),
+            Reopen::Here => {
+                self.resume = self.id.clone().map(|id| (self.seq, id));
+                self.seq.max(1)
+            }
+            Reopen::Again => {
+                self.restarted = true;
+                warm_from.max(1)
+            }
+        };
+        // A start beyond the end is silently clamped: what comes first is looked at, never assumed.
+        self.open = Some(self.log.read(from.min(info.last_seq + 1), BYTES_IN_FLIGHT).await?);
+        Ok(())
+    }
+
+    /// Says what a message is to the relay.
+    fn judge(&mut self, message: &Message, envelope: Option<&Envelope>) -> Seen {
+        if let Some((seq, id)) = self.resume.take() {
+            return match message.seq == seq && id == identity(message, envelope) {
+                true => Seen::Drop,
+                false => Seen::Rollback("another message is at the position"),
+            };
+        }
+        if let Some((seq, id)) = &self.check
+            && message.seq >= *seq
+        {
+            if message.seq > *seq || *id != identity(message, envelope) {
+                return Seen::Rollback("another message is at the checkpoint");
+            }
+            self.check = None;
+        }
+        let place = envelope.map(|envelope| self.positions.place(envelope));
+        let below = message.seq <= self.silent_to;
+        let seen = match place {
+            _ if below => Seen::Pass(true, None),
+            Some(Place::Seen) => Seen::Pass(true, None),
+            Some(Place::After(gap)) => {
+                let id = identity(message, envelope);
+                if self.confirmed.as_ref() == Some(&(id.clone(), gap)) {
+                    self.confirmed = None;
+                    Seen::Pass(false, Some(gap))
+                } else {
+                    self.confirmed = Some((id, gap));
+                    Seen::Rollback("messages are missing")
+                }
+            }
+            // Without an envelope there is no identity: after a rollback it may be parked a second time.
+            Some(Place::Next) | None => Seen::Pass(false, None),
+        };
+        if matches!(seen, Seen::Pass(..)) {
+            self.reopen = Reopen::Here;
+        }
+        seen
+    }
+}
+
+/// What tells a message from any other: producer, epoch and n; for a foreign one its subject and time.
+pub fn identity(message: &Message, envelope: Option<&Envelope>) -> String {
+    match envelope {
+        Some(envelope) => envelope.id(),
+        None => format!("?{}:{}", message.subject, message.time_ms),
+    }
+}

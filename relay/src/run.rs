@@ -1,0 +1,285 @@
+//! One relay's life: its checkpoint, then a reading and a delivering task until it is asked to stop.
+//!
+//! *In*: a configuration and the streams. *Out*: delivered samples. *Bound*: the reader's bytes in flight and a few batches.
+//! *When full*: see [`crate::read`] and [`crate::deliver`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bundled_nats::port::{Error as PortError, Streams};
+use config::{OptionsError, Relay, Start};
+use sample::{Envelope, KEY_FRAME_PERIOD};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::backoff::{Backoff, now_ms};
+use crate::book::Book;
+use crate::checkpoint::{self, Checkpoint, Positions, Store, Totals};
+use crate::control::Control;
+use crate::dead::Dead;
+use crate::deliver::{self, Deliver};
+use crate::encode::{self, Encode};
+use crate::filter::{self, Filter};
+use crate::pipeline::{self, Pipeline};
+use crate::read::{Reader, identity};
+use crate::resolve::FILTERS_MAX;
+use crate::sink::{self, Sink};
+use crate::step::{STEPS_MAX, Step};
+use crate::telemetry::{Activity, Gauges};
+
+/// How far before its start a new relay reads silently: every live target has sent a base since.
+const WARM_BEFORE: Duration = Duration::from_secs(KEY_FRAME_PERIOD.as_secs() + 60);
+
+/// What a relay delivers with.
+pub struct Components {
+    /// Filters with their names, in order.
+    pub filters: Vec<(Arc<str>, Box<dyn Filter>)>,
+    /// The encoder.
+    pub encoder: Arc<dyn Encode>,
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+}
+
+/// Makes the components of a relay; a seam for tests.
+pub type Build = Arc<dyn Fn(&Relay) -> Result<Components, OptionsError> + Send + Sync>;
+
+/// Makes the components that a relay's configuration names.
+pub fn build(relay: &Relay) -> Result<Components, OptionsError> {
+    if relay.filters.len() > FILTERS_MAX {
+        return Err(OptionsError::new("filters", format!("{} filters are more than the {FILTERS_MAX} of one relay", relay.filters.len())));
+    }
+    let filters = relay.filters.iter().map(|f| Ok((Arc::from(f.name.as_str()), filter::build(f)?))).collect::<Result<_, OptionsError>>()?;
+    let encoder = match &relay.encode {
+        Some(component) => encode::build(component)?,
+        None => {
+            let name = sink::default_encoder(&relay.sink.name).to_owned();
+            encode::build(&config::Component { name, options: serde_json::Value::Null })?
+        }
+    };
+    Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink)? })
+}
+
+/// Hash over what decides about the bytes of a relay's batches.
+pub fn config_hash(relay: &Relay, external_labels: &[(String, String)]) -> String {
+    let filters: Vec<(&str, String)> = relay.filters.iter().map(|f| (f.name.as_str(), f.options.to_string())).collect();
+    let encode = relay.encode.as_ref().map(|e| (e.name.as_str(), e.options.to_string()));
+    let text = format!("{:?}{filters:?}{encode:?}{}{}{external_labels:?}", relay.from, relay.sink.name, relay.sink.options);
+    format!("{:016x}", xxh3_64(text.as_bytes()))
+}
+
+/// What one relay is run with.
+pub(crate) struct Life {
+    pub relay: Relay,
+    pub streams: Streams,
+    pub external_labels: Vec<(String, String)>,
+    pub build: Build,
+    pub control: Arc<Control>,
+    pub gauges: Gauges,
+    pub trim: Arc<Notify>,
+    pub stop: CancellationToken,
+}
+
+/// Why a relay could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its components refuse their options.
+    #[error("cannot build the relay: {0}")]
+    Options(OptionsError),
+    /// Its checkpoint is somebody else's.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// Delivery failed.
+    #[error(transparent)]
+    Deliver(#[from] deliver::Error),
+    /// The streams did not answer.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// It was asked to stop before it began.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl Error {
+    fn is_transient(&self) -> bool {
+        matches!(self, Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. }))
+    }
+}
+
+impl Life {
+    /// Runs until the token ends it, or until it must not go on.
+    pub async fn run(self) {
+        let name = self.relay.name.clone();
+        let gauges = self.gauges.clone();
+        match self.live().await {
+            Ok(()) | Err(Error::Stopped) => {
+                gauges.shared.live().activity = Activity::Stopped;
+                info!(relay = name, "stopped");
+            }
+            Err(error) => {
+                tracing::error!(relay = name, %error, "the relay has ended");
+                gauges.shared.trouble(Activity::Failed, error.to_string());
+            }
+        }
+        gauges.metrics.up.set(0);
+    }
+
+    async fn live(&self) -> Result<(), Error> {
+        let components = (self.build)(&self.relay).map_err(Error::Options)?;
+        let (store, checkpoint, dead, book) = self.patiently().await?;
+        let pipeline = Pipeline::new(
+            pipeline::Parts {
+                filters: components.filters,
+                encoder: components.encoder,
+                limits: components.sink.limits(),
+                from: self.relay.from.clone(),
+                external_labels: self.external_labels.clone(),
+                config: checkpoint.config.clone(),
+                warm_from: checkpoint.warm_from,
+                replay: None,
+            },
+            self.control.clone(),
+        );
+        let reader = Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint);
+        let deliver = Deliver::new(deliver::Parts {
+            sink: components.sink,
+            dead,
+            book,
+            store: Some(store),
+            checkpoint,
+            control: self.control.clone(),
+            gauges: self.gauges.clone(),
+            trim: self.trim.clone(),
+            stop: self.stop.clone(),
+            rate: None,
+            progress: None,
+        });
+        let (steps, received) = mpsc::channel(STEPS_MAX);
+        // Both end together: reading when the channel is closed or the token ends it, delivery when the steps end.
+        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &self.control, &self.stop, None), deliver.run(received));
+        Ok(delivered?)
+    }
+
+    /// Opens everything that a start needs, as long as it takes.
+    async fn patiently(&self) -> Result<(Store, Checkpoint, Dead, Book), Error> {
+        let mut backoff = Backoff::default();
+        loop {
+            let error = match self.open().await {
+                Ok(all) => return Ok(all),
+                Err(error) if error.is_transient() => error,
+                Err(error) => return Err(error),
+            };
+            let wait = backoff.wait();
+            warn!(relay = self.relay.name, %error, "cannot start yet, trying again in {wait:?}");
+            self.gauges.shared.trouble(Activity::Starting, error.to_string());
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(Error::Stopped),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<(Store, Checkpoint, Dead, Book), Error> {
+        let Streams { dead, ledger, state, .. } = &self.streams;
+        let name = &self.relay.name;
+        let owner = format!("{:016x}", rand::random::<u64>());
+        let (mut store, found) = Store::open(state.clone(), name, owner).await?;
+        let hash = config_hash(&self.relay, &self.external_labels);
+        let mut checkpoint = match found {
+            Some(checkpoint) => checkpoint,
+            None => self.first().await?,
+        };
+        if checkpoint.config != hash {
+            checkpoint.partial = None;
+            checkpoint.config = hash;
+        }
+        checkpoint.owner = store.owner().to_owned();
+        let was_clean = checkpoint.clean;
+        checkpoint.clean = false;
+        checkpoint.at_ms = now_ms();
+        // Taken over, and the start resolved for good, before anything is read.
+        store.write(&checkpoint).await?;
+        checkpoint.clean = was_clean;
+        let parked = Dead::open(dead.clone(), ledger.clone(), name, checkpoint.seq, self.stop.clone()).await?;
+        let (book, given_up) = Book::open(ledger.clone(), name, checkpoint.seq, self.stop.clone()).await?;
+        if let Some((to, why)) = given_up {
+            info!(relay = name, to, "samples were given up and booked before the stop: they stay so");
+            self.control.skip_to(to, why);
+        }
+        info!(relay = name, position = checkpoint.seq, warm_from = checkpoint.warm_from, "starting");
+        Ok((store, checkpoint, parked, book))
+    }
+
+    /// Where a relay without a checkpoint begins.
+    async fn first(&self) -> Result<Checkpoint, Error> {
+        let raw = &self.streams.raw;
+        let info = raw.info().await?;
+        let (seq, warm_from) = match self.relay.start {
+            Start::Now => (info.last_seq, raw.seq_at(now_ms() - WARM_BEFORE.as_millis() as i64).await?),
+            Start::Earliest => (info.first_seq.saturating_sub(1), info.first_seq),
+            Start::Ago(back) => {
+                let from = now_ms().saturating_sub(i64::try_from(back.0).unwrap_or(i64::MAX));
+                let warm = from.saturating_sub(WARM_BEFORE.as_millis() as i64);
+                (raw.seq_at(from).await?.saturating_sub(1), raw.seq_at(warm).await?)
+            }
+        };
+        let id = match raw.get(seq).await? {
+            Some(message) => {
+                let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
+                Some(identity(&message, envelope.as_ref()))
+            }
+            None => None,
+        };
+        Ok(Checkpoint {
+            version: 1,
+            owner: String::new(),
+            seq,
+            id,
+            positions: Positions::default(),
+            warm_from: warm_from.min(seq + 1),
+            partial: None,
+            config: String::new(),
+            clean: true,
+            at_ms: now_ms(),
+            pace: 0,
+            totals: Totals::default(),
+        })
+    }
+}
+
+/// The reading task: messages through the pipeline until the token or the other end says stop. `end`: the last sequence of a replay.
+pub(crate) async fn feed(
+    mut reader: Reader,
+    mut pipeline: Pipeline,
+    steps: mpsc::Sender<Step>,
+    control: &Control,
+    stop: &CancellationToken,
+    end: Option<u64>,
+) {
+    loop {
+        let warm_from = pipeline.warm_from();
+        let incoming = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = steps.closed() => return,
+            () = control.reader.notified() => None,
+            incoming = reader.next(warm_from) => Some(incoming),
+        };
+        let done = match incoming {
+            None => pipeline.release(&steps).await,
+            Some(incoming) if end.is_some_and(|end| incoming.message.seq > end) => return,
+            Some(incoming) => {
+                let last = end.is_some_and(|end| incoming.message.seq >= end);
+                let done = pipeline.message(incoming, &steps).await;
+                if last {
+                    return;
+                }
+                done
+            }
+        };
+        if done.is_err() {
+            return;
+        }
+    }
+}

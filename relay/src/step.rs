@@ -1,0 +1,128 @@
+//! Steps: what the reading task hands to the delivering task.
+//!
+//! *In*: encoded samples and what became of the others. *Out*: batches, and after them the mark of their message. *Bound*: a channel of
+//! [`STEPS_MAX`]. *When full*: reading waits.
+
+use std::sync::Arc;
+
+use sample::{Envelope, Layout, Origin, TargetId};
+
+use crate::checkpoint::Gap;
+use crate::sink::Batch;
+
+/// Steps that wait for the sink: batches of at most one sink request each. Larger: memory while a sink is away; smaller: encoding waits for answers.
+pub const STEPS_MAX: usize = 4;
+
+/// What the reading task says.
+#[derive(Debug)]
+pub enum Step {
+    /// Samples to deliver.
+    Part(Box<Part>),
+    /// A message is done.
+    Mark(Box<Mark>),
+    /// The lowest needed base has moved without a message.
+    Warm(u64),
+}
+
+/// Samples of one target's slot in a batch.
+#[derive(Debug, Clone)]
+pub struct Section {
+    /// Their target.
+    pub origin: Arc<Origin>,
+    /// Their series.
+    pub layout: Arc<Layout>,
+    /// Their slot, ms.
+    pub slot_ms: i64,
+}
+
+/// One batch and where its items come from.
+#[derive(Debug)]
+pub struct Part {
+    /// Stream sequence of its message.
+    pub seq: u64,
+    /// Number in its message.
+    pub index: u32,
+    /// First slot of its message, ms.
+    pub first_ms: i64,
+    /// Its items.
+    pub batch: Batch,
+    /// Targets and slots of its items.
+    pub sections: Vec<Section>,
+    /// Per item: its section, and its series in the section's layout.
+    pub sources: Vec<(u32, u32)>,
+}
+
+/// A loss that must be booked before the position passes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// The word in metrics and ledger.
+    pub reason: &'static str,
+    /// Whether the stream lost it (else it was lost for this relay).
+    pub stream: bool,
+    /// Samples.
+    pub samples: u64,
+    /// Frames, or messages where the stream lost them.
+    pub frames: u64,
+    /// Target, where it is one.
+    pub target: Option<TargetId>,
+    /// Slot, ms, where it is one.
+    pub slot_ms: Option<i64>,
+}
+
+/// A frame, or the rest of a message, that cannot be decoded.
+#[derive(Debug, Clone)]
+pub struct Undecodable {
+    /// The word in metrics and ledger.
+    pub reason: &'static str,
+    /// What the decoder said.
+    pub detail: String,
+    /// Samples in it, as its header says.
+    pub samples: u64,
+    /// Target, where it is known.
+    pub target: Option<TargetId>,
+    /// Slot, ms, where it is known.
+    pub slot_ms: Option<i64>,
+}
+
+/// The end of a message.
+#[derive(Debug, Default)]
+pub struct Mark {
+    /// Its sequence.
+    pub seq: u64,
+    /// Its identity.
+    pub id: String,
+    /// Its subject.
+    pub subject: String,
+    /// When it was stored, ms.
+    pub at_ms: i64,
+    /// Its last slot, ms.
+    pub last_ms: i64,
+    /// Its envelope; none: it has none.
+    pub envelope: Option<Envelope>,
+    /// Lowest sequence that holds a base needed after it.
+    pub warm_from: u64,
+    /// Delivered before, or before the start: moves producers' positions at most.
+    pub silent: bool,
+    /// Whether it was passed without encoding because its samples are given up.
+    pub skipped: bool,
+    /// Samples read: decoded ones of the relay's jobs, undecodable and missing ones.
+    pub read: u64,
+    /// Samples in its batches.
+    pub items: u64,
+    /// Samples without consequence for the sink: delivered.
+    pub nothing: u64,
+    /// Samples given up undelivered.
+    pub given_up: u64,
+    /// Samples filtered, by reason.
+    pub filtered: Vec<(Arc<str>, u64)>,
+    /// Samples that filters left alone, by filter.
+    pub left_alone: Vec<(Arc<str>, u64)>,
+    /// What is lost with it.
+    pub losses: Vec<Loss>,
+    /// What of it cannot be decoded.
+    pub undecodable: Vec<Undecodable>,
+    /// Its payload, where something of it cannot be decoded: parked.
+    pub payload: bytes::Bytes,
+    /// What was missing before it.
+    pub gap: Option<Gap>,
+}

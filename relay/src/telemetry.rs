@@ -1,0 +1,222 @@
+//! The metrics of relays, and the state the API shows: declared here, nowhere else.
+//!
+//! *In*: counts per message. *Out*: Prometheus metrics and [`Status`] snapshots. *Bound*: one set per relay; reasons are closed words and filter
+//! names of the configuration. *When full*: does not apply.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use serde::Serialize;
+
+use crate::backoff::now_ms;
+use crate::checkpoint::{Positions, Totals};
+
+/// The metrics of all relays of a process.
+#[derive(Clone)]
+pub struct Metrics {
+    delivered: IntCounterVec,
+    rejected: IntCounterVec,
+    lost: IntCounterVec,
+    filtered: IntCounterVec,
+    left_alone: IntCounterVec,
+    retries: IntCounterVec,
+    repeated: IntCounterVec,
+    pending: IntGaugeVec,
+    lag: GaugeVec,
+    up: IntGaugeVec,
+    /// Messages that the trim removed from the stream.
+    pub trimmed: IntCounter,
+}
+
+impl Metrics {
+    /// Declares and registers all metrics. *Errors*: they are registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let gauge = |name: &str, help: &str| {
+            let metric = IntGaugeVec::new(Opts::new(name, help), &["relay"])?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let lag = GaugeVec::new(Opts::new("strata_relay_lag_seconds", "Age of the oldest slot that is not delivered."), &["relay"])?;
+        registry.register(Box::new(lag.clone()))?;
+        let trimmed = IntCounter::new("strata_trimmed_messages_total", "Messages removed from the stream because nobody needs them.")?;
+        registry.register(Box::new(trimmed.clone()))?;
+        Ok(Self {
+            delivered: counter("strata_relay_delivered_samples_total", "Samples that the sink acknowledged.", &["relay"])?,
+            rejected: counter("strata_relay_rejected_samples_total", "Samples parked because the sink refused them.", &["relay"])?,
+            lost: counter("strata_relay_lost_samples_total", "Samples lost for a relay, booked in the ledger.", &["relay", "reason"])?,
+            filtered: counter("strata_relay_filtered_samples_total", "Samples dropped on purpose.", &["relay", "reason"])?,
+            left_alone: counter(
+                "strata_relay_left_alone_samples_total",
+                "Samples of cumulative series that a value filter does not touch.",
+                &["relay", "filter"],
+            )?,
+            retries: counter("strata_relay_retries_total", "Tries after the first one of a batch.", &["relay"])?,
+            repeated: counter(
+                "strata_relay_repeated_samples_total",
+                "Samples possibly sent again after an unclean stop, under the same key: an upper estimate.",
+                &["relay"],
+            )?,
+            pending: gauge("strata_relay_pending_samples", "Samples in the stream after the relay's position, of all jobs.")?,
+            up: gauge("strata_relay_up", "1 while the relay runs and its sink takes samples.")?,
+            lag,
+            trimmed,
+        })
+    }
+
+    /// The metrics of one relay.
+    pub fn relay(&self, name: &str) -> RelayMetrics {
+        RelayMetrics {
+            name: name.to_owned(),
+            delivered: self.delivered.with_label_values(&[name]),
+            rejected: self.rejected.with_label_values(&[name]),
+            retries: self.retries.with_label_values(&[name]),
+            repeated: self.repeated.with_label_values(&[name]),
+            pending: self.pending.with_label_values(&[name]),
+            lag: self.lag.with_label_values(&[name]),
+            up: self.up.with_label_values(&[name]),
+            all: self.clone(),
+        }
+    }
+}
+
+/// The metrics of one relay.
+#[derive(Clone)]
+pub struct RelayMetrics {
+    name: String,
+    all: Metrics,
+    pub(crate) delivered: IntCounter,
+    pub(crate) rejected: IntCounter,
+    pub(crate) retries: IntCounter,
+    pub(crate) repeated: IntCounter,
+    pub(crate) pending: IntGauge,
+    pub(crate) lag: Gauge,
+    pub(crate) up: IntGauge,
+}
+
+impl RelayMetrics {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn lost(&self, reason: &str, samples: u64) {
+        self.all.lost.with_label_values(&[self.name.as_str(), reason]).inc_by(samples);
+    }
+
+    pub(crate) fn filtered(&self, reason: &str, samples: u64) {
+        self.all.filtered.with_label_values(&[self.name.as_str(), reason]).inc_by(samples);
+    }
+
+    pub(crate) fn left_alone(&self, filter: &str, samples: u64) {
+        self.all.left_alone.with_label_values(&[self.name.as_str(), filter]).inc_by(samples);
+    }
+}
+
+/// What a relay is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Activity {
+    /// Reading its checkpoint, or silently up to it.
+    #[default]
+    Starting,
+    /// Delivering, or waiting for samples.
+    Running,
+    /// The sink asked for patience or does not answer.
+    Retrying,
+    /// The sink takes nothing until somebody changes something.
+    Held,
+    /// Stopped on request.
+    Stopped,
+    /// Ended with an error; a human must look.
+    Failed,
+}
+
+/// A relay at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub activity: Activity,
+    /// The newest error, while it matters.
+    pub last_error: Option<String>,
+    /// Since when it matters, ms.
+    pub error_since_ms: Option<i64>,
+    /// Sequence of the last message that is done with.
+    pub position: u64,
+    /// Samples after the position, of all jobs: exact for a relay of all jobs, an upper bound otherwise.
+    pub pending_samples: u64,
+    /// Age of the oldest undelivered slot.
+    pub lag_seconds: f64,
+    /// What became of the samples so far, over all lives of the relay.
+    pub totals: Totals,
+}
+
+/// The state of one relay that its tasks share.
+#[derive(Default)]
+pub struct Shared {
+    live: Mutex<Live>,
+}
+
+#[derive(Default, Clone)]
+pub(crate) struct Live {
+    pub activity: Activity,
+    pub last_error: Option<String>,
+    pub error_since_ms: Option<i64>,
+    pub position: u64,
+    pub positions: Positions,
+    pub totals: Totals,
+    /// First slot of the message in hand, ms.
+    pub oldest_ms: Option<i64>,
+    /// Last slot of the message before, ms.
+    pub newest_ms: Option<i64>,
+    pub pending: u64,
+    pub lag_seconds: f64,
+}
+
+impl Shared {
+    pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
+        // A panic while it was held leaves plain numbers behind: they are still the best there is.
+        self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn trouble(&self, activity: Activity, error: String) {
+        let mut live = self.live();
+        live.activity = activity;
+        live.error_since_ms = live.error_since_ms.or_else(|| Some(now_ms()));
+        live.last_error = Some(error);
+    }
+
+    pub(crate) fn fine(&self) {
+        let mut live = self.live();
+        live.activity = Activity::Running;
+        live.last_error = None;
+        live.error_since_ms = None;
+    }
+
+    /// A snapshot.
+    pub fn status(&self, name: &str) -> Status {
+        let live = self.live().clone();
+        Status {
+            name: name.to_owned(),
+            activity: live.activity,
+            last_error: live.last_error,
+            error_since_ms: live.error_since_ms,
+            position: live.position,
+            pending_samples: live.pending,
+            lag_seconds: live.lag_seconds,
+            totals: live.totals,
+        }
+    }
+}
+
+/// A relay's shared state and metrics, as its tasks hold them.
+#[derive(Clone)]
+pub struct Gauges {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: RelayMetrics,
+}

@@ -1,0 +1,263 @@
+//! The trim: the only thing that frees space in `STRATA_RAW`.
+//!
+//! *In*: every relay's durable checkpoint, running replays, the replay window. *Out*: purges of what nobody needs; requests to relays to give
+//! up what their `hold` does not cover, or what a full stream has no room for. *Bound*: one look per [`TRIM_INTERVAL`]. *When full*: first the
+//! replay window shrinks, then the relay that lags most gives up its oldest, unless its `on_full` is `block`.
+
+mod floor;
+mod watch;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bundled_nats::port::{Error, Info, Streams};
+use bytes::Bytes;
+use config::{OnFull, Relay};
+use prometheus::IntCounter;
+use sample::{Envelope, KEY_FRAME_PERIOD};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::Options;
+use crate::backoff::now_ms;
+use crate::checkpoint::{self, Checkpoint};
+use crate::control::{Control, Why};
+use crate::replay;
+use crate::telemetry::Gauges;
+
+pub use floor::{GIVE_UP_KEEPS, Shares, WINDOW_ABOVE};
+pub use watch::watch;
+
+/// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
+pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Key under which it is kept since when a relay is not configured any more.
+fn left_key(relay: &str) -> String {
+    format!("left.{relay}")
+}
+
+/// A configured relay, as the trim sees it.
+#[derive(Clone)]
+pub struct Subject {
+    /// Its configuration.
+    pub relay: Relay,
+    /// How it is asked to give up.
+    pub control: Arc<Control>,
+    /// Its state.
+    pub gauges: Gauges,
+}
+
+/// The trimming task.
+pub struct Trim {
+    streams: Streams,
+    subjects: Vec<Subject>,
+    replay_window: Duration,
+    retired_hold: Duration,
+    full: Arc<Notify>,
+    wake: Arc<Notify>,
+    trimmed: IntCounter,
+    named: HashSet<String>,
+    blocked: bool,
+    /// Bytes at which a publisher was told the stream is full: the wall, where it is lower than `max_bytes`.
+    wall: Option<u64>,
+}
+
+impl Trim {
+    /// A trim over the configured relays.
+    pub fn new(streams: Streams, subjects: Vec<Subject>, options: &Options, trimmed: IntCounter, wake: Arc<Notify>) -> Self {
+        Self {
+            streams,
+            subjects,
+            replay_window: options.replay_window,
+            retired_hold: options.retired_hold,
+            full: options.full.clone(),
+            wake,
+            trimmed,
+            named: HashSet::new(),
+            blocked: false,
+            wall: None,
+        }
+    }
+
+    /// Trims until the token ends it.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let full = self.full.clone();
+        let wake = self.wake.clone();
+        let mut told = false;
+        loop {
+            if let Err(error) = self.look(told).await {
+                info!(%error, "cannot trim now");
+            }
+            told = tokio::select! {
+                () = stop.cancelled() => return,
+                () = full.notified() => true,
+                () = wake.notified() => false,
+                () = tokio::time::sleep(TRIM_INTERVAL) => false,
+            };
+        }
+    }
+
+    /// One look: frees what nobody needs, asks for what must be given up. `told`: a publisher was refused.
+    pub async fn look(&mut self, told: bool) -> Result<(), Error> {
+        let info = self.streams.raw.info().await?;
+        if info.messages == 0 {
+            return Ok(());
+        }
+        if told && info.bytes < info.max_bytes {
+            self.wall = Some(info.bytes);
+        } else if self.wall.is_some_and(|wall| info.bytes > wall) {
+            self.wall = None;
+        }
+        let shares = Shares::new(&info, self.wall);
+        let Some(checkpoints) = self.checkpoints().await? else {
+            // A relay without a checkpoint is about to write one: until then nothing may go.
+            return Ok(());
+        };
+        let held = self.held(&info, &checkpoints).await?;
+        let window = self.window(&shares).await?;
+        let keep_from = held.min(window);
+        if keep_from > info.first_seq {
+            let purged = self.streams.raw.purge(keep_from).await?;
+            self.trimmed.inc_by(purged);
+        }
+        self.holds(&info, &shares, &checkpoints).await?;
+        self.wall(&shares, &checkpoints, told).await
+    }
+
+    /// The configured relays' checkpoints; `None`: one is missing.
+    async fn checkpoints(&self) -> Result<Option<Vec<Checkpoint>>, Error> {
+        let mut all = Vec::with_capacity(self.subjects.len());
+        for subject in &self.subjects {
+            match self.checkpoint(&checkpoint::key(&subject.relay.name)).await? {
+                Some(checkpoint) => all.push(checkpoint),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    async fn checkpoint(&self, key: &str) -> Result<Option<Checkpoint>, Error> {
+        let entry = self.streams.state.get(key).await?;
+        Ok(entry.and_then(|entry| serde_json::from_slice(&entry.value).ok()))
+    }
+
+    /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs.
+    async fn held(&mut self, info: &Info, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
+        let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
+        let configured: HashSet<String> = self.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
+        for key in self.streams.state.keys("relay.").await? {
+            let name = key.trim_start_matches("relay.").to_owned();
+            if configured.contains(&name) {
+                continue;
+            }
+            if let Some(checkpoint) = self.checkpoint(&key).await?
+                && self.retired_holds(&name).await?
+            {
+                floor = floor.min(checkpoint.floor());
+            }
+        }
+        for name in &configured {
+            if self.named.remove(name) {
+                self.streams.state.delete(&left_key(name)).await?;
+            }
+        }
+        for key in self.streams.state.keys(replay::KEY_PREFIX).await? {
+            let Some(entry) = self.streams.state.get(&key).await? else { continue };
+            let Ok(running) = serde_json::from_slice::<replay::Registration>(&entry.value) else { continue };
+            if running.is_alive(now_ms()) {
+                floor = floor.min(running.position);
+            } else {
+                self.streams.state.delete(&key).await?;
+            }
+        }
+        Ok(floor)
+    }
+
+    /// Whether a relay that left the configuration still holds space; notes since when it is gone.
+    async fn retired_holds(&mut self, name: &str) -> Result<bool, Error> {
+        let key = left_key(name);
+        let since = match self.streams.state.get(&key).await? {
+            Some(entry) => String::from_utf8_lossy(&entry.value).parse::<i64>().unwrap_or(0),
+            None => {
+                let now = now_ms();
+                self.streams.state.put(&key, Bytes::from(now.to_string()), 0).await?;
+                now
+            }
+        };
+        let holds = now_ms().saturating_sub(since) < self.retired_hold.as_millis() as i64;
+        let (note, other) = if holds { (name.to_owned(), format!("{name}!")) } else { (format!("{name}!"), name.to_owned()) };
+        self.named.remove(&other);
+        if self.named.insert(note) {
+            match holds {
+                true => warn!(relay = name, hold = ?self.retired_hold, "a relay left the configuration: it holds its backlog for so long"),
+                false => {
+                    warn!(relay = name, "a relay left the configuration too long ago: it holds no space any more, its backlog will go")
+                }
+            }
+        }
+        Ok(holds)
+    }
+
+    /// The first sequence of the replay window and what its slots need; higher where the stream is too full for the window.
+    async fn window(&self, shares: &Shares) -> Result<u64, Error> {
+        let back = self.replay_window + 2 * KEY_FRAME_PERIOD;
+        let wished = self.streams.raw.seq_at(now_ms() - i64::try_from(back.as_millis()).unwrap_or(i64::MAX / 2)).await?;
+        Ok(shares.window_shrunk_to().map_or(wished, |seq| seq.max(wished)))
+    }
+
+    /// Asks relays to give up what their `hold` does not cover.
+    async fn holds(&self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<(), Error> {
+        for (subject, checkpoint) in self.subjects.iter().zip(checkpoints) {
+            let hold = &subject.relay.hold;
+            if let Some(age) = hold.max_age {
+                let before = now_ms().saturating_sub(i64::try_from(age.0).unwrap_or(i64::MAX));
+                let keep = self.streams.raw.seq_at(before).await?;
+                self.give_up(subject, checkpoint, keep.saturating_sub(1).min(info.last_seq), Why::MaxAge);
+            }
+            if let Some(bytes) = hold.max_bytes {
+                self.give_up(subject, checkpoint, shares.keep_bytes(bytes.0).saturating_sub(1), Why::MaxBytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up(&self, subject: &Subject, checkpoint: &Checkpoint, to: u64, why: Why) {
+        if to > checkpoint.seq && to > subject.control.skipped() {
+            warn!(relay = subject.relay.name, from = checkpoint.seq + 1, to, why = why.as_str(), "giving up undelivered samples");
+            subject.control.skip_to(to, why);
+        }
+    }
+
+    /// At the wall: the relay that holds most gives up.
+    async fn wall(&mut self, shares: &Shares, checkpoints: &[Checkpoint], told: bool) -> Result<(), Error> {
+        if !shares.at_wall() && !told {
+            self.blocked = false;
+            return Ok(());
+        }
+        let held: HashMap<&str, u64> = self.subjects.iter().zip(checkpoints).map(|(s, c)| (s.relay.name.as_str(), c.floor())).collect();
+        let Some(lowest) = held.values().min().copied() else { return Ok(()) };
+        let floor = shares.give_up_floor();
+        if lowest >= floor {
+            return Ok(());
+        }
+        let first_slot = match self.streams.raw.get(floor).await? {
+            Some(message) => Envelope::parse(|name| message.headers.get(name)).ok().map(|e| e.first_ms),
+            None => None,
+        };
+        for (subject, checkpoint) in self.subjects.iter().zip(checkpoints).filter(|(_, c)| c.floor() < floor) {
+            if subject.relay.hold.on_full == OnFull::Block && checkpoint.seq < shares.give_up_to() {
+                if !std::mem::replace(&mut self.blocked, true) {
+                    warn!(relay = subject.relay.name, "the stream is full and this relay blocks it: ingest is refused until it moves");
+                }
+                continue;
+            }
+            self.give_up(subject, checkpoint, shares.give_up_to(), Why::Full);
+            if let Some(slot) = first_slot {
+                subject.control.forget_before(slot);
+            }
+        }
+        Ok(())
+    }
+}

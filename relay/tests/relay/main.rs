@@ -1,0 +1,9 @@
+//! Relays over the in-memory twin: the collector's side is the `sample` crate, the sinks follow a script.
+
+mod delivery;
+mod giving_up;
+mod harness;
+mod reading;
+mod rejecting;
+mod replaying;
+mod summing;

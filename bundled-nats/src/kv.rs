@@ -6,14 +6,17 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::api;
 use crate::client::{NatsLog, unavailable};
 use crate::port::{Entry, Error, Headers, Log, Message, PublishError, State};
 use crate::reader::Start;
 
 const SUBJECT: &str = "$KV.STRATA_STATE.";
+const ALL: &str = "$KV.STRATA_STATE.>";
 const OPERATION: &str = "KV-Operation";
 const LIST_BYTES_IN_FLIGHT: usize = 1024 * 1024;
 const WRITE: &str = "write a key";
+const LIST: &str = "list keys";
 
 /// The bucket.
 pub struct NatsState {
@@ -57,7 +60,15 @@ impl State for NatsState {
     }
 
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        let mut reader = self.log.reader(Start::LastOfEach("$KV.STRATA_STATE.>"), LIST_BYTES_IN_FLIGHT).await?;
+        // A key that is overwritten while it is listed may never come: the count of what is pending is then never reached.
+        let listed = tokio::time::timeout(api::TIMEOUT, self.list(prefix)).await;
+        listed.map_err(|_| unavailable(LIST, &"keys change faster than they are listed"))?
+    }
+}
+
+impl NatsState {
+    async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        let mut reader = self.log.reader(Start::LastOfEach(ALL), LIST_BYTES_IN_FLIGHT).await?;
         let (mut keys, mut pending) = (Vec::new(), reader.pending);
         while pending > 0 {
             let (message, behind) = reader.next_with_pending().await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Request, RequestErrorKind};
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::keys::Role;
 
@@ -16,6 +16,8 @@ use crate::keys::Role;
 const CLIENT_CAPACITY: usize = 256;
 /// A silent server is noticed within two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Refusals that waiting requests may lag behind; those that lag further wait for their timeout.
+const VIOLATIONS_MAX: usize = 16;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One connection to one life of the server.
@@ -25,6 +27,8 @@ pub struct Connection {
     pub client: Client,
     /// Which life of the server it belongs to; the number grows.
     pub life: u64,
+    /// The server's texts about requests that the role may not make; they name the subject, and nothing else answers such a request.
+    violations: broadcast::Sender<String>,
 }
 
 /// The current connection of one role; clones follow the same one.
@@ -42,6 +46,9 @@ pub enum Error {
     /// It may have been carried out.
     #[error("{0}")]
     Unknown(String),
+    /// The role may not send there; a human must look.
+    #[error("{0}")]
+    Forbidden(String),
     /// It is larger than the server takes; it was not sent.
     #[error("larger than the server takes")]
     TooLarge,
@@ -68,6 +75,7 @@ impl Link {
     /// Sends one request and waits for its answer, at most for `timeout` and no longer than the server lives.
     pub async fn request(&self, subject: &str, headers: Option<HeaderMap>, payload: Bytes, timeout: Duration) -> Result<Message, Error> {
         let connection = self.connection()?;
+        let mut violations = connection.violations.subscribe();
         let mut request = Request::new().payload(payload).timeout(Some(timeout));
         if let Some(headers) = headers {
             request = request.headers(headers);
@@ -76,6 +84,7 @@ impl Link {
             biased;
             answer = connection.client.send_request(subject.to_owned(), request) => answer,
             () = self.ended(connection.life) => return Err(Error::Unknown("the server ended before it answered".into())),
+            violation = violation_of(&mut violations, subject) => return Err(Error::Forbidden(violation)),
         };
         answer.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => Error::NotSent("nobody serves the subject".into()),
@@ -95,8 +104,23 @@ impl Link {
     }
 }
 
+/// Waits for the server's word that this subject is forbidden. Cancel safe.
+async fn violation_of(violations: &mut broadcast::Receiver<String>, subject: &str) -> String {
+    let quoted = format!("\"{subject}\"");
+    loop {
+        match violations.recv().await {
+            Ok(text) if text.contains(&quoted) => return text,
+            // Many at once: the request's own timeout is what is left.
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
+        }
+    }
+}
+
 /// Connects with the role's key to one life of the server.
 pub async fn connect(url: &str, role: Role, seed: &str, life: u64) -> Result<Connection, async_nats::ConnectError> {
+    let violations = broadcast::Sender::new(VIOLATIONS_MAX);
+    let heard = violations.clone();
     let client = async_nats::ConnectOptions::with_nkey(seed.to_owned())
         .name(format!("strata-{}", role.name()))
         .custom_inbox_prefix(role.inbox())
@@ -104,16 +128,23 @@ pub async fn connect(url: &str, role: Role, seed: &str, life: u64) -> Result<Con
         .ping_interval(PING_INTERVAL)
         .connection_timeout(CONNECT_TIMEOUT)
         .ignore_discovered_servers()
-        .event_callback(move |event| async move { report(role, &event) })
+        .event_callback(move |event| {
+            report(role, &event, &heard);
+            std::future::ready(())
+        })
         .connect(url)
         .await?;
-    Ok(Connection { client, life })
+    Ok(Connection { client, life, violations })
 }
 
 /// A missing permission shows up here and nowhere else: the request itself only times out.
-fn report(role: Role, event: &async_nats::Event) {
+fn report(role: Role, event: &async_nats::Event, violations: &broadcast::Sender<String>) {
     match event {
-        async_nats::Event::ServerError(error) => tracing::error!(target: "nats", role = role.name(), %error, "server refused"),
+        async_nats::Event::ServerError(error) => {
+            tracing::error!(target: "nats", role = role.name(), %error, "server refused");
+            // Without a receiver no request waits for it.
+            drop(violations.send(error.to_string()));
+        }
         async_nats::Event::SlowConsumer(_) => tracing::error!(target: "nats", role = role.name(), "messages dropped by the client"),
         other => tracing::debug!(target: "nats", role = role.name(), event = %other, "connection"),
     }

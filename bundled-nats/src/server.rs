@@ -171,8 +171,12 @@ impl Server {
         let task = Mutex::new(Some(tokio::spawn(supervisor.run())));
         // From here on a drop of this future ends the server.
         let server = Server { links, state: states, life: lives, stop, task };
-        outcome.await.map_err(|_| Error::Gone)??;
-        Ok(server)
+        let outcome = outcome.await.unwrap_or(Err(Error::Gone));
+        if outcome.is_err() {
+            // So that the data folder is free when the caller learns of it.
+            server.stop().await;
+        }
+        outcome.map(|()| server)
     }
 
     /// The port, with what this role may do. Handles stay valid across restarts: calls fail as unavailable while the server is away.
@@ -295,9 +299,14 @@ impl Supervisor {
 
     async fn get_ready(&mut self, pid: u32, ports: &Ports) -> Result<(), Error> {
         let mut reminder = Instant::now() + READY_REMINDER;
-        while !matches!(monitor::health(ports.monitoring).await, Ok(Health::Good)) {
+        loop {
+            let reason = match monitor::health(ports.monitoring).await {
+                Ok(Health::Good) => break,
+                Ok(Health::Bad(reason)) => reason,
+                Err(error) => error.to_string(),
+            };
             if Instant::now() >= reminder {
-                tracing::info!(target: "nats", "nats-server still recovers its store");
+                tracing::warn!(target: "nats", reason, "nats-server is not ready yet");
                 reminder += READY_REMINDER;
             }
             sleep(READY_POLL).await;

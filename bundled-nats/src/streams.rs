@@ -51,9 +51,9 @@ pub enum Error {
         /// The field of its configuration.
         field: &'static str,
         /// Its value on the server.
-        found: Value,
+        found: String,
         /// The value Strata needs.
-        wanted: Value,
+        wanted: String,
     },
     /// The wall would be put below what is stored.
     #[error("cannot shrink the stream '{stream}' to {wanted} bytes (buffer.max_bytes): {used} are in use; deliver or trim first")]
@@ -164,7 +164,7 @@ fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value) -> Re
         let is_absent = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value.as_i64() == Some(0);
         let (found, wanted) = (&config[field], &wanted[field]);
         if found != wanted && !(is_absent(found) && is_absent(wanted)) {
-            return Err(Error::Differs { stream: name, field, found: found.clone(), wanted: wanted.clone() });
+            return Err(Error::Differs { stream: name, field, found: found.to_string(), wanted: wanted.to_string() });
         }
     }
     let (wall, wanted_wall) = (config["max_bytes"].as_u64().unwrap_or(u64::MAX), wanted["max_bytes"].as_u64().unwrap_or(0));

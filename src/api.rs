@@ -1,0 +1,159 @@
+//! The HTTP API: metrics, health, snapshots as JSON, and replays for those who have the token.
+//!
+//! *In*: requests on `server.listen`. *Out*: snapshots that are taken without waiting for anybody. *Bound*: request bodies of
+//! [`BODY_BYTES_MAX`]. *When full*: 413.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use prometheus::{Registry, TextEncoder};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::token;
+
+/// Bytes of a request's body. Larger: more memory for strangers; smaller: no request of ours fits.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What the API asks of the parts.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// What a request that changes something must carry; none yet: nothing can be changed.
+    fn token(&self) -> Option<&str>;
+    /// Everything that must be well before traffic makes sense.
+    fn ready(&self) -> Vec<Check>;
+    /// The whole in one page.
+    fn status(&self) -> Value;
+    /// Targets with their health.
+    fn targets(&self) -> Value;
+    /// Relays with their lag.
+    fn relays(&self) -> Value;
+    /// Starts a replay.
+    fn start_replay(self: Arc<Self>, replay: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>>;
+    /// How far a replay is.
+    fn replay(&self, id: &str) -> Option<Value>;
+}
+
+/// One condition of readiness.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    pub(crate) ok: bool,
+    /// What was seen.
+    pub(crate) seen: String,
+}
+
+/// What a replay is asked to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Replay {
+    pub(crate) relay: String,
+    /// First nominal slot, ms, inclusive.
+    pub(crate) from_ms: i64,
+    /// Last nominal slot, ms, exclusive.
+    pub(crate) to_ms: i64,
+    /// Samples per second; none: as fast as the sink takes them.
+    #[serde(default)]
+    pub(crate) rate: Option<u64>,
+    /// Also where the sink adds up what it got before.
+    #[serde(default)]
+    pub(crate) again: bool,
+}
+
+/// Why a request is not done.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "error": self.message }))).into_response()
+    }
+}
+
+struct Shared {
+    backend: Arc<dyn Backend>,
+    registry: Registry,
+}
+
+/// The routes.
+pub(crate) fn router(backend: Arc<dyn Backend>, registry: Registry) -> Router {
+    let shared = Arc::new(Shared { backend, registry });
+    let changes = Router::new()
+        .route("/api/v1/replays", post(start_replay))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), needs_token));
+    Router::new()
+        .route("/", get(async || "Strata: /metrics /healthz /readyz?verbose /api/v1/status /api/v1/targets /api/v1/relays\n"))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/api/v1/status", get(async |State(s): State<Arc<Shared>>| Json(s.backend.status())))
+        .route("/api/v1/targets", get(async |State(s): State<Arc<Shared>>| Json(s.backend.targets())))
+        .route("/api/v1/relays", get(async |State(s): State<Arc<Shared>>| Json(s.backend.relays())))
+        .route("/api/v1/replays/{id}", get(replay))
+        .merge(changes)
+        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing here: / lists what there is"))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(shared)
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    match TextEncoder::new().encode_to_string(&shared.registry.gather()) {
+        Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode the metrics: {error}")).into_response(),
+    }
+}
+
+async fn ready(State(shared): State<Arc<Shared>>, Query(query): Query<HashMap<String, String>>) -> Response {
+    let checks = shared.backend.ready();
+    let is_ready = checks.iter().all(|check| check.ok);
+    let mut text = String::new();
+    for check in checks.iter().filter(|check| !check.ok || query.contains_key("verbose")) {
+        let mark = if check.ok { "ok" } else { "not ready" };
+        text.push_str(&format!("{}: {mark}: {}\n", check.name, check.seen));
+    }
+    text.push_str(if is_ready { "ready\n" } else { "not ready\n" });
+    (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text).into_response()
+}
+
+async fn needs_token(State(shared): State<Arc<Shared>>, headers: HeaderMap, request: Request, next: Next) -> Response {
+    let given = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
+    if shared.backend.token().is_some_and(|token| token::is_same(given, token)) {
+        return next.run(request).await;
+    }
+    Refusal::new(
+        StatusCode::UNAUTHORIZED,
+        "a token is needed: send 'Authorization: Bearer …' with what is in the data folder's file 'token'",
+    )
+    .into_response()
+}
+
+async fn start_replay(State(shared): State<Arc<Shared>>, Json(replay): Json<Replay>) -> Result<(StatusCode, Json<Value>), Refusal> {
+    if replay.from_ms >= replay.to_ms {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "the range is empty: from must be before to"));
+    }
+    tracing::info!(?replay, "a replay was asked for");
+    let started = Arc::clone(&shared.backend).start_replay(replay).await?;
+    Ok((StatusCode::ACCEPTED, Json(started)))
+}
+
+async fn replay(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
+    let found = shared.backend.replay(&id);
+    found.map(Json).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("there is no replay '{id}'")))
+}

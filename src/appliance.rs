@@ -1,0 +1,150 @@
+//! The appliance: starts the parts in order, and stops them in order.
+//!
+//! *In*: a configuration. *Out*: server → collector → relays; on a stop intake ends first, then what is on its way is delivered, then the
+//! server ends. *Bound*: the deadline of the stop. *When full*: parts that are late are named in the log.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use bundled_nats::port::Streams;
+use bundled_nats::{Role, Server};
+use collector::Collector;
+use config::Config;
+use relay::{Activity, Relays};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::board::{Board, Parts};
+use crate::token;
+
+/// Share of the drain that the collector gets to publish what it queued, in tenths.
+const COLLECTOR_TENTHS: u32 = 4;
+/// Share of the drain in which relays read on to the end of the stream, in tenths; the rest is for their last checkpoints.
+const CATCH_UP_TENTHS: u32 = 4;
+/// Between two looks at how far the relays are.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Owns the running parts.
+pub(crate) struct Appliance {
+    board: Arc<Board>,
+    server: Arc<Server>,
+    streams: Streams,
+    stop: CancellationToken,
+}
+
+impl Appliance {
+    /// Starts every part; those that run already end with the error. *Errors*: one line that names the field and the fix.
+    pub(crate) async fn start(config: Arc<Config>, board: Arc<Board>) -> anyhow::Result<Self> {
+        let data_dir = &config.buffer.data_dir;
+        let options = bundled_nats::Options {
+            data_dir: data_dir.clone(),
+            max_bytes: config.buffer.max_bytes.0,
+            nats_memory: config.buffer.nats_memory.0,
+        };
+        let server = Arc::new(Server::start(options, board.registry()).await.map_err(|error| advise(anyhow!(error)))?);
+        board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
+        let streams = streams(&server);
+        let stop = CancellationToken::new();
+        let parts = Self::start_parts(&config, &board, &server, &streams, &stop);
+        let appliance = Self { board: Arc::clone(&board), server, streams, stop };
+        match parts {
+            Ok(parts) => {
+                board.set_parts(parts);
+                Ok(appliance)
+            }
+            Err(error) => {
+                appliance.server.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    fn start_parts(
+        config: &Arc<Config>,
+        board: &Board,
+        server: &Arc<Server>,
+        streams: &Streams,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Parts> {
+        let from = server.streams(Role::Collector);
+        let collector = Collector::start(collector::Options::new(Arc::clone(config)), &from, board.registry(), stop)?;
+        let options = relay::Options {
+            external_labels: config.global.external_labels.clone().into_iter().collect(),
+            replay_window: config.buffer.replay_window.duration(),
+            ..relay::Options::default()
+        };
+        let relays = Relays::start(&config.relays, streams.clone(), options, board.registry(), &CancellationToken::new())
+            .context("cannot start the relays")?;
+        Ok(Parts { server: Arc::clone(server), collector: Some(collector), relays: Some(relays) })
+    }
+
+    /// Waits until a part ends by itself that the process should not survive.
+    pub(crate) async fn failed(&self) -> anyhow::Error {
+        type Failed = Pin<Box<dyn Future<Output = collector::publish::Error> + Send>>;
+        let failed = self.board.with_parts(|parts| parts.collector.as_ref().map(|collector| Box::pin(collector.failed()) as Failed));
+        match failed.flatten() {
+            Some(failed) => anyhow!(failed.await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops everything within about `within`; whether all of it was in time.
+    pub(crate) async fn stop(self, within: Duration) -> bool {
+        let end = Instant::now() + within;
+        let mut in_time = true;
+        self.stop.cancel();
+        if let Some(collector) = self.board.with_parts(|parts| parts.collector.take()).flatten() {
+            // It says itself what it could not publish.
+            in_time &= collector.stop(within * COLLECTOR_TENTHS / 10).await == collector::publish::Left::default();
+        }
+        if timeout(within * CATCH_UP_TENTHS / 10, self.caught_up()).await.is_err() {
+            tracing::warn!(relays = ?self.behind(), "these did not reach the end of the stream: they go on there at the next start");
+            in_time = false;
+        }
+        if let Some(relays) = self.board.with_parts(|parts| parts.relays.take()).flatten() {
+            relays.stop(end.saturating_duration_since(Instant::now()).max(Duration::from_secs(1))).await;
+        }
+        self.server.stop().await;
+        in_time
+    }
+
+    /// Waits until every relay that makes progress is at the end of the stream; one whose sink is away keeps its backlog there.
+    async fn caught_up(&self) {
+        let Ok(info) = self.streams.raw.info().await else { return };
+        loop {
+            let statuses = self.board.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten().unwrap_or_default();
+            if statuses.iter().all(|s| s.activity != Activity::Running || s.position >= info.last_seq) {
+                return;
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    fn behind(&self) -> Vec<String> {
+        let statuses = self.board.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten().unwrap_or_default();
+        statuses.into_iter().filter(|s| s.activity == Activity::Running && s.pending_samples > 0).map(|s| s.name).collect()
+    }
+}
+
+/// What relays use: the trim that runs beside them purges `STRATA_RAW`, which only the controlling role may.
+fn streams(server: &Server) -> Streams {
+    Streams { raw: server.streams(Role::Control).raw, ..server.streams(Role::Relay) }
+}
+
+/// Adds the fix where the cause is a folder that cannot be written.
+fn advise(error: anyhow::Error) -> anyhow::Error {
+    let kind = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let advice = match kind {
+        Some(io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
+            "make the folder writable for this user, or set another"
+        }
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => "the volume is full: free some space, or set another folder",
+        Some(io::ErrorKind::NotADirectory) => "set a path that is a folder, or can become one",
+        _ => return error,
+    };
+    anyhow!("{error:#}; {advice}")
+}

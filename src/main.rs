@@ -1,0 +1,106 @@
+//! The command line of Strata: parses it, sets up logs, and hands over to one subcommand.
+//!
+//! *In*: arguments, environment. *Out*: an exit code: 0 fine, 1 failed, 2 bad usage or configuration. *Bound*: one command per process.
+//! *When full*: does not apply.
+
+mod api;
+mod appliance;
+mod board;
+mod check;
+mod client;
+mod logs;
+mod process;
+mod replay;
+mod run;
+mod times;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Something failed while it ran.
+const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+const USAGE: u8 = 2;
+
+/// Strata scrapes metrics, keeps them in a bundled JetStream stream and relays them anywhere.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 120)]
+struct Cli {
+    /// How logs are written to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = logs::Format::Text, env = "STRATA_LOG")]
+    log: logs::Format,
+    /// What is logged: a level, or levels by module like `info,relay=debug`.
+    #[arg(long, global = true, default_value = "info", env = "STRATA_LOG_LEVEL")]
+    log_level: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything in one process, with the bundled NATS server as its child.
+    Run(run::Args),
+    /// Say everything that is wrong with a configuration, each with line, column and fix.
+    Check(check::Args),
+    /// Send a past range again, to one relay, while it goes on with the present.
+    Replay(replay::Args),
+}
+
+/// Where the configuration is, and what overrides it.
+#[derive(clap::Args, Clone)]
+struct Source {
+    /// The configuration file.
+    #[arg(short, long, default_value = "strata.yaml", env = "STRATA_CONFIG", value_name = "FILE")]
+    config: PathBuf,
+    /// Override one value of it, like `buffer.max_bytes=2GiB`; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For a person.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = logs::start(cli.log, &cli.log_level) {
+        eprintln!("error: --log-level '{}': {error}", cli.log_level);
+        return ExitCode::from(USAGE);
+    }
+    match cli.command {
+        Command::Run(args) => run::main(&args),
+        Command::Check(args) => check::main(&args),
+        Command::Replay(args) => replay::main(&args),
+    }
+}
+
+/// Prints an error with its causes in one line.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(FAILED)
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE, like buffer.max_bytes=2GiB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

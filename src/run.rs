@@ -1,0 +1,141 @@
+//! `strata run`: everything in one process, with the bundled server as its child.
+//!
+//! *In*: a configuration. *Out*: a running appliance until SIGTERM or SIGINT; exit code 0 after a clean stop. *Bound*:
+//! [`DRAIN`] from the signal to the last checkpoint. *When full*: what was late is named in the log, and stays in the stream.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use config::Config;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::appliance::Appliance;
+use crate::board::Board;
+use crate::{FAILED, Source, api, check, fail};
+
+/// From the signal to the last checkpoint. Larger: orchestrators kill first (Kubernetes after 30 s); smaller: slow sinks get more twice.
+pub(crate) const DRAIN: Duration = Duration::from_secs(20);
+/// How long open HTTP connections may finish after everything else stopped.
+const HTTP_GRACE: Duration = Duration::from_secs(1);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Only check the configuration, as `strata check` does.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Where the address that is really listened on is written: with port 0 only the system knows it.
+pub(crate) fn address_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("address")
+}
+
+pub(crate) fn main(args: &Args) -> ExitCode {
+    if args.check {
+        return check::main(&check::Args::of(args.source.clone()));
+    }
+    let config = match check::load_or_report(&args.source) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow!(error).context("cannot start the async runtime")),
+    };
+    let ran = runtime.block_on(run(Arc::new(config)));
+    // What still blocks a thread now is a sink's library that does not come back; the process ends without it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run(config: Arc<Config>) -> anyhow::Result<()> {
+    let stop = watch_signals()?;
+    let listener = listen(&config.server.listen).await?;
+    let address = listener.local_addr().context("cannot read the address of server.listen")?;
+    let board = Arc::new(Board::new(&config)?);
+    let http_stop = CancellationToken::new();
+    let mut http = JoinSet::new();
+    let serving = axum::serve(listener, api::router(Arc::clone(&board) as Arc<dyn api::Backend>, board.registry().clone()));
+    http.spawn(serving.with_graceful_shutdown(http_stop.clone().cancelled_owned()).into_future());
+    tracing::info!(%address, data_dir = %config.buffer.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "strata starts");
+
+    // The first start may recover a large store: a signal ends the wait.
+    let appliance = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        started = Appliance::start(Arc::clone(&config), Arc::clone(&board)) => started?,
+    };
+    let file = address_file(&config.buffer.data_dir);
+    std::fs::write(&file, format!("{address}\n")).with_context(|| format!("cannot write '{}' (buffer.data_dir)", file.display()))?;
+    tracing::info!("strata runs: http://{address}/readyz?verbose says how it is");
+
+    let ended = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        error = appliance.failed() => Err(error),
+        served = http.join_next() => Err(anyhow!("the HTTP listener ended: {served:?}")),
+    };
+    let drained = appliance.stop(DRAIN).await;
+    http_stop.cancel();
+    if tokio::time::timeout(HTTP_GRACE, http.join_next()).await.is_err() {
+        tracing::info!("open HTTP connections were cut");
+    }
+    if let Err(error) = std::fs::remove_file(&file) {
+        tracing::debug!(%error, "cannot remove the address file");
+    }
+    ended?;
+    if drained {
+        tracing::info!("strata stopped, everything is in order")
+    } else {
+        tracing::warn!("strata stopped, some parts were late: see above")
+    }
+    Ok(())
+}
+
+/// A token that the first SIGTERM or SIGINT cancels; the second ends the process at once.
+fn watch_signals() -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    // Lives as long as the process: it ends it.
+    tokio::spawn(async move {
+        for is_second in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if is_second {
+                tracing::warn!("second signal: ending at once, without draining");
+                #[expect(clippy::disallowed_methods, reason = "the second signal means: skip the drain")]
+                std::process::exit(i32::from(FAILED));
+            }
+            tracing::info!("stopping: draining for at most {} s; a second signal ends it at once", DRAIN.as_secs());
+            token.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// Binds `server.listen`. *Errors*: what to change, in one line.
+async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!("server.listen: port taken: another process listens on {address}; end it, or choose another port (0: any free one)")
+        }
+        Err(error) => Err(error).with_context(|| format!("server.listen: cannot listen on {address}")),
+    }
+}

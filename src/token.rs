@@ -1,0 +1,62 @@
+//! The token of the API: whoever can read the data folder may change things.
+//!
+//! *In*: the data folder. *Out*: a token, made at the first start. *Bound*: one short file. *When full*: an error that names the field.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+/// Where the token of a data folder is.
+pub(crate) fn file(data_dir: &Path) -> PathBuf {
+    data_dir.join("token")
+}
+
+/// Reads the token, or makes one that only the owner can read.
+pub(crate) fn read_or_make(data_dir: &Path) -> anyhow::Result<String> {
+    let path = file(data_dir);
+    let made: String = rand::random::<[u8; 24]>().iter().map(|b| format!("{b:02x}")).collect();
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        Ok(mut file) => {
+            writeln!(file, "{made}").and_then(|()| file.sync_all()).with_context(|| format!("cannot write '{}'", path.display()))?;
+            tracing::info!(file = %path.display(), "made the token that commands which change something need");
+            Ok(made)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => read(&path),
+        Err(error) => Err(error).with_context(|| format!("cannot write '{}'", path.display())),
+    }
+}
+
+/// Reads a token.
+pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the token '{}'", path.display()))?;
+    let token = text.trim();
+    if token.len() < 16 {
+        bail!("the token in '{}' is too short: remove the file, the next start makes a new one", path.display());
+    }
+    Ok(token.to_owned())
+}
+
+/// Whether a request's token is the right one, in a time that does not tell how much of it is.
+pub(crate) fn is_same(given: &str, token: &str) -> bool {
+    given.len() == token.len() && given.bytes().zip(token.bytes()).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_made_once_and_for_its_owner() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let token = read_or_make(folder.path()).expect("a token");
+        assert_eq!(read_or_make(folder.path()).expect("the same"), token);
+        let mode = std::fs::metadata(file(folder.path())).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(is_same(&token, &token) && !is_same(&token[1..], &token) && !is_same("", &token));
+    }
+}

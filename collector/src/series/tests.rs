@@ -338,3 +338,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn one_part_is_compacted_and_the_others_stay() {
+    let page = |gone: std::ops::Range<u32>| {
+        let shown = (0..40_000).filter(|series| !gone.contains(series));
+        shown.map(|series| format!("a{{n=\"{series}\"}} {series}\n")).collect::<String>()
+    };
+    let mut cache = SeriesCache::new(options());
+    let ids = |cache: &SeriesCache| cache.parts().iter().map(|part| part.layout.id()).collect::<Vec<_>>();
+    cache.page(page(0..0).as_bytes()).expect("a good page");
+    cache.synthetic(&[("up", 1.0)]);
+    let before = ids(&cache);
+    for _ in 0..2 {
+        cache.page(page(20_000..25_000).as_bytes()).expect("a good page");
+        cache.synthetic(&[("up", 1.0)]);
+    }
+    let after = ids(&cache);
+    assert_eq!((after[0], after[2]), (before[0], before[2]));
+    assert_eq!(cache.parts()[1].layout.len(), PART_SERIES_MAX - 5_000);
+    for gone in [20_000..25_000, 0..10, 0..0] {
+        cache.page(page(gone.clone()).as_bytes()).expect("a good page");
+        cache.synthetic(&[("up", 1.0)]);
+        let said = said(&cache);
+        let shown = |series: &u32| !gone.contains(series);
+        assert!((0..40_000).filter(shown).all(|series| said[&format!("a{{n={series}}}")].0 == f64::from(series).to_bits()));
+        assert_eq!(said.values().filter(|(bits, _)| *bits != STALE_NAN).count(), 40_001 - gone.len());
+    }
+}

@@ -39,7 +39,7 @@ pub struct Encoded {
     pub raw_bytes: usize,
 }
 
-/// The compression level: 1 to 3 differ by less than 3 % in size on values, and by a factor of two in time.
+/// The compression level. On the pages of the bench level 3 makes deltas 1 % and key frames 5 % smaller, and takes up to half as long again.
 const LEVEL: i32 = 1;
 
 /// The most idle scratch sets kept. More: memory (about 1 MiB each) for threads that rarely encode at once. Fewer: allocations.

@@ -264,11 +264,12 @@ fn read_times(from: &mut Reader<'_>, slot_ms: i64, base: &Times, out: &mut Colum
 
 fn read_table(from: &mut Reader<'_>, slot_ms: i64, count: usize) -> Result<Vec<i64>, DecodeError> {
     let mut time = slot_ms;
-    let mut next = |from: &mut Reader<'_>| {
+    let mut table = Vec::with_capacity(count.min(from.remaining()));
+    for _ in 0..count {
         time = time.wrapping_add(from.signed("timestamp")?);
-        Ok(time)
-    };
-    (0..count).map(|_| next(from)).collect()
+        table.push(time);
+    }
+    Ok(table)
 }
 
 /// The index of the next entry of a list that names series in ascending order.

@@ -1,9 +1,9 @@
 //! The column of values: a class of two bits per series, and bytes for those that moved.
 //!
-//! *In*: values and states, and those of the base. *Out*: classes, specials, XOR planes, differences, in this order, and back.
+//! *In*: values and states, and those of the base. *Out*: classes, specials, planes of XORs, planes of differences, in this order, and back.
 //! *Bound*: a quarter byte per series that did not move; at most 11 for one that did. *When full*: the reader's checks of what remains.
 
-use crate::varint::{Reader, put, unzigzag, zigzag};
+use crate::varint::{Reader, unzigzag, zigzag};
 use crate::{DecodeError, STALE_NAN, State};
 
 /// Same state and bits as the base.
@@ -97,7 +97,7 @@ pub(crate) fn write(values: &[u64], states: &[State], base: &[u64], base_states:
     out.extend_from_slice(classes);
     out.extend_from_slice(specials);
     write_planes(xors, out);
-    differences.iter().for_each(|difference| put(out, *difference));
+    write_planes(differences, out);
 }
 
 /// Where the bytes of series that moved are collected.
@@ -172,21 +172,24 @@ pub(crate) fn read(from: &mut Reader<'_>, values: &mut [u64], states: &mut [Stat
     for byte in classes.iter().filter(|byte| **byte != 0) {
         (0..4).for_each(|shift| counts[usize::from(byte >> (2 * shift) & 3)] += 1);
     }
-    if values.len() % 4 != 0 && classes.last().is_some_and(|last| last >> (2 * (values.len() % 4)) != 0) {
+    if !values.len().is_multiple_of(4) && classes.last().is_some_and(|last| last >> (2 * (values.len() % 4)) != 0) {
         return Err(from.corrupt("classes"));
     }
-    let mut specials = from.take(counts[usize::from(SPECIAL)], "specials")?.iter();
-    let mut planes = Planes::read(from, counts[usize::from(XOR)])?;
+    let specials = from.take(counts[usize::from(SPECIAL)], "specials")?;
+    let decimals = specials.iter().filter(|special| **special > SPECIAL_DECIMAL).count();
+    let mut specials = specials.iter();
+    let mut xors = Planes::read(from, counts[usize::from(XOR)])?;
+    let mut differences = Planes::read(from, counts[usize::from(INTEGER)] + decimals)?;
     for (at, byte) in classes.iter().enumerate().filter(|(_, byte)| **byte != 0) {
         for index in 4 * at..values.len().min(4 * at + 4) {
             let (value, state) = (&mut values[index], &mut states[index]);
             match byte >> (2 * (index - 4 * at)) & 3 {
                 SAME => continue,
-                INTEGER => *value = difference(from, *value, 0)?,
-                XOR => *value ^= planes.next(),
+                INTEGER => *value = difference(*value, differences.next(), 0).ok_or_else(|| from.corrupt("difference"))?,
+                XOR => *value ^= xors.next(),
                 _ => {
                     let special = specials.next().copied().unwrap_or(SPECIAL_ABSENT);
-                    (*value, *state) = special_value(from, special, *value)?;
+                    (*value, *state) = special_value(special, *value, &mut differences).ok_or_else(|| from.corrupt("special"))?;
                     continue;
                 }
             }
@@ -196,28 +199,25 @@ pub(crate) fn read(from: &mut Reader<'_>, values: &mut [u64], states: &mut [Stat
     Ok(())
 }
 
-fn special_value(from: &mut Reader<'_>, special: u8, base: u64) -> Result<(u64, State), DecodeError> {
+fn special_value(special: u8, base: u64, differences: &mut Planes<'_>) -> Option<(u64, State)> {
     match special {
-        SPECIAL_ABSENT => Ok((0, State::Absent)),
-        SPECIAL_STALE => Ok((STALE_NAN, State::Present)),
-        SPECIAL_HISTOGRAM => Ok((0, State::Histogram)),
-        digits if usize::from(digits - SPECIAL_DECIMAL) <= DIGITS_MAX => {
-            difference(from, base, usize::from(digits - SPECIAL_DECIMAL)).map(|value| (value, State::Present))
+        SPECIAL_ABSENT => Some((0, State::Absent)),
+        SPECIAL_STALE => Some((STALE_NAN, State::Present)),
+        SPECIAL_HISTOGRAM => Some((0, State::Histogram)),
+        digits => {
+            let digits = Some(usize::from(digits - SPECIAL_DECIMAL)).filter(|digits| *digits <= DIGITS_MAX)?;
+            difference(base, differences.next(), digits).map(|value| (value, State::Present))
         }
-        _ => Err(from.corrupt("special")),
     }
 }
 
 #[inline]
-fn difference(from: &mut Reader<'_>, base: u64, digits: usize) -> Result<u64, DecodeError> {
-    let whole = mantissa(base, digits).wrapping_add(unzigzag(from.varint("difference")?));
-    if !(-MANTISSA_MAX..=MANTISSA_MAX).contains(&whole) {
-        return Err(from.corrupt("difference"));
-    }
-    Ok((whole as f64 / POWERS[digits]).to_bits())
+fn difference(base: u64, difference: u64, digits: usize) -> Option<u64> {
+    let whole = mantissa(base, digits).wrapping_add(unzigzag(difference));
+    (-MANTISSA_MAX..=MANTISSA_MAX).contains(&whole).then(|| (whole as f64 / POWERS[digits]).to_bits())
 }
 
-/// The XOR planes while they are read, value by value.
+/// Byte planes while they are read, value by value.
 struct Planes<'a> {
     /// Each plane that is there, with its shift.
     planes: [(&'a [u8], u32); 8],

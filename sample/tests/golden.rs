@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const SLOT: i64 = 1_700_000_000_000;
 /// Series enough for bodies that are compressed each.
-const WIDE: usize = 320;
+const WIDE: usize = 500;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
@@ -134,8 +134,8 @@ fn large() -> Vec<Vec<u8>> {
     let frame = |round: i64| {
         let mut columns = columns(&(0..WIDE).map(|at| (at as f64 * 1.25).sqrt() + (at as i64 % 3 * round) as f64).collect::<Vec<_>>());
         columns.timestamps = (0..WIDE as i64).map(|at| SLOT + round * 15_000 + at % 2).collect();
-        columns.timestamps[317] += 5 * round;
-        columns.timestamps[318] = NO_TIME;
+        columns.timestamps[497] += 5 * round;
+        columns.timestamps[498] = NO_TIME;
         let mut out = Vec::new();
         encoder.encode(SLOT + round * 15_000, 1, Flags::default(), &layout, &columns, &mut out);
         out

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
@@ -144,7 +145,11 @@ async fn needs_token(State(shared): State<Arc<Shared>>, headers: HeaderMap, requ
     .into_response()
 }
 
-async fn start_replay(State(shared): State<Arc<Shared>>, Json(replay): Json<Replay>) -> Result<(StatusCode, Json<Value>), Refusal> {
+async fn start_replay(
+    State(shared): State<Arc<Shared>>,
+    body: Result<Json<Replay>, JsonRejection>,
+) -> Result<(StatusCode, Json<Value>), Refusal> {
+    let Json(replay) = body.map_err(|rejection| Refusal::new(rejection.status(), rejection.body_text()))?;
     if replay.from_ms >= replay.to_ms {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "the range is empty: from must be before to"));
     }

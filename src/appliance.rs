@@ -143,7 +143,9 @@ fn advise(error: anyhow::Error) -> anyhow::Error {
             "make the folder writable for this user, or set another"
         }
         Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => "the volume is full: free some space, or set another folder",
-        Some(io::ErrorKind::NotADirectory) => "set a path that is a folder, or can become one",
+        Some(io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
+            "set a path that is a folder, or can become one"
+        }
         _ => return error,
     };
     anyhow!("{error:#}; {advice}")

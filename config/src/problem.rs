@@ -5,14 +5,14 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 
 /// Problems listed in one go. Larger: a wall of text; smaller: a second round for a file that is wrong everywhere.
 pub const PROBLEMS_MAX: usize = 100;
 
 /// Where something was written.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// In a file; line and column count from 1, 0 means the file as a whole.
     File {
@@ -30,7 +30,9 @@ pub enum Place {
 }
 
 /// Something that makes a configuration unusable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+///
+/// *Shape*: as JSON one flat object: `file`, `line`, `column` (or `source`: a variable or flag), `field`, `message`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problem {
     /// Where it was written.
     pub place: Place,
@@ -43,6 +45,24 @@ pub struct Problem {
 /// Something that works, but probably not as meant. Same shape as a [`Problem`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Warning(pub Problem);
+
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match &self.place {
+            Place::File { file, line, column } => {
+                map.serialize_entry("file", file)?;
+                map.serialize_entry("line", line)?;
+                map.serialize_entry("column", column)?;
+            }
+            Place::Override(source) => map.serialize_entry("source", source)?,
+            Place::Default => map.serialize_entry("source", "default")?,
+        }
+        map.serialize_entry("field", &self.field)?;
+        map.serialize_entry("message", &self.message)?;
+        map.end()
+    }
+}
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -282,7 +282,7 @@ impl Queue {
     /// no use.
     fn drop_dependents(&self, state: &mut State, mut broken: HashSet<(TargetId, u16)>, mut slots: HashSet<(TargetId, i64)>, why: Dropped) {
         loop {
-            let mut gone = Vec::new();
+            let (mut gone, mut freed) = (Vec::new(), 0);
             state.frames.retain(|(_, frame)| {
                 let (part, slot) = ((frame.target, frame.part), (frame.target, frame.slot_ms));
                 if !slots.contains(&slot) {
@@ -297,11 +297,12 @@ impl Queue {
                     broken.insert(part);
                 }
                 slots.insert(slot);
-                gone.push(frame.clone());
+                freed += frame.bytes.len();
+                gone.push(Frame { bytes: Box::default(), ..*frame });
                 false
             });
+            state.waiting_bytes -= freed;
             for frame in &gone {
-                state.waiting_bytes -= frame.bytes.len();
                 self.drop_frame(state, frame, why);
             }
             // What is broken at the end of the queue stays so until the next key is pushed.

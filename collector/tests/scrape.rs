@@ -134,7 +134,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn configuration(jobs: &str) -> Config {
-    let text = format!("{{\"global\": {{\"scrape_interval\": \"100ms\", \"scrape_timeout\": \"80ms\"}}, \"scrape_configs\": [{jobs}]}}");
+    let text = format!("{{\"global\": {{\"scrape_interval\": \"400ms\", \"scrape_timeout\": \"400ms\"}}, \"scrape_configs\": [{jobs}]}}");
     let mut config: Config = serde_json::from_str(&text).expect("a configuration");
     config.buffer.linger = Millis(10);
     config
@@ -150,9 +150,11 @@ impl Bench {
     }
 
     fn over(twin: Twin, config: Config, clock: Clock) -> Self {
-        let mut options = Options::new(Arc::new(config));
+        Self::with(twin, Options { clock, ..Options::new(Arc::new(config)) })
+    }
+
+    fn with(twin: Twin, mut options: Options) -> Self {
         options.producer = Some("west".to_owned());
-        options.clock = clock;
         let collector = Collector::start(options, &twin.streams(), &Registry::new(), &CancellationToken::new()).expect("it starts");
         Self { twin, telemetry: collector.telemetry().clone(), collector }
     }
@@ -221,14 +223,14 @@ async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
     assert_eq!(f64::from_bits(rows[&("node".into(), "scrape_series_added{}".into())][1].value), 0.0);
     let ups = &rows[&("node".into(), "up{}".into())];
     assert_eq!((ups[0].kind, ups[1].kind), (FrameKind::Key, FrameKind::Delta));
-    assert!(ups.iter().all(|row| (row.slot_ms - ups[0].slot_ms) % 100 == 0));
+    assert!(ups.iter().all(|row| (row.slot_ms - ups[0].slot_ms) % 400 == 0));
     assert_eq!(server.connections.load(Ordering::SeqCst), 1);
     let request = server.requests()[0].to_lowercase();
     for part in [
         "get /metrics?x=y%20z http/1.1\r\n",
         "\r\naccept-encoding: gzip\r\n",
         "\r\naccept: text/plain;version=0.0.4",
-        "\r\nx-prometheus-scrape-timeout-seconds: 0.08\r\n",
+        "\r\nx-prometheus-scrape-timeout-seconds: 0.4\r\n",
         concat!("\r\nuser-agent: strata/", env!("CARGO_PKG_VERSION"), "\r\n"),
         &format!("\r\nhost: {}\r\n", server.address),
     ] {
@@ -243,7 +245,7 @@ async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
 async fn every_bad_exporter_is_down_for_its_own_reason_and_disturbs_no_other() {
     let bomb = gzip(&vec![b'0'; 16 << 20]);
     let big = format!("{PAGE}{}", "a 1\n".repeat(1000));
-    let long = ", \"body_size_limit\": 1000";
+    let (long, short) = (", \"body_size_limit\": 1000", ", \"scrape_timeout\": \"80ms\"");
     let hung = Server::new(|_, _| Answer::Hang).await;
     let slow = Server::new(|_, _| Answer::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\na 1\n".to_vec())).await;
     let failing = Server::new(|_, _| Answer::Bytes(response("503 Service Unavailable", b"no"))).await;
@@ -269,8 +271,8 @@ async fn every_bad_exporter_is_down_for_its_own_reason_and_disturbs_no_other() {
     let good = Server::new(|_, _| page(PAGE)).await;
     let nobody = { TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound").to_string() };
     let jobs = [
-        job("hung", &hung.address, ""),
-        job("slow", &slow.address, ""),
+        job("hung", &hung.address, short),
+        job("slow", &slow.address, short),
         job("failing", &failing.address, ""),
         job("truncating", &truncating.address, ""),
         job("announced", &announced.address, long),
@@ -303,7 +305,7 @@ async fn every_bad_exporter_is_down_for_its_own_reason_and_disturbs_no_other() {
     assert!(error("torn").starts_with("cannot decompress the page: "));
     assert_eq!(error("brotli"), "cannot decompress the page: encoding 'br' was not asked for");
     assert!(error("secret").starts_with("cannot read credentials from '/does/not/exist': No such file"));
-    wait("the good one goes on", || bench.rows().get(&("good".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 10)).await;
+    wait("the good one goes on", || bench.rows().get(&("good".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 6)).await;
     let rows = bench.rows();
     for target in bench.collector.targets() {
         let up = if target.job == "good" { 1.0 } else { 0.0 };
@@ -354,29 +356,40 @@ async fn stopping_makes_nothing_stale_and_ending_a_target_does() {
 #[tokio::test]
 async fn slots_keep_their_phase_over_a_restart_and_overrun_slots_are_counted() {
     let server = Server::new(|number, _| if number == 2 { Answer::Hang } else { page(PAGE) }).await;
-    let mut config = configuration(&job("node", &server.address, ""));
+    let config = configuration(&job("node", &server.address, ""));
     let first = Bench::new(config.clone());
     wait("some scrapes", || first.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 4)).await;
-    let phase = first.rows()[&("node".into(), "up{}".into())][0].slot_ms % 100;
+    let phase = first.rows()[&("node".into(), "up{}".into())][0].slot_ms % 400;
     let Bench { twin, collector, .. } = first;
     collector.stop(Duration::from_secs(5)).await;
     let before = rows(&twin)[&("node".into(), "up{}".into())].len();
-    // A clock twenty times as fast as the timers: slots pass while nothing runs.
+    // A clock three times as fast as the timers: slots pass while nothing runs.
     let started = Instant::now();
     let real = Clock::system();
     let start_ms = real.now_ms();
-    config.global.scrape_interval = Millis(100);
-    let fast = Clock::from_fn(move || start_ms + i64::try_from(started.elapsed().as_millis()).unwrap_or(0) * 20);
+    let fast = Clock::from_fn(move || start_ms + i64::try_from(started.elapsed().as_millis()).unwrap_or(0) * 3);
     let second = Bench::over(twin, config, fast);
     wait("more scrapes", || second.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= before + 4)).await;
     let rows = second.rows();
     let slots: Vec<_> = rows[&("node".into(), "up{}".into())].iter().map(|row| row.slot_ms).collect();
-    assert!(slots.iter().all(|slot| slot % 100 == phase), "{slots:?}");
+    assert!(slots.iter().all(|slot| slot % 400 == phase), "{slots:?}");
     assert!(slots.is_sorted_by(|a, b| a < b), "{slots:?}");
     wait("misses are counted", || second.target("node").missed > 0).await;
     let missed: u64 =
         ["overrun", "suspended", "busy"].iter().map(|reason| second.telemetry.slots_missed.with_label_values(&[reason]).get()).sum();
     assert!(missed > 0);
+}
+
+#[tokio::test]
+async fn a_slot_without_a_free_request_is_a_counted_miss() {
+    let (hung, good) = (Server::new(|_, _| Answer::Hang).await, Server::new(|_, _| page(PAGE)).await);
+    // Two that hang for a whole interval each want twice what there is.
+    let jobs = [job("hung", &hung.address, ""), job("hung too", &hung.address, ""), job("good", &good.address, "")];
+    let config = configuration(&jobs.join(","));
+    let bench = Bench::with(Twin::new(1 << 30), Options { requests_max: 1, ..Options::new(Arc::new(config)) });
+    let busy = || bench.telemetry.slots_missed.with_label_values(&["busy"]).get();
+    wait("a slot was missed for lack of a request", || busy() > 0).await;
+    wait("and the status tells", || bench.collector.targets().iter().any(|target| target.missed > 0)).await;
 }
 
 #[tokio::test]
@@ -416,7 +429,7 @@ async fn a_redirect_is_followed_without_handing_on_credentials() {
 async fn a_connection_closed_between_scrapes_costs_no_scrape() {
     let server = Server::new(|_, _| Answer::Close(response("200 OK", PAGE.as_bytes()))).await;
     let bench = Bench::new(configuration(&job("node", &server.address, "")));
-    wait("ten scrapes", || bench.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 10)).await;
+    wait("six scrapes", || bench.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 6)).await;
     assert!(bench.rows()[&("node".into(), "up{}".into())].iter().all(|row| f64::from_bits(row.value) == 1.0));
 }
 
@@ -430,7 +443,7 @@ async fn large_pages_are_read_aside_and_arrive_whole() {
     let server = Server::new(move |_, _| Answer::Bytes(response("200 OK\r\nContent-Encoding: gzip", &body))).await;
     let slower = ", \"scrape_interval\": \"500ms\", \"scrape_timeout\": \"500ms\"";
     let bench = Bench::new(configuration(&job("wide", &server.address, slower)));
-    wait("three scrapes", || bench.rows().get(&("wide".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 3)).await;
+    wait("three scrapes", || bench.telemetry.published_samples.get() >= 3 * 20_005).await;
     let rows = bench.rows();
     for index in [0, 9_999, 19_999] {
         let series = &rows[&("wide".into(), format!("wide{{i={index}}}"))];

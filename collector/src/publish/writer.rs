@@ -40,6 +40,8 @@ pub(super) struct Writer {
     trouble: bool,
     dropped_seen: u64,
     idle_since: Instant,
+    /// Since when no message could be stored; logged once at each end.
+    stuck_since: Option<Instant>,
 }
 
 /// The message in flight.
@@ -78,6 +80,7 @@ impl Writer {
             trouble: false,
             dropped_seen: 0,
             idle_since: Instant::now(),
+            stuck_since: None,
         }
     }
 
@@ -107,10 +110,7 @@ impl Writer {
                     tracing::info!(producer = self.producer, epoch = self.epoch, "publishing");
                     return Flow::On;
                 }
-                Err(error) => {
-                    self.count("unavailable");
-                    tracing::debug!("cannot begin to publish yet: {error}");
-                }
+                Err(error) => self.failed("unavailable", &error.to_string()),
             }
             if self.abort.run_until_cancelled(tokio::time::sleep(backoff.pause())).await.is_none() {
                 return Flow::End;
@@ -192,8 +192,7 @@ impl Writer {
                 }
                 Try::Refused(reason) => {
                     flight.unsure = before;
-                    self.count("refused");
-                    tracing::error!(producer = self.producer, "cannot publish: {reason}");
+                    self.failed("refused", &reason);
                 }
                 Try::TooLarge(bytes) => {
                     self.shrink(flight, bytes);
@@ -274,6 +273,10 @@ impl Writer {
         if std::mem::take(&mut self.trouble) || dropped != self.dropped_seen {
             outlet.generation.fetch_add(1, Ordering::AcqRel);
         }
+        if let Some(since) = self.stuck_since.take() {
+            let (seconds, lost) = (since.elapsed().as_secs_f64(), dropped - self.dropped_seen);
+            tracing::info!(producer = self.producer, seconds, dropped_samples = lost, "publishing again");
+        }
         self.dropped_seen = dropped;
         if outlet.queue.has_tally() {
             outlet.bookable.notify_one();
@@ -305,13 +308,15 @@ impl Writer {
         Flow::End
     }
 
-    fn failed(&self, reason: &'static str, detail: &str) {
-        self.count(reason);
-        tracing::debug!(producer = self.producer, reason, "a message is not stored yet: {detail}");
-    }
-
-    fn count(&self, reason: &'static str) {
+    /// Counts a try that came to nothing; the first of many is logged.
+    fn failed(&mut self, reason: &'static str, detail: &str) {
         self.outlet.telemetry.publish_errors.with_label_values(&[reason]).inc();
+        if self.stuck_since.is_none() {
+            self.stuck_since = Some(Instant::now());
+            tracing::warn!(producer = self.producer, reason, "cannot publish for now, samples wait in memory: {detail}");
+        } else {
+            tracing::debug!(producer = self.producer, reason, "cannot publish yet: {detail}");
+        }
     }
 }
 

@@ -217,6 +217,7 @@ fn times_of_groups_cost_one_number_each() {
     assert_eq!(pair.decode(&bytes).expect("a delta").1, timed(5));
     let mut odd = timed(6);
     (odd.timestamps[700], odd.timestamps[701]) = (NO_TIME, 12);
+    odd.timestamps[1] = NO_TIME; // the first of its group
     odd.states[702] = State::Absent;
     (odd.values[702], odd.timestamps[702]) = (0, NO_TIME);
     pair.check(SLOT + 2 * STEP, &layout, &odd, FrameKind::Delta);

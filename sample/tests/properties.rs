@@ -155,6 +155,19 @@ fn rounds() -> impl Strategy<Value = (Vec<Identity>, Vec<Round>)> {
                         for at in (0..last.len).filter(|at| at % 3 != 0 && columns.states[*at] == last.columns.states[*at]) {
                             columns.values[at] = last.columns.values[at];
                         }
+                        if !last.columns.timestamps.is_empty() {
+                            // Times go on together, but for a few.
+                            let odd = (round.slot_ms % 7, round.slot_ms % 5);
+                            columns.timestamps.resize(round.len, NO_TIME);
+                            for (at, time) in last.columns.timestamps.iter().enumerate() {
+                                let apart = at % 11 == odd.0 as usize;
+                                let timed = *time != NO_TIME && columns.states[at] != State::Absent && !(apart && odd.1 > 2);
+                                columns.timestamps[at] = if timed { time.wrapping_add(i64::from(apart)) } else { NO_TIME };
+                            }
+                            if columns.timestamps.iter().all(|time| *time == NO_TIME) {
+                                columns.timestamps.clear();
+                            }
+                        }
                         Round { columns, ..round }
                     }
                     _ => round,

@@ -144,7 +144,9 @@ fn fits_base_groups(columns: &Columns, base: &Times, scratch: &mut Scratch) -> b
                 *expected
             }
         };
-        if *time != expected {
+        // A series without a time of its own is no example of its group's.
+        let misfit = *time == NO_TIME && base.groups.get(index).is_some_and(|group| *group != 0);
+        if misfit || *time != expected {
             if exceptions.len() >= most {
                 return false;
             }

@@ -28,12 +28,14 @@ pub use body::{Buffers, inflate};
 
 /// Body limit where the configuration sets none; larger: a broken exporter takes more memory, smaller: very large pages need a setting.
 pub const BODY_BYTES_MAX: u64 = 64 << 20;
-/// All bodies in flight together, above the first [`body::FREE_BYTES`] of each; larger: memory, smaller: large pages wait for each other.
+/// All bodies in flight together, above the first 64 KiB of each; larger: memory, smaller: large pages wait for each other.
 pub const BODIES_BYTES_MAX: usize = 256 << 20;
 /// Redirects that are followed; larger: a loop costs more requests per scrape, smaller: a chain of moves fails.
 const REDIRECTS_MAX: u32 = 5;
 /// How long a connection is kept for the next scrape: above any usual interval.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Connections kept per host and port; larger: sockets, smaller: many targets behind one port connect anew.
+const IDLE_PER_HOST_MAX: usize = 8;
 /// Largest read buffer of a connection; larger: thousands of kept connections hold more, smaller: more reads per page.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 const ACCEPTED: &str = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
@@ -140,7 +142,7 @@ impl Client {
         http.set_nodelay(true);
         http.enforce_http(false);
         let mut builder = Pool::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(2);
+        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST_MAX);
         builder.http1_max_buf_size(READ_BUFFER_BYTES);
         let net = if tls {
             let connector = HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().wrap_connector(http);

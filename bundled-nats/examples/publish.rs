@@ -1,6 +1,6 @@
 //! Measures the bundled server: acknowledgements of fsynced messages, one in flight, and the child's memory.
 //!
-//! `cargo run --release -p bundled-nats --example publish -- <messages> <bytes> [<wait ms>]`
+//! `cargo run --release -p bundled-nats --example publish -- <messages> <bytes> [<wait ms> [<memory MiB>]]`
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ async fn main() -> Result<()> {
     let arguments: Vec<u64> = std::env::args().skip(1).map(|argument| argument.parse()).collect::<Result<_, _>>()?;
     let (messages, bytes) = (*arguments.first().unwrap_or(&500), *arguments.get(1).unwrap_or(&262_144));
     let wait = Duration::from_millis(*arguments.get(2).unwrap_or(&0));
+    let memory_mib = *arguments.get(3).unwrap_or(&64);
     let (folder, registry) = (tempfile::tempdir()?, Registry::new());
-    let options = Options { data_dir: folder.path().to_owned(), max_bytes: 20 << 30, nats_memory: 64 << 20 };
+    let options = Options { data_dir: folder.path().to_owned(), max_bytes: 20 << 30, nats_memory: memory_mib << 20 };
     let start = Instant::now();
     let server = Server::start(options, &registry).await?;
     println!("ready after {:?}", start.elapsed());

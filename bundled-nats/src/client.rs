@@ -14,6 +14,7 @@ use crate::api::{self, Api};
 use crate::link::{self, Link};
 use crate::port::{Error, Headers, Info, Log, Message, PublishError, Read};
 use crate::reader::{Reader, Start};
+use crate::streams;
 
 /// Longest wait for an acknowledgement. Longer holds the producer while its fate is open; shorter makes a stalled fsync (a second was
 /// seen) an unknown outcome.
@@ -83,6 +84,9 @@ impl NatsLog {
 #[async_trait]
 impl Log for NatsLog {
     async fn publish(&self, subject: &str, headers: &Headers, payload: Bytes, expect_last: Option<u64>) -> Result<u64, PublishError> {
+        if self.stream == streams::RAW && self.link.is_volume_full() {
+            return Err(PublishError::Full("the volume of buffer.data_dir is almost full".into()));
+        }
         let mut map = HeaderMap::new();
         let expect = expect_last.map(|seq| (EXPECTED_LAST, seq.to_string()));
         let own = headers.iter().chain([(EXPECTED_STREAM, self.stream)]);

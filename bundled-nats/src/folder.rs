@@ -74,7 +74,8 @@ impl Folder {
             Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: root, holder: holder(&mut lock) }),
             Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
         }
-        let noted = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
+        // Of one width, so that it is overwritten in place: this works on a full volume too.
+        let noted = write!(lock, "{:<10}", std::process::id());
         noted.map_err(|source| failed("write", &path, source))?;
         Ok(Folder { root, _lock: lock })
     }
@@ -137,13 +138,16 @@ fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
 fn holder(lock: &mut File) -> String {
     let mut pid = String::new();
     match lock.read_to_string(&mut pid) {
-        Ok(1..) => format!(" (process {pid})"),
+        Ok(1..) => format!(" (process {})", pid.trim()),
         Ok(0) | Err(_) => String::new(),
     }
 }
 
-/// Whole and durable, or unchanged.
+/// Whole and durable, or unchanged; what is right already needs no space.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
     let temporary = path.with_extension("new");
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

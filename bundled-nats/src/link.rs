@@ -3,6 +3,8 @@
 //! *In*: requests. *Out*: answers, or what is known of a request without one. *Bound*: [`CLIENT_CAPACITY`] requests in the client's queue.
 //! *When full*: the caller waits. Nothing is sent while there is no connection, so that no request is stored long after its caller gave up.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -35,6 +37,7 @@ pub struct Connection {
 #[derive(Clone)]
 pub struct Link {
     current: watch::Receiver<Option<Connection>>,
+    volume_full: Arc<AtomicBool>,
 }
 
 /// What is known of a request that has no answer.
@@ -55,9 +58,14 @@ pub enum Error {
 }
 
 impl Link {
-    /// A link that follows the connections sent through the other end.
-    pub fn new(current: watch::Receiver<Option<Connection>>) -> Link {
-        Link { current }
+    /// A link that follows the connections sent through the other end; `volume_full` is set while the store's volume needs its last bytes.
+    pub fn new(current: watch::Receiver<Option<Connection>>, volume_full: Arc<AtomicBool>) -> Link {
+        Link { current, volume_full }
+    }
+
+    /// Whether the store's volume needs its last bytes for what frees space: positions, ledger, purges.
+    pub fn is_volume_full(&self) -> bool {
+        self.volume_full.load(Ordering::Relaxed)
     }
 
     /// The connection, if it can be used now.

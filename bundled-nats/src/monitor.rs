@@ -45,7 +45,11 @@ impl Health {
 /// Asks whether all streams are recovered and writable.
 pub async fn health(address: SocketAddr) -> Result<Health, AnyError> {
     let (status, body) = get(address, "/healthz").await?;
-    Ok(if status == 200 { Health::Good } else { Health::Bad(String::from_utf8_lossy(&body).into_owned()) })
+    if status == 200 {
+        return Ok(Health::Good);
+    }
+    let reason = serde_json::from_slice::<Value>(&body).ok().and_then(|answer| Some(answer["error"].as_str()?.to_owned()));
+    Ok(Health::Bad(reason.unwrap_or_else(|| format!("status {status}"))))
 }
 
 /// Asks whether every write is fsynced before its acknowledgement.

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,9 +37,14 @@ const READY_POLL: Duration = Duration::from_millis(20);
 /// How often a slow recovery is mentioned.
 const READY_REMINDER: Duration = Duration::from_secs(10);
 const HEALTH_PERIOD: Duration = Duration::from_secs(5);
+/// How often free space is looked at; in between, publishers may use up what is kept free.
+const SPACE_PERIOD: Duration = Duration::from_secs(1);
+/// Longest wait for the ports file; without it the server cannot write even that.
+const PORTS_TIMEOUT: Duration = Duration::from_secs(30);
 /// Health requests without answer, one after the other, until the server counts as hung.
 const SILENT_MAX: u32 = 6;
-/// Free space below which a restart after a write error would only meet the next one.
+/// Free space below which frames are refused: once the server meets a full volume it stops to write, and to purge, until it is restarted.
+/// Larger leaves disk unused, smaller is gone between two looks.
 const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// How the bundled server is set up.
@@ -125,6 +131,7 @@ struct Supervisor {
     sizes: Sizes,
     spawner: Spawner,
     connections: Vec<(Role, watch::Sender<Option<Connection>>)>,
+    volume_full: Arc<AtomicBool>,
     state: watch::Sender<ServerState>,
     life: watch::Sender<Option<(u32, Durability)>>,
     lives: u64,
@@ -152,7 +159,9 @@ impl Server {
         let (life, lives) = watch::channel(None);
         let (started, outcome) = oneshot::channel();
         let connections: Vec<_> = Role::ALL.into_iter().map(|role| (role, watch::Sender::new(None))).collect();
-        let links = connections.iter().map(|(role, current)| (*role, Link::new(current.subscribe()))).collect();
+        let volume_full = Arc::new(AtomicBool::new(false));
+        let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
+        let links = connections.iter().map(|(role, current)| (*role, link(current))).collect();
         let stop = CancellationToken::new();
         let supervisor = Supervisor {
             folder,
@@ -161,6 +170,7 @@ impl Server {
             sizes,
             spawner: Spawner::start().map_err(Error::Start)?,
             connections,
+            volume_full,
             state,
             life,
             lives: 0,
@@ -290,7 +300,9 @@ impl Supervisor {
 
     /// Brings a started server to readiness and watches it; returns when it must be restarted.
     async fn attend(&mut self, pid: u32) -> Error {
-        let ports = supervise::ports(&self.program.run_dir, pid).await;
+        let Ok(ports) = tokio::time::timeout(PORTS_TIMEOUT, supervise::ports(&self.program.run_dir, pid)).await else {
+            return Error::Silent;
+        };
         match self.get_ready(pid, &ports).await {
             Ok(()) => self.watch(&ports).await,
             Err(error) => error,
@@ -346,18 +358,24 @@ impl Supervisor {
     async fn ensure_streams(&self, control: &Connection) -> Result<(), Error> {
         let current = watch::Sender::new(Some(control.clone()));
         let created = self.folder.created()?;
-        streams::ensure(&Api::new(Link::new(current.subscribe())), &self.sizes, &created.streams).await?;
+        streams::ensure(&Api::new(Link::new(current.subscribe(), self.volume_full.clone())), &self.sizes, &created.streams).await?;
         let streams = streams::wanted(&self.sizes).into_iter().map(|(name, _)| name.to_owned()).collect();
         Ok(self.folder.remember(&Created { reserved_bytes: self.sizes.total(), streams })?)
     }
 
     async fn watch(&self, ports: &Ports) -> Error {
-        let mut ticks = interval(HEALTH_PERIOD);
+        let (mut looks, mut ticks) = (interval(SPACE_PERIOD), interval(HEALTH_PERIOD));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut silent = 0;
         loop {
-            ticks.tick().await;
-            self.metrics.look();
+            tokio::select! {
+                _ = looks.tick() => {
+                    self.look_at_space();
+                    continue;
+                }
+                _ = ticks.tick() => self.metrics.look(),
+            }
             let health = monitor::health(ports.monitoring).await;
             silent = if health.is_ok() { 0 } else { silent + 1 };
             match health {
@@ -385,8 +403,16 @@ impl Supervisor {
         }
     }
 
+    fn look_at_space(&self) {
+        let is_full = !self.has_space();
+        if self.volume_full.swap(is_full, Ordering::Relaxed) != is_full {
+            tracing::warn!(target: "nats", is_full, "the volume of buffer.data_dir: frames are refused while it is almost full");
+        }
+    }
+
+    /// A volume that cannot be asked counts as free: the server's own errors will tell.
     fn has_space(&self) -> bool {
-        self.folder.free_bytes().is_ok_and(|free| free >= FREE_BYTES_MIN)
+        self.folder.free_bytes().map_or(true, |free| free >= FREE_BYTES_MIN)
     }
 }
 

@@ -184,4 +184,15 @@ mod tests {
         assert!(Reader::new(&[5, b'a']).str("text").is_err());
         assert!(Reader::new(&[1, 0xff]).str("text").is_err());
     }
+
+    #[test]
+    fn more_pairs_than_the_limit_are_refused() {
+        let pairs = |count: usize| {
+            let mut bytes = Vec::new();
+            put_pairs(&mut bytes, &vec![Default::default(); count]);
+            Reader::new(&bytes).pairs("label").map(|pairs| pairs.len())
+        };
+        assert_eq!(pairs(PAIRS_MAX), Ok(PAIRS_MAX));
+        assert!(matches!(pairs(PAIRS_MAX + 1), Err(DecodeError::TooLarge { .. })));
+    }
 }

@@ -83,6 +83,7 @@ fn values_go_out_once_in_full_and_then_as_deltas() {
     assert_eq!(key.generation, delta.generation);
     assert!(Arc::ptr_eq(&key.layout, &delta.layout));
     pair.check(SLOT + 2 * STEP, &layout, &floats(&[0.0, 1.0, 2.5, f64::NAN]), FrameKind::Delta);
+    pair.check(SLOT + 3 * STEP, &self::layout(4), &floats(&[0.0, 1.0, 2.5, 7.0]), FrameKind::Delta);
 }
 
 #[test]
@@ -339,4 +340,37 @@ fn sections_of_a_newer_writer_are_skipped_or_refused_by_their_id() {
     assert!(matches!(with(&[64, 3, 9, 9]), Err(DecodeError::Corrupt { .. })));
     assert!(matches!(with(&[2, 3, 0, 0, 0]), Err(DecodeError::Corrupt { .. })), "bytes behind the last start");
     assert!(matches!(with(&[1, 2, 1, 0]), Err(DecodeError::Corrupt { .. })), "the base has no time groups");
+}
+
+#[test]
+fn a_patch_without_starts_of_its_own_keeps_those_of_its_base() {
+    let mut pair = Pair::new();
+    let started = |starts: &[i64]| Columns { starts: starts.to_vec(), ..floats(&vec![1.0; starts.len()]) };
+    pair.check(SLOT, &layout(1), &started(&[7]), FrameKind::Key);
+    pair.check(SLOT + STEP, &layout(3), &started(&[7, NO_TIME, NO_TIME]), FrameKind::Patch);
+    pair.check(SLOT + 2 * STEP, &layout(3), &started(&[7, NO_TIME, 9]), FrameKind::Delta);
+}
+
+#[test]
+fn what_a_caller_leaves_beside_an_absent_series_is_not_sent() {
+    let mut pair = Pair::new();
+    let two = layout(2);
+    let mut columns = floats(&[5.0, 6.0]);
+    columns.states[1] = State::Absent;
+    (columns.starts, columns.timestamps) = (vec![7, 8], vec![NO_TIME, 9]);
+    let (_, bytes) = pair.encode(SLOT, &two, &columns);
+    let out = pair.decode(&bytes).expect("a key frame").1;
+    assert_eq!((&out.values[..], &out.starts[..], &out.timestamps[..]), (&[5f64.to_bits(), 0][..], &[7, NO_TIME][..], &[][..]));
+    let present = Columns { starts: vec![7, 8], ..floats(&[5.0, 6.0]) };
+    pair.check(SLOT + STEP, &two, &present, FrameKind::Delta);
+}
+
+#[test]
+fn a_target_seen_through_deltas_is_not_forgotten() {
+    let mut pair = Pair::new();
+    let one = layout(1);
+    pair.check(SLOT, &one, &floats(&[1.0]), FrameKind::Key);
+    pair.check(SLOT + STEP, &one, &floats(&[1.0]), FrameKind::Delta);
+    pair.decoder.forget_before(SLOT + STEP);
+    assert_eq!(pair.decoder.warm_from(), Some(101));
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use sample::{Columns, DecodeError, Encoder, Flags, FrameRef, LayoutBuilder, MessageBuilder, MetricType, Origin, State, TargetId, frames};
+use sample::{
+    Columns, DecodeError, Decoder, Encoder, Flags, FrameRef, LayoutBuilder, MessageBuilder, MetricType, Origin, State, TargetId, frames,
+};
 
 fn frame(target: u64, series: usize) -> Vec<u8> {
     let mut builder = LayoutBuilder::new();
@@ -98,4 +100,30 @@ fn headers_out_of_bounds_are_refused() {
     let mut delta = good.clone();
     (delta[0], delta[1]) = (2, Flags::PUSHED.bits());
     assert!(FrameRef::parse(&delta).is_err(), "only a key frame may be pushed");
+}
+
+#[test]
+fn declared_sizes_are_limited_and_counted() {
+    let good = frame(1, 3);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut bad = good.clone();
+        bad.splice(at..=at, bytes.iter().copied());
+        bad
+    };
+    let two_million = [0x80, 0x80, 0x80, 1];
+    assert!(matches!(FrameRef::parse(&with(15, &two_million)), Err(DecodeError::TooLarge { what: "series count", .. })));
+    assert!(matches!(FrameRef::parse(&with(17, &[0x81, 0x80, 0x80, 0x10])), Err(DecodeError::TooLarge { what: "body", .. })));
+    let decode = |bytes: &[u8]| {
+        let frame = FrameRef::parse(bytes).expect("a header");
+        Decoder::new().decode("p", 1, &frame, 1, &mut Columns::default()).map(|decoded| decoded.samples)
+    };
+    assert_eq!(decode(&good), Ok(3));
+    let mut decoder = Decoder::new();
+    let mut known = |bytes: &[u8]| {
+        let frame = FrameRef::parse(bytes).expect("a header");
+        decoder.decode("p", 1, &frame, 1, &mut Columns::default()).map(|decoded| decoded.samples)
+    };
+    assert_eq!(known(&good), Ok(3));
+    assert!(known(&with(15, &[4])).is_err(), "a layout that is known has its own number of series");
+    assert!(matches!(decode(&with(14, &[2])), Err(DecodeError::Corrupt { what: "sample count", .. })));
 }

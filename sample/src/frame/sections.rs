@@ -190,7 +190,10 @@ fn write_exemplar(exemplar: &Exemplar, slot_ms: i64, out: &mut Vec<u8>) {
 pub(crate) fn read(from: &mut Reader<'_>, slot_ms: i64, base: &Base, out: &mut Columns) -> Result<Option<Times>, DecodeError> {
     let mut own = None;
     let mut previous = 0;
-    out.starts.extend_from_slice(&base.starts);
+    if !base.starts.is_empty() {
+        out.starts.extend_from_slice(&base.starts);
+        out.starts.resize(out.values.len(), NO_TIME);
+    }
     while from.remaining() > 0 {
         let id = from.varint("section id")?;
         if id <= previous {

@@ -171,3 +171,44 @@ fn index(from: &mut Reader<'_>, len: usize, what: &'static str) -> Result<u32, D
     let index: u32 = from.small(what)?;
     if (index as usize) < len { Ok(index) } else { Err(from.corrupt(what)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two series of one run: symbols, families, shapes, runs.
+    const GOOD: [&[u8]; 4] = [&[3, 0, 1, 1, b'a', b'b'], &[1, 1, 2, 0, 0], &[1, 2, 1, 2], &[2, 0, 1, 0, 2, 2, 0, 4, 0]];
+
+    fn check(table: usize, bytes: &[u8], expect: &'static str) {
+        let mut tables = GOOD;
+        tables[table] = bytes;
+        let bytes = tables.concat();
+        match read_segment(&mut Reader::new(&bytes), 1 << 20) {
+            Ok(segment) => assert_eq!((expect, segment.len()), ("", 2)),
+            Err(DecodeError::Corrupt { what, .. }) => assert_eq!(what, expect),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn tables_that_contradict_themselves_are_refused() {
+        check(0, GOOD[0], "");
+        check(0, &[3, 0, 1, 1, b'a', 0xff], "symbol text");
+        check(0, &[3, 0, 1, 1, 0xc3, 0xbc], "symbol text");
+        check(0, &[0xff, 0xff, 3], "symbol count");
+        check(1, &[1, 3, 2, 0, 0], "family name");
+        check(1, &[1, 1, 8, 0, 0], "metric type");
+        check(2, &[1, 2, 2, 1], "label order");
+        check(2, &[1, 2, 1, 1], "label order");
+        check(2, &[1, 2, 1, 3], "label name");
+        check(3, &[2, 0, 1, 0, 0], "run length");
+        check(3, &[2, 0, 1, 0, 3, 2, 0, 0, 4, 0, 0], "run length");
+        check(3, &[0x80, 0x80, 0x40, 0, 1, 0, 0x80, 0x80, 0x40, 2, 0], "run length");
+        check(3, &[0x81, 0x80, 0x40, 0, 1, 0], "segment series count");
+        check(3, &[2, 1, 1, 0, 2, 2, 0, 4, 0], "family");
+        check(3, &[2, 0, 1, 1, 2, 2, 0, 4, 0], "shape");
+        check(3, &[2, 0, 1, 0, 2, 2, 0, 6, 0], "label value");
+        check(3, &[2, 0, 1, 0, 2, 1, 0, 4, 0], "label value");
+        check(3, &[2, 0, 1, 0, 2, 2, 0, 4, 0, 0], "segment end");
+    }
+}

@@ -1,6 +1,6 @@
 //! The way from the port to the server that runs now: one connection per role and life of the server, replaced after every restart.
 //!
-//! *In*: requests. *Out*: answers, or what is known of a request without one. *Bound*: [`CLIENT_CAPACITY`] requests in the client's queue.
+//! *In*: requests. *Out*: answers, or what is known of a request without one. *Bound*: `CLIENT_CAPACITY` requests in the client's queue.
 //! *When full*: the caller waits. Nothing is sent while there is no connection, so that no request is stored long after its caller gave up.
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The server's own view of itself: `/healthz` and `/varz` on its monitoring port.
 //!
-//! *In*: an address. *Out*: healthy or why not; what an acknowledgement is worth. *Bound*: [`BODY_BYTES_MAX`], [`TIMEOUT`].
+//! *In*: an address. *Out*: healthy or why not; what an acknowledgement is worth. *Bound*: `BODY_BYTES_MAX`, `TIMEOUT`.
 //! *When full*: an error, as for a server that does not answer.
 
 use std::net::SocketAddr;

@@ -67,6 +67,18 @@ impl Control {
         self.skip_to.load(Ordering::Acquire)
     }
 
+    /// The position has passed what was given up: sequences up to there mean nothing any more.
+    pub fn skipped_to(&self, seq: u64) {
+        if let Ok(to) = self.skip_to.fetch_update(Ordering::AcqRel, Ordering::Acquire, |to| (to <= seq && to > 0).then_some(0)) {
+            debug_assert!(to <= seq, "only what was passed is done");
+        }
+    }
+
+    /// The stream was rolled back: sequences asked for before mean other messages now.
+    pub fn void(&self) {
+        self.skip_to.store(0, Ordering::Release);
+    }
+
     /// Why it is given up.
     pub fn why(&self) -> Why {
         match self.why.load(Ordering::Relaxed) {

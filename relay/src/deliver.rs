@@ -5,6 +5,7 @@
 //! the stream.
 
 mod send;
+mod suspect;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,9 +14,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, warn};
 
-use crate::backoff::{jitter, now_ms};
+use crate::backoff::now_ms;
 use crate::book::Book;
 use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
 use crate::control::Control;
@@ -25,10 +26,9 @@ use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
 
 use send::Sent;
+use suspect::Suspect;
 
-/// Batches in a row of which the sink rejected every sample before it is taken for broken. Larger: more memory while unsure; smaller: a picky
-/// sink is held.
-pub const SUSPECTS_MAX: usize = 4;
+pub use suspect::SUSPECTS_MAX;
 
 /// Wait between two tries at a sink that refuses everything. Larger: a mended sink waits longer; smaller: it is bothered more.
 pub const HELD_RETRY: Duration = Duration::from_secs(15);
@@ -39,6 +39,9 @@ pub enum Error {
     /// The checkpoint belongs to another process, or is not ours.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    /// The sink took nothing of what came last, and nothing comes after it that could tell why: nothing of that was parked.
+    #[error("the sink rejects every sample")]
+    Refused,
 }
 
 /// Why a step could not be finished.
@@ -72,12 +75,6 @@ impl Progress {
         self.rejected += other.rejected;
         self.given_up += other.given_up;
     }
-}
-
-/// Something that waits until it is clear whether the sink is picky or broken.
-enum Suspect {
-    Part(Box<Part>),
-    Mark(Box<Mark>, Progress),
 }
 
 /// What a delivery is made of.
@@ -202,8 +199,14 @@ impl Deliver {
                 let idle = self.retry_suspects_at;
                 tokio::select! {
                     biased;
-                    _ = flush.tick(), if self.dirty => { self.write().await?; continue }
-                    step = steps.recv() => match step { Some(step) => Some(step), None => return Ok(()) },
+                    _ = flush.tick(), if self.dirty && !self.skipping() => { self.write().await?; continue }
+                    step = steps.recv() => match step {
+                        Some(step) => Some(step),
+                        None if self.store.is_none() && !self.suspects.is_empty() && !self.stop.is_cancelled() => {
+                            return Err(Halt::Failed(Error::Refused));
+                        }
+                        None => return Ok(()),
+                    },
                     () = control.sender.notified() => None,
                     () = sleep_until(idle.unwrap_or_else(Instant::now)), if idle.is_some() => None,
                 }
@@ -224,8 +227,9 @@ impl Deliver {
         }
     }
 
-    fn broken(&self) -> bool {
-        self.suspects.iter().filter(|s| matches!(s, Suspect::Part(_))).count() >= SUSPECTS_MAX
+    /// Whether a range is being given up: it is booked as one, and the position moves past it at once.
+    fn skipping(&self) -> bool {
+        self.skips(self.checkpoint.seq + 1)
     }
 
     fn skips(&self, seq: u64) -> bool {
@@ -245,12 +249,8 @@ impl Deliver {
         self.pay(part.batch.items.len() as u64).await?;
         match self.send(&part, true).await? {
             Sent::AllRejected(answer) => {
-                self.suspects.push_back(Suspect::Part(part));
-                self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
-                let held = if self.broken() { "it is held: nothing is parked" } else { "not yet clear whether it takes others" };
-                let text = format!("the sink rejects every sample ({held}): {answer}");
-                error!(relay = self.name(), "{text}");
-                self.trouble(Activity::Held, text);
+                self.suspect(part, &answer);
+                self.write_if_due().await?;
             }
             Sent::Done(outcome) => {
                 if outcome.delivered > 0 && !self.suspects.is_empty() {
@@ -316,83 +316,12 @@ impl Deliver {
         Ok(())
     }
 
-    /// Takes apart what was rejected whole, in order: all of it, as the sink takes samples and so is picky, not broken; or only what is given up.
-    /// `first`: what became of the first suspect, where it was settled already.
-    async fn settle(&mut self, only_given_up: bool, first: Progress) -> Result<(), Halt> {
-        let current = std::mem::replace(&mut self.progress, first);
-        while let Some(suspect) = self.suspects.pop_front() {
-            match suspect {
-                Suspect::Mark(mark, before) => {
-                    let mut progress = std::mem::take(&mut self.progress);
-                    progress.add(&before);
-                    self.apply(*mark, progress).await?;
-                }
-                Suspect::Part(part) if only_given_up && !self.skips(part.seq) => {
-                    self.suspects.push_front(Suspect::Part(part));
-                    break;
-                }
-                Suspect::Part(part) => match self.send(&part, false).await {
-                    Ok(Sent::Done(outcome)) => self.settled(&part, outcome).await?,
-                    Ok(Sent::AllRejected(_)) => {}
-                    Err(halt) => {
-                        self.suspects.push_front(Suspect::Part(part));
-                        return Err(halt);
-                    }
-                },
-            }
-        }
-        // Batches of a message whose mark is still to come; which of them are done is no longer a prefix.
-        self.progress.add(&current);
-        self.progress.batches = 0;
-        if self.suspects.is_empty() {
-            self.retry_suspects_at = None;
-            self.fine();
-        }
-        Ok(())
-    }
-
-    /// Lets go of suspects that are given up.
-    async fn let_go(&mut self) -> Result<(), Halt> {
-        match self.suspects.front() {
-            Some(Suspect::Part(first)) if self.skips(first.seq) => self.settle(true, Progress::default()).await,
-            _ => Ok(()),
-        }
-    }
-
-    /// Looks again at wholly rejected batches: given up meanwhile, or taken now.
-    async fn reconsider(&mut self) -> Result<(), Halt> {
-        self.let_go().await?;
-        if self.suspects.is_empty() || self.retry_suspects_at.is_some_and(|at| Instant::now() < at) {
-            return Ok(());
-        }
-        self.gauges.metrics.retries.inc();
-        let Some(Suspect::Part(part)) = self.suspects.pop_front() else { return Ok(()) };
-        match self.send(&part, true).await {
-            Ok(Sent::AllRejected(answer)) => {
-                debug!(relay = self.name(), %answer, "the sink still rejects every sample");
-                self.suspects.push_front(Suspect::Part(part));
-                self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
-                Ok(())
-            }
-            Ok(Sent::Done(outcome)) => {
-                info!(relay = self.name(), "the sink takes samples again");
-                let current = std::mem::take(&mut self.progress);
-                self.settled(&part, outcome).await?;
-                let first = std::mem::replace(&mut self.progress, current);
-                self.settle(false, first).await
-            }
-            Err(halt) => {
-                self.suspects.push_front(Suspect::Part(part));
-                Err(halt)
-            }
-        }
-    }
-
     /// Books, counts and moves the position past one message.
     async fn apply(&mut self, mut mark: Mark, progress: Progress) -> Result<(), Halt> {
         if !mark.undecodable.is_empty() {
             self.dead.park_frames(&mark).await?;
         }
+        debug_assert_eq!(progress.delivered + progress.rejected + progress.given_up, mark.items, "every item has its fate");
         let given_up = progress.given_up + mark.given_up;
         if given_up > 0 {
             let slots = mark.envelope.as_ref().map(|e| (e.first_ms, e.last_ms));
@@ -428,10 +357,12 @@ impl Deliver {
         totals.filtered += filtered;
         totals.rejected += progress.rejected;
         totals.lost += lost;
+        let skipping = self.skipping();
         self.moved(&mark);
         if self.store.is_none() {
             self.report(&mark);
-        } else if mark.skipped && mark.seq >= self.control.skipped() {
+        } else if skipping && !self.skipping() {
+            self.control.skipped_to(mark.seq);
             self.write().await?;
             warn!(relay = self.name(), to = mark.seq, why = self.control.why().as_str(), "gave up undelivered samples, booked");
             self.trim.notify_one();
@@ -463,6 +394,11 @@ impl Deliver {
                 progress.totals = self.checkpoint.totals.clone();
             });
         }
+    }
+
+    /// Writes before a wait that may be long.
+    async fn write_if_due(&mut self) -> Result<(), Halt> {
+        if self.dirty && !self.skipping() { self.write().await } else { Ok(()) }
     }
 
     /// Books what is open, then writes the checkpoint. A store that is away is tried again at the next interval.

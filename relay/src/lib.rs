@@ -123,7 +123,7 @@ impl Relays {
         let watch = trim::watch(streams.clone(), controls.clone(), stop.clone());
         tasks.spawn(watch);
         if options.trims {
-            let trim = trim::Trim::new(streams, controls, &options, metrics.trimmed.clone(), trim);
+            let trim = trim::Trim::new(streams, controls, &options, metrics.trimmed, trim);
             tasks.spawn(trim.run(stop.clone()));
         }
         Ok(Self { running, tasks, stop })

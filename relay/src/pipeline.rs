@@ -88,6 +88,16 @@ struct Message<'a> {
     first_ms: i64,
 }
 
+impl Message<'_> {
+    /// Counts samples of a slot that another one was taken for.
+    fn twin(&self, tally: &mut Tally, samples: u64) {
+        if self.mode != Mode::Silent {
+            tally.read += samples;
+            tally.drop_as("twin", samples);
+        }
+    }
+}
+
 impl Pipeline {
     /// A pipeline that knows nothing yet.
     pub fn new(parts: Parts, control: Arc<Control>) -> Self {
@@ -123,6 +133,7 @@ impl Pipeline {
             self.decoder = Decoder::new();
             self.resolver.clear();
             self.held.clear();
+            self.control.void();
             self.learning = false;
         }
         let Incoming { message, envelope, silent, gap, .. } = incoming;
@@ -268,32 +279,45 @@ impl Pipeline {
             self.columns = columns;
             return result;
         }
-        let key = HeldKey { producer: envelope.producer.clone(), epoch: envelope.epoch, target: frame.target, slot_ms: frame.slot_ms };
-        let complete = frame.parts <= 1 || self.held.completes(&key, frame.part, frame.parts);
-        match self.fate(frame, complete) {
-            Fate::Hold => {
-                let columns = std::mem::take(&mut self.columns);
-                self.held.put(key, at.seq, HeldPart { decoded, columns, failed: frame.flags.contains(Flags::FAILED) });
-            }
-            Fate::Twin => {
-                let siblings = if frame.parts > 1 { self.held.take(&key) } else { Vec::new() };
-                let samples = u64::from(decoded.samples) + siblings.iter().map(|part| u64::from(part.decoded.samples)).sum::<u64>();
-                if at.mode != Mode::Silent {
-                    tally.read += samples;
-                    tally.drop_as("twin", samples);
-                }
-            }
-            Fate::Take { late } if frame.parts > 1 => {
-                let columns = std::mem::take(&mut self.columns);
-                let mut parts = self.held.take(&key);
-                parts.push(HeldPart { decoded, columns, failed: false });
-                self.parts(at, parts, late, tally, out).await?;
-            }
+        if frame.parts > 1 {
+            return self.part(at, envelope, frame, decoded, tally, out).await;
+        }
+        match self.fate(frame, true) {
             Fate::Take { late } => {
                 let columns = std::mem::take(&mut self.columns);
                 let result = self.emit(at, &decoded, &columns, late, tally, out).await;
                 self.columns = columns;
                 return result;
+            }
+            Fate::Twin | Fate::Hold => at.twin(tally, u64::from(decoded.samples)),
+        }
+        Ok(())
+    }
+
+    /// One part of a slot: held until the others are there.
+    async fn part(
+        &mut self,
+        at: &Message<'_>,
+        envelope: &Envelope,
+        frame: &FrameRef<'_>,
+        decoded: Decoded,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        let key = HeldKey { producer: envelope.producer.clone(), epoch: envelope.epoch, target: frame.target, slot_ms: frame.slot_ms };
+        let complete = self.held.completes(&key, frame.part, frame.parts);
+        let columns = std::mem::take(&mut self.columns);
+        let part = HeldPart { decoded, columns, failed: frame.flags.contains(Flags::FAILED) };
+        match self.fate(frame, complete) {
+            Fate::Hold => self.held.put(key, at.seq, part),
+            Fate::Twin => {
+                let siblings = self.held.take(&key);
+                at.twin(tally, siblings.iter().chain([&part]).map(|part| u64::from(part.decoded.samples)).sum());
+            }
+            Fate::Take { late } => {
+                let mut parts = self.held.take(&key);
+                parts.push(part);
+                self.parts(at, parts, late, tally, out).await?;
             }
         }
         Ok(())
@@ -310,11 +334,7 @@ impl Pipeline {
         match self.slots.take(Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
             Fate::Take { late } => self.parts(at, parts, late, tally, out).await,
             Fate::Twin | Fate::Hold => {
-                if at.mode != Mode::Silent {
-                    let samples = parts.iter().map(|part| u64::from(part.decoded.samples)).sum();
-                    tally.read += samples;
-                    tally.drop_as("twin", samples);
-                }
+                at.twin(tally, parts.iter().map(|part| u64::from(part.decoded.samples)).sum());
                 Ok(())
             }
         }
@@ -387,15 +407,13 @@ impl Pipeline {
         }
         self.building.section(resolved, decoded.slot_ms);
         let mut next = 0;
-        loop {
-            next = self.building.fill(resolved, filters, columns, next, previously.as_deref_mut(), tally);
-            if next >= columns.states.len() {
-                return Ok(());
-            }
+        while let Some(full_at) = self.building.fill(resolved, filters, columns, next, previously.as_deref_mut(), tally) {
+            next = full_at;
             if let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config) {
                 out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
             }
         }
+        Ok(())
     }
 
     async fn flush(&mut self, at: &Message<'_>, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
@@ -420,7 +438,8 @@ impl Pipeline {
                 deltas.forget_before(before);
             }
         }
-        if asked > self.forgot_before_ms {
+        // Only after what is given up has been read: until then its bases are needed to count and to learn.
+        if asked > self.forgot_before_ms && self.seq >= self.control.skipped() {
             self.forgot_before_ms = asked;
             self.decoder.forget_before(asked);
         }

@@ -17,6 +17,9 @@ use crate::filter::{Filter, Series, Verdict};
 /// Most filters of one relay: their verdicts are remembered as bits.
 pub const FILTERS_MAX: usize = 31;
 
+/// The filter chain: each filter with its name.
+pub type Chain = [(Arc<str>, Box<dyn Filter>)];
+
 /// What the filter chain said of one series: keep, drop by one filter, or the filters to ask for each value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule(u64);
@@ -159,7 +162,7 @@ impl Resolver {
     }
 
     /// The filters by position.
-    pub fn filters(&self) -> &[(Arc<str>, Box<dyn Filter>)] {
+    pub fn filters(&self) -> &Chain {
         &self.filters
     }
 
@@ -174,7 +177,7 @@ impl Resolver {
     }
 
     /// The resolver's parts for the per-sample loop.
-    pub fn split(&mut self, generation: u64) -> Option<(&mut Resolved, &[(Arc<str>, Box<dyn Filter>)])> {
+    pub fn split(&mut self, generation: u64) -> Option<(&mut Resolved, &Chain)> {
         Some((self.resolved.get_mut(&generation)?, &self.filters))
     }
 
@@ -240,7 +243,8 @@ impl Resolver {
             None => Some(std::mem::take(&mut resolved.texts)),
         };
         let mut rendering = texts.as_mut().map(Arc::make_mut);
-        let (mut own, mut merged): (Vec<(&str, &str)>, Vec<(&str, &str)>) = (Vec::new(), Vec::new());
+        let mut own: Vec<(&str, &str)> = Vec::new();
+        let mut merged: Vec<(&str, &str)> = Vec::new();
         for i in resolved.rows.len()..layout.len() {
             let series = layout.series(i);
             own.clear();
@@ -348,4 +352,40 @@ fn identity(series: &Series<'_>) -> u64 {
         hash.update(value.as_bytes());
     }
     hash.digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(target: &[(&str, &str)], own: &[(&str, &str)], expect: &[(&str, &str)], overlaps: bool) {
+        let mut out = Vec::new();
+        assert_eq!(merge(target, own, &mut out), overlaps);
+        assert_eq!(out, expect);
+    }
+
+    #[test]
+    fn own_labels_win_and_empty_ones_hide() {
+        check(
+            &[("b", "1"), ("d", "2")],
+            &[("a", "x"), ("c", "y"), ("e", "z")],
+            &[("a", "x"), ("b", "1"), ("c", "y"), ("d", "2"), ("e", "z")],
+            false,
+        );
+        check(&[("a", "1"), ("b", "2")], &[("b", "own")], &[("a", "1"), ("b", "own")], true);
+        check(&[("a", "1"), ("b", "2")], &[("a", "")], &[("b", "2")], true);
+        check(&[("b", "2")], &[("a", "")], &[("b", "2")], false);
+        check(&[], &[("a", "1")], &[("a", "1")], false);
+    }
+
+    #[test]
+    fn a_rule_is_a_drop_or_the_filters_to_ask_and_those_that_leave_it_alone() {
+        assert!(Rule(0).keeps());
+        assert_eq!(Rule(DROP | 3).drops(), Some(3));
+        let rule = Rule(0b101 | (0b10 << LEFT_ALONE_SHIFT));
+        assert_eq!((rule.drops(), rule.keeps()), (None, false));
+        assert_eq!(rule.asks().collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(rule.left_alone().collect::<Vec<_>>(), [1]);
+    }
 }

@@ -3,9 +3,11 @@
 //! *In*: a configuration and the streams. *Out*: delivered samples. *Bound*: the reader's bytes in flight and a few batches.
 //! *When full*: see [`crate::read`] and [`crate::deliver`].
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bundled_nats::port::{Error as PortError, Streams};
 use config::{OptionsError, Relay, Start};
 use sample::{Envelope, KEY_FRAME_PERIOD};
@@ -25,7 +27,7 @@ use crate::filter::{self, Filter};
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Reader, identity};
 use crate::resolve::FILTERS_MAX;
-use crate::sink::{self, Sink};
+use crate::sink::{self, Answer, Batch, Limits, Sink};
 use crate::step::{STEPS_MAX, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -59,6 +61,28 @@ pub fn build(relay: &Relay) -> Result<Components, OptionsError> {
         }
     };
     Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink)? })
+}
+
+/// Components of a relay whose own cannot be built: it holds its place and says why, and what must be given up is still counted exactly.
+fn refusing(error: &OptionsError) -> Result<Components, Error> {
+    let ndjson = config::Component { name: "ndjson".to_owned(), options: serde_json::Value::Null };
+    let encoder = Arc::from(encode::build(&ndjson).map_err(Error::Options)?);
+    let reason = if error.path.is_empty() { error.to_string() } else { format!("{}: {error}", error.path) };
+    Ok(Components { filters: Vec::new(), encoder, sink: Box::new(Refusing(format!("cannot build the relay: {reason}"))) })
+}
+
+/// A sink that takes nothing.
+struct Refusing(String);
+
+#[async_trait]
+impl Sink for Refusing {
+    async fn send(&mut self, _: &Batch, _: Range<usize>) -> Answer {
+        Answer::Fatal { reason: self.0.clone() }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { bytes_max: 1 << 20, items_max: 10_000 }
+    }
 }
 
 /// Hash over what decides about the bytes of a relay's batches.
@@ -126,7 +150,10 @@ impl Life {
     }
 
     async fn live(&self) -> Result<(), Error> {
-        let components = (self.build)(&self.relay).map_err(Error::Options)?;
+        let components = match (self.build)(&self.relay) {
+            Ok(components) => components,
+            Err(error) => refusing(&error)?,
+        };
         let (store, checkpoint, dead, book) = self.patiently().await?;
         let pipeline = Pipeline::new(
             pipeline::Parts {

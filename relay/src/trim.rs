@@ -7,7 +7,7 @@
 mod floor;
 mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use config::{OnFull, Relay};
 use prometheus::IntCounter;
 use sample::{Envelope, KEY_FRAME_PERIOD};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,6 +33,12 @@ pub use watch::watch;
 
 /// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Share of `max_bytes` below which "full" means another limit: the volume's. Above, a large message met the ordinary wall.
+const LOWER_WALL_BELOW: f64 = 0.9;
+
+/// How long a lower wall is believed in. Larger: space stays unused after the volume has room again; smaller: it is met more often.
+const WALL_MEMORY: Duration = Duration::from_secs(600);
 
 /// Key under which it is kept since when a relay is not configured any more.
 fn left_key(relay: &str) -> String {
@@ -59,9 +66,11 @@ pub struct Trim {
     wake: Arc<Notify>,
     trimmed: IntCounter,
     named: HashSet<String>,
+    /// Configured relays of which it is known that nothing says they left.
+    returned: HashSet<String>,
     blocked: bool,
     /// Bytes at which a publisher was told the stream is full: the wall, where it is lower than `max_bytes`.
-    wall: Option<u64>,
+    wall: Option<(u64, Instant)>,
 }
 
 impl Trim {
@@ -76,6 +85,7 @@ impl Trim {
             wake,
             trimmed,
             named: HashSet::new(),
+            returned: HashSet::new(),
             blocked: false,
             wall: None,
         }
@@ -105,14 +115,17 @@ impl Trim {
         if info.messages == 0 {
             return Ok(());
         }
-        if told && info.bytes < info.max_bytes {
-            self.wall = Some(info.bytes);
-        } else if self.wall.is_some_and(|wall| info.bytes > wall) {
-            self.wall = None;
+        let now = Instant::now();
+        if told && (info.bytes as f64) < info.max_bytes as f64 * LOWER_WALL_BELOW {
+            self.wall = Some((info.bytes, now));
         }
-        let shares = Shares::new(&info, self.wall);
+        self.wall = self.wall.filter(|(wall, since)| info.bytes <= *wall && now.duration_since(*since) < WALL_MEMORY);
+        let shares = Shares::new(&info, self.wall.map(|(wall, _)| wall), told);
         let Some(checkpoints) = self.checkpoints().await? else {
             // A relay without a checkpoint is about to write one: until then nothing may go.
+            if shares.at_wall() && !std::mem::replace(&mut self.blocked, true) {
+                warn!("the stream is full and a relay has no readable checkpoint: nothing can be trimmed");
+            }
             return Ok(());
         };
         let held = self.held(&info, &checkpoints).await?;
@@ -123,7 +136,7 @@ impl Trim {
             self.trimmed.inc_by(purged);
         }
         self.holds(&info, &shares, &checkpoints).await?;
-        self.wall(&shares, &checkpoints, told).await
+        self.at_wall(&shares, &checkpoints).await
     }
 
     /// The configured relays' checkpoints; `None`: one is missing.
@@ -159,7 +172,7 @@ impl Trim {
             }
         }
         for name in &configured {
-            if self.named.remove(name) {
+            if self.returned.insert(name.clone()) && self.streams.state.get(&left_key(name)).await?.is_some() {
                 self.streams.state.delete(&left_key(name)).await?;
             }
         }
@@ -230,32 +243,39 @@ impl Trim {
         }
     }
 
-    /// At the wall: the relay that holds most gives up.
-    async fn wall(&mut self, shares: &Shares, checkpoints: &[Checkpoint], told: bool) -> Result<(), Error> {
-        if !shares.at_wall() && !told {
+    /// At the wall: the relay that lags most gives up; the others are looked at again once it has.
+    async fn at_wall(&mut self, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<(), Error> {
+        if !shares.at_wall() {
             self.blocked = false;
             return Ok(());
         }
-        let held: HashMap<&str, u64> = self.subjects.iter().zip(checkpoints).map(|(s, c)| (s.relay.name.as_str(), c.floor())).collect();
-        let Some(lowest) = held.values().min().copied() else { return Ok(()) };
         let floor = shares.give_up_floor();
-        if lowest >= floor {
-            return Ok(());
-        }
-        let first_slot = match self.streams.raw.get(floor).await? {
-            Some(message) => Envelope::parse(|name| message.headers.get(name)).ok().map(|e| e.first_ms),
-            None => None,
-        };
-        for (subject, checkpoint) in self.subjects.iter().zip(checkpoints).filter(|(_, c)| c.floor() < floor) {
-            if subject.relay.hold.on_full == OnFull::Block && checkpoint.seq < shares.give_up_to() {
+        // What is delivered but not yet in the checkpoint needs no giving up, only the next write.
+        let position = |subject: &Subject, checkpoint: &Checkpoint| checkpoint.seq.max(subject.gauges.shared.live().position);
+        let most =
+            self.subjects.iter().zip(checkpoints).filter(|(_, c)| c.floor() < floor).min_by_key(|(s, c)| (position(s, c), c.floor()));
+        let Some((subject, checkpoint)) = most else { return Ok(()) };
+        let to = shares.give_up_to();
+        if position(subject, checkpoint) < to {
+            if subject.relay.hold.on_full == OnFull::Block {
                 if !std::mem::replace(&mut self.blocked, true) {
                     warn!(relay = subject.relay.name, "the stream is full and this relay blocks it: ingest is refused until it moves");
                 }
-                continue;
+                return Ok(());
             }
-            self.give_up(subject, checkpoint, shares.give_up_to(), Why::Full);
-            if let Some(slot) = first_slot {
-                subject.control.forget_before(slot);
+            self.give_up(subject, checkpoint, to, Why::Full);
+        }
+        // Bases of targets that are gone must not hold what nobody else needs.
+        if let Some(message) = self.streams.raw.get(floor).await?
+            && let Ok(envelope) = Envelope::parse(|name| message.headers.get(name))
+        {
+            for (subject, _) in self
+                .subjects
+                .iter()
+                .zip(checkpoints)
+                .filter(|(s, c)| c.floor() < floor && (position(s, c) >= to || s.control.skipped() >= to))
+            {
+                subject.control.forget_before(envelope.first_ms);
             }
         }
         Ok(())

@@ -161,6 +161,7 @@ impl Deliver {
                     jitter(HELD_RETRY)
                 }
             };
+            self.write_if_due().await?;
             let pause = sleep(wait);
             tokio::pin!(pause);
             loop {

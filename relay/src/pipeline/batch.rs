@@ -8,12 +8,9 @@ use sample::{Columns, NO_TIME, State, is_stale};
 
 use crate::delta::{NO_START, Previously};
 use crate::encode::{Encode, Encoded, Sample};
-use crate::filter::Filter;
-use crate::resolve::{Resolved, Row};
+use crate::resolve::{Chain, Resolved, Row};
 use crate::sink::{Batch, Item, Limits};
 use crate::step::{Loss, Part, Section, Undecodable};
-
-type Filters = [(Arc<str>, Box<dyn Filter>)];
 
 /// Ends of items are 32 bits.
 const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -57,18 +54,18 @@ impl Tally {
         self.losses.push(loss);
     }
 
-    pub fn filtered(&self, filters: &Filters) -> Vec<(Arc<str>, u64)> {
+    pub fn filtered(&self, filters: &Chain) -> Vec<(Arc<str>, u64)> {
         let mut all = named(filters, &self.by_filter);
         all.extend(self.others.iter().map(|(reason, n)| (Arc::from(*reason), *n)));
         all
     }
 
-    pub fn left_alone(&self, filters: &Filters) -> Vec<(Arc<str>, u64)> {
+    pub fn left_alone(&self, filters: &Chain) -> Vec<(Arc<str>, u64)> {
         named(filters, &self.alone)
     }
 }
 
-fn named(filters: &Filters, counts: &[u64]) -> Vec<(Arc<str>, u64)> {
+fn named(filters: &Chain, counts: &[u64]) -> Vec<(Arc<str>, u64)> {
     filters.iter().zip(counts).filter(|(_, n)| **n > 0).map(|((name, _), n)| (name.clone(), *n)).collect()
 }
 
@@ -113,16 +110,16 @@ impl Building {
         self.sections.push(Section { origin: resolved.origin.clone(), layout: resolved.layout.clone(), slot_ms });
     }
 
-    /// Takes samples from a series on, until the end or until the batch is full; says where to go on.
+    /// Takes samples from a series on, until the batch is full; says where to go on after [`Building::finish`], `None` at the end.
     pub fn fill(
         &mut self,
         resolved: &Resolved,
-        filters: &Filters,
+        filters: &Chain,
         columns: &Columns,
         from: usize,
         mut previously: Option<&mut Previously>,
         tally: &mut Tally,
-    ) -> usize {
+    ) -> Option<usize> {
         let encoder = self.encoder.clone();
         let framing = encoder.framing();
         let around = framing.open.len() + framing.close.len();
@@ -170,15 +167,15 @@ impl Building {
             let body = around + self.bytes.len() + framing.separator.len() * self.items.len();
             if body > self.limits.bytes_max && !self.items.is_empty() {
                 self.carry = Some((self.bytes.split_off(start), item, i as u32));
-                return i + 1;
+                return Some(i + 1);
             }
             self.items.push(item);
             self.sources.push((section, i as u32));
             if self.items.len() >= self.limits.items_max || body > self.limits.bytes_max {
-                return i + 1;
+                return Some(i + 1);
             }
         }
-        columns.states.len()
+        None
     }
 
     /// Hands out the batch; `None`: there is nothing in it.
@@ -215,7 +212,7 @@ impl Building {
 }
 
 /// Feeds previous values without encoding anything.
-pub(super) fn learn(resolved: &Resolved, filters: &Filters, columns: &Columns, slot_ms: i64, previously: &mut Previously) {
+pub(super) fn learn(resolved: &Resolved, filters: &Chain, columns: &Columns, slot_ms: i64, previously: &mut Previously) {
     let mut nowhere = Tally::new(filters.len());
     for i in 0..resolved.rows.len().min(columns.states.len()) {
         let row = &resolved.rows[i];
@@ -245,7 +242,7 @@ fn timestamp(columns: &Columns, i: usize, slot_ms: i64) -> i64 {
 }
 
 /// Asks the filters for one value; `None`: dropped and counted.
-fn judge(row: &Row, filters: &Filters, bits: u64, tally: &mut Tally) -> Option<u64> {
+fn judge(row: &Row, filters: &Chain, bits: u64, tally: &mut Tally) -> Option<u64> {
     if let Some(filter) = row.rule.drops() {
         tally.by_filter[filter] += 1;
         return None;

@@ -25,10 +25,10 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// `wall`: where a publisher was refused below `max_bytes`.
-    pub fn new(info: &Info, wall: Option<u64>) -> Self {
+    /// `wall`: where a publisher was refused below `max_bytes`; `told`: one was refused just now.
+    pub fn new(info: &Info, wall: Option<u64>, told: bool) -> Self {
         let whole = wall.map_or(info.max_bytes, |wall| wall.min(info.max_bytes)) as f64;
-        Self { info: *info, whole, told: wall.is_some() }
+        Self { info: *info, whole, told }
     }
 
     /// The first sequence of the newest `bytes`.
@@ -47,7 +47,7 @@ impl Shares {
 
     /// Where the replay window begins when there is no room for all of it.
     pub fn window_shrunk_to(&self) -> Option<u64> {
-        self.above(WINDOW_ABOVE).then(|| self.keep(WINDOW_ABOVE - 0.05))
+        (self.told || self.above(WINDOW_ABOVE)).then(|| self.keep(WINDOW_ABOVE - 0.05))
     }
 
     /// Whether relays must give up.

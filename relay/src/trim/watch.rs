@@ -78,7 +78,7 @@ impl Heads {
             };
         }
         let behind = live.position < self.last_seq;
-        let since = live.oldest_ms.or(live.newest_ms.filter(|_| behind || !reachable));
+        let since = live.oldest_ms.or_else(|| live.newest_ms.filter(|_| behind || !reachable));
         live.lag_seconds = since.map_or(0.0, |at| (now_ms().saturating_sub(at).max(0)) as f64 / 1000.0);
         live.pending = if behind { pending } else { 0 };
         subject.gauges.metrics.pending.set(i64::try_from(live.pending).unwrap_or(i64::MAX));

@@ -136,3 +136,99 @@ async fn jobs_filters_and_what_is_left_alone_add_up() {
     assert_eq!(passed(&twin, "all", 3).await.totals.delivered, 9);
     relays.stop(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn own_labels_win_over_the_targets_and_those_over_external_ones() {
+    let twin = Twin::new(u64::MAX);
+    let mut setup = Setup::one(&twin);
+    setup.options.external_labels = vec![("cluster".into(), "eu".into()), ("job".into(), "external".into())];
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    producer.labels = vec![("k".into(), "the target's".into())];
+    producer.publish(&[scrape(2, SLOT, &[("a", 1.0)])]).await;
+    passed(&twin, "one", 2).await;
+    for (i, line) in setup.sink("one").delivered().iter().enumerate() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let labels = serde_json::json!({"cluster": "eu", "instance": format!("t{}", i + 1), "job": "local", "k": "v"});
+        assert_eq!(line["labels"], labels);
+    }
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_larger_than_a_request_is_split_and_nothing_is_left_out() {
+    let twin = Twin::new(u64::MAX);
+    let mut setup = Setup::one(&twin);
+    setup.limits = Limits { bytes_max: 1_000, items_max: 100_000 };
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let long = "x".repeat(2_000);
+    let names: Vec<String> = (0..100).map(|i| if i == 50 { long.clone() } else { format!("metric_{i}") }).collect();
+    let values: Vec<(&str, f64)> = names.iter().map(|n| (n.as_str(), 1.0)).collect();
+    producer.publish(&[scrape(1, SLOT, &values), scrape(2, SLOT, &values)]).await;
+    balanced(&passed(&twin, "one", 1).await);
+    let calls = setup.sink("one").calls();
+    let seen: Vec<String> = calls.iter().flat_map(|c| &c.lines).map(|l| l.split('"').nth(3).expect("a name").to_owned()).collect();
+    assert_eq!(seen, [&names[..], &names[..]].concat());
+    for call in &calls {
+        let bytes: usize = call.lines.iter().map(|line| line.len() + 1).sum();
+        assert!(bytes <= 1_000 || call.lines.len() == 1, "{bytes}");
+    }
+    let keys: std::collections::HashSet<&str> = calls.iter().map(|c| c.key.as_str()).collect();
+    assert_eq!(keys.len(), calls.len());
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_cannot_be_built_is_held_and_says_why() {
+    let twin = Twin::new(u64::MAX);
+    let mut broken = relay("broken");
+    broken.filters = vec![config::Component { name: "nonsense".into(), options: serde_json::Value::Null }];
+    let setup = Setup::new(&twin, &[broken, relay("good")]);
+    let relays = setup.start();
+    Producer::new(&twin, "p", 1).publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    passed(&twin, "good", 1).await;
+    until("it is held", || status(&relays, "broken").activity == relay::Activity::Held).await;
+    assert!(status(&relays, "broken").last_error.expect("says why").contains("nonsense"));
+    assert_eq!(checkpoint(&twin, "broken").await.expect("holds its place").seq, 0);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_say_what_the_checkpoint_says() {
+    let twin = Twin::new(u64::MAX);
+    let mut filtered = relay("one");
+    filtered.filters = vec![config::Component { name: "drop".into(), options: serde_json::json!("{__name__=\"b\"}") }];
+    let setup = Setup::new(&twin, &[filtered]);
+    setup.sink("one").set(|lines| if lines.iter().any(|l| l.contains("\"c\"")) { reject() } else { Answer::Delivered });
+    let registry = prometheus::Registry::new();
+    let relays = setup.start_with(&registry);
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=5 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("b", 2.0), ("c", 3.0)])]).await;
+    }
+    let after = passed(&twin, "one", 5).await;
+    balanced(&after);
+    let value = |name: &str| {
+        let family = registry.gather().into_iter().find(|f| f.name() == name).expect("declared");
+        family.get_metric().iter().map(|m| m.get_counter().get_value() + m.get_gauge().get_value()).sum::<f64>()
+    };
+    assert_eq!(value("strata_relay_delivered_samples_total"), after.totals.delivered as f64);
+    assert_eq!(value("strata_relay_rejected_samples_total"), after.totals.rejected as f64);
+    assert_eq!(value("strata_relay_filtered_samples_total"), after.totals.filtered as f64);
+    assert_eq!((after.totals.delivered, after.totals.rejected, after.totals.filtered), (5, 5, 5));
+    assert_eq!(value("strata_relay_up"), 1.0);
+    drop(relays);
+    twin.state.set_down(true);
+    let crashed = setup.start_with(&prometheus::Registry::new());
+    drop(crashed);
+    twin.state.set_down(false);
+    producer.publish(&[scrape(1, 6 * SLOT, &[("a", 1.0)])]).await;
+    let registry = prometheus::Registry::new();
+    let relays = setup.start_with(&registry);
+    passed(&twin, "one", 6).await;
+    let family = registry.gather().into_iter().find(|f| f.name() == "strata_relay_repeated_samples_total").expect("declared");
+    assert_eq!(family.get_metric()[0].get_counter().get_value(), 1.0, "possibly sent again: the relay was killed");
+    relays.stop(Duration::from_secs(5)).await;
+}

@@ -1,1 +1,222 @@
+use std::sync::Arc;
+use std::time::Duration;
 
+use bundled_nats::ledger::Stage;
+use bundled_nats::port::Log;
+use bundled_nats::twin::Twin;
+use relay::sink::Answer;
+use tokio::sync::Notify;
+
+use crate::harness::*;
+
+const WALL: u64 = 200_000;
+
+fn names(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("metric_{i}")).collect()
+}
+
+/// Publishes one message as a collector does: refused, it tells the trim and tries again; bases are renewed every eighth of the wall.
+async fn patiently(producer: &mut Producer, twin: &Twin, full: &Arc<Notify>, scrapes: &[Scrape], since: &mut u64) -> bool {
+    for _ in 0..2_000 {
+        if *since > WALL / 8 {
+            producer.rebase();
+            *since = 0;
+        }
+        let frames: Vec<(Vec<u8>, u64)> = scrapes.iter().map(|scrape| producer.frame(scrape, 0, 1)).collect();
+        let mut message = sample::MessageBuilder::new();
+        frames.iter().for_each(|(frame, _)| message.push(frame));
+        let payload = message.finish();
+        let bytes = payload.len() as u64;
+        let samples = frames.iter().map(|(_, n)| n).sum();
+        let at = scrapes[0].slot_ms;
+        if producer.publish_payload(payload, samples, (at, at), false).await.is_some() {
+            *since += bytes + 200;
+            // As a publisher waits for each acknowledgement: relays get their turn.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            return true;
+        }
+        // A frame that was dropped may have been a base.
+        producer.rebase();
+        full.notify_one();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(twin.raw.info().await.expect("up").bytes <= WALL);
+    }
+    false
+}
+
+fn page(names: &[String], target: u64, at: i64, k: i64) -> Scrape {
+    let values: Vec<(&str, f64)> = names.iter().enumerate().map(|(i, n)| (n.as_str(), ((k * 7919 + i as i64) as f64).sin())).collect();
+    scrape(target, at, &values)
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_times_the_wall_with_one_relay_stopped_is_counted_to_the_sample() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::new(&twin, &[relay("good"), relay("dead")]);
+    setup.options.trims = true;
+    let full = setup.options.full.clone();
+    setup.sink("dead").set(|_| retry());
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, at) = (names(50), slot(0));
+    let (mut since, mut published, mut bytes) = (0, 0u64, 0u64);
+    let mut k = 0;
+    while bytes < 10 * WALL {
+        k += 1;
+        let scrapes: Vec<Scrape> = (1..=3).map(|t| page(&names, t, at + k * SLOT, k)).collect();
+        assert!(patiently(&mut producer, &twin, &full, &scrapes, &mut since).await, "the stream stays full at {k}");
+        published += 150;
+        bytes += 1_400;
+    }
+    let good = passed(&twin, "good", k as u64).await;
+    balanced(&good);
+    assert_eq!((good.totals.delivered, good.totals.lost), (published, 0));
+    setup.sink("dead").set(|_| Answer::Delivered);
+    let dead = passed(&twin, "dead", k as u64).await;
+    balanced(&dead);
+    assert_eq!(dead.totals.read, published);
+    assert!(dead.totals.lost > 0 && dead.totals.delivered > 0, "{:?}", dead.totals);
+    let booked = ledger(&twin);
+    assert!(booked.iter().all(|e| e.stage == Stage::Relay && e.relay.as_deref() == Some("dead")));
+    assert!(booked.iter().all(|e| e.reason == "full"), "nothing hung in the air: {booked:?}");
+    assert_eq!(booked.iter().map(|e| e.samples).sum::<u64>(), dead.totals.lost);
+    assert_eq!(setup.sink("dead").delivered().len() as u64, dead.totals.delivered);
+    assert!(twin.dead.messages().is_empty());
+    // Between the given up and the head nothing is missing.
+    assert_eq!(setup.sink("good").delivered()[(published - dead.totals.delivered) as usize..], setup.sink("dead").delivered());
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_blocks_stops_the_publisher_until_it_moves() {
+    let twin = Twin::new(WALL);
+    let mut blocking = relay("one");
+    blocking.hold.on_full = config::OnFull::Block;
+    let mut setup = Setup::new(&twin, &[blocking]);
+    setup.options.trims = true;
+    let full = setup.options.full.clone();
+    let sink = setup.sink("one");
+    sink.set(|_| retry());
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, at) = (names(200), slot(0));
+    let (mut since, mut k) = (0, 0);
+    while patiently(&mut producer, &twin, &full, &[page(&names, 1, at + k * SLOT, k)], &mut since).await {
+        k += 1;
+        assert!(k < 1000, "never full");
+    }
+    assert!(ledger(&twin).is_empty());
+    sink.set(|_| Answer::Delivered);
+    until("all is delivered", || sink.delivered().len() as i64 == 200 * k).await;
+    assert!(patiently(&mut producer, &twin, &full, &[page(&names, 1, at + k * SLOT, k)], &mut since).await);
+    until("it goes on", || sink.delivered().len() as i64 == 200 * (k + 1)).await;
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn hold_gives_up_what_is_too_old_even_in_the_middle_of_a_retry() {
+    let twin = Twin::new(u64::MAX);
+    let mut short = relay("short");
+    short.hold.max_age = Some(config::Millis(60_000));
+    let mut setup = Setup::new(&twin, &[short, relay("long")]);
+    setup.options.trims = true;
+    setup.sink("short").set(|_| Answer::Retry { after: Some(Duration::from_secs(100_000)), reason: "much later".into() });
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    for k in 0..20 {
+        producer.publish(&[scrape(1, at + k * SLOT, &[("a", 1.0), ("b", 2.0)])]).await;
+        tokio::time::sleep(Duration::from_secs(15)).await;
+    }
+    let after = passed(&twin, "short", 15).await;
+    balanced(&after);
+    assert_eq!(after.totals.lost, after.seq * 2);
+    assert_eq!(ledger(&twin).iter().map(|e| e.samples).sum::<u64>(), after.totals.lost);
+    assert!(ledger(&twin).iter().all(|e| e.reason == "max_age" && e.slots.is_some()));
+    assert_eq!(passed(&twin, "long", 20).await.totals.delivered, 40);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_booked_before_a_kill_is_neither_sent_nor_booked_again() {
+    let twin = Twin::new(u64::MAX);
+    let mut config = relay("one");
+    config.hold.max_bytes = Some(config::ByteSize(2_000));
+    let mut setup = Setup::new(&twin, &[config]);
+    setup.options.trims = true;
+    let sink = setup.sink("one");
+    sink.set(|_| retry());
+    let relays = setup.start();
+    passed(&twin, "one", 0).await;
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    for k in 0..30 {
+        producer.publish(&[scrape(1, at + k * SLOT, &[("a", 1.0), ("b", 2.0)])]).await;
+    }
+    until("something is booked", || !ledger(&twin).is_empty()).await;
+    let booked: u64 = ledger(&twin).iter().map(|e| e.samples).sum();
+    drop(relays);
+    // The checkpoint is as if it had not been written after the booking.
+    let mut old = checkpoint(&twin, "one").await.expect("written");
+    let passed_seq = old.seq;
+    (old.seq, old.id, old.positions, old.totals) = (0, None, Default::default(), Default::default());
+    old.warm_from = 1;
+    let streams = twin.streams();
+    streams.state.delete("relay.one").await.expect("up");
+    streams.state.put("relay.one", serde_json::to_vec(&old).expect("JSON").into(), 0).await.expect("up");
+    sink.set(|_| Answer::Delivered);
+    let relays = setup.start();
+    let after = passed(&twin, "one", 30).await;
+    balanced(&after);
+    assert!(passed_seq > 0);
+    assert_eq!(after.totals.lost, booked);
+    assert_eq!(ledger(&twin).iter().map(|e| e.samples).sum::<u64>(), booked);
+    assert_eq!(sink.delivered().len() as u64, 60 - booked);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn delivered_messages_go_after_the_replay_window_and_the_bases_stay() {
+    let twin = Twin::new(u64::MAX);
+    let mut setup = Setup::one(&twin);
+    setup.options.trims = true;
+    setup.options.replay_window = Duration::from_secs(600);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 0..240 {
+        producer.publish(&[scrape(1, slot(0), &[("a", k as f64)])]).await;
+        tokio::time::sleep(Duration::from_secs(15)).await;
+    }
+    passed(&twin, "one", 240).await;
+    let info = twin.raw.info().await.expect("up");
+    // 600 s of window and 1,200 s of two key periods are 120 messages.
+    assert!((118..=124).contains(&info.messages), "{}", info.messages);
+    assert!(checkpoint(&twin, "one").await.expect("written").warm_from >= info.first_seq);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_left_the_configuration_holds_space_for_a_while() {
+    let twin = Twin::new(u64::MAX);
+    let mut both = Setup::new(&twin, &[relay("stays"), relay("leaves")]);
+    both.sink("leaves").set(|_| retry());
+    both.options.trims = true;
+    both.options.replay_window = Duration::ZERO;
+    both.options.retired_hold = Duration::from_secs(7200);
+    let relays = both.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, slot(0), &[("a", 1.0)])]).await;
+    passed(&twin, "stays", 1).await;
+    relays.stop(Duration::from_secs(5)).await;
+    both.relays.pop();
+    let relays = both.start();
+    for k in 0..=150 {
+        producer.publish(&[scrape(1, slot(0), &[("a", k as f64)])]).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        if k == 100 {
+            assert_eq!(twin.raw.info().await.expect("up").first_seq, 1);
+        }
+    }
+    assert!(twin.raw.info().await.expect("up").first_seq > 60);
+    relays.stop(Duration::from_secs(5)).await;
+}

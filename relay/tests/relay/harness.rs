@@ -47,12 +47,14 @@ pub struct Producer {
     pub epoch: u64,
     pub n: u64,
     pub total: u64,
+    /// Labels of its targets beside job and instance.
+    pub labels: Vec<(String, String)>,
     targets: HashMap<(u64, u16), Target>,
 }
 
 impl Producer {
     pub fn new(twin: &Twin, name: &'static str, epoch: u64) -> Self {
-        Self { twin: twin.clone(), name, epoch, n: 0, total: 0, targets: HashMap::new() }
+        Self { twin: twin.clone(), name, epoch, n: 0, total: 0, labels: Vec::new(), targets: HashMap::new() }
     }
 
     pub fn subject(&self) -> String {
@@ -66,11 +68,10 @@ impl Producer {
 
     pub fn frame(&mut self, scrape: &Scrape, part: u16, parts: u16) -> (Vec<u8>, u64) {
         let target = self.targets.entry((scrape.target, part)).or_insert_with(|| {
-            let origin = Origin {
-                target: TargetId(scrape.target),
-                labels: vec![("instance".into(), format!("t{}", scrape.target)), ("job".into(), scrape.job.into())],
-                attributes: vec![("job".into(), scrape.job.into())],
-            };
+            let mut labels = vec![("instance".into(), format!("t{}", scrape.target)), ("job".into(), scrape.job.into())];
+            labels.extend(self.labels.iter().cloned());
+            labels.sort();
+            let origin = Origin { target: TargetId(scrape.target), labels, attributes: vec![("job".into(), scrape.job.into())] };
             Target { names: Vec::new(), layout: Arc::new(LayoutBuilder::new().build()), encoder: Encoder::new(Arc::new(origin), part) }
         });
         let names: Vec<String> = scrape.values.iter().map(|(name, _)| name.clone()).collect();
@@ -150,7 +151,7 @@ pub struct Call {
     pub answer: Answer,
 }
 
-type Rule = Box<dyn Fn(&[String]) -> Answer + Send>;
+type Rule = Box<dyn FnMut(&[String]) -> Answer + Send>;
 
 /// What the sink answers, and what it was given.
 pub struct Script {
@@ -174,11 +175,11 @@ impl Scripted {
         Self::with(|_| Answer::Delivered)
     }
 
-    pub fn with(rule: impl Fn(&[String]) -> Answer + Send + 'static) -> Self {
+    pub fn with(rule: impl FnMut(&[String]) -> Answer + Send + 'static) -> Self {
         Self(Arc::new(Mutex::new(Script { answers: VecDeque::new(), rule: Box::new(rule), calls: Vec::new() })))
     }
 
-    pub fn set(&self, rule: impl Fn(&[String]) -> Answer + Send + 'static) {
+    pub fn set(&self, rule: impl FnMut(&[String]) -> Answer + Send + 'static) {
         self.script(|script| script.rule = Box::new(rule));
     }
 

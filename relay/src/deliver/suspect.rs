@@ -1,0 +1,112 @@
+//! Batches of which the sink rejected every sample: is it picky or broken?
+//!
+//! *In*: wholly rejected parts and the marks behind them. *Out*: parked samples once the sink took any other; or the same tried again and
+//! again, nothing parked. *Bound*: [`SUSPECTS_MAX`] parts. *When full*: the sink is taken for broken and held.
+
+use tokio::time::Instant;
+use tracing::{debug, error, info};
+
+use super::send::Sent;
+use super::{Deliver, HELD_RETRY, Halt, Progress};
+use crate::backoff::jitter;
+use crate::step::{Mark, Part};
+use crate::telemetry::Activity;
+
+/// Batches in a row of which the sink rejected every sample before it is taken for broken. Larger: more memory while unsure; smaller: a picky
+/// sink is held.
+pub const SUSPECTS_MAX: usize = 4;
+
+/// Something that waits until it is clear whether the sink is picky or broken.
+pub(super) enum Suspect {
+    Part(Box<Part>),
+    Mark(Box<Mark>, Progress),
+}
+
+impl Deliver {
+    /// Puts a wholly rejected part aside.
+    pub(super) fn suspect(&mut self, part: Box<Part>, answer: &str) {
+        self.suspects.push_back(Suspect::Part(part));
+        self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
+        let held = if self.broken() { "it is held: nothing is parked" } else { "not yet clear whether it takes others" };
+        let text = format!("the sink rejects every sample ({held}): {answer}");
+        error!(relay = self.name(), "{text}");
+        self.trouble(Activity::Held, text);
+    }
+
+    /// Whether the sink is taken for broken.
+    pub(super) fn broken(&self) -> bool {
+        self.suspects.iter().filter(|s| matches!(s, Suspect::Part(_))).count() >= SUSPECTS_MAX
+    }
+
+    /// Takes apart what was rejected whole, in order: all of it, as the sink takes samples and so is picky, not broken; or only what is given up.
+    /// `first`: what became of the first suspect, where it was settled already.
+    pub(super) async fn settle(&mut self, only_given_up: bool, first: Progress) -> Result<(), Halt> {
+        let current = std::mem::replace(&mut self.progress, first);
+        while let Some(suspect) = self.suspects.pop_front() {
+            match suspect {
+                Suspect::Mark(mark, before) => {
+                    let mut progress = std::mem::take(&mut self.progress);
+                    progress.add(&before);
+                    self.apply(*mark, progress).await?;
+                }
+                Suspect::Part(part) if only_given_up && !self.skips(part.seq) => {
+                    self.suspects.push_front(Suspect::Part(part));
+                    break;
+                }
+                Suspect::Part(part) => match self.send(&part, false).await {
+                    Ok(Sent::Done(outcome)) => self.settled(&part, outcome).await?,
+                    Ok(Sent::AllRejected(_)) => {}
+                    Err(halt) => {
+                        self.suspects.push_front(Suspect::Part(part));
+                        return Err(halt);
+                    }
+                },
+            }
+        }
+        // Batches of a message whose mark is still to come; which of them are done is no longer a prefix.
+        self.progress.add(&current);
+        self.progress.batches = 0;
+        if self.suspects.is_empty() {
+            self.retry_suspects_at = None;
+            self.fine();
+        }
+        Ok(())
+    }
+
+    /// Lets go of suspects that are given up.
+    pub(super) async fn let_go(&mut self) -> Result<(), Halt> {
+        match self.suspects.front() {
+            Some(Suspect::Part(first)) if self.skips(first.seq) => self.settle(true, Progress::default()).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks again at wholly rejected batches: given up meanwhile, or taken now.
+    pub(super) async fn reconsider(&mut self) -> Result<(), Halt> {
+        self.let_go().await?;
+        if self.suspects.is_empty() || self.retry_suspects_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.gauges.metrics.retries.inc();
+        let Some(Suspect::Part(part)) = self.suspects.pop_front() else { return Ok(()) };
+        match self.send(&part, true).await {
+            Ok(Sent::AllRejected(answer)) => {
+                debug!(relay = self.name(), %answer, "the sink still rejects every sample");
+                self.suspects.push_front(Suspect::Part(part));
+                self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
+                Ok(())
+            }
+            Ok(Sent::Done(outcome)) => {
+                info!(relay = self.name(), "the sink takes samples again");
+                let current = std::mem::take(&mut self.progress);
+                self.settled(&part, outcome).await?;
+                let first = std::mem::replace(&mut self.progress, current);
+                self.settle(false, first).await
+            }
+            Err(halt) => {
+                self.suspects.push_front(Suspect::Part(part));
+                Err(halt)
+            }
+        }
+    }
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use config::Config;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -47,6 +48,7 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow!(error).context("cannot start the async runtime")),
@@ -102,6 +104,17 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         tracing::warn!("strata stopped, some parts were late: see above")
     }
     Ok(())
+}
+
+/// Each target keeps a connection: takes as many descriptors as the system allows this process, where shells often give 1,024.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
+        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
+        false => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files: many targets may fail to connect");
+    }
 }
 
 /// A token that the first SIGTERM or SIGINT cancels; the second ends the process at once.

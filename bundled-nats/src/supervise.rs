@@ -233,15 +233,16 @@ fn log_line(line: &str) {
     match level {
         "FTL" | "ERR" => tracing::error!(target: "nats", "{text}"),
         "WRN" => tracing::warn!(target: "nats", "{text}"),
-        "INF" => tracing::info!(target: "nats", "{text}"),
-        "DBG" | "TRC" => tracing::debug!(target: "nats", "{text}"),
+        // Its start and its end are told by the supervisor, in one line each.
+        "INF" | "DBG" | "TRC" => tracing::debug!(target: "nats", "{text}"),
         // A panic's trace, or a message before logging began: either is worth seeing.
         _ => tracing::warn!(target: "nats", "{text}"),
     }
 }
 
 fn split_line(line: &str) -> (&str, &str) {
-    let mark = line.strip_prefix('[').and_then(|line| line.split_once("] [")).and_then(|(_, rest)| rest.split_once("] "));
+    let mark = line.strip_prefix('[').and_then(|line| line.split_once("] [")).and_then(|(_, rest)| rest.split_once(']'));
+    let mark = mark.map(|(level, text)| (level, text.trim_start()));
     mark.filter(|(level, _)| level.len() == 3).unwrap_or(("", line))
 }
 
@@ -254,6 +255,7 @@ mod tests {
         let check = |line: &str, expect: (&str, &str)| assert_eq!(split_line(line), expect);
         check("[12] [INF] Server is ready", ("INF", "Server is ready"));
         check("[12] [ERR] a [WRN] b", ("ERR", "a [WRN] b"));
+        check("[12] [INF]", ("INF", ""));
         check("panic: runtime error", ("", "panic: runtime error"));
     }
 }

@@ -120,6 +120,11 @@ impl Book {
         }
     }
 
+    /// The stream was rolled back: what was booked above the checkpoint says nothing of what is there now.
+    pub fn void(&mut self) {
+        self.booked.clear();
+    }
+
     /// Writes all open entries and waits until they are stored.
     pub async fn flush(&mut self) -> Result<(), Stopped> {
         while let Some((reason, entry)) = self.open.first_key_value() {

@@ -114,6 +114,11 @@ impl Dead {
         Ok(Self { log, ledger, relay: relay.to_owned(), stop, there })
     }
 
+    /// The stream was rolled back: which letters are there already is not known by sequence any more.
+    pub fn void(&mut self) {
+        self.there = None;
+    }
+
     /// Parks rejected items and waits until they are stored.
     pub async fn park(&mut self, part: &Part, offenders: &[Offender]) -> Result<(), Stopped> {
         let mut samples = Vec::new();

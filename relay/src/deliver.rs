@@ -301,6 +301,10 @@ impl Deliver {
     }
 
     async fn mark(&mut self, mark: Box<Mark>) -> Result<(), Halt> {
+        if mark.restarted {
+            self.book.void();
+            self.dead.void();
+        }
         if mark.silent {
             if let Some(envelope) = &mark.envelope {
                 self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);

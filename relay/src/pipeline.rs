@@ -136,7 +136,7 @@ impl Pipeline {
             self.control.void();
             self.learning = false;
         }
-        let Incoming { message, envelope, silent, gap, .. } = incoming;
+        let Incoming { message, envelope, silent, gap, restarted } = incoming;
         self.seq = message.seq;
         let id = identity(&message, envelope.as_ref().ok());
         let mode = match (silent, message.seq <= self.control.skipped()) {
@@ -174,6 +174,7 @@ impl Pipeline {
             envelope: envelope.ok(),
             warm_from: self.warm_from(),
             silent,
+            restarted,
             skipped: mode == Mode::Skip,
             read: tally.read,
             items: tally.items,

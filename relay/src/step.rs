@@ -103,6 +103,8 @@ pub struct Mark {
     pub warm_from: u64,
     /// Delivered before, or before the start: moves producers' positions at most.
     pub silent: bool,
+    /// The stream was rolled back before it: sequences known from before mean other messages now.
+    pub restarted: bool,
     /// Whether it was passed without encoding because its samples are given up.
     pub skipped: bool,
     /// Samples read: decoded ones of the relay's jobs, undecodable and missing ones.

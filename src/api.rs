@@ -59,7 +59,7 @@ pub(crate) struct Replay {
     pub(crate) relay: String,
     /// First nominal slot, ms, inclusive.
     pub(crate) from_ms: i64,
-    /// Last nominal slot, ms, exclusive.
+    /// Last nominal slot, ms, inclusive.
     pub(crate) to_ms: i64,
     /// Samples per second; none: as fast as the sink takes them.
     #[serde(default)]

@@ -19,12 +19,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::{Board, Parts};
+use crate::replays::Replays;
 use crate::token;
 
 /// Share of the drain that the collector gets to publish what it queued, in tenths.
 const COLLECTOR_TENTHS: u32 = 4;
 /// Share of the drain in which relays read on to the end of the stream, in tenths; the rest is for their last checkpoints.
 const CATCH_UP_TENTHS: u32 = 4;
+/// How long replays may take to end.
+const REPLAYS_STOP: Duration = Duration::from_secs(2);
 /// Between two looks at how far the relays are.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -77,9 +80,10 @@ impl Appliance {
             replay_window: config.buffer.replay_window.duration(),
             ..relay::Options::default()
         };
-        let relays = Relays::start(&config.relays, streams.clone(), options, board.registry(), &CancellationToken::new())
+        let relays = Relays::start(&config.relays, streams.clone(), options.clone(), board.registry(), &CancellationToken::new())
             .context("cannot start the relays")?;
-        Ok(Parts { server: Arc::clone(server), collector: Some(collector), relays: Some(relays) })
+        let replays = Arc::new(Replays::new(Arc::clone(config), streams.clone(), options));
+        Ok(Parts { server: Arc::clone(server), collector: Some(collector), relays: Some(relays), replays })
     }
 
     /// Waits until a part ends by itself that the process should not survive.
@@ -104,6 +108,10 @@ impl Appliance {
         if timeout(within * CATCH_UP_TENTHS / 10, self.caught_up()).await.is_err() {
             tracing::warn!(relays = ?self.behind(), "these did not reach the end of the stream: they go on there at the next start");
             in_time = false;
+        }
+        // A replay can be asked for again; what it is at is not worth the time of the live relays.
+        if let Some(replays) = self.board.with_parts(|parts| Arc::clone(&parts.replays)) {
+            in_time &= timeout(REPLAYS_STOP, replays.stop()).await.is_ok();
         }
         if let Some(relays) = self.board.with_parts(|parts| parts.relays.take()).flatten() {
             relays.stop(end.saturating_duration_since(Instant::now()).max(Duration::from_secs(1))).await;

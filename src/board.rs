@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Backend, Check, Refusal, Replay};
 use crate::process::Process;
+use crate::replays::Replays;
 use crate::times;
 
 /// What the API sees: empty while the parts start.
@@ -35,6 +36,7 @@ pub(crate) struct Parts {
     pub(crate) server: Arc<Server>,
     pub(crate) collector: Option<Collector>,
     pub(crate) relays: Option<Relays>,
+    pub(crate) replays: Arc<Replays>,
 }
 
 impl Board {
@@ -126,13 +128,15 @@ impl Backend for Board {
 
     fn start_replay(self: Arc<Self>, replay: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>> {
         Box::pin(async move {
-            let _ = replay;
-            Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "replays are not there yet"))
+            match self.with_parts(|parts| Arc::clone(&parts.replays)) {
+                Some(replays) => replays.start(replay).await,
+                None => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the parts are still starting: try again")),
+            }
         })
     }
 
-    fn replay(&self, _id: &str) -> Option<Value> {
-        None
+    fn replay(&self, id: &str) -> Option<Value> {
+        self.with_parts(|parts| parts.replays.get(id)).flatten()
     }
 }
 

@@ -11,6 +11,7 @@ mod client;
 mod logs;
 mod process;
 mod replay;
+mod replays;
 mod run;
 mod times;
 mod token;

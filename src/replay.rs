@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// First scheduled time: `2026-01-02T03:04:05Z`, `03:04` (UTC, the last one), `10m` or `10 min ago`.
     #[arg(long)]
     from: String,
-    /// The first scheduled time that is left out, written the same way; `now` for up to now.
+    /// Last scheduled time, written the same way; `now` for all there is.
     #[arg(long)]
     to: String,
     /// At most so many samples per second: `20000/s`, `20k/s`; without it, as fast as the sink takes them.
@@ -124,20 +124,21 @@ async fn replay(address: &str, token_file: &std::path::Path, request: &api::Repl
     }
 }
 
-/// One line of progress from whatever numbers there are.
+/// One line of progress.
 fn describe(state: &Value) -> String {
-    let mut parts = Vec::new();
-    for (key, value) in state.as_object().into_iter().flatten() {
-        match value {
-            Value::Number(number) if key.ends_with("_ms") => {
-                if let Some(ms) = number.as_i64().filter(|_| key == "position_ms") {
-                    parts.push(format!("at {}", times::show(ms)));
-                }
-            }
-            Value::Number(number) => parts.push(format!("{number} {}", key.trim_end_matches("_samples"))),
-            Value::String(text) if matches!(key.as_str(), "state" | "error" | "reason") && !text.is_empty() => parts.push(text.clone()),
-            _ => {}
+    let number = |key: &str| state.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let text = |key: &str| state.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
+    let mut line =
+        format!("{}: {}%, {} samples delivered", text("state").unwrap_or("running"), number("percent"), number("delivered_samples"));
+    for (key, word) in [("filtered_samples", "filtered"), ("rejected_samples", "rejected"), ("lost_samples", "lost")] {
+        if number(key) > 0 {
+            line.push_str(&format!(", {} {word}", number(key)));
         }
     }
-    parts.join(", ")
+    for key in ["error", "warning"] {
+        if let Some(why) = text(key) {
+            line.push_str(&format!("; {why}"));
+        }
+    }
+    line
 }

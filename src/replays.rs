@@ -1,0 +1,191 @@
+//! The replays of this process: started by the API, followed by id, stopped with the rest.
+//!
+//! *In*: requests. *Out*: their state, until [`KEPT_MAX`] newer ones were asked for. *Bound*: [`RUNNING_MAX`] at a time. *When full*: 429.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use bundled_nats::port::Streams;
+use config::Config;
+use relay::Status;
+use relay::replay::{self, Progress, Request};
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{Refusal, Replay};
+use crate::times;
+
+/// Replays at a time. Larger: more readers compete with the live path; smaller: one slow sink keeps others from a replay.
+const RUNNING_MAX: usize = 8;
+/// Replays that can be asked for, the newest; above [`RUNNING_MAX`], so that a running one is never forgotten before 56 others ended.
+const KEPT_MAX: usize = 64;
+/// Between two looks at what a replay's sink says.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// All replays of this process.
+pub(crate) struct Replays {
+    config: Arc<Config>,
+    streams: Streams,
+    options: relay::Options,
+    runs: Mutex<VecDeque<Arc<Run>>>,
+    running: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// One replay, running or ended.
+struct Run {
+    id: String,
+    asked: Replay,
+    progress: watch::Receiver<Progress>,
+    now: Mutex<Now>,
+}
+
+/// What is known beyond its progress.
+struct Now {
+    state: &'static str,
+    status: Status,
+    error: Option<String>,
+}
+
+impl Replays {
+    /// None yet. `streams` and `options` are those of the live relays.
+    pub(crate) fn new(config: Arc<Config>, streams: Streams, options: relay::Options) -> Self {
+        Self {
+            config,
+            streams,
+            options,
+            runs: Mutex::default(),
+            running: Arc::new(Semaphore::new(RUNNING_MAX)),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Starts one; its first state is the answer.
+    pub(crate) async fn start(&self, asked: Replay) -> Result<Value, Refusal> {
+        let known: Vec<_> = self.config.relays.iter().map(|r| r.name.as_str()).collect();
+        let Some(relay) = self.config.relays.iter().find(|r| r.name == asked.relay) else {
+            let message = format!("there is no relay '{}': there are {}", asked.relay, known.join(", "));
+            return Err(Refusal::new(StatusCode::NOT_FOUND, message));
+        };
+        let Ok(permit) = Arc::clone(&self.running).try_acquire_owned() else {
+            return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, format!("{RUNNING_MAX} replays run already: wait for one to end")));
+        };
+        let Replay { from_ms, to_ms, rate, again, .. } = asked;
+        let request = Request { relay: relay.clone(), from_ms, to_ms, rate, again };
+        let started = replay::Replay::start(request, self.streams.clone(), &self.options, &self.stop).await.map_err(refusal)?;
+        let now = Mutex::new(Now { state: "running", status: started.status(), error: None });
+        let run = Arc::new(Run { id: started.id.clone(), asked, progress: started.progress(), now });
+        let answer = run.json();
+        {
+            let mut runs = self.runs();
+            if runs.len() >= KEPT_MAX {
+                runs.pop_front();
+            }
+            runs.push_back(Arc::clone(&run));
+        }
+        self.tasks.spawn(async move {
+            run.follow(started).await;
+            drop(permit);
+        });
+        Ok(answer)
+    }
+
+    /// The state of one.
+    pub(crate) fn get(&self, id: &str) -> Option<Value> {
+        self.runs().iter().find(|run| run.id == id).map(|run| run.json())
+    }
+
+    /// Ends all of them and waits for that.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn runs(&self) -> MutexGuard<'_, VecDeque<Arc<Run>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Run {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a replay until it ends.
+    async fn follow(&self, replay: replay::Replay) {
+        let mut progress = replay.progress();
+        let ended = progress.wait_for(|_| false);
+        tokio::pin!(ended);
+        // An end closes the channel; until then what the sink says is looked at now and then.
+        while tokio::time::timeout(LOOK, &mut ended).await.is_err() {
+            self.now().status = replay.status();
+        }
+        let finished = replay.finish().await;
+        let mut now = self.now();
+        match finished {
+            Ok(_) => now.state = "done",
+            Err(replay::Error::Stopped) => now.state = "stopped",
+            Err(error) => {
+                now.state = "failed";
+                now.error = Some(chain(&error));
+            }
+        }
+        drop(now);
+        tracing::info!(id = self.id, relay = self.asked.relay, state = self.now().state, "replay ended");
+    }
+
+    fn json(&self) -> Value {
+        let progress = self.progress.borrow().clone();
+        let now = self.now();
+        let (all, done) = (progress.end.saturating_sub(progress.begin) + 1, (progress.position + 1).saturating_sub(progress.begin));
+        let percent = if progress.begin > progress.end || now.state == "done" { 100 } else { done.saturating_mul(100) / all };
+        let missing = progress.oldest_ms.filter(|oldest| *oldest > self.asked.from_ms);
+        json!({
+            "id": self.id,
+            "relay": self.asked.relay,
+            "state": now.state,
+            "percent": percent,
+            "from_ms": self.asked.from_ms,
+            "to_ms": self.asked.to_ms,
+            "read_samples": progress.totals.read,
+            "delivered_samples": progress.totals.delivered,
+            "filtered_samples": progress.totals.filtered,
+            "rejected_samples": progress.totals.rejected,
+            "lost_samples": progress.totals.lost,
+            "warning": missing.map(|oldest| format!("the stream begins at {}: what was before is gone", times::show(oldest))),
+            "error": now.error.clone().or_else(|| now.status.last_error.clone().filter(|_| now.state == "running")),
+        })
+    }
+}
+
+fn refusal(error: replay::Error) -> Refusal {
+    let status = match error {
+        replay::Error::Range { .. } | replay::Error::Options { .. } => StatusCode::BAD_REQUEST,
+        replay::Error::AddsUp { .. } => StatusCode::CONFLICT,
+        replay::Error::Port(_) => StatusCode::SERVICE_UNAVAILABLE,
+        replay::Error::Deliver(_) | replay::Error::Stopped => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Refusal::new(status, chain(&error))
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}

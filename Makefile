@@ -13,8 +13,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CACHE := $(or $(STRATA_CACHE),$(HOME)/.cache/strata)
-# Strata and its harness are built together, so that both see their dependencies with the same features.
-RELEASE := cargo build --release --locked -p strata -p e2e
+RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
 .PHONY: help setup build run demo test fmt lint unit e2e bench
@@ -31,11 +30,12 @@ build:
 
 run:
 	@tools/setup.sh build run
-	cargo build --release --locked -p strata
+	$(RELEASE)
 	@tools/run.sh
 
 demo: build
-	@target/release/demo
+	cargo build --locked -p e2e --bin demo
+	@target/debug/demo
 
 fmt:
 	cargo fmt --all
@@ -49,9 +49,8 @@ unit:
 	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --exclude e2e --locked
 
 e2e:
-	cargo test --release --locked -p strata -p e2e --no-run
 	$(RELEASE)
-	cargo test --release --locked -p e2e -- --test-threads 2
+	cargo test --locked -p e2e -- --test-threads 2
 
 test:
 	@tools/setup.sh build test
@@ -62,4 +61,5 @@ test:
 bench: build
 	@if [ -n "$(PEER)" ]; then tools/setup.sh bench; fi
 	cargo bench --locked -p sample -p collector -p relay --bench '*' -- $(BENCH_FLAGS)
-	@target/release/bench $(if $(PEER),--peer)
+	cargo build --locked -p e2e --bin bench
+	@target/debug/bench $(if $(PEER),--peer)

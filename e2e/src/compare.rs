@@ -32,6 +32,13 @@ pub struct Balance {
     pub synthetic: usize,
 }
 
+/// The rounds of one target that have arrived, in order of arrival; cheap enough to be asked in a loop.
+pub fn rounds(records: &Records, exporter: &Exporter, job: &str) -> impl Iterator<Item = u64> {
+    let series = Identity { name: ROUND.to_owned(), labels: exporter.labels(job) };
+    let id = records.id(&series);
+    records.all().iter().filter(move |r| Some(r.series) == id && r.bits != STALE).map(|r| f64::from_bits(r.bits) as u64)
+}
+
 /// Compares one target's records with its exporter's memory.
 ///
 /// *Errors*: a sample that differs, is missing from a round that arrived, is too many, or a staleness marker too many or

@@ -1,6 +1,6 @@
 //! Strata as a process.
 //!
-//! *In*: the binary beside the test's own (`target/release/strata`, or `STRATA_BIN`), a configuration without `server`
+//! *In*: the release binary (`target/release/strata`, or `STRATA_BIN`), a configuration without `server`
 //! and `buffer.data_dir`. *Out*: a process on a free loopback port with a data folder of its own. *Bound*: readiness and
 //! exit have deadlines. *When a test fails*: the end of the log is printed and the folder kept.
 
@@ -38,8 +38,8 @@ pub fn binary() -> Result<PathBuf> {
         Some(path) => PathBuf::from(path),
         None => {
             let own = std::env::current_exe()?;
-            let folder = own.ancestors().find(|p| p.ends_with("release") || p.ends_with("debug")).context("not in a target folder")?;
-            folder.join("strata")
+            let profile = own.ancestors().find(|p| p.ends_with("release") || p.ends_with("debug")).context("not in a target folder")?;
+            profile.with_file_name("release").join("strata")
         }
     };
     path.exists().then_some(path.clone()).with_context(|| format!("{} is absent: run `cargo build --release` first", path.display()))

@@ -49,8 +49,7 @@ impl Demo {
 
     async fn caught_up(&self, sink: &HttpSink) -> Result<()> {
         wait::until_true("the sink has everything", LIMIT, || {
-            let (served, records) = (self.exporters[0].served(), &sink.ledger().records);
-            compare::target(records, &self.exporters[0], JOB).is_ok_and(|b| b.missing.is_empty() && b.slots.len() == served.len())
+            compare::rounds(&sink.ledger().records, &self.exporters[0], JOB).count() == self.exporters[0].served().len()
         })
         .await
     }
@@ -100,6 +99,7 @@ async fn main() -> Result<()> {
     demo.say(&format!("kill -9 {pid}, while \"shaky\" is still away"));
     process::signal(pid, Signal::SIGKILL);
     strata.gone(children).await?;
+    demo.exporters[0].note_break();
     demo.say("         strata and its NATS server are gone; starting it again");
     strata.launch()?;
     strata.ready().await?;

@@ -78,7 +78,7 @@ async fn a_wrong_configuration_names_every_mistake_with_its_place() -> Result<()
         ":4:5: scrape_configs[0].static_config: unknown key 'static_config', did you mean 'static_configs'?",
         ":6:11: relays[0].name: 'A' is no relay name: lower-case letters, digits and '-' inside, like 'a'",
         ":7:12: relays[0].from[0]: unknown job 'lokal', did you mean 'local'?",
-        ":8:15: relays[0].filters[0]: unknown filter 'dropp', did you mean 'drop'?",
+        ":8:16: relays[0].filters[0]: unknown filter 'dropp', did you mean 'drop'?",
         ":9:24: relays[0].sink.http.url: ",
     ];
     let strata = Strata::prepare("")?;
@@ -169,7 +169,7 @@ async fn a_full_disk_refuses_counts_and_recovers() -> Result<()> {
     let (data, config) = (strata.data_dir(), strata.config());
     std::fs::create_dir(&data)?;
     let script = format!(
-        "mount -t tmpfs -o size=80m tmpfs {data} && exec {binary} run -c {config}",
+        "mount -t tmpfs -o size=160m tmpfs {data} && exec {binary} run -c {config}",
         data = data.display(),
         binary = binary()?.display(),
         config = config.display()

@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
-use e2e::page::{Identity, Page, ROUND};
+use e2e::page::Page;
 use e2e::record::Records;
 use e2e::strata::Strata;
-use e2e::{corpus, wait};
+use e2e::{compare, corpus, wait};
 
 /// The job of all exporters here.
 pub const JOB: &str = "e2e";
@@ -59,7 +59,7 @@ pub async fn more_rounds(exporters: &[Exporter], rounds: u64, limit: Duration) -
 
 /// How many rounds of an exporter have arrived.
 pub fn rounds_in(records: &Records, exporter: &Exporter) -> usize {
-    records.of(&Identity { name: ROUND.to_owned(), labels: exporter.labels(JOB) }).count()
+    compare::rounds(records, exporter, JOB).count()
 }
 
 /// Waits until every round that was served up to now has arrived at the sink.
@@ -67,10 +67,7 @@ pub async fn caught_up(sink: &HttpSink, exporters: &[Exporter], limit: Duration)
     let goals: Vec<u64> = exporters.iter().map(|e| e.next_round().saturating_sub(1)).collect();
     wait::until_true("the sink has caught up", limit, || {
         let ledger = sink.ledger();
-        exporters.iter().zip(&goals).all(|(exporter, goal)| {
-            let series = Identity { name: ROUND.to_owned(), labels: exporter.labels(JOB) };
-            ledger.records.of(&series).any(|r| f64::from_bits(r.bits) >= *goal as f64)
-        })
+        exporters.iter().zip(&goals).all(|(exporter, goal)| compare::rounds(&ledger.records, exporter, JOB).any(|round| round >= *goal))
     })
     .await
 }

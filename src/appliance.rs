@@ -74,8 +74,11 @@ impl Appliance {
         stop: &CancellationToken,
     ) -> anyhow::Result<Parts> {
         let from = server.streams(Role::Collector);
-        let collector = Collector::start(collector::Options::new(Arc::clone(config)), &from, board.registry(), stop)?;
+        let options = collector::Options::new(Arc::clone(config));
+        let full = Arc::clone(&options.full);
+        let collector = Collector::start(options, &from, board.registry(), stop)?;
         let options = relay::Options {
+            full,
             external_labels: config.global.external_labels.clone().into_iter().collect(),
             replay_window: config.buffer.replay_window.duration(),
             ..relay::Options::default()

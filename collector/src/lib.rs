@@ -22,6 +22,7 @@ use bundled_nats::port::Streams;
 use config::Config;
 use prometheus::Registry;
 use sample::TargetId;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -42,6 +43,8 @@ pub struct Options {
     pub clock: Clock,
     /// Requests in flight over all targets.
     pub requests_max: usize,
+    /// Woken when the stream says that it is full, for whoever can make room.
+    pub full: Arc<Notify>,
 }
 
 /// Why a collector cannot start.
@@ -68,7 +71,7 @@ pub struct Collector {
 impl Options {
     /// The usual: system clock, the host's name, the default limits.
     pub fn new(config: Arc<Config>) -> Self {
-        Self { config, producer: None, clock: Clock::system(), requests_max: scrape::REQUESTS_MAX }
+        Self { config, producer: None, clock: Clock::system(), requests_max: scrape::REQUESTS_MAX, full: Arc::new(Notify::new()) }
     }
 }
 
@@ -93,6 +96,7 @@ impl Collector {
                 max_bytes: config.buffer.max_bytes.0,
                 linger: config.buffer.linger.duration(),
                 clock: options.clock.clone(),
+                full: options.full.clone(),
             },
             streams,
             telemetry.clone(),

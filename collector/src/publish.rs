@@ -53,6 +53,8 @@ pub struct Options {
     pub linger: Duration,
     /// The wall clock.
     pub clock: Clock,
+    /// Woken when the stream says that it is full.
+    pub full: Arc<Notify>,
 }
 
 /// Why publishing ended before it was told to.

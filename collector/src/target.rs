@@ -21,7 +21,7 @@ pub struct Target {
     pub url: Uri,
     /// Its own labels, sorted by name: `job`, `instance` and the static ones. A series' own label of the same name is renamed.
     pub labels: Vec<(String, String)>,
-    /// What a frame says of its source: the labels above and the external ones, and the job's name as an attribute.
+    /// What a frame says of its source: the labels above, and the job's name as an attribute. External labels are the relays' business.
     pub origin: Arc<Origin>,
     /// How often.
     pub interval: Duration,
@@ -116,7 +116,7 @@ impl Target {
         let timeout = Duration::from_millis(scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1)).min(interval);
         let origin = Arc::new(Origin {
             target: id,
-            labels: with_external(&labels, &global.external_labels),
+            labels: labels.clone(),
             attributes: vec![("job".to_owned(), job.clone())],
         });
         Ok(Self { id, url: uri, labels, origin, interval, timeout, scrape: scrape.clone() })
@@ -158,13 +158,6 @@ fn own_labels(job: &str, address: &str, labels: &BTreeMap<String, String>) -> Ve
     own.extend(labels.iter().filter(|(name, _)| !name.starts_with("__")).map(|(name, value)| (name.clone(), value.clone())));
     own.retain(|_, value| !value.is_empty());
     own.into_iter().collect()
-}
-
-fn with_external(labels: &[(String, String)], external: &BTreeMap<String, String>) -> Vec<(String, String)> {
-    let mut all = external.clone();
-    all.extend(labels.iter().cloned());
-    all.retain(|_, value| !value.is_empty());
-    all.into_iter().collect()
 }
 
 fn identity(job: &str, url: &str, labels: &[(String, String)]) -> TargetId {
@@ -229,7 +222,7 @@ mod tests {
         let (targets, errors) = targets(&global(), &[scrape(&["a:9100"], &[("env", "dev"), ("__meta_x", "y")])]);
         assert!(errors.is_empty());
         assert_eq!(pairs(&targets[0].labels), [("env", "dev"), ("instance", "a:9100"), ("job", "node")]);
-        assert_eq!(pairs(&targets[0].origin.labels), [("cluster", "eu-1"), ("env", "dev"), ("instance", "a:9100"), ("job", "node")]);
+        assert_eq!(targets[0].origin.labels, targets[0].labels, "external labels are added on the way out");
         assert_eq!(pairs(&targets[0].origin.attributes), [("job", "node")]);
         assert_eq!(targets[0].timeout, Duration::from_secs(15));
     }

@@ -55,7 +55,7 @@ impl Bench {
     fn over(twin: Twin, memory: usize, max_bytes: u64, clock: Clock) -> Self {
         let telemetry = Telemetry::new(&prometheus::Registry::new()).expect("a registry of its own");
         let streams = twin.streams();
-        let options = Options { producer: "west".into(), memory, max_bytes, linger: LINGER, clock: clock.clone() };
+        let options = Options { producer: "west".into(), memory, max_bytes, linger: LINGER, clock: clock.clone(), full: Arc::default() };
         let publisher = Publisher::start(options, &streams, telemetry.clone());
         Self { twin, streams, telemetry, clock, publisher }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bundled_nats::port::{Headers, Log, Message};
 use bytes::Bytes;
 use sample::{Envelope, MESSAGE_BYTES_MAX, MessageBuilder};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ pub(super) struct Writer {
     producer: String,
     linger: Duration,
     clock: Clock,
+    full: Arc<Notify>,
     drain: CancellationToken,
     abort: CancellationToken,
     epoch: u64,
@@ -70,6 +72,7 @@ impl Writer {
             producer: options.producer.clone(),
             linger: options.linger,
             clock: options.clock.clone(),
+            full: options.full.clone(),
             drain: stops.drain,
             abort: stops.abort,
             epoch: 0,
@@ -188,6 +191,7 @@ impl Writer {
                 }
                 Try::Full(reason) => {
                     flight.unsure = false;
+                    self.full.notify_one();
                     self.failed("full", &reason);
                 }
                 Try::Refused(reason) => {

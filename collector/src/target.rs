@@ -114,11 +114,7 @@ impl Target {
         let id = identity(job, &url, &labels);
         let interval = Duration::from_millis(scrape.scrape_interval.unwrap_or(global.scrape_interval).0.max(1));
         let timeout = Duration::from_millis(scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1)).min(interval);
-        let origin = Arc::new(Origin {
-            target: id,
-            labels: labels.clone(),
-            attributes: vec![("job".to_owned(), job.clone())],
-        });
+        let origin = Arc::new(Origin { target: id, labels: labels.clone(), attributes: vec![("job".to_owned(), job.clone())] });
         Ok(Self { id, url: uri, labels, origin, interval, timeout, scrape: scrape.clone() })
     }
 }

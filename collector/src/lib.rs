@@ -5,9 +5,11 @@
 //! dropped scrapes, each counted by its reason.
 
 pub mod client;
+pub mod discovery;
 pub mod parse;
 pub mod publish;
 pub mod queue;
+pub mod relabel;
 pub mod scrape;
 pub mod series;
 pub mod slot;
@@ -30,6 +32,7 @@ use client::Client;
 use publish::{Left, Publisher};
 use scrape::{Scrape, Shared, Status};
 use slot::Clock;
+use target::{Dropped, Job};
 use telemetry::Telemetry;
 
 /// How to collect.
@@ -62,6 +65,7 @@ pub enum Error {
 pub struct Collector {
     publisher: Publisher,
     targets: Vec<(Arc<Mutex<Status>>, CancellationToken)>,
+    dropped: Vec<Dropped>,
     by_id: HashMap<TargetId, usize>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -83,9 +87,14 @@ impl Collector {
     pub fn start(options: Options, streams: &Streams, registry: &Registry, stop: &CancellationToken) -> Result<Self, Error> {
         let telemetry = Telemetry::new(registry).map_err(Error::Metrics)?;
         let (config, stop) = (&options.config, stop.child_token());
-        let (found, errors) = target::targets(&config.global, &config.scrape_configs);
-        for error in errors {
-            tracing::error!("{error}");
+        let (mut found, mut dropped) = (Vec::new(), Vec::new());
+        for scrape in &config.scrape_configs {
+            let job = Job::new(&config.global, scrape.clone());
+            let of_job = job.find(&discovery::statics(scrape));
+            of_job.errors.iter().for_each(|error| tracing::error!("{error}"));
+            telemetry.targets_dropped.add(i64::try_from(of_job.dropped_count).unwrap_or(i64::MAX));
+            found.extend(of_job.targets);
+            dropped.extend(of_job.dropped);
         }
         let tls = found.iter().any(|target| target.url.scheme_str() == Some("https"));
         let client = Client::new(tls).map_err(Error::Roots)?;
@@ -111,12 +120,19 @@ impl Collector {
             tasks.spawn(scrape.run(stop.clone(), end));
         }
         tasks.close();
-        Ok(Self { publisher, targets, by_id, tasks, stop, telemetry })
+        Ok(Self { publisher, targets, dropped, by_id, tasks, stop, telemetry })
     }
 
     /// How every target is doing, in the configuration's order.
     pub fn targets(&self) -> Vec<Status> {
         self.targets.iter().map(|(status, _)| status.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    }
+
+    /// The targets that relabeling dropped, as they were found.
+    ///
+    /// *Limits*: at most `keep_dropped_targets` (or [`target::DROPPED_MAX`]) per job; `strata_targets_dropped` counts all.
+    pub fn dropped(&self) -> Vec<Dropped> {
+        self.dropped.clone()
     }
 
     /// Whether the stream acknowledged a message a short time ago.

@@ -40,6 +40,8 @@ pub struct Status {
     pub url: String,
     /// Its own labels.
     pub labels: Vec<(String, String)>,
+    /// Its labels before relabeling.
+    pub discovered_labels: Vec<(String, String)>,
     /// The outcome of the last scrape.
     pub health: Health,
     /// Why the last scrape failed; none: it did not.
@@ -120,6 +122,7 @@ impl Scrape {
             job: target.scrape.job_name.clone(),
             url: target.url.to_string(),
             labels: target.labels.clone(),
+            discovered_labels: target.discovered_labels.clone(),
             health: Health::Unknown,
             last_error: None,
             last_scrape_ms: None,

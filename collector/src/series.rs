@@ -12,10 +12,14 @@
 //! explicit timestamp is absent at once, as with Prometheus' `track_timestamps_staleness: false`. A series that comes back takes its old
 //! place. Absent series are dropped from a layout when they are 16 or more and over an eighth of it.
 //!
+//! **Relabeling.** A series is relabeled when its text is first seen; what came of it is kept with the hash of the text. A dropped series has
+//! an entry in the order and no slot: on later pages its labels are not parsed.
+//!
 //! **Metadata.** What the page last said of a family stays with its series until the page says otherwise.
 
 use std::sync::Arc;
 
+use config::RelabelConfig;
 use sample::{Columns, Layout};
 
 use crate::parse::{self, Page};
@@ -40,6 +44,8 @@ use walk::Walk;
 
 /// Marks an entry that is a line of metadata.
 const METADATA: Slot = Slot::MAX;
+/// Marks an entry whose series relabeling dropped: it costs its hash and nothing else.
+const DROPPED: Slot = Slot::MAX - 1;
 /// Pages without a miss after which the lookup is dropped: more hold its memory longer, fewer build it more often.
 const CLEAN_PAGES: u32 = 16;
 
@@ -52,7 +58,7 @@ pub struct Options {
     pub honor_labels: bool,
     /// Whether explicit timestamps are used.
     pub honor_timestamps: bool,
-    /// Samples per page.
+    /// Samples per page, those that relabeling drops not counted.
     pub sample_limit: u64,
     /// Labels per series.
     pub label_limit: u64,
@@ -62,6 +68,8 @@ pub struct Options {
     pub label_value_length_limit: u64,
     /// The labels of the target, sorted; they stand in the origin, not in the layout.
     pub target_labels: Vec<(String, String)>,
+    /// `metric_relabel_configs`, applied once when a series is first seen.
+    pub relabel: Arc<[RelabelConfig]>,
 }
 
 /// A part of a target: so many of its series as fit one frame.
@@ -119,6 +127,12 @@ pub enum PageError {
         /// The label's name.
         label: String,
     },
+    /// Relabeling took a series' name away.
+    #[error("cannot take the series on line {line}: `metric_relabel_configs` left it without a name (`__name__`)")]
+    NameMissing {
+        /// The line, from 1.
+        line: usize,
+    },
     /// The page is longer than 4 GiB.
     #[error("cannot read a page of {bytes} bytes")]
     TooLarge {
@@ -135,6 +149,7 @@ impl PageError {
             Self::SampleLimit { .. } => "sample_limit",
             Self::LabelLimit { option, .. } => option,
             Self::LabelTwice { .. } => "duplicate_label",
+            Self::NameMissing { .. } => "name_missing",
             Self::TooLarge { .. } => "body_size",
         }
     }
@@ -279,7 +294,7 @@ impl SeriesCache {
             let offset = reading.page.offset();
             let Some(entry) = reading.walk.expected(self.hash, &self.order, &reading.page, first) else {
                 self.miss(reading, first)?;
-                if reading.counts.scraped > limit {
+                if reading.counts.post_relabel > limit {
                     return Err(PageError::SampleLimit { limit });
                 }
                 continue;
@@ -294,7 +309,11 @@ impl SeriesCache {
             }
             let (value, timestamp_ms) = reading.page.suffix()?;
             reading.counts.scraped += 1;
-            if reading.counts.scraped > limit {
+            if entry.slot == DROPPED {
+                continue;
+            }
+            reading.counts.post_relabel += 1;
+            if reading.counts.post_relabel > limit {
                 return Err(PageError::SampleLimit { limit });
             }
             let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
@@ -319,6 +338,10 @@ impl SeriesCache {
             None => self.look_up(reading, hash, &sample, timestamp_ms)?,
         };
         self.next.push(Entry { hash, length: sample.series_text.len() as u32, slot });
+        if slot == DROPPED {
+            return Ok(());
+        }
+        reading.counts.post_relabel += 1;
         let put = if slot & PENDING == 0 {
             self.store.put(slot, sample.value, timestamp_ms)
         } else if reading.fresh.len() > known {
@@ -369,7 +392,10 @@ impl SeriesCache {
             }
             return Ok((slot, place.is_some()));
         }
-        let identity = labels::read(&self.options, reading.body, sample)?;
+        let Some(identity) = labels::read(&self.options, reading.body, sample)? else {
+            lookup.texts.insert(hash, DROPPED);
+            return Ok((DROPPED, false));
+        };
         let own = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
         let identity_hash = labels::hash(self.hash, &mut self.scratch, &identity.name, own);
         let slot = match lookup.identities.get(&identity_hash) {
@@ -398,9 +424,8 @@ impl SeriesCache {
     }
 
     /// Makes the page that was read the current one.
-    fn commit(&mut self, mut reading: Reading<'_>) -> Counts {
-        reading.counts.post_relabel = reading.counts.scraped;
-        let all_new = reading.fresh.len() as u64 + reading.counts.duplicates == reading.counts.scraped;
+    fn commit(&mut self, reading: Reading<'_>) -> Counts {
+        let all_new = reading.fresh.len() as u64 + reading.counts.duplicates == reading.counts.post_relabel;
         if self.order.is_empty() && reading.fresh.len() > 0 && all_new && self.store.slots() == self.synthetic.len() {
             // The first page: its series stand before the synthetic ones, so that identical exporters have identical layouts.
             self.store.clear();
@@ -437,7 +462,7 @@ impl SeriesCache {
         }
         let slots = self.store.append(&reading.fresh, &families);
         let resolve = |slot: Slot| slots[(slot & !PENDING) as usize];
-        for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING != 0 && entry.slot != METADATA) {
+        for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING != 0 && !matches!(entry.slot, METADATA | DROPPED)) {
             entry.slot = resolve(entry.slot);
         }
         if let Some(lookup) = &mut self.lookup {
@@ -449,7 +474,7 @@ impl SeriesCache {
     /// Keeps the lookup in step with the order, or drops what a steady page does not need.
     fn tidy(&mut self, diverged: bool) {
         self.clean_pages = if diverged { 0 } else { self.clean_pages.saturating_add(1) };
-        if self.clean_pages >= CLEAN_PAGES || self.lookup.as_ref().is_some_and(Lookup::overgrown) {
+        if self.clean_pages >= CLEAN_PAGES || self.lookup.as_ref().is_some_and(|lookup| lookup.overgrown(self.order.len())) {
             self.lookup = None;
         }
         if self.clean_pages == CLEAN_PAGES {

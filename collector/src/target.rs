@@ -1,16 +1,36 @@
 //! Targets: what to scrape, under which labels, and the identity that survives restarts.
 //!
-//! *In*: `scrape_configs` and `global`. *Out*: [`Target`]s with their URL, labels and schedule. *Bound*: as many as are configured.
-//! *When full*: a target that cannot be built is an [`Error`] of its own; the others go on.
+//! *In*: a [`Job`] and the [`TargetGroup`]s found for it. *Out*: [`Target`]s with their URL, labels and schedule, and what relabeling
+//! dropped. *Bound*: as many as are found; [`DROPPED_MAX`] dropped ones are remembered per job. *When full*: dropped ones are only
+//! counted. A target that cannot be built is an [`Error`] of its own; the others go on.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{Global, Scheme, ScrapeConfig};
+use config::{Global, Millis, RelabelConfig, Scheme, ScrapeConfig};
 use http::Uri;
 use sample::{Origin, TargetId};
+use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::discovery::TargetGroup;
+use crate::relabel::{self, Labels};
+
+/// Dropped targets remembered per job where `keep_dropped_targets` sets nothing. Larger: discovery of everything, kept in part, takes
+/// memory; smaller: a person who looks for a missing target may not see it.
+pub const DROPPED_MAX: usize = 10_000;
+
+/// One `scrape_configs` entry, with what all its targets share.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The entry.
+    pub scrape: Arc<ScrapeConfig>,
+    /// Its `metric_relabel_configs`.
+    pub metric_relabel: Arc<[RelabelConfig]>,
+    interval: Millis,
+    timeout: Millis,
+}
 
 /// One thing to scrape.
 #[derive(Debug)]
@@ -19,8 +39,10 @@ pub struct Target {
     pub id: TargetId,
     /// Where it is scraped.
     pub url: Uri,
-    /// Its own labels, sorted by name: `job`, `instance` and the static ones. A series' own label of the same name is renamed.
+    /// Its own labels, sorted by name: `job`, `instance` and what relabeling left. A series' own label of the same name is renamed.
     pub labels: Vec<(String, String)>,
+    /// Its labels before relabeling, sorted by name.
+    pub discovered_labels: Vec<(String, String)>,
     /// What a frame says of its source: the labels above, and the job's name as an attribute. External labels are the relays' business.
     pub origin: Arc<Origin>,
     /// How often.
@@ -29,6 +51,30 @@ pub struct Target {
     pub timeout: Duration,
     /// The entry it comes from.
     pub scrape: Arc<ScrapeConfig>,
+    /// The entry's `metric_relabel_configs`.
+    pub metric_relabel: Arc<[RelabelConfig]>,
+}
+
+/// A target that relabeling dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dropped {
+    /// The job's name in the configuration.
+    pub job: String,
+    /// Its labels before relabeling, sorted by name.
+    pub discovered_labels: Vec<(String, String)>,
+}
+
+/// What a job's groups come to.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// What is scraped.
+    pub targets: Vec<Target>,
+    /// The first of those that relabeling dropped.
+    pub dropped: Vec<Dropped>,
+    /// All that relabeling dropped.
+    pub dropped_count: usize,
+    /// What is wrong with those that are missing.
+    pub errors: Vec<Error>,
 }
 
 /// A target that cannot be built.
@@ -65,7 +111,21 @@ pub enum Error {
         /// The label's value.
         scheme: String,
     },
-    /// The same job, URL and labels are configured twice.
+    /// `__scrape_interval__` or `__scrape_timeout__` is no usable duration.
+    #[error("cannot scrape '{address}' of job '{job}': label '{label}' is '{value}': {reason}")]
+    Schedule {
+        /// The job's name.
+        job: String,
+        /// As written.
+        address: String,
+        /// Which of the two.
+        label: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The same job, URL and labels are found twice.
     #[error("cannot scrape '{url}' of job '{job}' twice with the same labels")]
     Twice {
         /// The job's name.
@@ -75,58 +135,132 @@ pub enum Error {
     },
 }
 
-/// All static targets, and what is wrong with those that are missing.
-pub fn targets(global: &Global, scrape_configs: &[ScrapeConfig]) -> (Vec<Target>, Vec<Error>) {
-    let (mut found, mut errors, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
-    for scrape in scrape_configs.iter().cloned().map(Arc::new) {
-        for group in &scrape.static_configs {
-            for address in &group.targets {
-                match Target::new(global, &scrape, address, &group.labels) {
-                    Ok(target) if seen.insert(target.id) => found.push(target),
-                    Ok(target) => errors.push(Error::Twice { job: scrape.job_name.clone(), url: target.url }),
-                    Err(error) => errors.push(error),
+impl Job {
+    /// An entry with the defaults it leaves to `global`.
+    pub fn new(global: &Global, scrape: ScrapeConfig) -> Self {
+        let interval = Millis(scrape.scrape_interval.unwrap_or(global.scrape_interval).0.max(1));
+        let timeout = scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1).min(interval.0);
+        let metric_relabel = scrape.metric_relabel_configs.as_slice().into();
+        Self { scrape: Arc::new(scrape), metric_relabel, interval, timeout: Millis(timeout) }
+    }
+
+    /// The job's name.
+    pub fn name(&self) -> &str {
+        &self.scrape.job_name
+    }
+
+    /// What is to be scraped of the job's groups.
+    pub fn find<'g>(&self, groups: impl IntoIterator<Item = &'g TargetGroup>) -> Found {
+        let (mut found, mut seen) = (Found::default(), HashSet::new());
+        let dropped_max = match usize::try_from(self.scrape.keep_dropped_targets) {
+            Ok(0) | Err(_) => DROPPED_MAX,
+            Ok(limit) => limit,
+        };
+        for group in groups {
+            for target in &group.targets {
+                match self.target(target, &group.labels) {
+                    Ok(Ok(target)) if seen.insert(target.id) => found.targets.push(target),
+                    Ok(Ok(target)) => found.errors.push(Error::Twice { job: self.name().to_owned(), url: target.url }),
+                    Ok(Err(dropped)) => {
+                        found.dropped_count += 1;
+                        if found.dropped.len() < dropped_max {
+                            found.dropped.push(dropped);
+                        }
+                    }
+                    Err(error) => found.errors.push(error),
                 }
             }
         }
+        found
     }
-    (found, errors)
-}
 
-impl Target {
-    fn new(global: &Global, scrape: &Arc<ScrapeConfig>, address: &str, labels: &BTreeMap<String, String>) -> Result<Self, Error> {
-        let (job, meta) = (&scrape.job_name, |name: &str| labels.get(name).filter(|value| !value.is_empty()));
-        let address = meta("__address__").map_or(address, String::as_str);
-        if address.is_empty() || address.contains(|c: char| matches!(c, '/' | '?' | '#' | '@') || c.is_whitespace()) {
-            return Err(Error::Address { job: job.clone(), address: address.to_owned() });
-        }
-        let scheme = match (meta("__scheme__").map(String::as_str), scrape.scheme) {
-            (Some("http"), _) | (None, Scheme::Http) => "http",
-            (Some("https"), _) | (None, Scheme::Https) => "https",
-            (Some(other), _) => {
-                return Err(Error::Scheme { job: job.clone(), address: address.to_owned(), scheme: other.to_owned() });
-            }
+    /// Labels as relabeling finds them: the target's, the group's, the configuration's, in this order of precedence.
+    fn discovered(&self, target: &BTreeMap<String, String>, group: &BTreeMap<String, String>) -> Labels {
+        let scheme = match self.scrape.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
         };
-        let path = meta("__metrics_path__").unwrap_or(&scrape.metrics_path);
+        let fixed = [
+            ("__metrics_path__", self.scrape.metrics_path.clone()),
+            ("__scheme__", scheme.to_owned()),
+            ("__scrape_interval__", self.interval.to_string()),
+            ("__scrape_timeout__", self.timeout.to_string()),
+            ("job", self.name().to_owned()),
+        ];
+        let params = self.scrape.params.iter().filter_map(|(name, values)| Some((format!("__param_{name}"), values.first()?.clone())));
+        let defaults: BTreeMap<String, String> = fixed.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(params).collect();
+        let found: BTreeMap<&String, &String> = group.iter().chain(target).collect();
+        let empty = |name: &String| found.get(name).is_none_or(|value| value.is_empty());
+        let defaults = defaults.iter().filter(|(name, _)| empty(name));
+        Labels::new(
+            found.iter().map(|(name, value)| ((*name).clone(), (*value).clone())).chain(defaults.map(|(n, v)| (n.clone(), v.clone()))),
+        )
+    }
+
+    fn target(&self, target: &BTreeMap<String, String>, group: &BTreeMap<String, String>) -> Result<Result<Target, Dropped>, Error> {
+        let mut labels = self.discovered(target, group);
+        let discovered_labels = labels.sorted();
+        if !relabel::apply(&self.scrape.relabel_configs, &mut labels) {
+            return Ok(Err(Dropped { job: self.name().to_owned(), discovered_labels }));
+        }
+        let written = target.get("__address__").cloned().unwrap_or_default();
+        let (job, address) = (self.name().to_owned(), labels.get("__address__").to_owned());
+        if address.is_empty() || address.contains(|c: char| matches!(c, '/' | '?' | '#' | '@') || c.is_whitespace()) {
+            return Err(Error::Address { job, address });
+        }
+        let scheme = labels.get("__scheme__");
+        if !matches!(scheme, "http" | "https") {
+            return Err(Error::Scheme { job, address, scheme: scheme.to_owned() });
+        }
+        let interval = self.duration(&written, &labels, "__scrape_interval__")?;
+        let timeout = self.duration(&written, &labels, "__scrape_timeout__")?;
+        if timeout > interval {
+            let reason = format!("longer than the interval {interval}");
+            return Err(Error::Schedule { job, address: written, label: "__scrape_timeout__", value: timeout.to_string(), reason });
+        }
+        let path = labels.get("__metrics_path__");
         let slash = if path.starts_with('/') { "" } else { "/" };
-        let url = format!("{scheme}://{address}{slash}{path}{}", query(scrape, labels, path.contains('?')));
-        let uri = url.parse().map_err(|source| Error::Url { job: job.clone(), address: address.to_owned(), url: url.clone(), source })?;
-        let labels = own_labels(job, address, labels);
-        let id = identity(job, &url, &labels);
-        let interval = Duration::from_millis(scrape.scrape_interval.unwrap_or(global.scrape_interval).0.max(1));
-        let timeout = Duration::from_millis(scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1)).min(interval);
-        let origin = Arc::new(Origin { target: id, labels: labels.clone(), attributes: vec![("job".to_owned(), job.clone())] });
-        Ok(Self { id, url: uri, labels, origin, interval, timeout, scrape: scrape.clone() })
+        let url = format!("{scheme}://{address}{slash}{path}{}", query(&self.scrape, &labels, path.contains('?')));
+        let uri = url.parse().map_err(|source| Error::Url { job, address: address.clone(), url: url.clone(), source })?;
+        if labels.get("instance").is_empty() {
+            labels.set("instance", address);
+        }
+        labels.retain(|name| !name.starts_with("__"));
+        let labels = labels.sorted();
+        let id = identity(self.name(), &url, &labels);
+        let origin = Origin { target: id, labels: labels.clone(), attributes: vec![("job".to_owned(), self.name().to_owned())] };
+        Ok(Ok(Target {
+            id,
+            url: uri,
+            labels,
+            discovered_labels,
+            origin: Arc::new(origin),
+            interval: interval.duration(),
+            timeout: timeout.duration(),
+            scrape: self.scrape.clone(),
+            metric_relabel: self.metric_relabel.clone(),
+        }))
+    }
+
+    fn duration(&self, address: &str, labels: &Labels, label: &'static str) -> Result<Millis, Error> {
+        let value = labels.get(label);
+        let reason = match value.parse::<Millis>() {
+            Ok(Millis(0)) => "0 is no duration here".to_owned(),
+            Ok(duration) => return Ok(duration),
+            Err(error) => error.to_string(),
+        };
+        Err(Error::Schedule { job: self.name().to_owned(), address: address.to_owned(), label, value: value.to_owned(), reason })
     }
 }
 
 /// Parameters in order of name; a label `__param_<name>` replaces the first value of that name.
-fn query(scrape: &ScrapeConfig, labels: &BTreeMap<String, String>, appended: bool) -> String {
+fn query(scrape: &ScrapeConfig, labels: &Labels, appended: bool) -> String {
     let mut params = scrape.params.clone();
     for (name, value) in labels.iter().filter_map(|(name, value)| Some((name.strip_prefix("__param_")?, value))) {
         let values = params.entry(name.to_owned()).or_default();
         match values.first_mut() {
-            Some(first) => first.clone_from(value),
-            None => values.push(value.clone()),
+            Some(first) => value.clone_into(first),
+            None => values.push(value.to_owned()),
         }
     }
     let mut query = String::new();
@@ -149,13 +283,6 @@ fn percent_encode(text: &str, out: &mut String) {
     }
 }
 
-fn own_labels(job: &str, address: &str, labels: &BTreeMap<String, String>) -> Vec<(String, String)> {
-    let mut own = BTreeMap::from([("job".to_owned(), job.to_owned()), ("instance".to_owned(), address.to_owned())]);
-    own.extend(labels.iter().filter(|(name, _)| !name.starts_with("__")).map(|(name, value)| (name.clone(), value.clone())));
-    own.retain(|_, value| !value.is_empty());
-    own.into_iter().collect()
-}
-
 fn identity(job: &str, url: &str, labels: &[(String, String)]) -> TargetId {
     let mut hash = Xxh3::new();
     let mut text = |text: &str| {
@@ -172,83 +299,4 @@ fn identity(job: &str, url: &str, labels: &[(String, String)]) -> TargetId {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use config::{Millis, StaticConfig};
-
-    fn scrape(targets: &[&str], labels: &[(&str, &str)]) -> ScrapeConfig {
-        ScrapeConfig {
-            job_name: "node".to_owned(),
-            scrape_interval: None,
-            scrape_timeout: None,
-            metrics_path: "/metrics".to_owned(),
-            scheme: Scheme::Http,
-            params: BTreeMap::new(),
-            honor_labels: false,
-            honor_timestamps: true,
-            basic_auth: None,
-            authorization: None,
-            enable_compression: true,
-            body_size_limit: config::ByteSize(0),
-            sample_limit: 0,
-            label_limit: 0,
-            label_name_length_limit: 0,
-            label_value_length_limit: 0,
-            static_configs: vec![StaticConfig {
-                targets: targets.iter().map(|t| (*t).to_owned()).collect(),
-                labels: labels.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
-            }],
-        }
-    }
-
-    fn global() -> Global {
-        Global {
-            scrape_interval: Millis(15_000),
-            scrape_timeout: Millis(20_000),
-            external_labels: BTreeMap::from([("cluster".to_owned(), "eu-1".to_owned()), ("env".to_owned(), "outside".to_owned())]),
-        }
-    }
-
-    fn pairs(labels: &[(String, String)]) -> Vec<(&str, &str)> {
-        labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect()
-    }
-
-    #[test]
-    fn labels_are_set_as_prometheus_sets_them() {
-        let (targets, errors) = targets(&global(), &[scrape(&["a:9100"], &[("env", "dev"), ("__meta_x", "y")])]);
-        assert!(errors.is_empty());
-        assert_eq!(pairs(&targets[0].labels), [("env", "dev"), ("instance", "a:9100"), ("job", "node")]);
-        assert_eq!(targets[0].origin.labels, targets[0].labels, "external labels are added on the way out");
-        assert_eq!(pairs(&targets[0].origin.attributes), [("job", "node")]);
-        assert_eq!(targets[0].timeout, Duration::from_secs(15));
-    }
-
-    #[test]
-    fn parameters_and_meta_labels_make_the_url() {
-        let mut config = scrape(&["a:9100"], &[("__param_target", "b c"), ("__scheme__", "https"), ("__metrics_path__", "probe")]);
-        config.params = BTreeMap::from([("module".to_owned(), vec!["x".to_owned(), "y&z".to_owned()])]);
-        let (targets, _) = targets(&global(), &[config]);
-        assert_eq!(targets[0].url.to_string(), "https://a:9100/probe?module=x&module=y%26z&target=b%20c");
-    }
-
-    #[test]
-    fn an_identity_depends_on_nothing_but_job_url_and_labels() {
-        let id = |config: ScrapeConfig| targets(&global(), &[config]).0[0].id;
-        let base = id(scrape(&["a:9100"], &[("env", "dev")]));
-        let mut slower = scrape(&["a:9100"], &[("env", "dev")]);
-        slower.scrape_interval = Some(Millis(60_000));
-        assert_eq!(base, id(slower));
-        assert_ne!(base, id(scrape(&["a:9100"], &[("env", "prod")])));
-        assert_ne!(base, id(scrape(&["b:9100"], &[("env", "dev")])));
-    }
-
-    #[test]
-    fn a_bad_target_does_not_stop_the_others() {
-        let (targets, errors) = targets(&global(), &[scrape(&["http://a:1/x", "b:2", "b:2", ""], &[])]);
-        assert_eq!(targets.len(), 1);
-        let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        assert_eq!(texts[0], "cannot scrape 'http://a:1/x' of job 'node': a target is written host:port, without scheme or path");
-        assert_eq!(texts[1], "cannot scrape 'http://b:2/metrics' of job 'node' twice with the same labels");
-        assert_eq!(texts.len(), 3);
-    }
-}
+mod tests;

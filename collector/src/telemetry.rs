@@ -23,6 +23,8 @@ pub struct Telemetry {
     pub scrapes_failed: IntCounterVec,
     /// Targets by health.
     pub targets: IntGaugeVec,
+    /// Targets that relabeling dropped.
+    pub targets_dropped: IntGauge,
     /// Compressed frames waiting, the message in flight included.
     pub queue_bytes: IntGauge,
     /// Samples waiting, the message in flight included.
@@ -63,6 +65,7 @@ impl Telemetry {
             )?,
             scrapes_failed: counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?,
             targets: register(registry, IntGaugeVec::new(Opts::new("strata_targets", "Targets by health."), &["health"])?)?,
+            targets_dropped: gauge("strata_targets_dropped", "Targets that were found and dropped by relabeling.")?,
             queue_bytes: gauge("strata_publish_queue_bytes", "Bytes of compressed frames waiting for the stream, in flight included.")?,
             queue_samples: gauge("strata_publish_queue_samples", "Samples waiting for the stream, in flight included.")?,
             published_bytes: counter("strata_published_bytes_total", "Payload bytes of acknowledged messages.")?,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::component::{Component, Kind, Kinds};
 use crate::problem::{Place, Problem, Warning};
 use crate::tree::{self, Content, Node, Step, show, steps};
-use crate::{Buffer, ByteSize, Config, Global, Millis, Relay, ScrapeConfig, Start, words};
+use crate::{Buffer, ByteSize, Config, Global, Millis, Relay, Start, words};
 
 /// Smallest `buffer.max_bytes`. Smaller: a few messages of up to 900 KiB fill it, so every breath of a sink costs samples.
 pub const MAX_BYTES_MIN: ByteSize = ByteSize::mib(4);
@@ -24,7 +24,20 @@ pub const INTERVAL_MIN: Millis = Millis(100);
 const NAME_MAX: usize = 63;
 
 /// Target labels that say how it is scraped, as in Prometheus.
-const META_LABELS: [&str; 3] = ["__address__", "__scheme__", "__metrics_path__"];
+const META_LABELS: [&str; 5] = ["__address__", "__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
+
+mod scrape;
+
+/// Where labels are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LabelUse {
+    /// On what is sent: no reserved name.
+    Sent,
+    /// On a target: some reserved names steer the scrape, others are lost.
+    Target,
+    /// On a target that is relabeled: rules may use any of them.
+    Relabeled,
+}
 
 /// What the checks found.
 pub(crate) struct Findings<'a> {
@@ -111,16 +124,15 @@ impl<'a> Findings<'a> {
         }
     }
 
-    /// `meta`: labels that steer the scrape may be among them.
-    fn labels(&mut self, path: &[Step], labels: &BTreeMap<String, String>, meta: bool) {
+    fn labels(&mut self, path: &[Step], labels: &BTreeMap<String, String>, used: LabelUse) {
         for name in labels.keys() {
             let mut here = path.to_vec();
             here.push(Step::Key(name.clone()));
             if name.is_empty() {
                 self.problem(&here, "a label needs a name");
-            } else if meta && name.starts_with("__") && name != "__name__" {
+            } else if used != LabelUse::Sent && name.starts_with("__") && name != "__name__" {
                 let steers = META_LABELS.contains(&name.as_str()) || name.starts_with("__param_");
-                if !steers {
+                if !steers && used == LabelUse::Target {
                     self.warning(
                         &here,
                         format!(
@@ -141,68 +153,7 @@ impl<'a> Findings<'a> {
         if self.is_written(&timeout) {
             self.timeout(&timeout, global.scrape_timeout, global.scrape_interval);
         }
-        self.labels(&steps!["global", "external_labels"], &global.external_labels, false);
-    }
-
-    fn scrape(&mut self, global: &Global, i: usize, scrape: &ScrapeConfig) {
-        let at = |key: &str| steps!["scrape_configs", i, key];
-        if scrape.job_name.is_empty() {
-            self.problem(&at("job_name"), "a job needs a name");
-        }
-        let interval = scrape.scrape_interval.unwrap_or(global.scrape_interval);
-        if scrape.scrape_interval.is_some() {
-            self.interval(&at("scrape_interval"), interval);
-        }
-        if let Some(timeout) = scrape.scrape_timeout {
-            self.timeout(&at("scrape_timeout"), timeout, interval);
-        }
-        if !scrape.metrics_path.starts_with('/') {
-            let path = &scrape.metrics_path;
-            self.problem(&at("metrics_path"), format!("'{path}' is no path: write '/{path}'"));
-        }
-        self.credentials(i, scrape);
-        for (j, group) in scrape.static_configs.iter().enumerate() {
-            let mut seen = HashMap::new();
-            for (k, target) in group.targets.iter().enumerate() {
-                let here = steps!["scrape_configs", i, "static_configs", j, "targets", k];
-                if let Err(message) = host_port(target, 9100) {
-                    self.problem(&here, message);
-                } else if seen.insert(target, k).is_some() {
-                    self.warning(&here, format!("target '{target}' is listed twice"));
-                }
-            }
-            self.labels(&steps!["scrape_configs", i, "static_configs", j, "labels"], &group.labels, true);
-        }
-    }
-
-    fn credentials(&mut self, i: usize, scrape: &ScrapeConfig) {
-        let at = |keys: [&str; 2]| steps!["scrape_configs", i, keys[0], keys[1]];
-        if let Some(basic) = &scrape.basic_auth {
-            if basic.username.is_empty() {
-                self.problem(&at(["basic_auth", "username"]), "a user name is missing");
-            }
-            if basic.password.is_some() && basic.password_file.is_some() {
-                self.problem(&at(["basic_auth", "password_file"]), "both password and password_file are set: keep one of them");
-            }
-        }
-        if let Some(authorization) = &scrape.authorization {
-            if authorization.kind.eq_ignore_ascii_case("basic") {
-                self.problem(&at(["authorization", "type"]), "type 'Basic' is what basic_auth is for: use that");
-            }
-            match (&authorization.credentials, &authorization.credentials_file) {
-                (Some(_), Some(_)) => {
-                    self.problem(
-                        &at(["authorization", "credentials_file"]),
-                        "both credentials and credentials_file are set: keep one of them",
-                    );
-                }
-                (None, None) => self.problem(&steps!["scrape_configs", i, "authorization"], "credentials or credentials_file is missing"),
-                _ => {}
-            }
-            if scrape.basic_auth.is_some() {
-                self.problem(&steps!["scrape_configs", i, "authorization"], "both basic_auth and authorization are set: keep one of them");
-            }
-        }
+        self.labels(&steps!["global", "external_labels"], &global.external_labels, LabelUse::Sent);
     }
 
     fn buffer(&mut self, buffer: &Buffer) {

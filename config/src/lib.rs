@@ -6,7 +6,9 @@ mod check;
 mod component;
 mod layers;
 mod load;
+mod pattern;
 mod problem;
+mod relabel;
 mod scrape;
 mod tree;
 mod units;
@@ -22,7 +24,9 @@ pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY
 pub use component::{Component, Kind, Kinds, OptionsError, options};
 pub use layers::Overrides;
 pub use load::{load, parse};
+pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
+pub use relabel::{RelabelAction, RelabelConfig};
 pub use scrape::{Authorization, BasicAuth, Scheme, ScrapeConfig, StaticConfig};
 pub use units::{ByteSize, Millis, Secret, UnitError};
 

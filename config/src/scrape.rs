@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Millis, Secret};
+use crate::{ByteSize, Millis, RelabelConfig, Secret};
 
 /// One `scrape_configs` entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,9 +60,18 @@ pub struct ScrapeConfig {
     /// Bytes of a label value; 0: no limit.
     #[serde(default)]
     pub label_value_length_limit: u64,
+    /// Targets that relabeling dropped and that are remembered for the API; 0: 10,000.
+    #[serde(default)]
+    pub keep_dropped_targets: u64,
     /// Targets as written.
     #[serde(default)]
     pub static_configs: Vec<StaticConfig>,
+    /// Rules for targets, applied before they are scraped.
+    #[serde(default)]
+    pub relabel_configs: Vec<RelabelConfig>,
+    /// Rules for series, applied when a series is first seen, before anything is stored.
+    #[serde(default)]
+    pub metric_relabel_configs: Vec<RelabelConfig>,
 }
 
 fn metrics_path() -> String {

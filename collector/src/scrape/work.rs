@@ -52,6 +52,7 @@ impl Work {
             label_name_length_limit: scrape.label_name_length_limit,
             label_value_length_limit: scrape.label_value_length_limit,
             target_labels: target.labels.clone(),
+            relabel: target.metric_relabel.clone(),
         };
         let cache = SeriesCache::with_interner(options, layouts);
         Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0 }

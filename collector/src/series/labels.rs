@@ -1,6 +1,6 @@
 //! From a series text to the labels a series is known by.
 //!
-//! - *In:* a sample's text, the target's labels, `honor_labels`, the limits. *Out:* name and own labels, sorted.
+//! - *In:* a sample's text, the target's labels, `honor_labels`, relabeling rules, the limits. *Out:* name and own labels, sorted.
 //! - *Bound:* the limits of [`Options`] and of the parser. *When full:* a [`PageError`]; the whole page is refused, as in Prometheus.
 
 use std::borrow::Cow;
@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use super::hash::TextHash;
 use super::{Options, PageError};
 use crate::parse::{self, Error, Piece, Rule, Sample};
+use crate::relabel::{self, Labels};
 
 const NAME: &str = "__name__";
 const EXPORTED: &str = "exported_";
@@ -26,8 +27,8 @@ impl Identity<'_> {
     }
 }
 
-/// Reads the labels of `sample`, which lies in `body`.
-pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> Result<Identity<'a>, PageError> {
+/// Reads the labels of `sample`, which lies in `body`, and relabels them; none: the series is dropped.
+pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> Result<Option<Identity<'a>>, PageError> {
     let series_text = sample.series_text;
     let located = |at: usize, rule| PageError::Parse(Error::at(body, offset(body, series_text) + at, rule));
     if let Err(fault) = std::str::from_utf8(series_text) {
@@ -46,8 +47,35 @@ pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> R
         return Err(PageError::LabelTwice { line: at.line, label: label.to_owned() });
     }
     merge(options, &mut identity.labels);
-    check(options, &identity).map_err(|exceeded| exceeded.into_error(Error::at(body, offset(body, series_text), Rule::Start).line))?;
-    Ok(identity)
+    let line = || Error::at(body, offset(body, series_text), Rule::Start).line;
+    if !options.relabel.is_empty() {
+        match relabeled(options, &identity) {
+            Some(relabeled) if relabeled.name.is_empty() => return Err(PageError::NameMissing { line: line() }),
+            Some(relabeled) => identity = relabeled,
+            None => return Ok(None),
+        }
+    }
+    check(options, &identity).map_err(|exceeded| exceeded.into_error(line()))?;
+    Ok(Some(identity))
+}
+
+/// Applies the rules to the whole label set, then says again what the series has of its own: a label that the rules took from the target's
+/// is hidden by an empty one.
+fn relabeled(options: &Options, identity: &Identity<'_>) -> Option<Identity<'static>> {
+    let targets = || options.target_labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let own = |name: &str| identity.labels.iter().any(|label| label.0 == name);
+    let labels = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+    let all = [(NAME, identity.name.as_ref())].into_iter().chain(labels).chain(targets().filter(|(name, _)| !own(name)));
+    let mut set = Labels::new(all);
+    if !relabel::apply(&options.relabel, &mut set) {
+        return None;
+    }
+    let inherited = |name: &str, value: &str| targets().any(|target| target == (name, value));
+    let hidden = targets().filter(|(name, _)| set.get(name).is_empty()).map(|(name, _)| (name, ""));
+    let kept = set.iter().filter(|(name, value)| *name != NAME && !inherited(name, value));
+    let mut labels: Vec<_> = kept.chain(hidden).map(|(name, value)| (Cow::Owned(name.to_owned()), Cow::Owned(value.to_owned()))).collect();
+    labels.sort();
+    Some(Identity { name: Cow::Owned(set.get(NAME).to_owned()), labels })
 }
 
 /// Settles which labels the series keeps beside the target's.

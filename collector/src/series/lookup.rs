@@ -63,8 +63,8 @@ impl Lookup {
         self.metadata.get(&hash).map(|place| *place as usize)
     }
 
-    /// Whether so many spellings gathered that it should be built anew.
-    pub(super) fn overgrown(&self) -> bool {
-        self.texts.len() > 2 * self.identities.len() + SPELLINGS_MIN
+    /// Whether so many spellings gathered that it should be built anew; `entries` are those of the last page, dropped series included.
+    pub(super) fn overgrown(&self, entries: usize) -> bool {
+        self.texts.len() > 2 * self.identities.len().max(entries) + SPELLINGS_MIN
     }
 }

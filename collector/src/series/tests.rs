@@ -366,3 +366,76 @@ fn one_part_is_compacted_and_the_others_stay() {
         assert_eq!(said.values().filter(|(bits, _)| *bits != STALE_NAN).count(), 40_001 - gone.len());
     }
 }
+
+fn relabeling(rules: &str) -> Options {
+    let rules: Vec<config::RelabelConfig> = serde_json::from_str(rules).expect("rules");
+    Options { relabel: rules.into(), ..options() }
+}
+
+#[test]
+fn series_are_relabeled_before_they_are_known() {
+    check(
+        relabeling(
+            r#"[{"source_labels":["__name__"],"regex":"go_(.*)","target_label":"__name__"},{"regex":"tmp.*","action":"labeldrop"}]"#,
+        ),
+        &[
+            ("go_x{tmp=\"1\",a=\"b\"} 1\ny 2\n", "x{a=b} 1; y{} 2"),
+            ("y 3\n", "x{a=b} stale; y{} 3"),
+            ("go_x{a=\"b\"} 1\n", "x{a=b} 1; y{} stale"),
+        ],
+    );
+}
+
+#[test]
+fn rules_see_and_change_the_targets_labels() {
+    let rules = r#"[{"source_labels":["instance","who"],"target_label":"both"},{"source_labels":["who"],"regex":"hide","target_label":"instance","replacement":""},
+        {"source_labels":["who"],"regex":"other","target_label":"job","replacement":"mine"}]"#;
+    check(
+        relabeling(rules),
+        &[(
+            "a{who=\"hide\"} 1\na{who=\"other\"} 2\n",
+            "a{both=host:1;hide,instance=,who=hide} 1; a{both=host:1;other,job=mine,who=other} 2",
+        )],
+    );
+}
+
+#[test]
+fn a_dropped_series_is_never_parsed_again_and_counts_as_scraped_only() {
+    let rules = r#"[{"source_labels":["__name__"],"regex":"drop.*","action":"drop"}]"#;
+    let mut cache = SeriesCache::new(Options { sample_limit: 2, ..relabeling(rules) });
+    let page = |values: [u32; 4]| format!("drop_a{{x=\"1\"}} {}\nb {}\ndrop_c {}\nd {}\n", values[0], values[1], values[2], values[3]);
+    let counts = cache.page(page([1, 2, 3, 4]).as_bytes()).expect("dropped samples are not over the limit");
+    assert_eq!((counts.scraped, counts.post_relabel, counts.added, counts.duplicates), (4, 2, 2, 0));
+    assert_eq!(text(&cache), "b{} 2; d{} 4");
+    assert_eq!(cache.order.iter().filter(|entry| entry.slot == DROPPED).count(), 2);
+    let id = cache.parts()[0].layout.id();
+    for round in 0..2 * CLEAN_PAGES {
+        let counts = cache.page(page([5, 6, 7, round]).as_bytes()).expect("a good page");
+        assert_eq!((counts.scraped, counts.post_relabel, counts.added), (4, 2, 0));
+    }
+    assert!(cache.lookup.is_none(), "a steady page looks nothing up");
+    let counts = cache.page(b"d 1\ndrop_c 2\nb 3\nnew 4\n").expect_err("three are over the limit");
+    assert_eq!(counts.reason(), "sample_limit");
+    cache.failed();
+    cache.page(b"d 1\ndrop_c 2\ndrop_new 3\nb 3\n").expect("a good page");
+    assert_eq!(text(&cache), "b{} 3; d{} 1");
+    assert_eq!(cache.parts()[0].layout.id(), id, "what is dropped is in no layout");
+}
+
+#[test]
+fn a_series_that_relabeling_makes_another_ones_double_is_dropped_as_one() {
+    let mut cache = SeriesCache::new(relabeling(r#"[{"regex":"x","action":"labeldrop"}]"#));
+    let counts = cache.page(b"a{x=\"1\"} 1\na{x=\"2\"} 2\n").expect("a good page");
+    assert_eq!((counts.post_relabel, counts.duplicates), (2, 1));
+    assert_eq!(text(&cache), "a{} 1");
+}
+
+#[test]
+fn limits_count_what_relabeling_left_and_a_name_must_be_left() {
+    let rules =
+        r#"[{"regex":"long.*","action":"labeldrop"},{"source_labels":["x"],"regex":"gone","target_label":"__name__","replacement":""}]"#;
+    let mut cache = SeriesCache::new(Options { label_name_length_limit: 8, ..relabeling(rules) });
+    cache.page(b"a{long_label_name=\"1\"} 1\n").expect("the long label is gone");
+    let error = cache.page(b"a 1\nb{x=\"gone\"} 2\n").expect_err("a series without a name");
+    assert_eq!((error.reason(), error), ("name_missing", PageError::NameMissing { line: 2 }));
+}

@@ -1,0 +1,133 @@
+//! From labels to targets, as Prometheus does it.
+
+use super::*;
+
+/// A job from JSON, merged over a minimum.
+fn job(more: &str) -> Job {
+    let text = format!("{{\"job_name\": \"node\"{}{more}}}", if more.is_empty() { "" } else { ", " });
+    Job::new(&global(), serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}")))
+}
+
+fn group(targets: &[&str], labels: &[(&str, &str)]) -> TargetGroup {
+    TargetGroup::new("test", targets.iter().copied(), labels.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect())
+}
+
+fn global() -> Global {
+    Global {
+        scrape_interval: Millis(15_000),
+        scrape_timeout: Millis(20_000),
+        external_labels: BTreeMap::from([("cluster".to_owned(), "eu-1".to_owned()), ("env".to_owned(), "outside".to_owned())]),
+    }
+}
+
+fn pairs(labels: &[(String, String)]) -> Vec<(&str, &str)> {
+    labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect()
+}
+
+fn one(job: &Job, group: &TargetGroup) -> Target {
+    let mut found = job.find([group]);
+    assert!(found.errors.is_empty(), "{:?}", found.errors);
+    found.targets.pop().expect("a target")
+}
+
+#[test]
+fn labels_are_set_as_prometheus_sets_them() {
+    let target = one(&job(r#""params": {"x": ["1", "2"]}"#), &group(&["a:9100"], &[("env", "dev"), ("__meta_x", "y")]));
+    assert_eq!(pairs(&target.labels), [("env", "dev"), ("instance", "a:9100"), ("job", "node")]);
+    assert_eq!(target.origin.labels, target.labels, "external labels are added on the way out");
+    assert_eq!(pairs(&target.origin.attributes), [("job", "node")]);
+    assert_eq!(target.timeout, Duration::from_secs(15));
+    assert_eq!(
+        pairs(&target.discovered_labels),
+        [
+            ("__address__", "a:9100"),
+            ("__meta_x", "y"),
+            ("__metrics_path__", "/metrics"),
+            ("__param_x", "1"),
+            ("__scheme__", "http"),
+            ("__scrape_interval__", "15s"),
+            ("__scrape_timeout__", "15s"),
+            ("env", "dev"),
+            ("job", "node"),
+        ]
+    );
+}
+
+#[test]
+fn a_label_found_wins_over_the_configuration_and_the_targets_over_the_groups() {
+    let mut group = group(&["a:9100"], &[("job", "other"), ("x", "group"), ("instance", "name")]);
+    group.targets[0].insert("x".to_owned(), "target".to_owned());
+    let target = one(&job(""), &group);
+    assert_eq!(pairs(&target.labels), [("instance", "name"), ("job", "other"), ("x", "target")]);
+    assert_eq!(target.origin.attribute("job"), Some("node"), "relays select by the configuration's name");
+}
+
+#[test]
+fn parameters_and_meta_labels_make_the_url() {
+    let labels = [("__param_target", "b c"), ("__scheme__", "https"), ("__metrics_path__", "probe")];
+    let target = one(&job(r#""params": {"module": ["x", "y&z"]}"#), &group(&["a:9100"], &labels));
+    assert_eq!(target.url.to_string(), "https://a:9100/probe?module=x&module=y%26z&target=b%20c");
+}
+
+#[test]
+fn a_probe_is_relabeled_as_the_blackbox_exporter_documents_it() {
+    let rules = r#""metrics_path": "/probe", "params": {"module": ["http_2xx"]}, "relabel_configs": [
+        {"source_labels": ["__address__"], "target_label": "__param_target"},
+        {"source_labels": ["__param_target"], "target_label": "instance"},
+        {"target_label": "__address__", "replacement": "127.0.0.1:9115"}]"#;
+    let target = one(&job(rules), &group(&["https://example.com/x?y"], &[]));
+    assert_eq!(target.url.to_string(), "http://127.0.0.1:9115/probe?module=http_2xx&target=https%3A%2F%2Fexample.com%2Fx%3Fy");
+    assert_eq!(pairs(&target.labels), [("instance", "https://example.com/x?y"), ("job", "node")]);
+}
+
+#[test]
+fn relabeling_steers_how_a_target_is_scraped() {
+    let rules = r#""relabel_configs": [
+        {"target_label": "__scrape_interval__", "replacement": "1m"},
+        {"target_label": "__scrape_timeout__", "replacement": "1500ms"},
+        {"source_labels": ["__meta_role"], "target_label": "__tmp_role"},
+        {"source_labels": ["__tmp_role"], "regex": "(.+)", "target_label": "role"},
+        {"source_labels": ["__address__"], "regex": "(.*):\\d+", "target_label": "__address__", "replacement": "$1:9200"},
+        {"target_label": "__metrics_path__", "replacement": "/custom"}]"#;
+    let target = one(&job(rules), &group(&["a:1"], &[("__meta_role", "db")]));
+    assert_eq!(target.url.to_string(), "http://a:9200/custom");
+    assert_eq!((target.interval, target.timeout), (Duration::from_secs(60), Duration::from_millis(1500)));
+    assert_eq!(pairs(&target.labels), [("instance", "a:9200"), ("job", "node"), ("role", "db")]);
+}
+
+#[test]
+fn a_dropped_target_is_remembered_as_it_was_found() {
+    let rules = r#""keep_dropped_targets": 1, "relabel_configs": [
+        {"target_label": "x", "replacement": "y"}, {"source_labels": ["__address__"], "regex": "keep.*", "action": "keep"}]"#;
+    let found = job(rules).find([&group(&["a:1", "keep:1", "b:1"], &[])]);
+    assert_eq!((found.targets.len(), found.dropped_count, found.dropped.len()), (1, 2, 1));
+    let dropped = &found.dropped[0];
+    assert_eq!(dropped.job, "node");
+    assert!(dropped.discovered_labels.contains(&("__address__".to_owned(), "a:1".to_owned())));
+    assert!(!dropped.discovered_labels.iter().any(|(name, _)| name == "x"), "as found, not as relabeled");
+}
+
+#[test]
+fn an_identity_depends_on_nothing_but_job_url_and_labels() {
+    let id = |more: &str, target: &str, env: &str| one(&job(more), &group(&[target], &[("env", env)])).id;
+    let base = id("", "a:9100", "dev");
+    assert_eq!(base, id(r#""scrape_interval": "1m""#, "a:9100", "dev"));
+    assert_ne!(base, id("", "a:9100", "prod"));
+    assert_ne!(base, id("", "b:9100", "dev"));
+}
+
+#[test]
+fn a_bad_target_does_not_stop_the_others() {
+    let found = job("").find([&group(&["http://a:1/x", "b:2", "b:2", ""], &[])]);
+    assert_eq!(found.targets.len(), 1);
+    let texts: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+    assert_eq!(texts[0], "cannot scrape 'http://a:1/x' of job 'node': a target is written host:port, without scheme or path");
+    assert_eq!(texts[1], "cannot scrape 'http://b:2/metrics' of job 'node' twice with the same labels");
+    assert_eq!(texts.len(), 3);
+    let schedule = |label: &str, value: &str| job("").find([&group(&["b:2"], &[(label, value)])]).errors[0].to_string();
+    assert_eq!(
+        schedule("__scrape_timeout__", "1m"),
+        "cannot scrape 'b:2' of job 'node': label '__scrape_timeout__' is '1m': longer than the interval 15s"
+    );
+    assert!(schedule("__scrape_interval__", "often").contains("'often' is no duration"));
+}

@@ -6,13 +6,16 @@
 
 mod auth;
 mod body;
+mod negotiate;
 
 use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderValue, LOCATION, USER_AGENT};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, USER_AGENT,
+};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -22,9 +25,11 @@ use hyper_util::client::legacy::{self, Client as Pool};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Semaphore;
 
+use crate::parse::Format;
 use crate::target::Target;
 
 pub use body::{Buffers, inflate};
+pub use negotiate::{Negotiation, Protocol};
 
 /// Body limit where the configuration sets none; larger: a broken exporter takes more memory, smaller: very large pages need a setting.
 pub const BODY_BYTES_MAX: u64 = 64 << 20;
@@ -38,7 +43,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const IDLE_PER_HOST_MAX: usize = 8;
 /// Largest read buffer of a connection; larger: thousands of kept connections hold more, smaller: more reads per page.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
-const ACCEPTED: &str = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
 const TIMEOUT_HEADER: &str = "x-prometheus-scrape-timeout-seconds";
 
 /// Why a scrape failed.
@@ -68,6 +72,9 @@ pub enum Failure {
     /// A `Content-Encoding` that was not asked for, or broken gzip.
     #[error("cannot decompress the page: {0}")]
     Encoding(String),
+    /// No `Content-Type` of a known format, and no format to fall back to.
+    #[error("cannot tell the page's format from the Content-Type '{0}'; set fallback_scrape_protocol")]
+    ContentType(String),
     /// A file with credentials cannot be read.
     #[error("cannot read credentials from '{path}'")]
     Credentials {
@@ -102,16 +109,34 @@ pub enum Encoding {
     Gzip,
 }
 
+/// What a target answered, beside the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// How the body is written.
+    pub encoding: Encoding,
+    /// How the page in it is to be read.
+    pub format: Format,
+    /// The format is not the target's word but the one to fall back to.
+    pub guessed: bool,
+}
+
 /// The client; clones of its parts share their connections.
 pub struct Client {
     net: Net,
     user_agent: HeaderValue,
+    negotiation: Negotiation,
+    accept: HeaderValue,
     room: Arc<Semaphore>,
 }
 
 enum Net {
     Plain(Pool<HttpConnector, Empty<Bytes>>),
     Tls(Pool<HttpsConnector<HttpConnector>, Empty<Bytes>>),
+}
+
+impl Answer {
+    /// Nothing worth reading.
+    pub const EMPTY: Self = Self { encoding: Encoding::Identity, format: Format::Text, guessed: false };
 }
 
 impl Failure {
@@ -126,6 +151,7 @@ impl Failure {
             Self::Redirect(_) => "redirect",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::Encoding(_) => "encoding",
+            Self::ContentType(_) => "content_type",
             Self::Credentials { .. } | Self::CredentialsForm => "credentials",
             Self::Page { reason, .. } => reason,
             Self::Internal(_) => "internal",
@@ -151,13 +177,15 @@ impl Client {
             Net::Plain(builder.build(http))
         };
         let user_agent = HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION")));
-        Ok(Self { net, user_agent, room: Arc::new(Semaphore::new(BODIES_BYTES_MAX / body::ROOM_BYTES)) })
+        let negotiation = Negotiation::default();
+        let accept = negotiation.accept();
+        Ok(Self { net, user_agent, negotiation, accept, room: Arc::new(Semaphore::new(BODIES_BYTES_MAX / body::ROOM_BYTES)) })
     }
 
     /// Gets a target's page into `raw`, as it came.
     ///
     /// *Shape*: cancel safe: a dropped call closes its connection. *Limits*: the target's timeout covers all of it.
-    pub async fn get(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Encoding, Failure> {
+    pub async fn get(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Answer, Failure> {
         raw.clear();
         match tokio::time::timeout(target.timeout, self.fetch(target, raw)).await {
             Ok(done) => done,
@@ -165,7 +193,7 @@ impl Client {
         }
     }
 
-    async fn fetch(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Encoding, Failure> {
+    async fn fetch(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Answer, Failure> {
         let response = self.follow(target).await?;
         if response.status() != StatusCode::OK {
             return Err(Failure::Status(response.status()));
@@ -175,13 +203,19 @@ impl Client {
             Some(b"gzip" | b"x-gzip") => Encoding::Gzip,
             Some(other) => return Err(Failure::Encoding(format!("encoding '{}' was not asked for", String::from_utf8_lossy(other)))),
         };
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let known = Negotiation::format(content_type);
+        let Some(format) = known.or_else(|| self.negotiation.fallback.map(Protocol::format)) else {
+            let said = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+            return Err(Failure::ContentType(said.unwrap_or_default()));
+        };
         let limit = body_limit(target);
         let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
         if length.is_some_and(|length| length > limit) {
             return Err(Failure::BodyTooLarge(limit));
         }
         body::read(response.into_body(), limit, &self.room, raw).await?;
-        Ok(encoding)
+        Ok(Answer { encoding, format, guessed: known.is_none() })
     }
 
     async fn follow(&self, target: &Target) -> Result<Response<Incoming>, Failure> {
@@ -209,7 +243,7 @@ impl Client {
             let mut request = Request::new(Empty::new());
             request.uri_mut().clone_from(url);
             let headers = request.headers_mut();
-            headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+            headers.insert(ACCEPT, self.accept.clone());
             headers.insert(USER_AGENT, self.user_agent.clone());
             let encodings = if target.scrape.enable_compression { "gzip" } else { "identity" };
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(encodings));

@@ -1,4 +1,4 @@
-//! The Prometheus text format 0.0.4, read in place and no further than needed.
+//! Pages in the Prometheus text formats 0.0.4 and 1.0.0 and in OpenMetrics text, read in place and no further than needed.
 //!
 //! - *In:* a page (`&[u8]`, uncompressed). *Out:* [`Row`]s that borrow from it; a series is one run of bytes whose labels
 //!   [`Sample::pieces`] reads on demand.
@@ -13,11 +13,18 @@
 use sample::MetricType;
 
 mod error;
+mod format;
+mod go_float;
 mod labels;
+pub(crate) mod open_metrics;
+pub mod protobuf;
 mod value;
 
 pub use error::{Error, NEAR_BYTES_MAX, Rule};
+pub use format::{Defect, Defects, Format};
+pub(crate) use go_float::go_float;
 pub use labels::{Piece, unescape, unescape_help};
+pub use open_metrics::Exemplar;
 pub use value::NORMAL_NAN;
 
 /// Bytes of one series' name and labels: larger risks a key frame that no message can hold, smaller refuses long annotations
@@ -25,6 +32,8 @@ pub use value::NORMAL_NAN;
 pub const SERIES_BYTES_MAX: usize = 256 * 1024;
 /// Labels of one series: larger lets one line cost quadratic work downstream, smaller refuses wide `_info` series.
 pub const LABELS_MAX: usize = 1024;
+/// Characters of an exemplar's labels: more are counted as a defect, as OpenMetrics allows no more.
+pub const EXEMPLAR_CHARACTERS_MAX: usize = 128;
 /// Bytes of one line of metadata: larger bloats every key frame, smaller refuses long help texts.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 
@@ -35,6 +44,11 @@ pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 pub struct Page<'a> {
     body: &'a [u8],
     at: usize,
+    open_metrics: bool,
+    /// `# EOF` was read.
+    ended: bool,
+    /// Of the sample that was read last.
+    exemplar: Option<Exemplar<'a>>,
 }
 
 /// One entry of a page.
@@ -77,6 +91,8 @@ pub struct Sample<'a> {
     pub value: u64,
     /// The explicit timestamp, in milliseconds.
     pub timestamp_ms: Option<i64>,
+    /// The exemplar, which only OpenMetrics has.
+    pub exemplar: Option<Exemplar<'a>>,
 }
 
 impl<'a> Sample<'a> {
@@ -90,9 +106,14 @@ impl<'a> Sample<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// Starts at the first byte of a page.
+    /// Starts at the first byte of a page in the Prometheus text format.
     pub fn new(body: &'a [u8]) -> Self {
-        Self { body, at: 0 }
+        Self { body, at: 0, open_metrics: false, ended: false, exemplar: None }
+    }
+
+    /// Starts at the first byte of a page in OpenMetrics text.
+    pub fn open_metrics(body: &'a [u8]) -> Self {
+        Self { open_metrics: true, ..Self::new(body) }
     }
 
     /// Reads the next entry; `None` at the end. Comments are passed over.
@@ -101,7 +122,7 @@ impl<'a> Page<'a> {
     pub fn row(&mut self) -> Result<Option<Row<'a>>, Error> {
         loop {
             match self.first() {
-                None => return Ok(None),
+                None => return self.end().map(|()| None),
                 Some(b'#') => {
                     if let Some(metadata) = self.metadata()? {
                         return Ok(Some(Row::Metadata(metadata)));
@@ -120,6 +141,9 @@ impl<'a> Page<'a> {
     /// Skips blanks and empty lines; the first byte of the next entry.
     #[inline]
     pub(crate) fn first(&mut self) -> Option<u8> {
+        if self.open_metrics {
+            return self.body.get(self.at).copied();
+        }
         while let Some(&byte) = self.body.get(self.at) {
             if !matches!(byte, b'\n' | b' ' | b'\t') {
                 return Some(byte);
@@ -156,6 +180,9 @@ impl<'a> Page<'a> {
 
     /// Reads a comment; metadata if it is any.
     pub(crate) fn metadata(&mut self) -> Result<Option<Metadata<'a>>, Error> {
+        if self.open_metrics {
+            return self.open_metrics_comment();
+        }
         let start = self.at;
         let length = memchr::memchr(b'\n', &self.body[start..]).map_or(self.body.len() - start, |newline| newline + 1);
         let line = &self.body[start..start + length];
@@ -169,8 +196,11 @@ impl<'a> Page<'a> {
         match labels::walk(self.body, start, |_| {}) {
             Ok(end) => {
                 self.at = end;
+                if self.open_metrics {
+                    self.check_series(start, end)?;
+                }
                 let (value, timestamp_ms) = self.suffix()?;
-                Ok(Sample { series_text: &self.body[start..end], value, timestamp_ms })
+                Ok(Sample { series_text: &self.body[start..end], value, timestamp_ms, exemplar: self.exemplar() })
             }
             Err((at, rule)) => Err(Error::at(self.body, at, rule)),
         }
@@ -180,6 +210,12 @@ impl<'a> Page<'a> {
     #[inline]
     pub(crate) fn suffix(&mut self) -> Result<(u64, Option<i64>), Error> {
         let at = labels::skip_blanks(self.body, self.at);
+        if self.open_metrics {
+            self.exemplar = None;
+            if at != self.at + 1 || self.body[self.at] != b' ' {
+                return Err(Error::at(self.body, self.at, if at == self.at { Rule::Value } else { Rule::Blank }));
+            }
+        }
         let (value, length) = match value::parse(&self.body[at..]) {
             Ok(read) => read,
             Err(fault) => return Err(self.value_error(at, fault)),
@@ -189,7 +225,16 @@ impl<'a> Page<'a> {
             self.at += 1;
             return Ok((value, None));
         }
+        if self.open_metrics {
+            return self.open_metrics_end().map(|timestamp_ms| (value, timestamp_ms));
+        }
         self.timestamp().map(|timestamp_ms| (value, timestamp_ms))
+    }
+
+    /// Takes the exemplar of the sample whose suffix was read last.
+    #[inline]
+    pub(crate) fn exemplar(&mut self) -> Option<Exemplar<'a>> {
+        self.exemplar.take()
     }
 
     #[cold]

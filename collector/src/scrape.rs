@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Buffers, Client, Failure};
+use crate::client::{Answer, Buffers, Client, Failure};
 use crate::publish::Link;
 use crate::series::Interner;
 use crate::slot::{Clock, Missed, Slots};
@@ -218,13 +218,7 @@ impl Scrape {
         let _core = shared.cores.acquire().await;
         let fresh = Box::new(Work::new(self.target.clone(), self.shared.layouts.clone()));
         let mut work = std::mem::replace(&mut self.work, fresh);
-        let empty = Got {
-            slot_ms: got.slot_ms,
-            duration: got.duration,
-            raw: Vec::new(),
-            page: Vec::new(),
-            result: Ok(super::client::Encoding::Identity),
-        };
+        let empty = Got { slot_ms: got.slot_ms, duration: got.duration, raw: Vec::new(), page: Vec::new(), result: Ok(Answer::EMPTY) };
         let mut whole = std::mem::replace(got, empty);
         let aside = tokio::task::spawn_blocking(move || {
             let done = work.finish(&mut whole);
@@ -268,7 +262,12 @@ impl Scrape {
         status.last_scrape_ms = Some(slot_ms);
         status.last_duration_s = duration.as_secs_f64();
         match result {
-            Ok(counts) => (status.health, status.last_error, status.samples) = (Health::Up, None, counts.scraped),
+            Ok(counts) => {
+                (status.health, status.last_error, status.samples) = (Health::Up, None, counts.scraped);
+                for (defect, count) in counts.defects.found() {
+                    telemetry.defects_tolerated.with_label_values(&[defect.as_str()]).inc_by(u64::from(count));
+                }
+            }
             Err(failure) => {
                 telemetry.scrapes_failed.with_label_values(&[failure.reason()]).inc();
                 let text = with_causes(failure);

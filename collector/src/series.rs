@@ -19,25 +19,32 @@
 
 use std::sync::Arc;
 
-use config::RelabelConfig;
 use sample::{Columns, Layout};
 
-use crate::parse::{self, Page};
+use crate::parse::{self, Defect, Format, Page};
 
+mod created;
+mod error;
 mod family;
 mod fresh;
 mod hash;
 mod interner;
 mod labels;
 mod lookup;
+mod options;
+mod protobuf;
 mod store;
 mod walk;
 
+pub use error::PageError;
 pub use interner::Interner;
+pub use options::{Counts, Options};
 
+use created::Created;
 use family::Families;
 use fresh::Fresh;
 use hash::TextHash;
+use labels::Identity;
 use lookup::Lookup;
 use store::{PENDING, Put, Slot, Store};
 use walk::Walk;
@@ -49,29 +56,6 @@ const DROPPED: Slot = Slot::MAX - 1;
 /// Pages without a miss after which the lookup is dropped: more hold its memory longer, fewer build it more often.
 const CLEAN_PAGES: u32 = 16;
 
-/// How a target's pages are read.
-///
-/// *Limits:* 0 means no limit. Labels are counted as Prometheus counts them, `__name__` and the target's labels included.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Options {
-    /// Whether a page's label wins over the target's of the same name; otherwise it becomes `exported_…`.
-    pub honor_labels: bool,
-    /// Whether explicit timestamps are used.
-    pub honor_timestamps: bool,
-    /// Samples per page, those that relabeling drops not counted.
-    pub sample_limit: u64,
-    /// Labels per series.
-    pub label_limit: u64,
-    /// Bytes of a label name.
-    pub label_name_length_limit: u64,
-    /// Bytes of a label value.
-    pub label_value_length_limit: u64,
-    /// The labels of the target, sorted; they stand in the origin, not in the layout.
-    pub target_labels: Vec<(String, String)>,
-    /// `metric_relabel_configs`, applied once when a series is first seen.
-    pub relabel: Arc<[RelabelConfig]>,
-}
-
 /// A part of a target: so many of its series as fit one frame.
 #[derive(Debug, Clone)]
 pub struct Part {
@@ -81,86 +65,13 @@ pub struct Part {
     pub columns: Columns,
 }
 
-/// What was counted on one page.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Samples on the page, doubles included: `scrape_samples_scraped`.
-    pub scraped: u64,
-    /// Samples left by metric relabeling, doubles included, as Prometheus counts them: `scrape_samples_post_metric_relabeling`.
-    pub post_relabel: u64,
-    /// Series that the page before did not have: `scrape_series_added`.
-    pub added: u64,
-    /// Samples dropped because their series has another one on this page. Of two with the same time (or none) the first stays; of two with
-    /// different explicit timestamps the last on the page, because a frame holds one sample per series.
-    pub duplicates: u64,
-}
-
-/// Why a page is refused as a whole.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PageError {
-    /// It breaks the format.
-    #[error(transparent)]
-    Parse(#[from] parse::Error),
-    /// It has more samples than allowed.
-    #[error("cannot take more than {limit} samples (`sample_limit`)")]
-    SampleLimit {
-        /// The limit.
-        limit: u64,
-    },
-    /// A series exceeds a limit on labels.
-    #[error("cannot take the series on line {line}: {found} is over the limit of {limit} (`{option}`)")]
-    LabelLimit {
-        /// The line, from 1.
-        line: usize,
-        /// The option that sets the limit.
-        option: &'static str,
-        /// The limit.
-        limit: u64,
-        /// What was found.
-        found: u64,
-    },
-    /// A series has a label twice.
-    #[error("cannot take the series on line {line}: label {label:?} stands there twice")]
-    LabelTwice {
-        /// The line, from 1.
-        line: usize,
-        /// The label's name.
-        label: String,
-    },
-    /// Relabeling took a series' name away.
-    #[error("cannot take the series on line {line}: `metric_relabel_configs` left it without a name (`__name__`)")]
-    NameMissing {
-        /// The line, from 1.
-        line: usize,
-    },
-    /// The page is longer than 4 GiB.
-    #[error("cannot read a page of {bytes} bytes")]
-    TooLarge {
-        /// Its length.
-        bytes: usize,
-    },
-}
-
-impl PageError {
-    /// The reason as a metric label: one word of a closed set.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Parse(_) => "parse",
-            Self::SampleLimit { .. } => "sample_limit",
-            Self::LabelLimit { option, .. } => option,
-            Self::LabelTwice { .. } => "duplicate_label",
-            Self::NameMissing { .. } => "name_missing",
-            Self::TooLarge { .. } => "body_size",
-        }
-    }
-}
-
 /// The series of one target, from page to page.
 #[derive(Debug)]
 pub struct SeriesCache {
     options: Options,
     hash: TextHash,
     store: Store,
+    format: Format,
     order: Vec<Entry>,
     /// The order of the page being read, from the first miss on.
     next: Vec<Entry>,
@@ -169,6 +80,7 @@ pub struct SeriesCache {
     /// Offsets of the metadata lines of the page being read.
     metadata: Vec<usize>,
     synthetic: Vec<(&'static str, Slot)>,
+    created: Created,
     scratch: Vec<u8>,
 }
 
@@ -191,6 +103,13 @@ struct Reading<'a> {
     metadata_changed: bool,
 }
 
+/// What a page says of one series at one time.
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    value: u64,
+    timestamp_ms: Option<i64>,
+}
+
 impl SeriesCache {
     /// Starts without any series; its layouts are shared with nobody.
     pub fn new(options: Options) -> Self {
@@ -203,36 +122,50 @@ impl SeriesCache {
             options,
             hash: TextHash::new(),
             store: Store::new(interner),
+            format: Format::Text,
             order: Vec::new(),
             next: Vec::new(),
             lookup: None,
             clean_pages: 0,
             metadata: Vec::new(),
             synthetic: Vec::new(),
+            created: Created::default(),
             scratch: Vec::new(),
         }
+    }
+
+    /// Takes a page in the Prometheus text format, all or nothing: [`Self::page_in`].
+    pub fn page(&mut self, body: &[u8]) -> Result<Counts, PageError> {
+        self.page_in(Format::Text, body)
     }
 
     /// Takes a page, all or nothing.
     ///
     /// *Shape:* afterwards every part has the page's samples, staleness markers for what it lacks, and synthetic series marked stale until
     /// [`Self::synthetic`] gives their values. *Errors:* no part has changed; the caller then says [`Self::failed`].
-    pub fn page(&mut self, body: &[u8]) -> Result<Counts, PageError> {
+    pub fn page_in(&mut self, format: Format, body: &[u8]) -> Result<Counts, PageError> {
         if u32::try_from(body.len()).is_err() {
             return Err(PageError::TooLarge { bytes: body.len() });
+        }
+        if format != self.format {
+            // Another format spells every series anew, so no place of the last page is worth anything.
+            self.format = format;
+            self.order.clear();
+            self.lookup = None;
         }
         self.store.begin();
         self.metadata.clear();
         let mut reading = Reading {
             body,
-            page: Page::new(body),
+            page: if format == Format::OpenMetrics { Page::open_metrics(body) } else { Page::new(body) },
             walk: Walk::new(),
             fresh: Fresh::default(),
             counts: Counts::default(),
             diverged: false,
             metadata_changed: false,
         };
-        match self.read(&mut reading) {
+        let read = if format == Format::Protobuf { self.read_protobuf(&mut reading) } else { self.read(&mut reading) };
+        match read {
             Ok(()) => Ok(self.commit(reading)),
             Err(error) => {
                 if reading.fresh.len() > 0 {
@@ -289,14 +222,10 @@ impl SeriesCache {
 
     /// Reads all entries; series with a place are put into the spare columns, others gather in `fresh`.
     fn read(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
-        let limit = if self.options.sample_limit == 0 { u64::MAX } else { self.options.sample_limit };
         while let Some(first) = reading.page.first() {
             let offset = reading.page.offset();
             let Some(entry) = reading.walk.expected(self.hash, &self.order, &reading.page, first) else {
                 self.miss(reading, first)?;
-                if reading.counts.post_relabel > limit {
-                    return Err(PageError::SampleLimit { limit });
-                }
                 continue;
             };
             reading.page.skip(entry.length as usize);
@@ -312,14 +241,38 @@ impl SeriesCache {
             if entry.slot == DROPPED {
                 continue;
             }
-            reading.counts.post_relabel += 1;
-            if reading.counts.post_relabel > limit {
-                return Err(PageError::SampleLimit { limit });
-            }
+            self.count(reading)?;
             let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
-            reading.counts.duplicates += u64::from(self.store.put(entry.slot, value, timestamp_ms) == Put::Duplicate);
+            let put = self.store.put(entry.slot, value, timestamp_ms);
+            reading.counts.duplicates += u64::from(put == Put::Duplicate);
+            if let Some(exemplar) = reading.page.exemplar() {
+                self.exemplar(reading, entry.slot, put, &exemplar);
+            }
         }
-        Ok(())
+        Ok(reading.page.end()?)
+    }
+
+    /// Counts a sample that relabeling left, as far as the page may have one more.
+    #[inline]
+    fn count(&self, reading: &mut Reading<'_>) -> Result<(), PageError> {
+        reading.counts.post_relabel += 1;
+        let limit = self.options.sample_limit;
+        if limit > 0 && reading.counts.post_relabel > limit { Err(PageError::SampleLimit { limit }) } else { Ok(()) }
+    }
+
+    /// Takes an exemplar with the sample it stands behind.
+    fn exemplar(&mut self, reading: &mut Reading<'_>, slot: Slot, put: Put, exemplar: &parse::Exemplar<'_>) {
+        if put == Put::Duplicate {
+            return;
+        }
+        let mut characters = 0;
+        let fill = |out: &mut sample::Exemplar| characters = labels::fill(exemplar, out);
+        if slot & PENDING == 0 {
+            self.store.exemplar(slot, fill)
+        } else {
+            reading.fresh.exemplar(slot, fill)
+        }
+        reading.counts.defects.add(Defect::ExemplarTooLong, characters > parse::EXEMPLAR_CHARACTERS_MAX);
     }
 
     /// Reads an entry that is not the expected one.
@@ -329,38 +282,65 @@ impl SeriesCache {
         }
         let sample = reading.page.sample()?;
         let timestamp_ms = sample.timestamp_ms.filter(|_| self.options.honor_timestamps);
-        reading.counts.scraped += 1;
-        self.diverge(reading);
         let hash = self.hash.of(sample.series_text);
+        let point = Point { value: sample.value, timestamp_ms };
+        let body = reading.body;
+        let (slot, put) =
+            self.place(reading, hash, sample.series_text.len() as u32, point, |options| labels::read(options, body, &sample))?;
+        if let Some(exemplar) = sample.exemplar {
+            self.exemplar(reading, slot, put, &exemplar);
+        }
+        Ok(())
+    }
+
+    /// Puts a sample whose series is not the expected one; its labels are read only if nobody knows `hash`.
+    fn place<'i>(
+        &mut self,
+        reading: &mut Reading<'_>,
+        hash: u64,
+        length: u32,
+        point: Point,
+        identity: impl FnOnce(&Options) -> Result<Option<Identity<'i>>, PageError>,
+    ) -> Result<(Slot, Put), PageError> {
+        self.diverge(reading);
         let known = reading.fresh.len();
         let (slot, placed) = match reading.walk.ahead(&self.order, hash, false) {
             Some(entry) => (entry.slot, true),
-            None => self.look_up(reading, hash, &sample, timestamp_ms)?,
+            None => self.look_up(reading, hash, point, identity)?,
         };
-        self.next.push(Entry { hash, length: sample.series_text.len() as u32, slot });
+        self.next.push(Entry { hash, length, slot });
+        reading.counts.scraped += 1;
         if slot == DROPPED {
-            return Ok(());
+            // Like a double, it takes nothing.
+            return Ok((slot, Put::Duplicate));
         }
-        reading.counts.post_relabel += 1;
+        self.count(reading)?;
         let put = if slot & PENDING == 0 {
-            self.store.put(slot, sample.value, timestamp_ms)
+            self.store.put(slot, point.value, point.timestamp_ms)
         } else if reading.fresh.len() > known {
             Put::Taken
         } else {
-            reading.fresh.put(slot, sample.value, timestamp_ms)
+            reading.fresh.put(slot, point.value, point.timestamp_ms)
         };
         match put {
             Put::Taken => reading.counts.added += u64::from(!placed),
             Put::Duplicate => reading.counts.duplicates += 1,
         }
-        Ok(())
+        Ok((slot, put))
     }
 
     fn miss_metadata(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
         let offset = reading.page.offset();
         let Some(metadata) = reading.page.metadata()? else { return Ok(()) };
+        // A last line without its line break may be the start of another one: it is never expected.
+        let length = if metadata.line.ends_with(b"\n") { Some(metadata.line.len() as u32) } else { None };
+        self.place_metadata(reading, offset, self.hash.of(metadata.line), length);
+        Ok(())
+    }
+
+    /// Takes metadata that is not the expected; with a length it may be expected from now on.
+    fn place_metadata(&mut self, reading: &mut Reading<'_>, offset: usize, hash: u64, length: Option<u32>) {
         self.metadata.push(offset);
-        let hash = self.hash.of(metadata.line);
         self.diverge(reading);
         if reading.walk.ahead(&self.order, hash, true).is_none() {
             let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
@@ -369,20 +349,18 @@ impl SeriesCache {
                 None => reading.metadata_changed = true,
             }
         }
-        // A last line without its line break may be the start of another one: it is never expected.
-        if metadata.line.ends_with(b"\n") {
-            self.next.push(Entry { hash, length: metadata.line.len() as u32, slot: METADATA });
+        if let Some(length) = length {
+            self.next.push(Entry { hash, length, slot: METADATA });
         }
-        Ok(())
     }
 
     /// Finds a series by its text or its labels, or takes it as new; and whether the page before had it.
-    fn look_up(
+    fn look_up<'i>(
         &mut self,
         reading: &mut Reading<'_>,
         hash: u64,
-        sample: &parse::Sample<'_>,
-        timestamp_ms: Option<i64>,
+        point: Point,
+        identity: impl FnOnce(&Options) -> Result<Option<Identity<'i>>, PageError>,
     ) -> Result<(Slot, bool), PageError> {
         let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
         if let Some(&slot) = lookup.texts.get(&hash) {
@@ -392,7 +370,7 @@ impl SeriesCache {
             }
             return Ok((slot, place.is_some()));
         }
-        let Some(identity) = labels::read(&self.options, reading.body, sample)? else {
+        let Some(identity) = identity(&self.options)? else {
             lookup.texts.insert(hash, DROPPED);
             return Ok((DROPPED, false));
         };
@@ -401,7 +379,7 @@ impl SeriesCache {
         let slot = match lookup.identities.get(&identity_hash) {
             Some(&slot) => slot,
             None => {
-                let slot = reading.fresh.push(&identity, sample.value, timestamp_ms);
+                let slot = reading.fresh.push(&identity, point.value, point.timestamp_ms);
                 reading.fresh.identities.push((identity_hash, slot));
                 lookup.identities.insert(identity_hash, slot);
                 slot
@@ -424,7 +402,7 @@ impl SeriesCache {
     }
 
     /// Makes the page that was read the current one.
-    fn commit(&mut self, reading: Reading<'_>) -> Counts {
+    fn commit(&mut self, mut reading: Reading<'_>) -> Counts {
         let all_new = reading.fresh.len() as u64 + reading.counts.duplicates == reading.counts.post_relabel;
         if self.order.is_empty() && reading.fresh.len() > 0 && all_new && self.store.slots() == self.synthetic.len() {
             // The first page: its series stand before the synthetic ones, so that identical exporters have identical layouts.
@@ -446,21 +424,26 @@ impl SeriesCache {
             }
             self.synthetic.retain_mut(|(_, slot)| moved.slot(*slot).map(|now| *slot = now).is_some());
             self.lookup = None;
+            self.created.forget();
         }
         if reading.fresh.len() > 0 || reading.metadata_changed {
-            self.grow(&reading);
+            self.grow(&mut reading);
+            self.created.forget();
+        }
+        if self.format == Format::OpenMetrics {
+            self.created.apply(self.hash, &mut self.scratch, &mut self.store);
         }
         self.tidy(reading.diverged);
         reading.counts
     }
 
     /// Appends new series and takes new metadata.
-    fn grow(&mut self, reading: &Reading<'_>) {
-        let families = Families::read(reading.body, &self.metadata);
+    fn grow(&mut self, reading: &mut Reading<'_>) {
+        let families = Families::read(self.format, reading.body, &self.metadata, &mut reading.counts.defects);
         if reading.metadata_changed {
             self.store.describe(&families);
         }
-        let slots = self.store.append(&reading.fresh, &families);
+        let slots = self.store.append(&mut reading.fresh, &families, &mut reading.counts.defects);
         let resolve = |slot: Slot| slots[(slot & !PENDING) as usize];
         for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING != 0 && !matches!(entry.slot, METADATA | DROPPED)) {
             entry.slot = resolve(entry.slot);

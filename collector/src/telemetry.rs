@@ -21,6 +21,8 @@ pub struct Telemetry {
     pub slots_missed: IntCounterVec,
     /// Scrapes that failed, by reason.
     pub scrapes_failed: IntCounterVec,
+    /// Defects of pages that were taken all the same, by kind.
+    pub defects_tolerated: IntCounterVec,
     /// Targets by health.
     pub targets: IntGaugeVec,
     /// Targets that relabeling dropped.
@@ -64,6 +66,11 @@ impl Telemetry {
                 &["reason"],
             )?,
             scrapes_failed: counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?,
+            defects_tolerated: counters(
+                "strata_scrape_defects_tolerated_total",
+                "Defects of scraped pages that were tolerated, by kind.",
+                &["defect"],
+            )?,
             targets: register(registry, IntGaugeVec::new(Opts::new("strata_targets", "Targets by health."), &["health"])?)?,
             targets_dropped: gauge("strata_targets_dropped", "Targets that were found and dropped by relabeling.")?,
             queue_bytes: gauge("strata_publish_queue_bytes", "Bytes of compressed frames waiting for the stream, in flight included.")?,

@@ -229,7 +229,7 @@ async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
     for part in [
         "get /metrics?x=y%20z http/1.1\r\n",
         "\r\naccept-encoding: gzip\r\n",
-        "\r\naccept: text/plain;version=0.0.4",
+        "\r\naccept: application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,",
         "\r\nx-prometheus-scrape-timeout-seconds: 0.4\r\n",
         concat!("\r\nuser-agent: strata/", env!("CARGO_PKG_VERSION"), "\r\n"),
         &format!("\r\nhost: {}\r\n", server.address),
@@ -239,6 +239,35 @@ async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
     let status = bench.target("node");
     assert_eq!((status.health, status.samples, status.last_error), (Health::Up, 3, None));
     assert_eq!(status.labels, [("instance".to_owned(), server.address.clone()), ("job".to_owned(), "node".to_owned())]);
+}
+
+#[tokio::test]
+async fn the_content_type_decides_how_a_page_is_read() {
+    let of_type = |kind: &'static str, body: &'static [u8]| {
+        Server::new(move |_, _| Answer::Bytes(response(&format!("200 OK\r\nContent-Type: {kind}"), body)))
+    };
+    let family = b"\x12\x0a\x01a\x18\x01\x22\x0b\x12\x09\x09\0\0\0\0\0\0\xf8\x3f";
+    let (text, open_metrics, protobuf, html) = (
+        of_type("text/plain; version=1.0.0", b"{\"a.b\"} 1 5\n").await,
+        of_type("application/openmetrics-text; version=1.0.0; charset=utf-8", b"a 1 5\n# EOF\n").await,
+        of_type("application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited", family).await,
+        of_type("text/html", b"a 1\n").await,
+    );
+    let jobs = [("text", &text), ("open", &open_metrics), ("proto", &protobuf), ("html", &html)];
+    let bench = Bench::new(configuration(&jobs.map(|(name, server)| job(name, &server.address, "")).join(",")));
+    let first = |job: &str, series: &str| {
+        let rows = bench.rows();
+        rows.get(&(job.to_owned(), series.to_owned())).map(|rows| f64::from_bits(rows[0].value))
+    };
+    wait("every page", || {
+        jobs.map(|(job, _)| first(job, "up{}")) == [Some(1.0); 4]
+            && bench.telemetry.defects_tolerated.with_label_values(&["content_type"]).get() > 0
+    })
+    .await;
+    assert_eq!(first("text", "a.b{}"), Some(1.0));
+    assert_eq!(first("open", "a{}"), Some(1.0));
+    assert_eq!(first("proto", "a{}"), Some(1.5));
+    assert_eq!(first("html", "a{}"), Some(1.0), "what does not say what it is is read as text");
 }
 
 #[tokio::test]

@@ -63,6 +63,20 @@ pub enum Rule {
     SeriesTooLong,
     /// More labels than [`super::LABELS_MAX`].
     TooManyLabels,
+    /// OpenMetrics: not one blank where one belongs.
+    Blank,
+    /// OpenMetrics: a last line without its line break.
+    LineBreak,
+    /// OpenMetrics: a comment that is no metadata.
+    Comment,
+    /// OpenMetrics: a timestamp that is no number of seconds.
+    Seconds,
+    /// OpenMetrics: a unit that the family's name does not end with.
+    Unit,
+    /// OpenMetrics: no `# EOF`.
+    EofMissing,
+    /// OpenMetrics: something behind `# EOF`.
+    AfterEof,
     /// Metadata longer than [`super::METADATA_BYTES_MAX`].
     MetadataTooLong,
 }
@@ -88,7 +102,9 @@ impl fmt::Display for Rule {
         f.write_str(match self {
             Self::Start => "a line starts with a metric name, '{' or '#'",
             Self::MetadataName => "a metric name follows HELP or TYPE",
-            Self::Type => "a type is one of counter, gauge, histogram, summary, untyped",
+            Self::Type => {
+                "a type is one of counter, gauge, histogram, summary, untyped (in OpenMetrics unknown), gaugehistogram, info, stateset"
+            }
             Self::Utf8 => "names, label values and help texts are UTF-8",
             Self::NameMissing => "a sample has a metric name",
             Self::NameTwice => "a sample has one metric name",
@@ -104,6 +120,13 @@ impl fmt::Display for Rule {
             Self::End => "a sample ends with its line",
             Self::SeriesTooLong => "name and labels of a series take at most 262144 bytes",
             Self::TooManyLabels => "a series has at most 1024 labels",
+            Self::Blank => "one blank, and nothing else, stands between the parts of a line",
+            Self::LineBreak => "a line ends with a line break",
+            Self::Comment => "a comment is '# HELP', '# TYPE', '# UNIT' or '# EOF'",
+            Self::Seconds => "a timestamp is a finite number of seconds",
+            Self::Unit => "a family's name ends with '_' and its unit",
+            Self::EofMissing => "a page ends with '# EOF'",
+            Self::AfterEof => "nothing follows '# EOF'",
             Self::MetadataTooLong => "a line of metadata takes at most 65536 bytes",
         })
     }

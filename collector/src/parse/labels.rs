@@ -45,7 +45,8 @@ pub(crate) fn walk<'a>(text: &'a [u8], start: usize, mut take: impl FnMut(Piece<
     if end - start > SERIES_BYTES_MAX { Err((start, Rule::SeriesTooLong)) } else { Ok(end) }
 }
 
-fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &mut impl FnMut(Piece<'a>)) -> Result<usize, Fault> {
+/// Walks over what stands in braces from `start`, behind the opening one, on; `named`: the series has its name already.
+pub(super) fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &mut impl FnMut(Piece<'a>)) -> Result<usize, Fault> {
     let mut at = skip_blanks(text, start);
     let mut labels = 0;
     loop {

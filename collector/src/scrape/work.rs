@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use sample::{Encoder, Flags};
 
-use crate::client::{Encoding, Failure, body_limit, inflate};
+use crate::client::{Answer, Encoding, Failure, body_limit, inflate};
+use crate::parse::Defect;
 use crate::queue::Frame;
 use crate::series::{Counts, Interner, Options, SeriesCache};
 use crate::target::Target;
@@ -30,7 +31,7 @@ pub(super) struct Got {
     pub(super) duration: Duration,
     pub(super) raw: Vec<u8>,
     pub(super) page: Vec<u8>,
-    pub(super) result: Result<Encoding, Failure>,
+    pub(super) result: Result<Answer, Failure>,
 }
 
 /// What a scrape came to.
@@ -53,6 +54,8 @@ impl Work {
             label_value_length_limit: scrape.label_value_length_limit,
             target_labels: target.labels.clone(),
             relabel: target.metric_relabel.clone(),
+            ignore_native_histograms: false,
+            native_histograms_only: false,
         };
         let cache = SeriesCache::with_interner(options, layouts);
         Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0 }
@@ -61,7 +64,7 @@ impl Work {
     /// About how many bytes of page the next step has to go through.
     pub(super) fn cost(&self, got: &Got) -> usize {
         let read = match &got.result {
-            Ok(Encoding::Gzip) => got.raw.len().saturating_mul(8),
+            Ok(Answer { encoding: Encoding::Gzip, .. }) => got.raw.len().saturating_mul(8),
             _ => got.raw.len(),
         };
         read.max(self.size_hint)
@@ -78,8 +81,8 @@ impl Work {
 
     /// Turns what the client got into frames.
     pub(super) fn finish(&mut self, got: &mut Got) -> Done {
-        let result = std::mem::replace(&mut got.result, Ok(Encoding::Identity));
-        let result = result.and_then(|encoding| self.read(encoding, got));
+        let result = std::mem::replace(&mut got.result, Ok(Answer::EMPTY));
+        let result = result.and_then(|answer| self.read(answer, got));
         let (up, counts, flags) = match &result {
             Ok(counts) => (1.0, *counts, Flags::default()),
             Err(_) => {
@@ -104,8 +107,8 @@ impl Work {
         self.encode(slot_ms, Flags::END)
     }
 
-    fn read(&mut self, encoding: Encoding, got: &mut Got) -> Result<Counts, Failure> {
-        let page = match encoding {
+    fn read(&mut self, answer: Answer, got: &mut Got) -> Result<Counts, Failure> {
+        let page = match answer.encoding {
             Encoding::Identity => &got.raw,
             Encoding::Gzip => {
                 inflate(&got.raw, body_limit(&self.target), &mut got.page)?;
@@ -113,7 +116,10 @@ impl Work {
             }
         };
         self.size_hint = page.len();
-        self.cache.page(page).map_err(|error| Failure::Page { reason: error.reason(), text: error.to_string() })
+        let mut counts =
+            self.cache.page_in(answer.format, page).map_err(|error| Failure::Page { reason: error.reason(), text: error.to_string() })?;
+        counts.defects.add(Defect::ContentType, answer.guessed);
+        Ok(counts)
     }
 
     fn encode(&mut self, slot_ms: i64, flags: Flags) -> (Vec<Frame>, bool) {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use sample::MetricType;
 
-use crate::parse::{self, Fact};
+use crate::parse::{self, Defect, Defects, Fact, Format, open_metrics, protobuf};
 
 /// A family as the page describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +25,13 @@ pub(super) struct Family<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Families<'a> {
     by_name: HashMap<Cow<'a, str>, Said<'a>>,
+    format: Format,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Said<'a> {
     kind: MetricType,
+    typed: bool,
     help: Cow<'a, str>,
     unit: &'a str,
 }
@@ -37,8 +39,8 @@ struct Said<'a> {
 /// The suffixes that a family's series carry, and the types that have them.
 const SUFFIXES: [(&str, &[MetricType]); 8] = [
     ("_bucket", &[MetricType::Histogram, MetricType::GaugeHistogram]),
-    ("_count", &[MetricType::Histogram, MetricType::Summary]),
-    ("_sum", &[MetricType::Histogram, MetricType::Summary]),
+    ("_count", &[MetricType::Histogram, MetricType::Summary, MetricType::GaugeHistogram]),
+    ("_sum", &[MetricType::Histogram, MetricType::Summary, MetricType::GaugeHistogram]),
     ("_total", &[MetricType::Counter]),
     ("_created", &[MetricType::Counter, MetricType::Histogram, MetricType::Summary]),
     ("_gcount", &[MetricType::GaugeHistogram]),
@@ -47,30 +49,49 @@ const SUFFIXES: [(&str, &[MetricType]); 8] = [
 ];
 
 impl<'a> Families<'a> {
-    /// Reads the metadata lines that start at `offsets` of a page that was read before.
-    pub(super) fn read(body: &'a [u8], offsets: &[usize]) -> Self {
-        let mut families = Self::default();
+    /// Reads the metadata that starts at `offsets` of a page that was read before: lines, or protobuf messages.
+    pub(super) fn read(format: Format, body: &'a [u8], offsets: &[usize], defects: &mut Defects) -> Self {
+        let mut families = Self { by_name: HashMap::new(), format };
         for &offset in offsets {
+            if format == Format::Protobuf {
+                families.take_message(body, offset);
+                continue;
+            }
             let rest = &body[offset..];
             let line = &rest[..memchr::memchr(b'\n', rest).map_or(rest.len(), |newline| newline + 1)];
-            if let Ok(Some(metadata)) = parse::metadata(line) {
-                families.take(metadata);
+            let metadata = if format == Format::OpenMetrics { open_metrics::metadata(line).map(Some) } else { parse::metadata(line) };
+            if let Ok(Some(metadata)) = metadata {
+                families.take(metadata, defects);
             }
         }
         families
     }
 
-    fn take(&mut self, metadata: parse::Metadata<'a>) {
-        let said = self.by_name.entry(text(parse::unescape(metadata.family.as_bytes()))).or_insert(Said {
-            kind: MetricType::Unknown,
-            help: Cow::Borrowed(""),
-            unit: "",
-        });
+    fn take(&mut self, metadata: parse::Metadata<'a>, defects: &mut Defects) {
+        let format = self.format;
+        let said = self.by_name.entry(text(parse::unescape(metadata.family.as_bytes()))).or_default();
         match metadata.fact {
+            Fact::Help(help) if format == Format::OpenMetrics => said.help = text(parse::unescape(help.as_bytes())),
             Fact::Help(help) => said.help = text(parse::unescape_help(help.as_bytes())),
-            Fact::Type(kind) => said.kind = kind,
+            Fact::Type(kind) => {
+                defects.add(Defect::TypeTwice, said.typed && format == Format::OpenMetrics);
+                (said.kind, said.typed) = (kind, true);
+            }
             Fact::Unit(unit) => said.unit = unit,
         }
+    }
+
+    fn take_message(&mut self, body: &'a [u8], offset: usize) {
+        if let Ok(Some(family)) = protobuf::Messages::at(body, offset).family() {
+            let said = Said { kind: family.kind.metric_type(), typed: true, help: Cow::Borrowed(family.help), unit: family.unit };
+            self.by_name.insert(Cow::Borrowed(family.name), said);
+        }
+    }
+
+    /// Whether an OpenMetrics series lacks the suffix that its family's type demands.
+    pub(super) fn lacks_suffix(&self, series: &str) -> bool {
+        let suffixed = [MetricType::Counter, MetricType::Info, MetricType::Histogram, MetricType::GaugeHistogram];
+        self.format == Format::OpenMetrics && self.by_name.get(series).is_some_and(|said| suffixed.contains(&said.kind))
     }
 
     /// The family of a series, if the page describes one.

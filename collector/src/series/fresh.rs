@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use sample::{Exemplar, NO_TIME, NativeHistogram};
+
 use super::labels::Identity;
 use super::store::{PENDING, Put, Slot};
 
@@ -17,6 +19,9 @@ pub(super) struct Fresh {
     /// Hashes that lead to pending slots, of texts and of label sets.
     pub(super) texts: Vec<(u64, Slot)>,
     pub(super) identities: Vec<(u64, Slot)>,
+    /// By index of their series.
+    pub(super) exemplars: Vec<(usize, Exemplar)>,
+    pub(super) histograms: Vec<(usize, NativeHistogram)>,
 }
 
 #[derive(Debug)]
@@ -26,6 +31,7 @@ struct Row {
     text_bytes: usize,
     value: u64,
     timestamp_ms: Option<i64>,
+    start_ms: i64,
 }
 
 impl Fresh {
@@ -42,7 +48,7 @@ impl Fresh {
             self.labels.push(label);
         }
         let labels = first..self.labels.len();
-        self.rows.push(Row { name, labels, text_bytes: identity.text_bytes(), value, timestamp_ms });
+        self.rows.push(Row { name, labels, text_bytes: identity.text_bytes(), value, timestamp_ms, start_ms: NO_TIME });
         PENDING | (self.rows.len() - 1) as Slot
     }
 
@@ -62,8 +68,31 @@ impl Fresh {
         (&self.text[row.name.clone()], labels.iter().map(|(name, value)| (&self.text[name.clone()], &self.text[value.clone()])))
     }
 
-    pub(super) fn sample(&self, index: usize) -> (u64, Option<i64>) {
-        (self.rows[index].value, self.rows[index].timestamp_ms)
+    /// Value, timestamp and start timestamp.
+    pub(super) fn sample(&self, index: usize) -> (u64, Option<i64>, i64) {
+        let row = &self.rows[index];
+        (row.value, row.timestamp_ms, row.start_ms)
+    }
+
+    pub(super) fn start(&mut self, pending: Slot, start_ms: i64) {
+        self.rows[(pending & !PENDING) as usize].start_ms = start_ms;
+    }
+
+    pub(super) fn exemplar(&mut self, pending: Slot, fill: impl FnOnce(&mut Exemplar)) {
+        let mut exemplar = Exemplar::default();
+        fill(&mut exemplar);
+        self.exemplars.push(((pending & !PENDING) as usize, exemplar));
+    }
+
+    pub(super) fn histogram(&mut self, pending: Slot, fill: impl FnOnce(&mut NativeHistogram)) {
+        let mut histogram = NativeHistogram::default();
+        fill(&mut histogram);
+        self.histograms.push(((pending & !PENDING) as usize, histogram));
+    }
+
+    /// Bytes of all names and labels.
+    pub(super) fn all_text_bytes(&self) -> usize {
+        self.text.len()
     }
 
     pub(super) fn text_bytes(&self, index: usize) -> usize {

@@ -39,15 +39,22 @@ pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> R
         Piece::Name(name) => identity.name = text(name),
         Piece::Label(name, value) => identity.labels.push((text(name), text(value))),
     });
+    settle(options, identity, || Error::at(body, offset(body, series_text), Rule::Start).line)
+}
+
+/// Makes name and labels as they stand on the page the identity of a series; `line` says where that is.
+pub(super) fn settle<'a>(
+    options: &Options,
+    mut identity: Identity<'a>,
+    line: impl Fn() -> usize,
+) -> Result<Option<Identity<'a>>, PageError> {
     identity.labels.sort_by(|one, other| one.0.cmp(&other.0));
     let doubled = identity.labels.windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| pair[0].0.as_ref());
     let own_name = identity.labels.iter().find(|label| label.0 == NAME).map(|_| NAME);
     if let Some(label) = doubled.or(own_name) {
-        let at = Error::at(body, offset(body, series_text), Rule::LabelName);
-        return Err(PageError::LabelTwice { line: at.line, label: label.to_owned() });
+        return Err(PageError::LabelTwice { line: line(), label: label.to_owned() });
     }
     merge(options, &mut identity.labels);
-    let line = || Error::at(body, offset(body, series_text), Rule::Start).line;
     if !options.relabel.is_empty() {
         match relabeled(options, &identity) {
             Some(relabeled) if relabeled.name.is_empty() => return Err(PageError::NameMissing { line: line() }),
@@ -76,6 +83,45 @@ fn relabeled(options: &Options, identity: &Identity<'_>) -> Option<Identity<'sta
     let mut labels: Vec<_> = kept.chain(hidden).map(|(name, value)| (Cow::Owned(name.to_owned()), Cow::Owned(value.to_owned()))).collect();
     labels.sort();
     Some(Identity { name: Cow::Owned(set.get(NAME).to_owned()), labels })
+}
+
+/// Copies an exemplar of a page; the characters of its labels. Texts that `out` holds are written over.
+pub(super) fn fill(exemplar: &parse::Exemplar<'_>, out: &mut sample::Exemplar) -> usize {
+    (out.value, out.timestamp_ms) = (exemplar.value, exemplar.timestamp_ms);
+    let mut labels = Refill::new(&mut out.labels);
+    exemplar.labels(|name, value| labels.push(&text(name), &text(value)));
+    labels.finish()
+}
+
+/// Writes labels over those of an earlier exemplar, whose memory is used again.
+pub(super) struct Refill<'o> {
+    labels: &'o mut Vec<(String, String)>,
+    filled: usize,
+    characters: usize,
+}
+
+impl<'o> Refill<'o> {
+    pub(super) fn new(labels: &'o mut Vec<(String, String)>) -> Self {
+        Self { labels, filled: 0, characters: 0 }
+    }
+
+    pub(super) fn push(&mut self, name: &str, value: &str) {
+        self.characters += name.chars().count() + value.chars().count();
+        match self.labels.get_mut(self.filled) {
+            Some(label) => {
+                name.clone_into(&mut label.0);
+                value.clone_into(&mut label.1);
+            }
+            None => self.labels.push((name.to_owned(), value.to_owned())),
+        }
+        self.filled += 1;
+    }
+
+    /// Drops what is left of the earlier one; the characters written.
+    pub(super) fn finish(self) -> usize {
+        self.labels.truncate(self.filled);
+        self.characters
+    }
 }
 
 /// Settles which labels the series keeps beside the target's.

@@ -7,11 +7,14 @@
 
 use std::sync::Arc;
 
-use sample::{Columns, Layout, LayoutBuilder, NO_TIME, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State};
+use sample::{
+    Columns, Exemplar, Layout, LayoutBuilder, NO_TIME, NativeHistogram, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State,
+};
 
 use super::family::{Families, Family};
 use super::fresh::Fresh;
 use super::{Interner, Part};
+use crate::parse::{Defect, Defects};
 
 /// A series' place: its part times [`PART_SERIES_MAX`] plus its index there.
 pub(super) type Slot = u32;
@@ -43,6 +46,9 @@ pub(super) struct Store {
     spares: Vec<Columns>,
     states: Vec<PartState>,
     interner: Arc<Interner>,
+    /// Used again, with the memory of their texts and buckets.
+    exemplars: Vec<Exemplar>,
+    histograms: Vec<NativeHistogram>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -69,7 +75,7 @@ impl Moved {
 
 impl Store {
     pub(super) fn new(interner: Arc<Interner>) -> Self {
-        Self { parts: Vec::new(), spares: Vec::new(), states: Vec::new(), interner }
+        Self { parts: Vec::new(), spares: Vec::new(), states: Vec::new(), interner, exemplars: Vec::new(), histograms: Vec::new() }
     }
 
     pub(super) fn parts(&self) -> &[Part] {
@@ -96,6 +102,9 @@ impl Store {
             // Values are left as they are: those of absent series are cleared by the commit.
             spare.values.resize(part.layout.len(), 0);
             spare.timestamps.clear();
+            spare.starts.clear();
+            self.exemplars.extend(spare.exemplars.drain(..).map(|(_, exemplar)| exemplar));
+            self.histograms.extend(spare.histograms.drain(..).map(|(_, histogram)| histogram));
         }
     }
 
@@ -118,12 +127,35 @@ impl Store {
         Put::Taken
     }
 
+    /// Gives a sample that was put its start timestamp.
+    #[inline]
+    pub(super) fn start(&mut self, slot: Slot, start_ms: i64) {
+        put_start(&mut self.spares[(slot / SERIES_MAX) as usize], (slot % SERIES_MAX) as usize, start_ms);
+    }
+
+    /// Gives a sample that was put an exemplar.
+    pub(super) fn exemplar(&mut self, slot: Slot, fill: impl FnOnce(&mut Exemplar)) {
+        let mut exemplar = self.exemplars.pop().unwrap_or_default();
+        fill(&mut exemplar);
+        self.spares[(slot / SERIES_MAX) as usize].exemplars.push((slot % SERIES_MAX, exemplar));
+    }
+
+    /// Makes a sample that was put a native histogram.
+    pub(super) fn histogram(&mut self, slot: Slot, fill: impl FnOnce(&mut NativeHistogram)) {
+        let mut histogram = self.histograms.pop().unwrap_or_default();
+        fill(&mut histogram);
+        push_histogram(&mut self.spares[(slot / SERIES_MAX) as usize], slot % SERIES_MAX, histogram);
+    }
+
     /// Ends a scrape: what is missing becomes stale or absent, and the scrape's columns are the parts' columns.
     pub(super) fn commit(&mut self) {
         for (part, spare) in self.parts.iter_mut().zip(&mut self.spares) {
             mark_missing(&part.columns, spare);
             std::mem::swap(&mut part.columns, spare);
         }
+        // What this page had no use for is not kept for the next.
+        self.exemplars.clear();
+        self.histograms.clear();
     }
 
     /// Drops absent series from layouts where they piled up; to be called after a commit.
@@ -141,8 +173,15 @@ impl Store {
             if !part.columns.timestamps.is_empty() {
                 part.columns.timestamps = (0..states.len()).filter(kept).map(|index| part.columns.timestamps[index]).collect();
             }
+            if !part.columns.starts.is_empty() {
+                part.columns.starts = (0..states.len()).filter(kept).map(|index| part.columns.starts[index]).collect();
+            }
             let mut next = 0;
-            let indices = states.iter().map(|state| if *state == State::Absent { u32::MAX } else { (next, next += 1).0 }).collect();
+            let indices: Vec<u32> =
+                states.iter().map(|state| if *state == State::Absent { u32::MAX } else { (next, next += 1).0 }).collect();
+            // Absent series have neither.
+            part.columns.exemplars.iter_mut().for_each(|(index, _)| *index = indices[*index as usize]);
+            part.columns.histograms.iter_mut().for_each(|(index, _)| *index = indices[*index as usize]);
             part.columns.states = states.into_iter().filter(|state| *state != State::Absent).collect();
             self.states[index] = PartState { label_bytes: part.layout.iter().map(label_bytes).sum(), appends: 0 };
             moved.get_or_insert_with(|| Moved(Vec::new())).0.resize(index, None);
@@ -154,7 +193,7 @@ impl Store {
     }
 
     /// Appends the new series of a page with their samples; the slot of each, in order.
-    pub(super) fn append(&mut self, fresh: &Fresh, families: &Families<'_>) -> Vec<Slot> {
+    pub(super) fn append(&mut self, fresh: &mut Fresh, families: &Families<'_>, defects: &mut Defects) -> Vec<Slot> {
         let mut slots = Vec::with_capacity(fresh.len());
         let mut part = 0;
         let mut builder = None;
@@ -167,10 +206,23 @@ impl Store {
             }
             let builder = builder.get_or_insert_with(|| Appending::to(&self.parts[part].layout));
             builder.series(&families.of(name), name, labels);
-            let (value, timestamp_ms) = fresh.sample(index);
-            slots.push(self.push(part, value, timestamp_ms, bytes));
+            defects.add(Defect::Suffix, families.lacks_suffix(name));
+            let (value, timestamp_ms, start_ms) = fresh.sample(index);
+            let slot = self.push(part, value, timestamp_ms, bytes);
+            if start_ms != NO_TIME {
+                put_start(&mut self.parts[part].columns, (slot % SERIES_MAX) as usize, start_ms);
+            }
+            slots.push(slot);
         }
         self.finish(part, builder);
+        for (index, exemplar) in fresh.exemplars.drain(..) {
+            let slot = slots[index];
+            self.parts[(slot / SERIES_MAX) as usize].columns.exemplars.push((slot % SERIES_MAX, exemplar));
+        }
+        for (index, histogram) in fresh.histograms.drain(..) {
+            let slot = slots[index];
+            push_histogram(&mut self.parts[(slot / SERIES_MAX) as usize].columns, slot % SERIES_MAX, histogram);
+        }
         slots
     }
 
@@ -188,10 +240,31 @@ impl Store {
         slot
     }
 
+    /// The value in the columns of the last commit; none if it is no live float.
+    pub(super) fn value(&self, slot: Slot) -> Option<u64> {
+        let columns = &self.parts[(slot / SERIES_MAX) as usize].columns;
+        let index = (slot % SERIES_MAX) as usize;
+        let value = columns.values[index];
+        (columns.states[index] == State::Present && !sample::is_stale(value)).then_some(value)
+    }
+
+    /// Writes a start timestamp into the columns of the last commit, if the series has a sample there.
+    pub(super) fn set_start(&mut self, slot: Slot, start_ms: i64) {
+        if self.value(slot).is_some() {
+            put_start(&mut self.parts[(slot / SERIES_MAX) as usize].columns, (slot % SERIES_MAX) as usize, start_ms);
+        }
+    }
+
     /// Writes into the columns of the last commit.
     pub(super) fn set(&mut self, slot: Slot, value: u64) {
         let columns = &mut self.parts[(slot / SERIES_MAX) as usize].columns;
         let index = (slot % SERIES_MAX) as usize;
+        if columns.states[index] == State::Histogram {
+            columns.histograms.retain(|(series, _)| *series as usize != index);
+        }
+        if let Some(start) = columns.starts.get_mut(index) {
+            *start = NO_TIME;
+        }
         columns.states[index] = State::Present;
         columns.values[index] = value;
         if let Some(time) = columns.timestamps.get_mut(index) {
@@ -243,6 +316,9 @@ impl Store {
             columns.timestamps.resize(index, NO_TIME);
             columns.timestamps.push(timestamp_ms.unwrap_or(NO_TIME));
         }
+        if !columns.starts.is_empty() {
+            columns.starts.resize(columns.states.len(), NO_TIME);
+        }
         part as Slot * SERIES_MAX + index as Slot
     }
 
@@ -285,11 +361,25 @@ impl Appending {
     }
 }
 
+fn put_start(columns: &mut Columns, index: usize, start_ms: i64) {
+    if columns.starts.is_empty() {
+        columns.starts.resize(columns.states.len(), NO_TIME);
+    }
+    columns.starts[index] = start_ms;
+}
+
+fn push_histogram(columns: &mut Columns, series: u32, histogram: NativeHistogram) {
+    columns.states[series as usize] = State::Histogram;
+    columns.values[series as usize] = 0;
+    columns.histograms.push((series, histogram));
+}
+
 /// Of two samples of one series in one page the first wins if they have the same time, else the last.
 #[cold]
 fn duplicate(columns: &mut Columns, index: usize, value: u64, timestamp_ms: Option<i64>) -> Put {
     let time = timestamp_ms.unwrap_or(NO_TIME);
-    if columns.timestamps.get(index).copied().unwrap_or(NO_TIME) != time {
+    // Beside a native histogram there is no place for another sample.
+    if columns.states[index] == State::Present && columns.timestamps.get(index).copied().unwrap_or(NO_TIME) != time {
         columns.timestamps.resize(columns.states.len(), NO_TIME);
         columns.timestamps[index] = time;
         columns.values[index] = value;
@@ -303,7 +393,8 @@ fn mark_missing(before: &Columns, now: &mut Columns) {
         if *state != State::Absent {
             continue;
         }
-        let was_live = before.states[index] == State::Present && !sample::is_stale(before.values[index]);
+        // The value of a histogram is 0.
+        let was_live = before.states[index] != State::Absent && !sample::is_stale(before.values[index]);
         let at_slot = before.timestamps.get(index).is_none_or(|time| *time == NO_TIME);
         if was_live && at_slot {
             *state = State::Present;

@@ -8,6 +8,7 @@ use sample::{MetricType, NO_TIME, PART_SERIES_MAX, STALE_NAN, State};
 use super::*;
 
 mod edits;
+mod formats;
 
 /// A series as `name{label=value,…}`.
 pub(super) fn key(series: sample::Series<'_>) -> String {

@@ -38,6 +38,19 @@ impl Walk {
         Some(*entry)
     }
 
+    /// The expected entry, if it has this hash.
+    #[inline]
+    pub(super) fn hashed(&mut self, order: &[Entry], hash: u64, metadata: bool) -> Option<Entry> {
+        let is = |entry: &&Entry| entry.hash == hash && (entry.slot == METADATA) == metadata;
+        if let Some(entry) = order.get(self.cursor).filter(is) {
+            self.cursor += 1;
+            return Some(*entry);
+        }
+        let entry = order.get(self.other).filter(is)?;
+        (self.cursor, self.other) = (self.other + 1, self.cursor);
+        Some(*entry)
+    }
+
     /// Looks for a hash among the next entries and goes on behind it.
     pub(super) fn ahead(&mut self, order: &[Entry], hash: u64, metadata: bool) -> Option<Entry> {
         let rest = order.get(self.cursor..)?;

@@ -1,0 +1,124 @@
+//! What the wire allows, what it does not, and that no bytes do harm.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::parse::Format;
+use crate::series::{Options, SeriesCache};
+
+/// One family `a` of type counter with one metric `{b="c"} 1.5`.
+const PAGE: &[u8] = b"\x1a\x0a\x01a\x18\x00\x22\x13\x0a\x06\x0a\x01b\x12\x01c\x1a\x09\x09\0\0\0\0\0\0\xf8\x3f";
+
+fn error(page: &[u8]) -> Error {
+    match SeriesCache::new(Options::default()).page_in(Format::Protobuf, page) {
+        Err(crate::series::PageError::Protobuf(error)) => error,
+        other => panic!("{page:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_page_is_read_in_place() {
+    let mut messages = Messages::new(PAGE);
+    let mut family = messages.family().expect("a family").expect("one");
+    assert_eq!((family.name, family.kind, family.filled), ("a", Kind::Counter, true));
+    let metric = family.metric().expect("a metric").expect("one");
+    assert_eq!(metric.label_bytes(PAGE, &mut Vec::new()), Ok(&b"\x0a\x06\x0a\x01b\x12\x01c"[..]));
+    let mut labels = Vec::new();
+    metric.labels(|name, value| labels.push((name, value))).expect("labels");
+    assert_eq!(labels, [("b", "c")]);
+    let (point, start_ms) = simple(metric.value().expect("a counter"), Kind::Counter).expect("a counter");
+    assert_eq!((f64::from_bits(point.value), start_ms), (1.5, None));
+    assert!(family.metric().expect("no more").is_none() && messages.family().expect("no more").is_none());
+}
+
+#[test]
+fn labels_that_others_stand_between_are_the_same_labels() {
+    // Two labels with a timestamp between them, and without.
+    let apart = b"\x0a\x04\x0a\x01x\x12\x30\x05\x0a\x04\x0a\x01y\x12".map(|byte| byte);
+    let fields = |body: &'static [u8]| metric(0, Fields::new(body, 0, body.len()), Kind::Gauge).expect("a metric");
+    let apart: &'static [u8] = Box::leak(Box::new(apart));
+    // "\x0a\x04 \x0a\x01x\x12" is cut on purpose: labels are only measured here, not read.
+    let (parted, whole) = (fields(apart), fields(b"\x0a\x04\x0a\x01x\x12\x0a\x04\x0a\x01y\x12"));
+    assert!(!parted.in_one_piece && whole.in_one_piece);
+    let mut scratch = Vec::new();
+    let bytes = parted.label_bytes(apart, &mut scratch).expect("labels").to_vec();
+    assert_eq!(whole.label_bytes(b"\x0a\x04\x0a\x01x\x12\x0a\x04\x0a\x01y\x12", &mut Vec::new()), Ok(bytes.as_slice()));
+    assert_eq!(parted.timestamp_ms(), Some(5));
+}
+
+#[test]
+fn errors_name_the_byte_and_the_rule() {
+    for (page, at, rule) in [
+        (&b"\x05\x0a"[..], 0, Rule::Length),
+        (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 0, Rule::Varint),
+        (b"\x80", 0, Rule::Varint),
+        (b"\x02\x08\x01", 1, Rule::WireType),
+        (b"\x02\x0b\x01", 1, Rule::WireType),
+        (b"\x02\x02\x00", 1, Rule::WireType),
+        (b"\x03\x0a\x05a", 2, Rule::Length),
+        (b"\x05\x0a\x01\xff\x22\x00", 1, Rule::Utf8),
+        (b"\x02\x22\x00", 0, Rule::Name),
+        (b"\x07\x0a\x01a\x18\x06\x22\x00", 4, Rule::Type),
+        (b"\x09\x0a\x01a\x22\x04\x0a\x00\x1a\x00", 6, Rule::Name),
+    ] {
+        assert_eq!(error(page), Error { at, rule }, "{page:?}");
+    }
+    assert_eq!(
+        error(b"\x80").to_string(),
+        "cannot read the protobuf page at byte 0: a varint ends within ten bytes and within its message"
+    );
+}
+
+#[test]
+fn bounds_are_kept() {
+    let delimited = |tag: u8, body: &[u8]| {
+        let mut out = vec![tag];
+        let mut length = body.len();
+        while length >= 0x80 {
+            out.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        out.push(length as u8);
+        out.extend_from_slice(body);
+        out
+    };
+    let family = |metric: &[u8], help: &[u8]| {
+        let body = [b"\x0a\x01a".to_vec(), delimited(0x12, help), delimited(0x22, metric)].concat();
+        delimited(0, &body)[1..].to_vec()
+    };
+    let label =
+        |number: usize, value: &[u8]| delimited(0x0a, &[delimited(0x0a, format!("l{number}").as_bytes()), delimited(0x12, value)].concat());
+    let labels = |count: usize| (0..count).flat_map(|number| label(number, b"x")).chain(*b"\x1a\x00").collect::<Vec<u8>>();
+    let taken = |page: &[u8]| SeriesCache::new(Options::default()).page_in(Format::Protobuf, page).map(|counts| counts.scraped);
+    assert_eq!(taken(&family(&labels(LABELS_MAX), b"")), Ok(1));
+    assert_eq!(error(&family(&labels(LABELS_MAX + 1), b"")).rule, Rule::TooManyLabels);
+    assert_eq!(error(&family(&label(0, &vec![b'x'; SERIES_BYTES_MAX]), b"")).rule, Rule::SeriesTooLong);
+    assert_eq!(error(&family(b"\x1a\x00", &vec![b'x'; METADATA_BYTES_MAX + 1])).rule, Rule::MetadataTooLong);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn any_bytes_are_survived(page in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let mut cache = SeriesCache::new(Options::default());
+        for _ in 0..2 {
+            if let Err(crate::series::PageError::Protobuf(error)) = cache.page_in(Format::Protobuf, &page) {
+                prop_assert!(error.at <= page.len());
+            }
+        }
+    }
+
+    #[test]
+    fn every_varint_is_read_back(value in any::<u64>(), rest in any::<u8>()) {
+        let (mut bytes, mut left) = (Vec::new(), value);
+        while left >= 0x80 {
+            bytes.push(left as u8 | 0x80);
+            left >>= 7;
+        }
+        bytes.extend([left as u8, rest]);
+        let mut fields = Fields::new(&bytes, 0, bytes.len());
+        prop_assert_eq!(fields.varint(), Ok(value));
+        prop_assert_eq!(fields.offset(), bytes.len() - 1);
+    }
+}

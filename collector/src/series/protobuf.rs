@@ -1,0 +1,214 @@
+//! Protobuf pages: the same cache, its entries keyed by the bytes of the labels.
+//!
+//! - *In:* a page of delimited `MetricFamily` messages. *Out:* the same columns as of a text page with the same series.
+//! - *Bound:* [`TEXT_BYTES_MAX`] of names and labels of series that are new. *When full:* the page is refused.
+//!
+//! A metric stands for one series or for many (`_count`, `_sum`, `_bucket{le=…}`, `{quantile=…}`). The entry of each is the hash of its
+//! family's hash, of its label bytes' hash, and of what sets it apart, so a steady page reads no label and writes no bound as text.
+
+use std::borrow::Cow;
+
+use super::labels::{self, Identity, Refill};
+use super::store::{PENDING, Put, Slot};
+use super::{DROPPED, PageError, Point, Reading, SeriesCache};
+use crate::parse::protobuf::{self, Error, Exemplar, Family, Histogram, Kind, Messages, Metric, Role, Rule};
+use crate::parse::{Defect, EXEMPLAR_CHARACTERS_MAX, go_float};
+
+/// Bytes of names and labels of the new series of one page: larger lets a small page with long labels and many buckets take more memory
+/// than any text page could, smaller refuses large first pages.
+pub(super) const TEXT_BYTES_MAX: usize = 256 << 20;
+
+/// A metric on its way into the columns.
+struct Place<'m, 'a> {
+    family: &'m Family<'a>,
+    metric: &'m Metric<'a>,
+    hash: u64,
+    /// Counted from 1.
+    number: usize,
+    timestamp_ms: Option<i64>,
+    start_ms: Option<i64>,
+}
+
+impl SeriesCache {
+    /// Reads all messages.
+    pub(super) fn read_protobuf(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
+        let mut messages = Messages::new(reading.body);
+        let mut number = 0;
+        while let Some(mut family) = messages.family()? {
+            if !family.filled {
+                continue;
+            }
+            self.family(reading, &family);
+            let name = self.mix([self.hash.of(family.name.as_bytes()), family.kind as u64, 0, 0]);
+            while let Some(metric) = family.metric()? {
+                number += 1;
+                let mut scratch = std::mem::take(&mut self.scratch);
+                let labels = metric.label_bytes(reading.body, &mut scratch).map(|bytes| self.hash.of(bytes));
+                self.scratch = scratch;
+                let timestamp_ms = metric.timestamp_ms().filter(|_| self.options.honor_timestamps);
+                let hash = self.mix([name, labels?, 0, 0]);
+                self.metric(reading, &mut Place { family: &family, metric: &metric, hash, number, timestamp_ms, start_ms: None })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mix(&self, parts: [u64; 4]) -> u64 {
+        let mut bytes = [0; 32];
+        for (part, bytes) in parts.iter().zip(bytes.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&part.to_le_bytes());
+        }
+        self.hash.of(&bytes)
+    }
+
+    /// Takes a family's metadata.
+    fn family(&mut self, reading: &mut Reading<'_>, family: &Family<'_>) {
+        let text = |text: &str| self.hash.of(text.as_bytes());
+        let hash = self.mix([text(family.name) ^ family.kind as u64, text(family.help), text(family.unit), 1]);
+        let Some(entry) = reading.walk.hashed(&self.order, hash, true) else {
+            return self.place_metadata(reading, family.at, hash, Some(0));
+        };
+        if reading.diverged {
+            self.next.push(entry);
+        }
+        self.metadata.push(family.at);
+    }
+
+    fn metric(&mut self, reading: &mut Reading<'_>, place: &mut Place<'_, '_>) -> Result<(), PageError> {
+        let kind = place.family.kind;
+        let Some(value) = place.metric.value() else {
+            reading.counts.defects.add(Defect::ValueMissing, true);
+            return Ok(());
+        };
+        match kind {
+            Kind::Counter | Kind::Gauge | Kind::Untyped => {
+                let (point, start_ms) = protobuf::simple(value, kind)?;
+                place.start_ms = start_ms;
+                self.point(reading, place, &point)
+            }
+            Kind::Summary => protobuf::summary(&value, |point, start_ms| {
+                place.start_ms = start_ms;
+                self.point(reading, place, &point)
+            }),
+            Kind::Histogram | Kind::GaugeHistogram => {
+                let histogram = Histogram::read(value)?;
+                place.start_ms = histogram.start_ms;
+                let native = !self.options.ignore_native_histograms && histogram.is_native();
+                if native {
+                    self.native(reading, place, &histogram)?;
+                }
+                if !native || (histogram.has_buckets() && !self.options.native_histograms_only) {
+                    histogram.classic(|point| self.point(reading, place, &point))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes one float.
+    fn point(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, point: &protobuf::Point<'_>) -> Result<(), PageError> {
+        let (slot, put) = self.put(reading, place, point.role, point.value)?;
+        if let Some(exemplar) = &point.exemplar {
+            let exemplar = Exemplar::read(exemplar.clone())?;
+            self.attach(reading, slot, put, &exemplar);
+        }
+        Ok(())
+    }
+
+    /// Takes one native histogram with its exemplars.
+    fn native(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
+        histogram.check_native()?;
+        let (slot, put) = self.put(reading, place, Role::Bare, 0)?;
+        if put == Put::Taken {
+            let fill = |out: &mut sample::NativeHistogram| histogram.fill(place.family.kind, out);
+            if slot & PENDING == 0 { self.store.histogram(slot, fill) } else { reading.fresh.histogram(slot, fill) }
+        }
+        histogram.exemplars(|exemplar| {
+            // As in Prometheus: without its time nobody could tell whether it was seen before.
+            if exemplar.timestamp_ms.is_some() {
+                self.attach(reading, slot, put, &exemplar);
+            } else {
+                reading.counts.defects.add(Defect::ExemplarTime, true);
+            }
+            Ok(())
+        })
+    }
+
+    fn put(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, role: Role, value: u64) -> Result<(Slot, Put), PageError> {
+        let (tag, bits) = match role {
+            Role::Bare => (0, 0),
+            Role::Count => (1, 0),
+            Role::Sum => (2, 0),
+            Role::Bucket(bits) => (3, bits),
+            Role::Quantile(bits) => (4, bits),
+        };
+        let hash = self.mix([place.hash, tag, bits, 0]);
+        let point = Point { value, timestamp_ms: place.timestamp_ms };
+        let (slot, put) = match reading.walk.hashed(&self.order, hash, false) {
+            Some(entry) => {
+                if reading.diverged {
+                    self.next.push(entry);
+                }
+                reading.counts.scraped += 1;
+                if entry.slot == DROPPED {
+                    // Like a double, it takes nothing.
+                    return Ok((DROPPED, Put::Duplicate));
+                }
+                self.count(reading)?;
+                let put = self.store.put(entry.slot, value, place.timestamp_ms);
+                reading.counts.duplicates += u64::from(put == Put::Duplicate);
+                (entry.slot, put)
+            }
+            None => {
+                if reading.fresh.all_text_bytes() > TEXT_BYTES_MAX {
+                    return Err(Error { at: place.metric.at, rule: Rule::TooMuchText }.into());
+                }
+                self.place(reading, hash, 0, point, |options| {
+                    let identity = identity(place, role)?;
+                    labels::settle(options, identity, || place.number)
+                })?
+            }
+        };
+        if put == Put::Taken
+            && let Some(start_ms) = place.start_ms
+        {
+            if slot & PENDING == 0 { self.store.start(slot, start_ms) } else { reading.fresh.start(slot, start_ms) }
+        }
+        Ok((slot, put))
+    }
+
+    fn attach(&mut self, reading: &mut Reading<'_>, slot: Slot, put: Put, exemplar: &Exemplar<'_>) {
+        if put == Put::Duplicate {
+            return;
+        }
+        let mut characters = 0;
+        let fill = |out: &mut sample::Exemplar| {
+            (out.value, out.timestamp_ms) = (exemplar.value, exemplar.timestamp_ms);
+            let mut labels = Refill::new(&mut out.labels);
+            exemplar.labels(|name, value| labels.push(name, value));
+            characters = labels.finish();
+        };
+        if slot & PENDING == 0 {
+            self.store.exemplar(slot, fill)
+        } else {
+            reading.fresh.exemplar(slot, fill)
+        }
+        reading.counts.defects.add(Defect::ExemplarTooLong, characters > EXEMPLAR_CHARACTERS_MAX);
+    }
+}
+
+/// Name and labels of a series that a metric stands for, as Prometheus names them.
+fn identity<'a>(place: &Place<'_, 'a>, role: Role) -> Result<Identity<'a>, Error> {
+    let name = place.family.name;
+    let (name, label) = match role {
+        Role::Bare => (Cow::Borrowed(name), None),
+        Role::Count => (Cow::Owned(format!("{name}_count")), None),
+        Role::Sum => (Cow::Owned(format!("{name}_sum")), None),
+        Role::Bucket(bits) => (Cow::Owned(format!("{name}_bucket")), Some(("le", bits))),
+        Role::Quantile(bits) => (Cow::Borrowed(name), Some(("quantile", bits))),
+    };
+    let mut labels = Vec::new();
+    place.metric.labels(|name, value| labels.push((Cow::Borrowed(name), Cow::Borrowed(value))))?;
+    labels.extend(label.map(|(name, bits)| (Cow::Borrowed(name), Cow::Owned(go_float(f64::from_bits(bits))))));
+    Ok(Identity { name, labels })
+}

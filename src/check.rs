@@ -28,7 +28,12 @@ impl Args {
 
 /// The kinds of filters, encoders and sinks in this binary.
 pub(crate) fn kinds() -> Kinds {
-    Kinds { filters: relay::filter::kinds().collect(), encoders: relay::encode::kinds().collect(), sinks: relay::sink::kinds().collect() }
+    Kinds {
+        filters: relay::filter::kinds().collect(),
+        encoders: relay::encode::kinds().collect(),
+        sinks: relay::sink::kinds().collect(),
+        refuses: Some(relay::sink::refuses),
+    }
 }
 
 /// Reads the configuration with its overrides from environment and flags.
@@ -99,10 +104,22 @@ mod tests {
         }
     }
 
+    /// A sink that reads its items takes no other encoder's.
+    #[test]
+    fn an_encoder_that_the_sink_refuses_is_a_problem_with_its_place() {
+        let text = "relays:\n  - name: r\n    encode: ndjson\n    sink:\n      remote_write: {url: 'http://h/'}\n";
+        let problems = config::parse("f", text, &Overrides::default(), &kinds()).expect_err("refused");
+        let found: Vec<_> = problems.iter().map(|p| (p.field.as_str(), p.message.as_str())).collect();
+        let expect = "the sink 'remote_write' takes only the encoder 'remote_write': remove 'encode'";
+        assert_eq!(found, [("relays[0].encode", expect)]);
+        let fine = text.replace("ndjson", "remote_write");
+        assert!(config::parse("f", &fine, &Overrides::default(), &kinds()).is_ok());
+    }
+
     /// What a registry row shows as its example is what its own check takes.
     #[test]
     fn every_kinds_example_passes_its_own_check() {
-        let Kinds { filters, encoders, sinks } = kinds();
+        let Kinds { filters, encoders, sinks, .. } = kinds();
         for kind in filters.iter().chain(&encoders).chain(&sinks) {
             let options: serde_json::Value = serde_yaml::from_str(kind.example).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
             let options = options.get(kind.name).cloned().unwrap_or(options);

@@ -223,6 +223,9 @@ impl<'a> Findings<'a> {
         }
         if let Some(encode) = &relay.encode {
             self.component(&at("encode"), "encoder", encode, &kinds.encoders);
+            if let Some(message) = kinds.refuses.and_then(|refuses| refuses(&relay.sink.name, &encode.name)) {
+                self.problem(&at("encode"), message);
+            }
         }
         self.component(&at("sink"), "sink", &relay.sink, &kinds.sinks);
     }

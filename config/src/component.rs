@@ -47,6 +47,8 @@ pub struct Kinds {
     pub encoders: Vec<Kind>,
     /// Sinks.
     pub sinks: Vec<Kind>,
+    /// Why a sink (first) refuses an encoder (second), and what to do; none: every sink takes every encoder.
+    pub refuses: Option<fn(&str, &str) -> Option<String>>,
 }
 
 /// Options that a kind refuses.

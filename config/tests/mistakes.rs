@@ -76,6 +76,7 @@ fn kinds() -> Kinds {
             kind::<Http>("http", check_http),
             kind::<Kafka>("kafka", |v| options::<Kafka>(v).map(drop)),
         ],
+        refuses: None,
     }
 }
 
@@ -203,5 +204,6 @@ fn all() -> Kinds {
         filters: ["keep", "drop", "clip", "clamp", "exclude"].map(any).to_vec(),
         encoders: ["ndjson", "json", "statsd", "dogstatsd"].map(any).to_vec(),
         sinks: ["file", "stdout", "http", "kafka", "statsd"].map(any).to_vec(),
+        refuses: None,
     }
 }

@@ -29,14 +29,14 @@ fn encode(c: &mut Criterion) {
     let labels: Vec<[(&str, &str); 3]> = codes.iter().map(|path| [("code", "200"), ("method", "GET"), ("path", path.as_str())]).collect();
     let series: Vec<Series<'_>> = labels
         .iter()
-        .map(|labels| Series { name: "http_requests_in_flight", labels, kind: MetricType::Gauge, cumulative: false })
+        .map(|labels| Series { name: "http_requests_in_flight", labels, kind: MetricType::Gauge, cumulative: false, help: "", unit: "" })
         .collect();
     let values = values();
     let clamp = Component { name: "clamp".to_owned(), options: json!({"min": 0, "max": 1e9}) };
     let clamp = relay::filter::build(&clamp).expect("options it takes");
     let mut group = c.benchmark_group("filter+encode");
     group.throughput(Throughput::Elements(SERIES as u64));
-    for name in ["ndjson", "statsd", "dogstatsd"] {
+    for name in ["ndjson", "statsd", "dogstatsd", "remote_write"] {
         let encoder = relay::encode::build(&Component { name: name.to_owned(), options: json!(null) }).expect("a name");
         let mut target = Vec::new();
         encoder.target(&[("instance", "10.0.0.1:9100"), ("job", "api")], &mut target);
@@ -62,6 +62,8 @@ fn encode(c: &mut Criterion) {
                         timestamp_ms: 1_763_700_000_123,
                         value: value.to_bits(),
                         delta: None,
+                        start_ms: None,
+                        exemplars: &[],
                     };
                     encoder.sample(black_box(&sample), &mut out);
                 }

@@ -4,7 +4,7 @@
 //! what varies per sample is the value. *When full*: does not apply, the caller splits. Adding one: a file in `encode/`, a line in [`KINDS`].
 
 use config::{Component, Kind, OptionsError};
-use sample::MetricType;
+use sample::{Exemplar, MetricType, NativeHistogram};
 use serde_json::Value;
 
 use crate::filter::Series;
@@ -12,13 +12,15 @@ use crate::registry;
 
 mod json;
 mod number;
+pub(crate) mod remote_write;
 mod statsd;
 
 pub use json::Options as JsonOptions;
+pub use remote_write::Options as RemoteWriteOptions;
 pub use statsd::Options as StatsdOptions;
 
 /// Every encoder there is.
-pub const KINDS: &[&EncoderKind] = &[&json::NDJSON, &json::ARRAY, &statsd::STATSD, &statsd::DOGSTATSD];
+pub const KINDS: &[&EncoderKind] = &[&json::NDJSON, &json::ARRAY, &statsd::STATSD, &statsd::DOGSTATSD, &remote_write::KIND];
 
 /// A registry row: what an encoder says of itself, and how it is built.
 pub struct EncoderKind {
@@ -53,6 +55,10 @@ pub struct Sample<'a> {
     pub value: u64,
     /// For encoders that want deltas and cumulative series: the increase since the previous sample.
     pub delta: Option<f64>,
+    /// Since when a cumulative series counts, ms, where its page says so.
+    pub start_ms: Option<i64>,
+    /// Its exemplars, each with the index of the series.
+    pub exemplars: &'a [(u32, Exemplar)],
 }
 
 /// What became of a sample.
@@ -76,6 +82,11 @@ pub trait Encode: Send + Sync {
 
     /// Appends one item.
     fn sample(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded;
+
+    /// Appends one item of a native histogram; the sample's value says nothing.
+    fn histogram(&self, _: &Sample<'_>, _: &NativeHistogram, _: &mut Vec<u8>) -> Encoded {
+        Encoded::Inexpressible("native_histogram")
+    }
 
     /// How items become a body.
     fn framing(&self) -> Framing;
@@ -124,7 +135,16 @@ pub(crate) mod tests {
         let (mut series, mut constant, mut out) = (Vec::new(), Vec::new(), Vec::new());
         encoder.series(of, &mut series);
         encoder.target(target, &mut constant);
-        let sample = Sample { series: &series, target: &constant, kind: of.kind, timestamp_ms: 1_700_000_000_123, value, delta };
+        let sample = Sample {
+            series: &series,
+            target: &constant,
+            kind: of.kind,
+            timestamp_ms: 1_700_000_000_123,
+            value,
+            delta,
+            start_ms: None,
+            exemplars: &[],
+        };
         let outcome = encoder.sample(&sample, &mut out);
         (outcome, String::from_utf8(out).expect("UTF-8"))
     }
@@ -132,6 +152,9 @@ pub(crate) mod tests {
     #[test]
     fn an_unknown_name_is_met_with_the_known_ones() {
         let error = build(&Component { name: "ndjsn".to_owned(), options: Value::Null }).err().expect("unknown");
-        assert_eq!(error.message, "unknown encoder 'ndjsn', did you mean 'ndjson'? (encoders: ndjson, json, statsd, dogstatsd)");
+        assert_eq!(
+            error.message,
+            "unknown encoder 'ndjsn', did you mean 'ndjson'? (encoders: ndjson, json, statsd, dogstatsd, remote_write)"
+        );
     }
 }

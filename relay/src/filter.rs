@@ -46,6 +46,10 @@ pub struct Series<'a> {
     pub kind: MetricType,
     /// Whether its values only ever grow until a reset (counter, histogram and summary parts but quantiles).
     pub cumulative: bool,
+    /// Help text of its family; `""`: none.
+    pub help: &'a str,
+    /// Unit of its family; `""`: none.
+    pub unit: &'a str,
 }
 
 impl<'a> Series<'a> {
@@ -98,11 +102,11 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn series<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)]) -> Series<'a> {
-        Series { name, labels, kind: MetricType::Gauge, cumulative: false }
+        Series { name, labels, kind: MetricType::Gauge, cumulative: false, help: "", unit: "" }
     }
 
     pub(crate) fn counter<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)]) -> Series<'a> {
-        Series { name, labels, kind: MetricType::Counter, cumulative: true }
+        Series { name, labels, kind: MetricType::Counter, cumulative: true, help: "", unit: "" }
     }
 
     #[track_caller]

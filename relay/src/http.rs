@@ -3,6 +3,7 @@
 //! *In*: options, answers. *Out*: header values, decisions. *Bound*: an answer's body is read to [`ANSWER_BYTES_MAX`].
 //! *When full*: the rest of an answer is not read and its connection not used again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -11,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use config::{Authorization, BasicAuth, OptionsError, Secret};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -89,6 +90,42 @@ impl HttpClient {
             Self::Tls(client) => client.request(request).await,
         }
     }
+}
+
+/// Reads a sink's URL. *Errors*: it is none of `http://` or `https://`, or has credentials in it.
+pub(crate) fn url(text: &str) -> Result<Uri, OptionsError> {
+    let uri: Uri = text.parse().map_err(|error| OptionsError::new("url", format!("cannot read '{text}' as a URL: {error}")))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        return Err(OptionsError::new("url", format!("'{text}' is no http:// or https:// URL")));
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(OptionsError::new("url", "credentials in a URL end up in logs: use 'basic_auth'"));
+    }
+    Ok(uri)
+}
+
+/// Reads a sink's own headers. *Errors*: a name or value that HTTP cannot carry.
+pub(crate) fn headers(options: &BTreeMap<String, String>) -> Result<HeaderMap, OptionsError> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in options {
+        let path = || format!("headers.{name}");
+        let name = HeaderName::try_from(name.as_str()).map_err(|_| OptionsError::new(path(), format!("'{name}' is no header name")))?;
+        let value = HeaderValue::try_from(value.as_str()).map_err(|_| OptionsError::new(path(), "a header cannot carry this value"))?;
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }
 
 /// What a status means. *Source*: RFC 9110; 413, 400 and 422 are about the bytes, so fewer of them may pass.

@@ -17,6 +17,7 @@ pub mod encode;
 pub mod filter;
 mod http;
 pub mod pipeline;
+mod protobuf;
 pub mod read;
 mod registry;
 pub mod replay;

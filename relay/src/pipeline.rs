@@ -274,6 +274,9 @@ impl Pipeline {
         if !self.resolver.resolve(&envelope.producer, &decoded) {
             return Ok(());
         }
+        // They come in any order; the loop over series looks them up.
+        self.columns.exemplars.sort_by_key(|(series, _)| *series);
+        self.columns.histograms.sort_by_key(|(series, _)| *series);
         if frame.flags.contains(Flags::PUSHED) || frame.flags.contains(Flags::END) {
             let columns = std::mem::take(&mut self.columns);
             let result = self.emit(at, &decoded, &columns, false, tally, out).await;

@@ -251,7 +251,15 @@ impl Resolver {
             own.extend(series.labels());
             let overlaps = merge(&target, &own, &mut merged);
             own.retain(|(_, value)| !value.is_empty());
-            let whole = Series { name: series.name(), labels: &merged, kind: series.family().kind, cumulative: series.is_cumulative() };
+            let family = series.family();
+            let whole = Series {
+                name: series.name(),
+                labels: &merged,
+                kind: family.kind,
+                cumulative: series.is_cumulative(),
+                help: family.help,
+                unit: family.unit,
+            };
             let rule = self.rule(&whole);
             if overlaps && rule.drops().is_none() {
                 let mut text = Vec::new();

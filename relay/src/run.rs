@@ -53,6 +53,9 @@ pub fn build(relay: &Relay) -> Result<Components, OptionsError> {
         return Err(OptionsError::new("filters", format!("{} filters are more than the {FILTERS_MAX} of one relay", relay.filters.len())));
     }
     let filters = relay.filters.iter().map(|f| Ok((Arc::from(f.name.as_str()), filter::build(f)?))).collect::<Result<_, OptionsError>>()?;
+    if let Some(message) = relay.encode.as_ref().and_then(|encode| sink::refuses(&relay.sink.name, &encode.name)) {
+        return Err(OptionsError::new("encode", message));
+    }
     let encoder = match &relay.encode {
         Some(component) => encode::build(component)?,
         None => {

@@ -16,17 +16,21 @@ use crate::registry;
 mod file;
 mod http;
 mod kafka;
+pub(crate) mod remote_write;
+#[cfg(test)]
+mod scripted;
 mod statsd;
 mod stdout;
 
 pub use file::Options as FileOptions;
 pub use http::Options as HttpOptions;
 pub use kafka::Options as KafkaOptions;
+pub use remote_write::Options as RemoteWriteOptions;
 pub use statsd::Options as StatsdOptions;
 pub use stdout::Options as StdoutOptions;
 
 /// Every sink there is.
-pub const KINDS: &[&SinkKind] = &[&file::KIND, &stdout::KIND, &http::KIND, &kafka::KIND, &statsd::KIND];
+pub const KINDS: &[&SinkKind] = &[&file::KIND, &stdout::KIND, &http::KIND, &kafka::KIND, &statsd::KIND, &remote_write::KIND];
 
 /// A registry row: what a sink says of itself, and how it is built.
 pub struct SinkKind {
@@ -150,6 +154,13 @@ pub fn default_encoder(kind: &str) -> &'static str {
     KINDS.iter().find(|row| row.kind.name == kind).map_or("ndjson", |row| row.encoder)
 }
 
+/// Why a sink cannot take what an encoder writes, and what to do; `None`: it can.
+pub fn refuses(sink: &str, encoder: &str) -> Option<String> {
+    let own = remote_write::KIND;
+    (sink == own.kind.name && encoder != own.encoder)
+        .then(|| format!("the sink '{sink}' takes only the encoder '{}': remove 'encode'", own.encoder))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -173,7 +184,7 @@ pub(crate) mod tests {
     #[test]
     fn an_unknown_name_is_met_with_the_known_ones() {
         let error = build(&Component { name: "kafak".to_owned(), options: Value::Null }).err().expect("unknown");
-        assert_eq!(error.message, "unknown sink 'kafak', did you mean 'kafka'? (sinks: file, stdout, http, kafka, statsd)");
+        assert_eq!(error.message, "unknown sink 'kafak', did you mean 'kafka'? (sinks: file, stdout, http, kafka, statsd, remote_write)");
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn a_sample_costs_no_allocation() {
     for kind in relay::encode::kinds() {
         let encoder = relay::encode::build(&Component { name: kind.name.to_owned(), options: Value::Null }).expect("a name");
         for cumulative in [false, true] {
-            let series = Series { name: "x", labels: LABELS, kind: MetricType::Gauge, cumulative };
+            let series = Series { name: "x", labels: LABELS, kind: MetricType::Gauge, cumulative, help: "Help.", unit: "" };
             let (mut constant, mut target) = (Vec::new(), Vec::new());
             encoder.series(&series, &mut constant);
             encoder.target(TARGET, &mut target);
@@ -35,7 +35,17 @@ fn a_sample_costs_no_allocation() {
                 let value = value.unwrap_or(0.5);
                 let delta = cumulative.then_some(value);
                 let value = value.to_bits();
-                encoder.sample(&Sample { series: &constant, target: &target, kind: series.kind, timestamp_ms: 1, value, delta }, &mut out);
+                let sample = Sample {
+                    series: &constant,
+                    target: &target,
+                    kind: series.kind,
+                    timestamp_ms: 1,
+                    value,
+                    delta,
+                    start_ms: None,
+                    exemplars: &[],
+                };
+                encoder.sample(&sample, &mut out);
             }
             assert_eq!(region.change().allocations, 0, "{}", kind.name);
             assert!(out.len() > 1000, "{}", kind.name);

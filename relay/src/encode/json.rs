@@ -156,7 +156,7 @@ mod tests {
 
     #[track_caller]
     fn check(own: &[(&str, &str)], target: &[(&str, &str)], bits: u64, expect: &str) {
-        let series = Series { name: "up", labels: own, kind: MetricType::Gauge, cumulative: false };
+        let series = Series { name: "up", labels: own, kind: MetricType::Gauge, cumulative: false, help: "", unit: "" };
         let (outcome, text) = encoded(&*built("ndjson"), &series, target, bits, None);
         assert_eq!((outcome, text.as_str()), (Encoded::Item, expect));
     }
@@ -211,7 +211,7 @@ mod tests {
         fn any_text_reads_back(name in ".*", key in ".+", value in "\\PC*|[\\x00-\\x1f\"\\\\]*") {
             prop_assume!(!value.is_empty());
             let labels = [(key.as_str(), value.as_str())];
-            let series = Series { name: &name, labels: &labels, kind: MetricType::Counter, cumulative: true };
+            let series = Series { name: &name, labels: &labels, kind: MetricType::Counter, cumulative: true, help: "", unit: "" };
             let (_, text) = encoded(&*built("json"), &series, &[], 0, None);
             let read: Value = serde_json::from_str(&text).expect("JSON");
             prop_assert_eq!(read, json!({"name": name, "labels": {key: value}, "timestamp": 1_700_000_000_123_i64, "value": 0, "type": "counter"}));
@@ -221,7 +221,7 @@ mod tests {
         fn any_value_reads_back_bit_for_bit(bits in any::<u64>()) {
             let value = f64::from_bits(bits);
             prop_assume!(value.is_finite());
-            let series = Series { name: "x", labels: &[], kind: MetricType::Gauge, cumulative: false };
+            let series = Series { name: "x", labels: &[], kind: MetricType::Gauge, cumulative: false, help: "", unit: "" };
             let (_, text) = encoded(&*built("ndjson"), &series, &[], bits, None);
             let digits = text.split_once("\"value\":").and_then(|(_, rest)| rest.split_once(',')).expect("a value").0;
             prop_assert_eq!(digits.parse::<f64>().expect("a number").to_bits(), bits);

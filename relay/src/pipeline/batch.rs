@@ -128,28 +128,36 @@ impl Building {
         let rows = resolved.rows.len().min(columns.states.len());
         let slot_ms = self.sections.last().map_or(0, |section| section.slot_ms);
         for i in from..rows {
-            match columns.states[i] {
-                State::Absent => continue,
-                State::Histogram => {
-                    tally.drop_as("native_histogram", 1);
-                    continue;
-                }
-                State::Present => {}
+            let state = columns.states[i];
+            if state == State::Absent {
+                continue;
             }
             let row = &resolved.rows[i];
             let mut value = columns.values[i];
             if !row.rule.keeps() {
-                match judge(row, filters, value, tally) {
+                let passed = if state == State::Histogram { judge_histogram(row, value, tally) } else { judge(row, filters, value, tally) };
+                match passed {
                     Some(passed) => value = passed,
                     None => continue,
                 }
             }
             let timestamp_ms = timestamp(columns, i, slot_ms);
-            let delta = previously.as_deref_mut().and_then(|p| step(p, row, columns, i, value, slot_ms));
+            let delta = match state {
+                State::Present => previously.as_deref_mut().and_then(|p| step(p, row, columns, i, value, slot_ms)),
+                _ => None,
+            };
             let (series, target_text) = resolved.texts(i);
             let start = self.bytes.len();
-            let sample = Sample { series, target: target_text, kind: row.kind, timestamp_ms, value, delta };
-            match encoder.sample(&sample, &mut self.bytes) {
+            let start_ms = columns.starts.get(i).copied().filter(|start| *start != NO_TIME);
+            let exemplars = of(&columns.exemplars, i);
+            let sample = Sample { series, target: target_text, kind: row.kind, timestamp_ms, value, delta, start_ms, exemplars };
+            let encoded = match (state, of(&columns.histograms, i)) {
+                (State::Histogram, [(_, histogram), ..]) => encoder.histogram(&sample, histogram, &mut self.bytes),
+                // A frame that says so and has none is refused by the decoder.
+                (State::Histogram, []) => Encoded::Inexpressible("native_histogram"),
+                _ => encoder.sample(&sample, &mut self.bytes),
+            };
+            match encoded {
                 Encoded::Item => {}
                 Encoded::Nothing => {
                     self.bytes.truncate(start);
@@ -241,6 +249,28 @@ fn timestamp(columns: &Columns, i: usize, slot_ms: i64) -> i64 {
     }
 }
 
+/// The entries of one series in a list that is sorted by series.
+fn of<T>(sorted: &[(u32, T)], i: usize) -> &[(u32, T)] {
+    if sorted.is_empty() {
+        return &[];
+    }
+    let from = sorted.partition_point(|(series, _)| (*series as usize) < i);
+    let entries = &sorted[from..];
+    &entries[..entries.iter().take_while(|(series, _)| *series as usize == i).count()]
+}
+
+/// Asks the filters for a native histogram: it has no single value, so those that look at values leave it alone.
+fn judge_histogram(row: &Row, bits: u64, tally: &mut Tally) -> Option<u64> {
+    if let Some(filter) = row.rule.drops() {
+        tally.by_filter[filter] += 1;
+        return None;
+    }
+    for filter in row.rule.left_alone().chain(row.rule.asks()) {
+        tally.alone[filter] += 1;
+    }
+    Some(bits)
+}
+
 /// Asks the filters for one value; `None`: dropped and counted.
 fn judge(row: &Row, filters: &Chain, bits: u64, tally: &mut Tally) -> Option<u64> {
     if let Some(filter) = row.rule.drops() {
@@ -268,3 +298,6 @@ fn judge(row: &Row, filters: &Chain, bits: u64, tally: &mut Tally) -> Option<u64
     }
     Some(bits)
 }
+
+#[cfg(test)]
+mod tests;

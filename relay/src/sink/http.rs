@@ -129,21 +129,8 @@ struct Http {
 
 fn sink(options: &Value) -> Result<Http, OptionsError> {
     let options: Options = config::options(options)?;
-    let uri: Uri =
-        options.url.parse().map_err(|error| OptionsError::new("url", format!("cannot read '{}' as a URL: {error}", options.url)))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
-        return Err(OptionsError::new("url", format!("'{}' is no http:// or https:// URL", options.url)));
-    }
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err(OptionsError::new("url", "credentials in a URL end up in logs: use 'basic_auth'"));
-    }
-    let mut headers = HeaderMap::new();
-    for (name, value) in &options.headers {
-        let path = || format!("headers.{name}");
-        let name = HeaderName::try_from(name.as_str()).map_err(|_| OptionsError::new(path(), format!("'{name}' is no header name")))?;
-        let value = HeaderValue::try_from(value.as_str()).map_err(|_| OptionsError::new(path(), "a header cannot carry this value"))?;
-        headers.insert(name, value);
-    }
+    let uri = shared::url(&options.url)?;
+    let headers = shared::headers(&options.headers)?;
     for (path, zero) in
         [("timeout", options.timeout.0 == 0), ("bytes_max", options.bytes_max.0 == 0), ("items_max", options.items_max == 0)]
     {
@@ -179,7 +166,7 @@ impl Sink for Http {
             Err(answer) => return answer,
         };
         let answered = async {
-            let response = client.request(request).await.map_err(|error| chain(&error))?;
+            let response = client.request(request).await.map_err(|error| shared::chain(&error))?;
             let (head, body) = response.into_parts();
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
             Ok::<_, String>((head.status, after, shared::excerpt(body).await))
@@ -270,18 +257,6 @@ fn compress(compression: Compression, body: Vec<u8>) -> io::Result<Vec<u8>> {
         }
         Compression::Zstd => zstd::bulk::compress(&body, LEVEL.cast_signed()),
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use crate::encode::tests::{built, built_with, encoded};
 const TARGET: &[(&str, &str)] = &[("instance", "web-1:9100"), ("job", "api")];
 
 fn gauge<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)]) -> Series<'a> {
-    Series { name, labels, kind: MetricType::Gauge, cumulative: false }
+    Series { name, labels, kind: MetricType::Gauge, cumulative: false, help: "", unit: "" }
 }
 
 fn counter<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)]) -> Series<'a> {
-    Series { name, labels, kind: MetricType::Counter, cumulative: true }
+    Series { name, labels, kind: MetricType::Counter, cumulative: true, help: "", unit: "" }
 }
 
 #[track_caller]

@@ -1,0 +1,125 @@
+//! What a frame carries beside its values reaches the encoder.
+
+use std::sync::Mutex;
+
+use config::Component;
+use sample::{Decoder, Encoder, Exemplar, Flags, LayoutBuilder, MessageBuilder, MetricType, NativeHistogram, Origin, TargetId};
+use serde_json::json;
+
+use super::*;
+use crate::encode::Framing;
+use crate::filter::{self, Series};
+use crate::resolve::Resolver;
+
+const SLOT: i64 = 1_700_000_000_000;
+
+/// Notes what it is asked for.
+#[derive(Default)]
+struct Noting(Mutex<Vec<String>>);
+
+impl Noting {
+    fn note(&self, what: String, out: &mut Vec<u8>) -> Encoded {
+        self.0.lock().expect("whole").push(what);
+        out.push(b'x');
+        Encoded::Item
+    }
+}
+
+impl Encode for Noting {
+    fn series(&self, series: &Series<'_>, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{} {} {}", series.name, series.help, series.unit).as_bytes());
+    }
+
+    fn target(&self, _: &[(&str, &str)], _: &mut Vec<u8>) {}
+
+    fn sample(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded {
+        let exemplars: Vec<f64> = sample.exemplars.iter().map(|(_, exemplar)| f64::from_bits(exemplar.value)).collect();
+        let series = String::from_utf8_lossy(sample.series);
+        self.note(format!("{series}: {} {:?} {exemplars:?}", f64::from_bits(sample.value), sample.start_ms), out)
+    }
+
+    fn histogram(&self, sample: &Sample<'_>, histogram: &NativeHistogram, out: &mut Vec<u8>) -> Encoded {
+        let series = String::from_utf8_lossy(sample.series);
+        self.note(format!("{series}: histogram {} {:?} {}", histogram.schema, sample.start_ms, sample.exemplars.len()), out)
+    }
+
+    fn framing(&self) -> Framing {
+        Framing { open: b"", separator: b"", close: b"" }
+    }
+
+    fn content_type(&self) -> &'static str {
+        "text/plain"
+    }
+}
+
+/// Three series: a counter with a start and exemplars, a native histogram, a gauge.
+fn filled(filters: Vec<(Arc<str>, Box<dyn filter::Filter>)>, encoder: Arc<dyn Encode>) -> Tally {
+    let mut builder = LayoutBuilder::new();
+    for (name, kind) in [("c_total", MetricType::Counter), ("h", MetricType::Histogram), ("g", MetricType::Gauge)] {
+        let family = builder.family(name, kind, "Help.", "s");
+        builder.series(family, name, [("k", "v")]);
+    }
+    let exemplar = |value: f64| Exemplar { labels: Vec::new(), value: value.to_bits(), timestamp_ms: None };
+    let columns = Columns {
+        values: vec![3.0_f64.to_bits(), 0, 5.0_f64.to_bits()],
+        states: vec![State::Present, State::Histogram, State::Present],
+        starts: vec![SLOT - 9, SLOT - 7, NO_TIME],
+        exemplars: vec![(0, exemplar(1.0)), (0, exemplar(2.0)), (1, exemplar(4.0))],
+        histograms: vec![(1, NativeHistogram { schema: 3, ..NativeHistogram::default() })],
+        ..Columns::default()
+    };
+    let origin = Origin { target: TargetId(1), labels: Vec::new(), attributes: Vec::new() };
+    let mut frame = Vec::new();
+    Encoder::new(Arc::new(origin), 0).encode(SLOT, 1, Flags::default(), &Arc::new(builder.build()), &columns, &mut frame);
+    let mut message = MessageBuilder::new();
+    message.push(&frame);
+    let payload = message.finish();
+    let frame = sample::frames(&payload).expect("a message").next().expect("a frame").expect("whole");
+    let mut read = Columns::default();
+    let decoded = Decoder::new().decode("p", 1, &frame, 1, &mut read).expect("decodes");
+    let mut resolver = Resolver::new(filters, encoder.clone(), &[], Vec::new());
+    assert!(resolver.resolve("p", &decoded));
+    let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
+    let mut building = Building::new(encoder, Limits { bytes_max: 1000, items_max: 1000 });
+    building.section(resolved, SLOT);
+    let mut tally = Tally::new(chain.len());
+    assert_eq!(building.fill(resolved, chain, &read, 0, None, &mut tally), None);
+    tally
+}
+
+fn built(name: &str, options: serde_json::Value) -> (Arc<str>, Box<dyn filter::Filter>) {
+    (Arc::from(name), filter::build(&Component { name: name.to_owned(), options }).expect("options it takes"))
+}
+
+#[test]
+fn starts_exemplars_histograms_and_metadata_reach_the_encoder() {
+    let noting = Arc::new(Noting::default());
+    let tally = filled(Vec::new(), noting.clone());
+    assert_eq!((tally.items, tally.filtered(&[])), (3, Vec::new()));
+    let expect = [
+        format!("c_total Help. s: 3 Some({}) [1.0, 2.0]", SLOT - 9),
+        format!("h Help. s: histogram 3 Some({}) 1", SLOT - 7),
+        "g Help. s: 5 None []".to_owned(),
+    ];
+    assert_eq!(*noting.0.lock().expect("whole"), expect);
+}
+
+#[test]
+fn filters_drop_histograms_by_their_series_and_leave_their_values_alone() {
+    let noting = Arc::new(Noting::default());
+    let filters = vec![built("clip", json!({"min": 4}))];
+    let tally = filled(filters, noting.clone());
+    let noted = noting.0.lock().expect("whole");
+    assert!(noted.iter().any(|note| note.starts_with("h Help. s: histogram")), "{noted:?}");
+    assert_eq!((tally.items, tally.alone[0]), (3, 2), "the counter and the histogram");
+    let filters = vec![built("drop", json!("h"))];
+    let tally = filled(filters, Arc::new(Noting::default()));
+    assert_eq!((tally.items, tally.by_filter[0]), (2, 1));
+}
+
+#[test]
+fn an_encoder_without_native_histograms_says_so_once_per_sample() {
+    let ndjson = crate::encode::build(&Component { name: "ndjson".to_owned(), options: json!(null) }).expect("a name");
+    let tally = filled(Vec::new(), Arc::from(ndjson));
+    assert_eq!((tally.items, tally.filtered(&[])), (2, vec![(Arc::from("native_histogram"), 1)]));
+}

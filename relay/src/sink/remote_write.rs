@@ -1,0 +1,341 @@
+//! `remote_write`: Prometheus remote write 1.0 and 2.0.
+//!
+//! *In*: a batch of the encoder `remote_write`. *Out*: a request as the version has it; status and `*-Written` headers decide. *Bound*: one
+//! request in flight, a deadline per try, 64 KiB of an answer. *When full*: does not apply, the caller splits at [`Sink::limits`].
+//!
+//! | Answer | Means |
+//! |---|---|
+//! | 2xx | delivered; to 2.0 only with an `X-Prometheus-Remote-Write-…-Written` header |
+//! | to 2.0: 415, or 2xx without any such header | the receiver has only 1.0: the same items at once as 1.0, and 1.0 until the sink is built anew |
+//! | 4xx with headers that count every sample as written | delivered; only exemplars were refused |
+//! | everything else | as the sink `http` has it |
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use config::{Authorization, BasicAuth, ByteSize, Kind, Millis, OptionsError};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http_body_util::Full;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+use tracing::warn;
+
+use super::{Answer, Batch, Limits, Sink, SinkKind};
+use crate::encode::remote_write as item;
+use crate::http::{self as shared, Credentials, HttpClient, Meaning};
+
+mod message;
+
+use message::Counts;
+
+/// The registry's row.
+pub const KIND: SinkKind = SinkKind {
+    kind: Kind {
+        name: "remote_write",
+        summary: "Sends Prometheus remote write 1.0 or 2.0 requests.",
+        schema: || schemars::schema_for!(Options),
+        example: "{url: 'https://prometheus.example.com/api/v1/write', protobuf_message: io.prometheus.write.v2.Request}",
+        check: |options| sink(options).map(drop),
+    },
+    encoder: "remote_write",
+    build: |options| Ok(Box::new(sink(options)?)),
+};
+
+const VERSION: HeaderName = HeaderName::from_static("x-prometheus-remote-write-version");
+const SAMPLES_WRITTEN: HeaderName = HeaderName::from_static("x-prometheus-remote-write-samples-written");
+const HISTOGRAMS_WRITTEN: HeaderName = HeaderName::from_static("x-prometheus-remote-write-histograms-written");
+const EXEMPLARS_WRITTEN: HeaderName = HeaderName::from_static("x-prometheus-remote-write-exemplars-written");
+
+/// What the protocol fixes, and options cannot.
+const FIXED: [HeaderName; 4] = [CONTENT_ENCODING, CONTENT_TYPE, VERSION, USER_AGENT];
+
+/// Options of `remote_write`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Where requests go: `http://` or `https://`. Redirects are not followed.
+    pub url: String,
+    /// `prometheus.WriteRequest` (remote write 1.0, default) or `io.prometheus.write.v2.Request` (2.0). 2.0 is smaller and carries metadata
+    /// and start timestamps; a receiver that does not have it gets 1.0.
+    #[serde(default)]
+    pub protobuf_message: ProtobufMessage,
+    /// More headers; `Content-Encoding`, `Content-Type`, `User-Agent` and `X-Prometheus-Remote-Write-Version` are the protocol's.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Basic authentication.
+    #[serde(default)]
+    pub basic_auth: Option<BasicAuth>,
+    /// `Authorization` header of another type; `Bearer` by default.
+    #[serde(default)]
+    pub authorization: Option<Authorization>,
+    /// `snappy` (default) as the specifications have it, or `zstd` for VictoriaMetrics.
+    #[serde(default)]
+    pub compression: Compression,
+    /// From the first byte of a try to the last of its answer. Default 30s; a peer that is slower under load needs more.
+    #[serde(default = "timeout")]
+    pub timeout: Millis,
+    /// Bytes of a request before compression, as 1.0 with metadata; 2.0 is about a third of it. Default 4MiB; a peer that answers 413
+    /// needs less, and gets it, but at the cost of a refused try.
+    #[serde(default = "bytes_max")]
+    pub bytes_max: ByteSize,
+    /// Samples of a request. Default 10000.
+    #[serde(default = "items_max")]
+    pub items_max: usize,
+}
+
+/// The message of a version, by its full name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+pub enum ProtobufMessage {
+    /// Remote write 1.0: every receiver has it.
+    #[default]
+    #[serde(rename = "prometheus.WriteRequest")]
+    V1,
+    /// Remote write 2.0.
+    #[serde(rename = "io.prometheus.write.v2.Request")]
+    V2,
+}
+
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// The block format, which every receiver reads.
+    #[default]
+    Snappy,
+    /// Smaller, where the receiver reads it: VictoriaMetrics and vmagent do.
+    Zstd,
+}
+
+const fn timeout() -> Millis {
+    Millis::from_secs(30)
+}
+
+const fn bytes_max() -> ByteSize {
+    ByteSize::mib(4)
+}
+
+const fn items_max() -> usize {
+    10_000
+}
+
+/// Level of zstd. Larger: more CPU for few bytes less; smaller: there is none.
+const ZSTD_LEVEL: i32 = 1;
+
+struct RemoteWrite {
+    uri: Uri,
+    /// The message that is sent now.
+    message: ProtobufMessage,
+    headers: HeaderMap,
+    credentials: Credentials,
+    compression: Compression,
+    timeout: Duration,
+    limits: Limits,
+    client: Option<HttpClient>,
+}
+
+/// What became of one request.
+enum Tried {
+    Answered(Answer),
+    /// The receiver has only 1.0: how it said so.
+    Unsupported(String),
+}
+
+/// The head of an answer.
+struct Reply {
+    status: StatusCode,
+    after: Option<Duration>,
+    written: Option<Counts>,
+    text: String,
+}
+
+fn sink(options: &Value) -> Result<RemoteWrite, OptionsError> {
+    let options: Options = config::options(options)?;
+    let uri = shared::url(&options.url)?;
+    let headers = shared::headers(&options.headers)?;
+    if let Some(name) = options.headers.keys().find(|name| FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed.as_str()))) {
+        return Err(OptionsError::new(format!("headers.{name}"), format!("remote write fixes '{name}': remove it")));
+    }
+    let zeros = [("timeout", options.timeout.0 == 0), ("bytes_max", options.bytes_max.0 == 0), ("items_max", options.items_max == 0)];
+    if let Some((path, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
+        return Err(OptionsError::new(path, format!("'{path}' cannot be 0")));
+    }
+    Ok(RemoteWrite {
+        uri,
+        message: options.protobuf_message,
+        headers,
+        credentials: Credentials::new(options.basic_auth, options.authorization)?,
+        compression: options.compression,
+        timeout: options.timeout.duration(),
+        limits: Limits { bytes_max: usize::try_from(options.bytes_max.0).unwrap_or(usize::MAX), items_max: options.items_max },
+        client: None,
+    })
+}
+
+#[async_trait]
+impl Sink for RemoteWrite {
+    async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
+        match self.send_as(self.message, batch, items.clone()).await {
+            Tried::Answered(answer) => answer,
+            Tried::Unsupported(how) => {
+                warn!(url = %self.uri, how, "the receiver does not take remote write 2.0: sending 1.0 from now on");
+                self.message = ProtobufMessage::V1;
+                match self.send_as(ProtobufMessage::V1, batch, items).await {
+                    Tried::Answered(answer) => answer,
+                    Tried::Unsupported(reason) => Answer::Fatal { reason },
+                }
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+impl RemoteWrite {
+    async fn send_as(&mut self, message: ProtobufMessage, batch: &Batch, items: Range<usize>) -> Tried {
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(error) => {
+                let reason = format!("cannot load the machine's root certificates: {error}");
+                return Tried::Answered(Answer::Fatal { reason });
+            }
+        };
+        let (request, sent) = match self.request(message, batch, items.clone()).await {
+            Ok(request) => request,
+            Err(answer) => return Tried::Answered(answer),
+        };
+        let answered = async {
+            let response = client.request(request).await.map_err(|error| shared::chain(&error))?;
+            let (head, body) = response.into_parts();
+            let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
+            let written = written(&head.headers);
+            Ok::<_, String>(Reply { status: head.status, after, written, text: shared::excerpt(body).await })
+        };
+        let retry = |reason| Tried::Answered(Answer::Retry { after: None, reason });
+        match tokio::time::timeout(self.timeout, answered).await {
+            Err(_) => retry(format!("no answer within {}", Millis(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)))),
+            Ok(Err(reason)) => retry(reason),
+            Ok(Ok(reply)) => judge(message, &reply, sent, &items),
+        }
+    }
+
+    fn client(&mut self) -> std::io::Result<HttpClient> {
+        match &self.client {
+            Some(client) => Ok(client.clone()),
+            None => Ok(self.client.insert(HttpClient::new(self.uri.scheme_str() == Some("https"))?).clone()),
+        }
+    }
+
+    async fn request(
+        &self,
+        message: ProtobufMessage,
+        batch: &Batch,
+        items: Range<usize>,
+    ) -> Result<(Request<Full<Bytes>>, Counts), Answer> {
+        let (body, counts) = body(message, self.compression, batch, items).await?;
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        let headers = request.headers_mut();
+        match self.credentials.header().await {
+            Ok(Some(value)) => drop(headers.insert(AUTHORIZATION, value)),
+            Ok(None) => {}
+            Err(error) => return Err(Answer::Fatal { reason: error.to_string() }),
+        }
+        for (name, value) in &self.headers {
+            headers.insert(name, value.clone());
+        }
+        let (kind, version) = match message {
+            ProtobufMessage::V1 => (item::CONTENT_TYPE, "0.1.0"),
+            ProtobufMessage::V2 => ("application/x-protobuf;proto=io.prometheus.write.v2.Request", "2.0.0"),
+        };
+        let compression = match self.compression {
+            Compression::Snappy => "snappy",
+            Compression::Zstd => "zstd",
+        };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(compression));
+        headers.insert(VERSION, HeaderValue::from_static(version));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
+        Ok((request, counts))
+    }
+}
+
+/// Writes and compresses a message.
+async fn body(message: ProtobufMessage, compression: Compression, batch: &Batch, items: Range<usize>) -> Result<(Bytes, Counts), Answer> {
+    let foreign = || Answer::Fatal { reason: "the sink 'remote_write' takes only its own encoder: remove the relay's 'encode'".to_owned() };
+    if batch.content_type != item::CONTENT_TYPE {
+        return Err(foreign());
+    }
+    let mut bytes = Vec::new();
+    batch.body(items, &mut bytes);
+    let work = move || {
+        let (body, counts) = message::write(message, &bytes).map_err(|_| foreign())?;
+        let compressed = match compression {
+            Compression::Snappy => snap::raw::Encoder::new().compress_vec(&body).map_err(|error| error.to_string()),
+            Compression::Zstd => zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(|error| error.to_string()),
+        };
+        match compressed {
+            Ok(body) => Ok((Bytes::from(body), counts)),
+            Err(error) => Err(Answer::Retry { after: None, reason: format!("cannot compress: {error}") }),
+        }
+    };
+    // Milliseconds of work for a full body: not on a thread that others wait for.
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Answer::Retry { after: None, reason: format!("cannot write the request: {error}") }),
+    }
+}
+
+/// What the receiver says it has written; `None`: it says nothing, as one that does not know 2.0.
+fn written(headers: &HeaderMap) -> Option<Counts> {
+    let count =
+        |name: &HeaderName| headers.get(name).map(|value| value.to_str().ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0));
+    let (samples, histograms, exemplars) = (count(&SAMPLES_WRITTEN), count(&HISTOGRAMS_WRITTEN), count(&EXEMPLARS_WRITTEN));
+    if samples.is_none() && histograms.is_none() && exemplars.is_none() {
+        return None;
+    }
+    Some(Counts { samples: samples.unwrap_or(0), histograms: histograms.unwrap_or(0), exemplars: exemplars.unwrap_or(0) })
+}
+
+/// What an answer to a message says of its items.
+fn judge(message: ProtobufMessage, reply: &Reply, sent: Counts, items: &Range<usize>) -> Tried {
+    let Reply { status, after, written, text } = reply;
+    let reason = if text.is_empty() { status.to_string() } else { format!("{status}: {text}") };
+    if message == ProtobufMessage::V2 {
+        if *status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            return Tried::Unsupported(reason);
+        }
+        if status.is_success() && written.is_none() {
+            return Tried::Unsupported(format!("{reason} without an X-Prometheus-Remote-Write-Samples-Written header"));
+        }
+    }
+    Tried::Answered(match shared::meaning(*status) {
+        Meaning::Delivered => {
+            if let Some(written) = written.filter(|w| w.samples < sent.samples || w.histograms < sent.histograms) {
+                // A receiver that drops duplicates of replicas on purpose says so too: a repetition would not change its mind.
+                warn!(?sent, ?written, "the receiver acknowledged more than it says it has written");
+            }
+            Answer::Delivered
+        }
+        Meaning::Retry => Answer::Retry { after: *after, reason },
+        Meaning::Reject if written.is_some_and(|w| w.samples >= sent.samples && w.histograms >= sent.histograms) => {
+            warn!(reason, exemplars = sent.exemplars, "the receiver wrote every sample and refused exemplars");
+            Answer::Delivered
+        }
+        Meaning::Reject => Answer::Reject { items: (items.len() == 1).then(|| vec![items.start]), reason },
+        Meaning::Fatal if status.is_redirection() => Answer::Fatal { reason: format!("redirects are not followed: {reason}") },
+        Meaning::Fatal => Answer::Fatal { reason },
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod proto;
+#[cfg(test)]
+mod tests;

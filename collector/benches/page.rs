@@ -1,12 +1,13 @@
 //! Speed from a page's bytes to columns: `cargo bench -p collector --bench page [-- steady/apiserver]`.
 //!
 //! `steady`: the second and later pages of a target, every series where it was (two pages in turn, a third of the values moved).
-//! `shuffled`: families in another order on every other page. `cold`: the first page of a target. The pages come from `STRATA_CORPORA`
+//! `open-metrics`, `protobuf`: the same page again and again in those formats. `shuffled`: families in another order on every other page. `cold`: the first page of a target. The pages come from `STRATA_CORPORA`
 //! (default `../shared/corpora` beside the repository); without it a page made on the spot is used, and its name says so.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 
+use collector::parse::Format;
 use collector::series::{Options, SeriesCache};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -98,5 +99,28 @@ fn bench(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+/// Steady pages in the other formats: the text page as OpenMetrics, and its protobuf form where the corpora have one.
+fn bench_formats(criterion: &mut Criterion) {
+    for (name, page) in pages() {
+        let text = String::from_utf8_lossy(&page).replace(" untyped\n", " unknown\n");
+        let mut open_metrics = text.into_bytes();
+        open_metrics.extend_from_slice(b"# EOF\n");
+        let protobuf = std::fs::read(corpora().join(format!("{name}.via-pushgateway.pb")));
+        for (kind, format, page) in
+            [("open-metrics", Format::OpenMetrics, Some(open_metrics)), ("protobuf", Format::Protobuf, protobuf.ok())]
+        {
+            let mut cache = SeriesCache::new(options());
+            // Not every text page is good OpenMetrics: timestamps in ms are fine, comments are not.
+            let Some((page, samples)) = page.and_then(|page| cache.page_in(format, &page).ok().map(|counts| (page, counts.scraped))) else {
+                continue;
+            };
+            let mut group = criterion.benchmark_group(kind);
+            group.throughput(Throughput::Elements(samples));
+            group.bench_function(&name, |bencher| bencher.iter(|| black_box(cache.page_in(format, black_box(&page)))));
+            group.finish();
+        }
+    }
+}
+
+criterion_group!(benches, bench, bench_formats);
 criterion_main!(benches);

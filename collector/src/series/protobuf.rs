@@ -16,7 +16,7 @@ use crate::parse::{Defect, EXEMPLAR_CHARACTERS_MAX, go_float};
 
 /// Bytes of names and labels of the new series of one page: larger lets a small page with long labels and many buckets take more memory
 /// than any text page could, smaller refuses large first pages.
-pub(super) const TEXT_BYTES_MAX: usize = 256 << 20;
+pub(super) const TEXT_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
 /// A metric on its way into the columns.
 struct Place<'m, 'a> {

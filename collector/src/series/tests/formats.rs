@@ -319,6 +319,19 @@ fn broken_native_histograms_are_refused() {
 }
 
 #[test]
+fn long_labels_times_many_buckets_are_bounded() {
+    let long = label("x", &"x".repeat(100_000));
+    let histogram = |buckets: u32| {
+        let buckets: Vec<u8> = (0..buckets).flat_map(|bound| bucket(f64::from(bound), 1, &[])).collect();
+        family("h", 4, &[&[long.clone(), message(7, &buckets)].concat()])
+    };
+    let taken = |page: &[u8]| SeriesCache::new(options()).page_in(Format::Protobuf, page);
+    assert_eq!(taken(&histogram(5)).map(|counts| counts.scraped), Ok(8));
+    let error = taken(&histogram(50)).expect_err("5 MB of labels in a page of 100 kB");
+    assert!(matches!(error, PageError::Protobuf(parse::protobuf::Error { rule: parse::protobuf::Rule::TooMuchText, .. })), "{error}");
+}
+
+#[test]
 fn a_metric_without_its_value_is_no_sample() {
     let page = family("a", 0, &[&label("x", "1"), &message(2, &double(1, 1.0)), &message(3, &[])]);
     let mut cache = SeriesCache::new(options());

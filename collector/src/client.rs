@@ -1,25 +1,24 @@
 //! The HTTP client of all scrapes: one GET, its body, and why there is none.
 //!
-//! *In*: a target. *Out*: the body's bytes as they came, or a [`Failure`]. *Bound*: the body limit of the target (or
+//! *In*: a target, or the address of a list of targets. *Out*: the body's bytes, or a [`Failure`]. *Bound*: the body limit of the target (or
 //! [`BODY_BYTES_MAX`]), and [`BODIES_BYTES_MAX`] for all bodies in flight together. *When full*: a body over its limit is a failed
 //! scrape; one that finds no room among the others waits, and times out.
 
 mod auth;
 mod body;
 mod negotiate;
+mod tls;
 
 use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, USER_AGENT,
-};
-use http::{Request, Response, StatusCode, Uri};
+use config::HttpOptions;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, USER_AGENT};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{self, Client as Pool};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -30,6 +29,8 @@ use crate::target::Target;
 
 pub use body::{Buffers, inflate};
 pub use negotiate::{Negotiation, Protocol};
+
+use tls::Tls;
 
 /// Body limit where the configuration sets none; larger: a broken exporter takes more memory, smaller: very large pages need a setting.
 pub const BODY_BYTES_MAX: u64 = 64 << 20;
@@ -44,6 +45,7 @@ const IDLE_PER_HOST_MAX: usize = 8;
 /// Largest read buffer of a connection; larger: thousands of kept connections hold more, smaller: more reads per page.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 const TIMEOUT_HEADER: &str = "x-prometheus-scrape-timeout-seconds";
+const REFRESH_HEADER: &str = "x-prometheus-refresh-interval-seconds";
 
 /// Why a scrape failed.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +74,9 @@ pub enum Failure {
     /// A `Content-Encoding` that was not asked for, or broken gzip.
     #[error("cannot decompress the page: {0}")]
     Encoding(String),
+    /// A list of targets that is not JSON.
+    #[error("the Content-Type of a list of targets must be application/json, found '{0}'")]
+    ListType(String),
     /// No `Content-Type` of a known format, and no format to fall back to.
     #[error("cannot tell the page's format from the Content-Type '{0}'; set fallback_scrape_protocol")]
     ContentType(String),
@@ -87,6 +92,9 @@ pub enum Failure {
     /// Credentials that no header can carry.
     #[error("cannot send the credentials: a header takes visible characters only")]
     CredentialsForm,
+    /// TLS cannot be spoken as configured: a file, a certificate, a key.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
     /// The page itself: not the format, or over a limit.
     #[error("{text}")]
     Page {
@@ -122,16 +130,37 @@ pub struct Answer {
 
 /// The client; clones of its parts share their connections.
 pub struct Client {
-    net: Net,
+    plain: Pool<HttpConnector, Empty<Bytes>>,
+    /// TLS as it is without a `tls_config`.
+    tls: Tls,
     user_agent: HeaderValue,
     negotiation: Negotiation,
     accept: HeaderValue,
     room: Arc<Semaphore>,
 }
 
-enum Net {
-    Plain(Pool<HttpConnector, Empty<Bytes>>),
-    Tls(Pool<HttpsConnector<HttpConnector>, Empty<Bytes>>),
+/// How a server is spoken to: credentials, headers, TLS.
+#[derive(Debug)]
+pub struct Access {
+    options: HttpOptions,
+    tls: Option<Tls>,
+}
+
+/// A GET.
+struct Call<'a> {
+    url: &'a Uri,
+    access: &'a Access,
+    accept: HeaderValue,
+    gzip: bool,
+    extra: (&'static str, HeaderValue),
+}
+
+impl Access {
+    /// As the configuration says; files are read when they are needed.
+    pub fn new(options: HttpOptions) -> Self {
+        let tls = options.tls_config.clone().map(Tls::new);
+        Self { options, tls }
+    }
 }
 
 impl Answer {
@@ -151,8 +180,10 @@ impl Failure {
             Self::Redirect(_) => "redirect",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::Encoding(_) => "encoding",
+            Self::ListType(_) => "content_type",
             Self::ContentType(_) => "content_type",
             Self::Credentials { .. } | Self::CredentialsForm => "credentials",
+            Self::Tls(_) => "tls",
             Self::Page { reason, .. } => reason,
             Self::Internal(_) => "internal",
         }
@@ -160,26 +191,14 @@ impl Failure {
 }
 
 impl Client {
-    /// A client; `tls` only where a target needs it, as it reads the system's root certificates.
-    ///
-    /// *Errors*: no root certificate can be read; install `ca-certificates` or set `SSL_CERT_FILE`.
-    pub fn new(tls: bool) -> Result<Self, std::io::Error> {
-        let mut http = HttpConnector::new();
-        http.set_nodelay(true);
-        http.enforce_http(false);
-        let mut builder = Pool::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST_MAX);
-        builder.http1_max_buf_size(READ_BUFFER_BYTES);
-        let net = if tls {
-            let connector = HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().wrap_connector(http);
-            Net::Tls(builder.build(connector))
-        } else {
-            Net::Plain(builder.build(http))
-        };
+    /// A client without connections.
+    pub fn new() -> Self {
+        let plain = pool().build(connector());
         let user_agent = HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION")));
         let negotiation = Negotiation::default();
         let accept = negotiation.accept();
-        Ok(Self { net, user_agent, negotiation, accept, room: Arc::new(Semaphore::new(BODIES_BYTES_MAX / body::ROOM_BYTES)) })
+        let room = Arc::new(Semaphore::new(BODIES_BYTES_MAX / body::ROOM_BYTES));
+        Self { plain, tls: Tls::default(), user_agent, negotiation, accept, room }
     }
 
     /// Gets a target's page into `raw`, as it came.
@@ -193,8 +212,45 @@ impl Client {
         }
     }
 
+    /// Gets a list of targets: its bytes, decompressed.
+    ///
+    /// *Shape*: cancel safe. *Limits*: `timeout` covers all of it; [`BODY_BYTES_MAX`].
+    pub async fn list(&self, url: &Uri, access: &Access, refresh: Duration, timeout: Duration) -> Result<Vec<u8>, Failure> {
+        let seconds = HeaderValue::from_str(&refresh.as_secs_f64().to_string()).map_err(|_| Failure::CredentialsForm)?;
+        let accept = HeaderValue::from_static("application/json");
+        let call = Call { url, access, accept, gzip: true, extra: (REFRESH_HEADER, seconds) };
+        let fetch = async {
+            let response = self.follow(&call).await?;
+            if response.status() != StatusCode::OK {
+                return Err(Failure::Status(response.status()));
+            }
+            let header = |name| response.headers().get(name).map(HeaderValue::as_bytes).unwrap_or_default();
+            let kind = String::from_utf8_lossy(header(CONTENT_TYPE)).into_owned();
+            if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+                return Err(Failure::ListType(kind));
+            }
+            let gzip = header(CONTENT_ENCODING) == b"gzip";
+            let (mut raw, mut list) = (Vec::new(), Vec::new());
+            body::read(response.into_body(), BODY_BYTES_MAX, &self.room, &mut raw).await?;
+            if !gzip {
+                return Ok(raw);
+            }
+            inflate(&raw, BODY_BYTES_MAX, &mut list)?;
+            Ok(list)
+        };
+        tokio::time::timeout(timeout, fetch).await.unwrap_or(Err(Failure::Timeout(timeout)))
+    }
+
     async fn fetch(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Answer, Failure> {
-        let response = self.follow(target).await?;
+        let seconds = HeaderValue::from_str(&target.timeout.as_secs_f64().to_string()).map_err(|_| Failure::CredentialsForm)?;
+        let call = Call {
+            url: &target.url,
+            access: &target.access,
+            accept: self.accept.clone(),
+            gzip: target.scrape.enable_compression,
+            extra: (TIMEOUT_HEADER, seconds),
+        };
+        let response = self.follow(&call).await?;
         if response.status() != StatusCode::OK {
             return Err(Failure::Status(response.status()));
         }
@@ -218,44 +274,42 @@ impl Client {
         Ok(Answer { encoding, format, guessed: known.is_none() })
     }
 
-    async fn follow(&self, target: &Target) -> Result<Response<Incoming>, Failure> {
-        let mut url = target.url.clone();
-        let authorization = auth::header(&target.scrape).await?;
+    async fn follow(&self, call: &Call<'_>) -> Result<Response<Incoming>, Failure> {
+        let mut url = call.url.clone();
+        let configured = auth::headers(&call.access.options).await?;
         for _ in 0..=REDIRECTS_MAX {
             // Credentials stay with the host they were configured for.
-            let credentials = authorization.as_ref().filter(|_| url.authority() == target.url.authority());
-            let response = self.send(target, &url, credentials).await?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            let headers = Some(&configured).filter(|_| url.authority() == call.url.authority());
+            let response = self.send(call, &url, headers).await?;
+            if !call.access.options.follow_redirects || !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }
             let Some(location) = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()) else { return Ok(response) };
             url = join(&url, location).ok_or_else(|| Failure::Redirect(location.to_owned()))?;
-            if url.scheme_str() == Some("https") && matches!(self.net, Net::Plain(_)) {
-                return Err(Failure::Redirect(format!("{url} (this client was made without TLS, as no target is https)")));
-            }
         }
         Err(Failure::Redirect(url.to_string()))
     }
 
-    async fn send(&self, target: &Target, url: &Uri, credentials: Option<&HeaderValue>) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, call: &Call<'_>, url: &Uri, configured: Option<&HeaderMap>) -> Result<Response<Incoming>, Failure> {
+        let tls = match url.scheme_str() {
+            Some("https") => Some(call.access.tls.as_ref().unwrap_or(&self.tls).pool()?),
+            _ => None,
+        };
         let mut retried = false;
         loop {
             let mut request = Request::new(Empty::new());
             request.uri_mut().clone_from(url);
             let headers = request.headers_mut();
-            headers.insert(ACCEPT, self.accept.clone());
+            if let Some(configured) = configured {
+                headers.clone_from(configured);
+            }
+            headers.insert(ACCEPT, call.accept.clone());
             headers.insert(USER_AGENT, self.user_agent.clone());
-            let encodings = if target.scrape.enable_compression { "gzip" } else { "identity" };
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(encodings));
-            if let Ok(seconds) = HeaderValue::from_str(&target.timeout.as_secs_f64().to_string()) {
-                headers.insert(TIMEOUT_HEADER, seconds);
-            }
-            if let Some(credentials) = credentials {
-                headers.insert(AUTHORIZATION, credentials.clone());
-            }
-            let sent = match &self.net {
-                Net::Plain(pool) => pool.request(request).await,
-                Net::Tls(pool) => pool.request(request).await,
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(if call.gzip { "gzip" } else { "identity" }));
+            headers.insert(call.extra.0, call.extra.1.clone());
+            let sent = match &tls {
+                None => self.plain.request(request).await,
+                Some(pool) => pool.request(request).await,
             };
             match sent {
                 Ok(response) => return Ok(response),
@@ -265,6 +319,26 @@ impl Client {
             }
         }
     }
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn connector() -> HttpConnector {
+    let mut http = HttpConnector::new();
+    http.set_nodelay(true);
+    http.enforce_http(false);
+    http
+}
+
+fn pool() -> legacy::Builder {
+    let mut builder = Pool::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST_MAX);
+    builder.http1_max_buf_size(READ_BUFFER_BYTES);
+    builder
 }
 
 /// The largest page that is taken from a target.

@@ -1,8 +1,27 @@
 //! Discovery: where targets come from, as whole groups that replace each other.
 //!
-//! *In*: the configuration. *Out*: [`TargetGroup`]s keyed by source. *Bound*: as many as are configured. *When full*: does not apply.
+//! *In*: files, HTTP servers, the DNS, as configured. *Out*: [`Update`]s: all groups of one source of targets, whenever they change.
+//! *Bound*: [`UPDATES_MAX`] updates wait; a list is as large as a file or body may be. *When full*: the source waits. What cannot be
+//! read leaves the last good groups standing, is counted, and is logged once until it changes.
+
+mod dns;
+mod file;
+mod http;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::ScrapeConfig;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use crate::client::{Client, Failure};
+use crate::telemetry::Telemetry;
+
+/// Updates that wait to be taken; larger: memory, smaller: sources wait for each other.
+pub const UPDATES_MAX: usize = 16;
 
 /// Targets that were found together and share labels; a group of the same source replaces it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,6 +32,71 @@ pub struct TargetGroup {
     pub targets: Vec<BTreeMap<String, String>>,
     /// Labels of all of them; a target's own of the same name wins.
     pub labels: BTreeMap<String, String>,
+}
+
+/// All groups that one discovery of a job has now.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// The job's place in the configuration.
+    pub(crate) job: usize,
+    /// The discovery's place among the job's.
+    pub(crate) discovery: usize,
+    /// How they were found.
+    pub(crate) mechanism: &'static str,
+    /// The groups.
+    pub(crate) groups: Vec<TargetGroup>,
+}
+
+/// Why targets cannot be found at the moment.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder.
+    #[error("cannot read '{path}'")]
+    Read {
+        /// Which.
+        path: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is no list of groups.
+    #[error("'{from}' is no list of targets and labels: {reason}")]
+    Parse {
+        /// Where it was.
+        from: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The server's answer, or none.
+    #[error("cannot get '{url}'")]
+    Get {
+        /// From where.
+        url: String,
+        /// Why not.
+        #[source]
+        source: Failure,
+    },
+    /// A name.
+    #[error("cannot look up '{name}'")]
+    Lookup {
+        /// Which.
+        name: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// The word in the metric's label.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read",
+            Self::Parse { .. } => "parse",
+            Self::Get { source, .. } => source.reason(),
+            Self::Lookup { .. } => "lookup",
+        }
+    }
 }
 
 impl TargetGroup {
@@ -28,9 +112,130 @@ impl TargetGroup {
 }
 
 /// A job's `static_configs`.
-pub fn statics(scrape: &config::ScrapeConfig) -> Vec<TargetGroup> {
+pub fn statics(scrape: &ScrapeConfig) -> Vec<TargetGroup> {
     let group = |(index, group): (usize, &config::StaticConfig)| {
         TargetGroup::new(format!("static/{index}"), group.targets.iter().cloned(), group.labels.clone())
     };
     scrape.static_configs.iter().enumerate().map(group).collect()
+}
+
+/// Something that finds targets: asked again and again, it gives all groups, or none if nothing has changed since it was asked before.
+trait Source: Send + 'static {
+    const MECHANISM: &'static str;
+
+    /// The groups as they are now; errors go to `failed`, and what they are about stays as it was.
+    fn find(&mut self, failed: &mut Failed) -> impl Future<Output = Option<Vec<TargetGroup>>> + Send;
+}
+
+/// Failures of one discovery: each is counted, and logged when its text is another one than before.
+struct Failed {
+    mechanism: &'static str,
+    job: String,
+    telemetry: Telemetry,
+    before: Vec<String>,
+    now: Vec<String>,
+}
+
+impl Failed {
+    fn add(&mut self, error: &Error) {
+        self.telemetry.discovery_failures.with_label_values(&[self.mechanism, error.reason()]).inc();
+        let text = crate::scrape::with_causes(error);
+        if !self.before.contains(&text) {
+            tracing::warn!(job = self.job, mechanism = self.mechanism, "{text}; the last good targets stay");
+        }
+        self.now.push(text);
+    }
+
+    fn finish(&mut self) {
+        self.before = std::mem::take(&mut self.now);
+    }
+}
+
+/// The running of a job's discoveries.
+pub(crate) struct Discoveries<'a> {
+    pub(crate) job: usize,
+    pub(crate) scrape: &'a ScrapeConfig,
+    pub(crate) client: &'a Arc<Client>,
+    pub(crate) telemetry: &'a Telemetry,
+    pub(crate) updates: &'a mpsc::Sender<Update>,
+}
+
+impl Discoveries<'_> {
+    /// What has to run until the process ends, one future per discovery.
+    pub(crate) fn tasks(&self) -> Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+        for sd in &self.scrape.file_sd_configs {
+            let source = file::Files::new(sd);
+            tasks.push(Box::pin(self.run(tasks.len(), source, file::POLL.min(sd.refresh_interval.duration()))));
+        }
+        for sd in &self.scrape.http_sd_configs {
+            let source = http::List::new(sd, self.client.clone());
+            tasks.push(Box::pin(self.run(tasks.len(), source, sd.refresh_interval.duration())));
+        }
+        for sd in &self.scrape.dns_sd_configs {
+            tasks.push(Box::pin(self.run(tasks.len(), dns::Names::new(sd), sd.refresh_interval.duration())));
+        }
+        tasks
+    }
+
+    fn run<S: Source>(&self, discovery: usize, mut source: S, every: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let (job, updates) = (self.job, self.updates.clone());
+        let mechanism = S::MECHANISM;
+        let mut failed =
+            Failed { mechanism, job: self.scrape.job_name.clone(), telemetry: self.telemetry.clone(), before: Vec::new(), now: Vec::new() };
+        async move {
+            let mut ticks = tokio::time::interval(every);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let found = source.find(&mut failed).await;
+                failed.finish();
+                if let Some(groups) = found
+                    && updates.send(Update { job, discovery, mechanism, groups }).await.is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A group as files and HTTP servers write it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    targets: Vec<Text>,
+    #[serde(default)]
+    labels: BTreeMap<String, Text>,
+}
+
+/// Text, or a scalar that YAML takes for something else.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Quoted(String),
+    Whole(i64),
+    Number(f64),
+    Truth(bool),
+}
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        match text {
+            Text::Quoted(text) => text,
+            Text::Whole(number) => number.to_string(),
+            Text::Number(number) => number.to_string(),
+            Text::Truth(truth) => truth.to_string(),
+        }
+    }
+}
+
+/// The groups of a list, with a label that says where it came from; sources are numbered.
+fn groups(from: &str, label: &str, list: Vec<Written>) -> Vec<TargetGroup> {
+    let group = |(index, written): (usize, Written)| {
+        let mut labels: BTreeMap<String, String> = written.labels.into_iter().map(|(name, value)| (name, value.into())).collect();
+        labels.insert(label.to_owned(), from.to_owned());
+        TargetGroup::new(format!("{from}:{index}"), written.targets, labels)
+    };
+    list.into_iter().enumerate().map(group).collect()
 }

@@ -1,6 +1,6 @@
 //! Collecting: targets are found and scraped, their pages become frames, and the frames are published in order.
 //!
-//! *In*: the configuration, pages over HTTP. *Out*: messages in `STRATA_RAW`, entries in `STRATA_LEDGER`, a status per target.
+//! *In*: the configuration, lists of targets, pages over HTTP. *Out*: messages in `STRATA_RAW`, entries in `STRATA_LEDGER`, a status per target.
 //! *Bound*: `buffer.memory` of frames, [`scrape::REQUESTS_MAX`] requests, one page per core being read. *When full*: missed slots and
 //! dropped scrapes, each counted by its reason.
 
@@ -10,27 +10,29 @@ pub mod parse;
 pub mod publish;
 pub mod queue;
 pub mod relabel;
+mod roster;
 pub mod scrape;
 pub mod series;
 pub mod slot;
 pub mod target;
 pub mod telemetry;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bundled_nats::port::Streams;
 use config::Config;
 use prometheus::Registry;
 use sample::TargetId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use client::Client;
+use discovery::{Discoveries, Update};
 use publish::{Left, Publisher};
-use scrape::{Scrape, Shared, Status};
+use roster::Roster;
+use scrape::{Shared, Status};
 use slot::Clock;
 use target::{Dropped, Job};
 use telemetry::Telemetry;
@@ -56,17 +58,12 @@ pub enum Error {
     /// A metric is registered already.
     #[error("cannot register the collector's metrics")]
     Metrics(#[source] prometheus::Error),
-    /// A target is `https`, and the system has no root certificates.
-    #[error("cannot read the system's root certificates; install ca-certificates or set SSL_CERT_FILE")]
-    Roots(#[source] std::io::Error),
 }
 
-/// A running collector: one task per target, and the publisher.
+/// A running collector: one task per discovery and per target, and the publisher.
 pub struct Collector {
     publisher: Publisher,
-    targets: Vec<(Arc<Mutex<Status>>, CancellationToken)>,
-    dropped: Vec<Dropped>,
-    by_id: HashMap<TargetId, usize>,
+    roster: Arc<Roster>,
     tasks: TaskTracker,
     stop: CancellationToken,
     telemetry: Telemetry,
@@ -87,17 +84,7 @@ impl Collector {
     pub fn start(options: Options, streams: &Streams, registry: &Registry, stop: &CancellationToken) -> Result<Self, Error> {
         let telemetry = Telemetry::new(registry).map_err(Error::Metrics)?;
         let (config, stop) = (&options.config, stop.child_token());
-        let (mut found, mut dropped) = (Vec::new(), Vec::new());
-        for scrape in &config.scrape_configs {
-            let job = Job::new(&config.global, scrape.clone());
-            let of_job = job.find(&discovery::statics(scrape));
-            of_job.errors.iter().for_each(|error| tracing::error!("{error}"));
-            telemetry.targets_dropped.add(i64::try_from(of_job.dropped_count).unwrap_or(i64::MAX));
-            found.extend(of_job.targets);
-            dropped.extend(of_job.dropped);
-        }
-        let tls = found.iter().any(|target| target.url.scheme_str() == Some("https"));
-        let client = Client::new(tls).map_err(Error::Roots)?;
+        let client = Arc::new(Client::new());
         let publisher = Publisher::start(
             publish::Options {
                 producer: publish::producer(options.producer.as_deref()),
@@ -110,29 +97,36 @@ impl Collector {
             streams,
             telemetry.clone(),
         );
-        let shared = Arc::new(Shared::new(client, options.requests_max, options.clock, telemetry.clone()));
-        let (tasks, mut targets, mut by_id) = (TaskTracker::new(), Vec::new(), HashMap::new());
-        for target in found {
-            let (id, link, end) = (target.id, publisher.link(target.id), CancellationToken::new());
-            let scrape = Scrape::new(target, shared.clone(), link);
-            by_id.insert(id, targets.len());
-            targets.push((scrape.status(), end.clone()));
-            tasks.spawn(scrape.run(stop.clone(), end));
+        let shared = Arc::new(Shared::new(client.clone(), options.requests_max, options.clock, telemetry.clone()));
+        let jobs = config.scrape_configs.iter().map(|scrape| Job::new(&config.global, scrape.clone())).collect();
+        let tasks = TaskTracker::new();
+        let roster = Arc::new(Roster::new(jobs, shared, publisher.linker(), tasks.clone(), stop.clone()));
+        let (updates, taken) = mpsc::channel(discovery::UPDATES_MAX);
+        for (job, scrape) in config.scrape_configs.iter().enumerate() {
+            let groups = discovery::statics(scrape);
+            if !groups.is_empty() {
+                roster.apply(Update { job, discovery: usize::MAX, mechanism: "static", groups });
+            }
+            let discoveries = Discoveries { job, scrape, client: &client, telemetry: &telemetry, updates: &updates };
+            for task in discoveries.tasks() {
+                tasks.spawn(stop.clone().run_until_cancelled_owned(task));
+            }
         }
+        tasks.spawn(stop.clone().run_until_cancelled_owned(roster.clone().follow(taken)));
         tasks.close();
-        Ok(Self { publisher, targets, dropped, by_id, tasks, stop, telemetry })
+        Ok(Self { publisher, roster, tasks, stop, telemetry })
     }
 
     /// How every target is doing, in the configuration's order.
     pub fn targets(&self) -> Vec<Status> {
-        self.targets.iter().map(|(status, _)| status.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+        self.roster.targets()
     }
 
     /// The targets that relabeling dropped, as they were found.
     ///
     /// *Limits*: at most `keep_dropped_targets` (or [`target::DROPPED_MAX`]) per job; `strata_targets_dropped` counts all.
     pub fn dropped(&self) -> Vec<Dropped> {
-        self.dropped.clone()
+        self.roster.dropped()
     }
 
     /// Whether the stream acknowledged a message a short time ago.
@@ -154,7 +148,7 @@ impl Collector {
 
     /// Ends one target, which is gone: its series become stale. Says whether there was one.
     pub fn end(&self, target: TargetId) -> bool {
-        self.by_id.get(&target).map(|index| self.targets[*index].1.cancel()).is_some()
+        self.roster.end(target)
     }
 
     /// Ends the scrapes without making anything stale, then publishes what is queued within the given time.

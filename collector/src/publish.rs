@@ -163,6 +163,17 @@ impl Publisher {
         Link { outlet: self.outlet.clone(), target, generation: self.outlet.generation.load(Ordering::Acquire), base_at_bytes: 0 }
     }
 
+    /// Makes links for targets that come later.
+    pub(crate) fn linker(&self) -> Box<dyn Fn(TargetId) -> Link + Send + Sync> {
+        let outlet = self.outlet.clone();
+        Box::new(move |target| Link {
+            outlet: outlet.clone(),
+            target,
+            generation: outlet.generation.load(Ordering::Acquire),
+            base_at_bytes: 0,
+        })
+    }
+
     /// Whether the stream acknowledged a message a short time ago.
     pub fn ready(&self) -> bool {
         let last_ms = self.outlet.last_ack_ms.load(Ordering::Acquire);

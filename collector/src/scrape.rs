@@ -70,7 +70,7 @@ pub enum Health {
 
 /// What all scrapes share.
 pub(crate) struct Shared {
-    client: Client,
+    client: Arc<Client>,
     requests: Semaphore,
     cores: Semaphore,
     buffers: Buffers,
@@ -101,7 +101,7 @@ impl Health {
 }
 
 impl Shared {
-    pub(crate) fn new(client: Client, requests_max: usize, clock: Clock, telemetry: Telemetry) -> Self {
+    pub(crate) fn new(client: Arc<Client>, requests_max: usize, clock: Clock, telemetry: Telemetry) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             client,
@@ -112,6 +112,12 @@ impl Shared {
             clock,
             telemetry,
         }
+    }
+}
+
+impl Shared {
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 }
 
@@ -291,7 +297,8 @@ impl Scrape {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error and its causes in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

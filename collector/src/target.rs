@@ -14,6 +14,7 @@ use sample::{Origin, TargetId};
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::client::Access;
 use crate::discovery::TargetGroup;
 use crate::relabel::{self, Labels};
 
@@ -28,6 +29,7 @@ pub struct Job {
     pub scrape: Arc<ScrapeConfig>,
     /// Its `metric_relabel_configs`.
     pub metric_relabel: Arc<[RelabelConfig]>,
+    access: Arc<Access>,
     interval: Millis,
     timeout: Millis,
 }
@@ -53,6 +55,8 @@ pub struct Target {
     pub scrape: Arc<ScrapeConfig>,
     /// The entry's `metric_relabel_configs`.
     pub metric_relabel: Arc<[RelabelConfig]>,
+    /// How it is spoken to.
+    pub access: Arc<Access>,
 }
 
 /// A target that relabeling dropped.
@@ -141,7 +145,8 @@ impl Job {
         let interval = Millis(scrape.scrape_interval.unwrap_or(global.scrape_interval).0.max(1));
         let timeout = scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1).min(interval.0);
         let metric_relabel = scrape.metric_relabel_configs.as_slice().into();
-        Self { scrape: Arc::new(scrape), metric_relabel, interval, timeout: Millis(timeout) }
+        let access = Arc::new(Access::new(scrape.http()));
+        Self { scrape: Arc::new(scrape), metric_relabel, access, interval, timeout: Millis(timeout) }
     }
 
     /// The job's name.
@@ -239,6 +244,7 @@ impl Job {
             timeout: timeout.duration(),
             scrape: self.scrape.clone(),
             metric_relabel: self.metric_relabel.clone(),
+            access: self.access.clone(),
         }))
     }
 

@@ -27,6 +27,10 @@ pub struct Telemetry {
     pub targets: IntGaugeVec,
     /// Targets that relabeling dropped.
     pub targets_dropped: IntGauge,
+    /// Targets that were found, before relabeling, by mechanism.
+    pub discovery_targets: IntGaugeVec,
+    /// Attempts to find targets that failed, by mechanism and reason.
+    pub discovery_failures: IntCounterVec,
     /// Compressed frames waiting, the message in flight included.
     pub queue_bytes: IntGauge,
     /// Samples waiting, the message in flight included.
@@ -73,6 +77,15 @@ impl Telemetry {
             )?,
             targets: register(registry, IntGaugeVec::new(Opts::new("strata_targets", "Targets by health."), &["health"])?)?,
             targets_dropped: gauge("strata_targets_dropped", "Targets that were found and dropped by relabeling.")?,
+            discovery_targets: register(
+                registry,
+                IntGaugeVec::new(Opts::new("strata_discovery_targets", "Targets found, before relabeling, by mechanism."), &["mechanism"])?,
+            )?,
+            discovery_failures: counters(
+                "strata_discovery_failures_total",
+                "Attempts to find targets that failed, by mechanism and reason.",
+                &["mechanism", "reason"],
+            )?,
             queue_bytes: gauge("strata_publish_queue_bytes", "Bytes of compressed frames waiting for the stream, in flight included.")?,
             queue_samples: gauge("strata_publish_queue_samples", "Samples waiting for the stream, in flight included.")?,
             published_bytes: counter("strata_published_bytes_total", "Payload bytes of acknowledged messages.")?,

@@ -4,6 +4,8 @@
 
 mod check;
 mod component;
+mod discovery;
+mod http;
 mod layers;
 mod load;
 mod pattern;
@@ -22,12 +24,14 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY_MIN};
 pub use component::{Component, Kind, Kinds, OptionsError, options};
+pub use discovery::{DNS_SD_REFRESH, DnsSdConfig, DnsType, FILE_SD_REFRESH, FileSdConfig, HTTP_SD_REFRESH, HttpSdConfig};
+pub use http::{Authorization, BasicAuth, HttpHeader, HttpOptions, TlsConfig, TlsVersion};
 pub use layers::Overrides;
 pub use load::{load, parse};
 pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use relabel::{RelabelAction, RelabelConfig};
-pub use scrape::{Authorization, BasicAuth, Scheme, ScrapeConfig, StaticConfig};
+pub use scrape::{Scheme, ScrapeConfig, StaticConfig};
 pub use units::{ByteSize, Millis, Secret, UnitError};
 
 /// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.

@@ -23,31 +23,66 @@ const ROUNDS_MAX: usize = 2000;
 /// Keys of Prometheus and of the design that this version does not read: said as such instead of "unknown".
 const NOT_YET: &[&str] = &[
     "alerting",
+    "always_scrape_classic_histograms",
     "azure_sd_configs",
+    "bearer_token",
+    "bearer_token_file",
     "consul_sd_configs",
-    "dns_sd_configs",
+    "convert_classic_histograms_to_nhcb",
+    "digitalocean_sd_configs",
     "docker_sd_configs",
+    "dockerswarm_sd_configs",
     "ec2_sd_configs",
-    "file_sd_configs",
-    "follow_redirects",
-    "http_sd_configs",
+    "eureka_sd_configs",
+    "fallback_scrape_protocol",
+    "gce_sd_configs",
+    "hetzner_sd_configs",
     "include",
+    "ionos_sd_configs",
     "kubernetes_annotations",
     "kubernetes_sd_configs",
+    "kuma_sd_configs",
+    "lightsail_sd_configs",
+    "linode_sd_configs",
+    "marathon_sd_configs",
+    "metric_name_escaping_scheme",
+    "metric_name_validation_scheme",
+    "native_histogram_bucket_limit",
+    "native_histogram_min_bucket_factor",
+    "nerve_sd_configs",
+    "no_proxy",
+    "nomad_sd_configs",
     "oauth2",
+    "openstack_sd_configs",
+    "ovhcloud_sd_configs",
+    "proxy_connect_header",
+    "proxy_from_environment",
     "proxy_url",
+    "puppetdb_sd_configs",
     "remote_read",
     "remote_write",
     "rule_files",
+    "scaleway_sd_configs",
+    "scrape_classic_histograms",
     "scrape_config_files",
+    "scrape_failure_log_file",
+    "scrape_native_histograms",
+    "scrape_protocols",
+    "serverset_sd_configs",
+    "sigv4",
+    "stackit_sd_configs",
     "storage",
+    "target_limit",
     "tests",
-    "tls_config",
     "track_timestamps_staleness",
+    "triton_sd_configs",
+    "uyuni_sd_configs",
+    "vultr_sd_configs",
 ];
 
 /// Reads and checks a configuration file.
 ///
+/// *Shape*: the paths in `scrape_configs` are relative to the folder of the file, as in Prometheus.
 /// *Errors*: every problem there is, in the order of the file.
 pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
     let file = path.display().to_string();
@@ -58,7 +93,10 @@ pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<(Config
         return Err(whole(format!("it has {bytes} bytes, {FILE_BYTES_MAX} are allowed: is it the right file?")));
     }
     let text = std::fs::read_to_string(path).map_err(|e| whole(format!("cannot read it: {e}")))?;
-    parse(&file, &text, overrides, kinds)
+    let (mut config, warnings) = parse(&file, &text, overrides, kinds)?;
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    config.scrape_configs.iter_mut().for_each(|scrape| scrape.resolve(folder));
+    Ok((config, warnings))
 }
 
 /// Checks the text of a configuration file; `file` is the name in messages.

@@ -3,11 +3,13 @@
 //! *In*: the entries of a prometheus.yml. *Out*: typed scrape configurations. *Bound*: the size of the file. *When full*: does not apply.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Millis, RelabelConfig, Secret};
+use crate::http::{Authorization, BasicAuth, HttpHeader, HttpOptions, TlsConfig, resolve_all};
+use crate::{ByteSize, DnsSdConfig, FileSdConfig, HttpSdConfig, Millis, RelabelConfig};
 
 /// One `scrape_configs` entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +44,18 @@ pub struct ScrapeConfig {
     /// `Authorization` header of another type; `Bearer` by default.
     #[serde(default)]
     pub authorization: Option<Authorization>,
+    /// TLS towards the targets.
+    #[serde(default)]
+    pub tls_config: Option<TlsConfig>,
+    /// Whether a redirect is followed; default true.
+    #[serde(default = "yes")]
+    pub follow_redirects: bool,
+    /// Read and without effect: targets are spoken to in HTTP/1.1.
+    #[serde(default = "yes")]
+    pub enable_http2: bool,
+    /// Headers sent with every request.
+    #[serde(default)]
+    pub http_headers: BTreeMap<String, HttpHeader>,
     /// Whether gzip is asked for; default true.
     #[serde(default = "yes")]
     pub enable_compression: bool,
@@ -66,6 +80,15 @@ pub struct ScrapeConfig {
     /// Targets as written.
     #[serde(default)]
     pub static_configs: Vec<StaticConfig>,
+    /// Targets in files, which are read again when they change.
+    #[serde(default)]
+    pub file_sd_configs: Vec<FileSdConfig>,
+    /// Targets that an HTTP server lists.
+    #[serde(default)]
+    pub http_sd_configs: Vec<HttpSdConfig>,
+    /// Targets that names in the DNS lead to.
+    #[serde(default)]
+    pub dns_sd_configs: Vec<DnsSdConfig>,
     /// Rules for targets, applied before they are scraped.
     #[serde(default)]
     pub relabel_configs: Vec<RelabelConfig>,
@@ -104,35 +127,24 @@ pub enum Scheme {
     Https,
 }
 
-/// Basic authentication: a password, or the file that holds it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BasicAuth {
-    /// User name.
-    pub username: String,
-    /// Password.
-    #[serde(default)]
-    pub password: Option<Secret>,
-    /// File that holds the password, read at each use.
-    #[serde(default)]
-    pub password_file: Option<std::path::PathBuf>,
-}
+impl ScrapeConfig {
+    /// Makes the paths in it relative to `folder`.
+    pub(crate) fn resolve(&mut self, folder: &Path) {
+        resolve_all(self.basic_auth.as_mut(), self.authorization.as_mut(), self.tls_config.as_mut(), &mut self.http_headers, folder);
+        self.file_sd_configs.iter_mut().flat_map(|sd| &mut sd.files).for_each(|path| *path = folder.join(&*path));
+        for sd in &mut self.http_sd_configs {
+            resolve_all(sd.basic_auth.as_mut(), sd.authorization.as_mut(), sd.tls_config.as_mut(), &mut sd.http_headers, folder);
+        }
+    }
 
-/// An `Authorization` header: type and credentials.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Authorization {
-    /// Default `Bearer`.
-    #[serde(rename = "type", default = "bearer")]
-    pub kind: String,
-    /// The credentials.
-    #[serde(default)]
-    pub credentials: Option<Secret>,
-    /// File that holds them, read at each use.
-    #[serde(default)]
-    pub credentials_file: Option<std::path::PathBuf>,
-}
-
-fn bearer() -> String {
-    "Bearer".to_owned()
+    /// How the targets are spoken to.
+    pub fn http(&self) -> HttpOptions {
+        HttpOptions {
+            basic_auth: self.basic_auth.clone(),
+            authorization: self.authorization.clone(),
+            tls_config: self.tls_config.clone(),
+            follow_redirects: self.follow_redirects,
+            http_headers: self.http_headers.clone(),
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The `Authorization` header of a scrape.
+//! The headers that a configuration adds to a request: `Authorization` and its own.
 //!
 //! *In*: the configuration; files are read at each use, so that a rotated secret needs no restart. *Out*: a header that never prints.
 //! *Bound*: [`FILE_BYTES_MAX`]. *When full*: a longer file is an error.
@@ -7,8 +7,9 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use config::{ScrapeConfig, Secret};
-use http::HeaderValue;
+use config::{HttpOptions, Secret};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::AsyncReadExt;
 
 use super::Failure;
@@ -16,20 +17,42 @@ use super::Failure;
 /// Largest credentials file; larger: no header carries it, smaller: long tokens are refused.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// The header, if the configuration asks for one.
-pub(super) async fn header(scrape: &ScrapeConfig) -> Result<Option<HeaderValue>, Failure> {
-    let text = if let Some(basic) = &scrape.basic_auth {
+/// The headers that the configuration asks for; none of them prints.
+pub(super) async fn headers(http: &HttpOptions) -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    if let Some(value) = authorization(http).await? {
+        headers.insert(AUTHORIZATION, value);
+    }
+    for (name, header) in &http.http_headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Failure::CredentialsForm)?;
+        let written = header.values.iter().cloned().chain(header.secrets.iter().map(|secret| secret.expose().to_owned()));
+        for value in written {
+            headers.append(&name, sensitive(&value)?);
+        }
+        for path in &header.files {
+            headers.append(&name, sensitive(&secret(None, Some(path)).await?)?);
+        }
+    }
+    Ok(headers)
+}
+
+fn sensitive(text: &str) -> Result<HeaderValue, Failure> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| Failure::CredentialsForm)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+async fn authorization(http: &HttpOptions) -> Result<Option<HeaderValue>, Failure> {
+    let text = if let Some(basic) = &http.basic_auth {
         let password = secret(basic.password.as_ref(), basic.password_file.as_deref()).await?;
         format!("Basic {}", STANDARD.encode(format!("{}:{password}", basic.username)))
-    } else if let Some(authorization) = &scrape.authorization {
+    } else if let Some(authorization) = &http.authorization {
         let credentials = secret(authorization.credentials.as_ref(), authorization.credentials_file.as_deref()).await?;
         format!("{} {credentials}", authorization.kind)
     } else {
         return Ok(None);
     };
-    let mut value = HeaderValue::from_str(&text).map_err(|_| Failure::CredentialsForm)?;
-    value.set_sensitive(true);
-    Ok(Some(value))
+    sensitive(&text).map(Some)
 }
 
 async fn secret(value: Option<&Secret>, path: Option<&Path>) -> Result<String, Failure> {

@@ -1,0 +1,163 @@
+//! Connections over TLS: one pool per `tls_config`, made when the first request needs it and made anew when its files change.
+//!
+//! *In*: a [`TlsConfig`]. *Out*: a pool. *Bound*: files of [`FILE_BYTES_MAX`]. *When full*: a larger one is a failure. What cannot be
+//! built fails the scrape that needs it, and is tried again with the next.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use config::{TlsConfig, TlsVersion};
+use http_body_util::Empty;
+use hyper_rustls::{ConfigBuilderExt, FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::{Failure, connector, pool};
+
+/// Largest file of certificates or keys; larger: no bundle is, smaller: bundles of many authorities are refused.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// A pool of connections over TLS.
+pub(super) type TlsPool = Pool<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+/// One `tls_config` and its pool.
+#[derive(Debug, Default)]
+pub(super) struct Tls {
+    config: TlsConfig,
+    built: Mutex<Option<(Stamps, TlsPool)>>,
+}
+
+/// When the files were changed last; none: there is no such file.
+type Stamps = [Option<SystemTime>; 3];
+
+impl Tls {
+    pub(super) fn new(config: TlsConfig) -> Self {
+        Self { config, built: Mutex::default() }
+    }
+
+    /// The pool, built from the files as they are now.
+    pub(super) fn pool(&self) -> Result<TlsPool, Failure> {
+        let files = [&self.config.ca_file, &self.config.cert_file, &self.config.key_file];
+        let stamps = files.map(|path| path.as_ref().and_then(|path| std::fs::metadata(path).ok()?.modified().ok()));
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, pool)) = built.as_ref().filter(|(then, _)| *then == stamps) {
+            return Ok(pool.clone());
+        }
+        let config = self.client()?;
+        let builder = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http();
+        let builder = match &self.config.server_name {
+            None => builder,
+            Some(name) => {
+                let name = ServerName::try_from(name.clone()).map_err(|_| Failure::Tls(format!("'{name}' is no server_name")))?;
+                builder.with_server_name_resolver(FixedServerNameResolver::new(name))
+            }
+        };
+        let pool: TlsPool = pool().build(builder.enable_http1().wrap_connector(connector()));
+        *built = Some((stamps, pool.clone()));
+        Ok(pool)
+    }
+
+    fn client(&self) -> Result<ClientConfig, Failure> {
+        let config = &self.config;
+        let failed = |what: &str, error: &dyn std::fmt::Display| Failure::Tls(format!("cannot use {what}: {error}"));
+        let min = config.min_version.unwrap_or(TlsVersion::Tls12);
+        let max = config.max_version.unwrap_or(TlsVersion::Tls13);
+        let versions = [(TlsVersion::Tls12, &rustls::version::TLS12), (TlsVersion::Tls13, &rustls::version::TLS13)];
+        let versions: Vec<_> = versions.into_iter().filter(|(v, _)| (min..=max).contains(v)).map(|(_, version)| version).collect();
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_protocol_versions(&versions).map_err(|error| failed("min_version and max_version", &error))?;
+        let ca = text("ca_file", config.ca.as_deref(), config.ca_file.as_deref())?;
+        let builder = if config.insecure_skip_verify {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        } else if let Some(ca) = ca {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("ca", &ca)? {
+                roots.add(certificate).map_err(|error| failed("ca", &error))?;
+            }
+            builder.with_root_certificates(roots)
+        } else {
+            builder
+                .with_native_roots()
+                .map_err(|error| failed("the system's root certificates; install ca-certificates or set SSL_CERT_FILE", &error))?
+        };
+        let cert = text("cert_file", config.cert.as_deref(), config.cert_file.as_deref())?;
+        let key = text("key_file", config.key.as_ref().map(config::Secret::expose), config.key_file.as_deref())?;
+        match (cert, key) {
+            (Some(cert), Some(key)) => {
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| failed("key", &error))?;
+                builder.with_client_auth_cert(certificates("cert", &cert)?, key).map_err(|error| failed("cert and key", &error))
+            }
+            _ => Ok(builder.with_no_client_auth()),
+        }
+    }
+}
+
+fn certificates(what: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match read {
+        Ok(certificates) if certificates.is_empty() => Err(Failure::Tls(format!("there is no certificate in {what}"))),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(Failure::Tls(format!("cannot use {what}: {error}"))),
+    }
+}
+
+/// What is written, or what the file holds.
+fn text(what: &str, written: Option<&str>, path: Option<&Path>) -> Result<Option<String>, Failure> {
+    let Some(path) = path else { return Ok(written.map(str::to_owned)) };
+    let failed = |error: &dyn std::fmt::Display| Failure::Tls(format!("cannot read {what} '{}': {error}", path.display()));
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(failed(&format!("it is larger than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(Some(text))
+}
+
+/// Takes any certificate, as `insecure_skip_verify` asks; signatures are checked all the same.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -202,8 +202,8 @@ fn all() -> Kinds {
     let any = |name| Kind { name, summary: "", schema: || schemars::schema_for!(Nothing), example: "", check: |_| Ok(()) };
     Kinds {
         filters: ["keep", "drop", "clip", "clamp", "exclude"].map(any).to_vec(),
-        encoders: ["ndjson", "json", "statsd", "dogstatsd"].map(any).to_vec(),
-        sinks: ["file", "stdout", "http", "kafka", "statsd"].map(any).to_vec(),
+        encoders: ["ndjson", "json", "statsd", "dogstatsd", "remote_write"].map(any).to_vec(),
+        sinks: ["file", "stdout", "http", "kafka", "statsd", "remote_write"].map(any).to_vec(),
         refuses: None,
     }
 }

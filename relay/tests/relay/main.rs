@@ -6,5 +6,6 @@ mod giving_up;
 mod harness;
 mod reading;
 mod rejecting;
+mod remote_writing;
 mod replaying;
 mod summing;

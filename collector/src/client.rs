@@ -28,7 +28,7 @@ use crate::parse::Format;
 use crate::target::Target;
 
 pub use body::{Buffers, inflate};
-pub use negotiate::{Negotiation, Protocol};
+pub use negotiate::{Negotiation, format_of};
 
 use tls::Tls;
 
@@ -77,9 +77,6 @@ pub enum Failure {
     /// A list of targets that is not JSON.
     #[error("the Content-Type of a list of targets must be application/json, found '{0}'")]
     ListType(String),
-    /// No `Content-Type` of a known format, and no format to fall back to.
-    #[error("cannot tell the page's format from the Content-Type '{0}'; set fallback_scrape_protocol")]
-    ContentType(String),
     /// A file with credentials cannot be read.
     #[error("cannot read credentials from '{path}'")]
     Credentials {
@@ -134,8 +131,6 @@ pub struct Client {
     /// TLS as it is without a `tls_config`.
     tls: Tls,
     user_agent: HeaderValue,
-    negotiation: Negotiation,
-    accept: HeaderValue,
     room: Arc<Semaphore>,
 }
 
@@ -181,7 +176,6 @@ impl Failure {
             Self::BodyTooLarge(_) => "body_too_large",
             Self::Encoding(_) => "encoding",
             Self::ListType(_) => "content_type",
-            Self::ContentType(_) => "content_type",
             Self::Credentials { .. } | Self::CredentialsForm => "credentials",
             Self::Tls(_) => "tls",
             Self::Page { reason, .. } => reason,
@@ -195,10 +189,8 @@ impl Client {
     pub fn new() -> Self {
         let plain = pool().build(connector());
         let user_agent = HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION")));
-        let negotiation = Negotiation::default();
-        let accept = negotiation.accept();
         let room = Arc::new(Semaphore::new(BODIES_BYTES_MAX / body::ROOM_BYTES));
-        Self { plain, tls: Tls::default(), user_agent, negotiation, accept, room }
+        Self { plain, tls: Tls::default(), user_agent, room }
     }
 
     /// Gets a target's page into `raw`, as it came.
@@ -243,10 +235,11 @@ impl Client {
 
     async fn fetch(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Answer, Failure> {
         let seconds = HeaderValue::from_str(&target.timeout.as_secs_f64().to_string()).map_err(|_| Failure::CredentialsForm)?;
+        let negotiation = Negotiation::new(&target.scrape);
         let call = Call {
             url: &target.url,
             access: &target.access,
-            accept: self.accept.clone(),
+            accept: negotiation.accept(),
             gzip: target.scrape.enable_compression,
             extra: (TIMEOUT_HEADER, seconds),
         };
@@ -259,12 +252,8 @@ impl Client {
             Some(b"gzip" | b"x-gzip") => Encoding::Gzip,
             Some(other) => return Err(Failure::Encoding(format!("encoding '{}' was not asked for", String::from_utf8_lossy(other)))),
         };
-        let content_type = response.headers().get(CONTENT_TYPE);
-        let known = Negotiation::format(content_type);
-        let Some(format) = known.or_else(|| self.negotiation.fallback.map(Protocol::format)) else {
-            let said = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-            return Err(Failure::ContentType(said.unwrap_or_default()));
-        };
+        let known = Negotiation::format(response.headers().get(CONTENT_TYPE));
+        let format = known.unwrap_or_else(|| format_of(negotiation.fallback));
         let limit = body_limit(target);
         let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
         if length.is_some_and(|length| length > limit) {

@@ -271,6 +271,30 @@ async fn the_content_type_decides_how_a_page_is_read() {
 }
 
 #[tokio::test]
+async fn the_configuration_says_which_formats_and_which_part_of_a_histogram() {
+    // A histogram of one observation: a bucket `le="1.0"`, and a zero bucket that makes it native too.
+    let page = b"\x1c\x0a\x01h\x18\x04\x22\x15\x3a\x13\x08\x01\x1a\x0b\x08\x01\x11\0\0\0\0\0\0\xf0\x3f\x38\x01\x28\x00";
+    let kind = "200 OK\r\nContent-Type: application/vnd.google.protobuf; encoding=delimited";
+    let server = Server::new(move |_, _| Answer::Bytes(response(kind, page))).await;
+    let jobs = [
+        ("both", ", \"scrape_protocols\": [\"PrometheusProto\"]"),
+        ("native", ", \"scrape_protocols\": [\"PrometheusProto\"], \"always_scrape_classic_histograms\": false"),
+        ("classic", ", \"scrape_protocols\": [\"PrometheusProto\"], \"scrape_native_histograms\": false"),
+    ];
+    let bench = Bench::new(configuration(&jobs.map(|(name, more)| job(name, &server.address, more)).join(",")));
+    wait("every page", || jobs.iter().all(|(job, _)| bench.rows().contains_key(&((*job).to_owned(), "up{}".to_owned())))).await;
+    let rows = bench.rows();
+    for (job, native, classic) in [("both", true, true), ("native", true, false), ("classic", false, true)] {
+        let has = |series: &str| rows.contains_key(&(job.to_owned(), series.to_owned()));
+        assert_eq!((has("h{}"), has("h_bucket{le=1.0}")), (native, classic), "{job}: {:?}", bench.target(job));
+    }
+    let request = server.requests()[0].to_lowercase();
+    assert!(request.contains(
+        "\r\naccept: application/vnd.google.protobuf;proto=io.prometheus.client.metricfamily;encoding=delimited;q=0.6,*/*;q=0.5\r\n"
+    ));
+}
+
+#[tokio::test]
 async fn every_bad_exporter_is_down_for_its_own_reason_and_disturbs_no_other() {
     let bomb = gzip(&vec![b'0'; 16 << 20]);
     let big = format!("{PAGE}{}", "a 1\n".repeat(1000));

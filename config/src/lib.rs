@@ -31,7 +31,7 @@ pub use load::{load, parse};
 pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use relabel::{RelabelAction, RelabelConfig};
-pub use scrape::{Scheme, ScrapeConfig, StaticConfig};
+pub use scrape::{Scheme, ScrapeConfig, ScrapeProtocol, StaticConfig};
 pub use units::{ByteSize, Millis, Secret, UnitError};
 
 /// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.

@@ -38,6 +38,19 @@ pub struct ScrapeConfig {
     /// Whether the page's timestamps are used.
     #[serde(default = "yes")]
     pub honor_timestamps: bool,
+    /// Formats to ask for, in order of preference. Default: OpenMetrics, then text, as in Prometheus 3; protobuf before them where
+    /// `scrape_native_histograms` is true.
+    #[serde(default)]
+    pub scrape_protocols: Option<Vec<ScrapeProtocol>>,
+    /// How a page is read whose `Content-Type` names no known format. Default: as text.
+    #[serde(default)]
+    pub fallback_scrape_protocol: Option<ScrapeProtocol>,
+    /// True: protobuf is asked for first. False: the native part of histograms is passed over. Default: taken if a page has it.
+    #[serde(default)]
+    pub scrape_native_histograms: Option<bool>,
+    /// False: the classic part of a histogram that is native too is passed over. Default: both are taken.
+    #[serde(default)]
+    pub always_scrape_classic_histograms: Option<bool>,
     /// Basic authentication.
     #[serde(default)]
     pub basic_auth: Option<BasicAuth>,
@@ -114,6 +127,25 @@ pub struct StaticConfig {
     /// Labels of every series of these targets.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// A format of pages, as Prometheus names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ScrapeProtocol {
+    /// Delimited protobuf.
+    PrometheusProto,
+    /// Prometheus text.
+    #[serde(rename = "PrometheusText0.0.4")]
+    PrometheusText004,
+    /// Prometheus text with quoted UTF-8 names.
+    #[serde(rename = "PrometheusText1.0.0")]
+    PrometheusText100,
+    /// OpenMetrics text, its draft.
+    #[serde(rename = "OpenMetricsText0.0.1")]
+    OpenMetricsText001,
+    /// OpenMetrics text.
+    #[serde(rename = "OpenMetricsText1.0.0")]
+    OpenMetricsText100,
 }
 
 /// How a target is spoken to.

@@ -3,87 +3,61 @@
 //! *In*: `scrape_protocols` and `fallback_scrape_protocol`; a `Content-Type`. *Out*: an `Accept` header; a [`Format`]. *Bound*: five
 //! protocols. *When full*: does not apply.
 
+use config::{ScrapeConfig, ScrapeProtocol as Protocol};
 use http::header::HeaderValue;
 
 use crate::parse::Format;
-
-/// A protocol as `scrape_protocols` names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// `PrometheusProto`: delimited protobuf.
-    PrometheusProto,
-    /// `PrometheusText0.0.4`.
-    PrometheusText004,
-    /// `PrometheusText1.0.0`: with quoted UTF-8 names.
-    PrometheusText100,
-    /// `OpenMetricsText0.0.1`.
-    OpenMetricsText001,
-    /// `OpenMetricsText1.0.0`.
-    OpenMetricsText100,
-}
 
 /// What a target is asked for, and what is done with an answer that does not say what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Negotiation {
     /// In order of preference.
     pub protocols: Vec<Protocol>,
-    /// What an answer without a known `Content-Type` is read as; none: it is refused.
-    pub fallback: Option<Protocol>,
+    /// What an answer without a known `Content-Type` is read as.
+    pub fallback: Protocol,
 }
 
-impl Protocol {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::PrometheusProto, Self::PrometheusText004, Self::PrometheusText100, Self::OpenMetricsText001, Self::OpenMetricsText100];
-    /// What is asked for by default, as in Prometheus 3.
-    pub const DEFAULT: [Self; 4] = [Self::OpenMetricsText100, Self::OpenMetricsText001, Self::PrometheusText100, Self::PrometheusText004];
+/// What is asked for by default, as in Prometheus 3.
+const DEFAULT: [Protocol; 4] =
+    [Protocol::OpenMetricsText100, Protocol::OpenMetricsText001, Protocol::PrometheusText100, Protocol::PrometheusText004];
+/// One more than there are protocols: the weight of the first.
+const WEIGHT_MAX: usize = 6;
 
-    /// The word in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::PrometheusProto => "PrometheusProto",
-            Self::PrometheusText004 => "PrometheusText0.0.4",
-            Self::PrometheusText100 => "PrometheusText1.0.0",
-            Self::OpenMetricsText001 => "OpenMetricsText0.0.1",
-            Self::OpenMetricsText100 => "OpenMetricsText1.0.0",
-        }
-    }
-
-    /// How its pages are read.
-    pub const fn format(self) -> Format {
-        match self {
-            Self::PrometheusProto => Format::Protobuf,
-            Self::PrometheusText004 | Self::PrometheusText100 => Format::Text,
-            Self::OpenMetricsText001 | Self::OpenMetricsText100 => Format::OpenMetrics,
-        }
-    }
-
-    /// The media range it is asked for with: the newer text formats with names unescaped.
-    const fn media_range(self) -> &'static str {
-        match self {
-            Self::PrometheusProto => "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
-            Self::PrometheusText004 => "text/plain;version=0.0.4",
-            Self::PrometheusText100 => "text/plain;version=1.0.0;escaping=allow-utf-8",
-            Self::OpenMetricsText001 => "application/openmetrics-text;version=0.0.1",
-            Self::OpenMetricsText100 => "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8",
-        }
+/// How a protocol's pages are read.
+pub const fn format_of(protocol: Protocol) -> Format {
+    match protocol {
+        Protocol::PrometheusProto => Format::Protobuf,
+        Protocol::PrometheusText004 | Protocol::PrometheusText100 => Format::Text,
+        Protocol::OpenMetricsText001 | Protocol::OpenMetricsText100 => Format::OpenMetrics,
     }
 }
 
-impl Default for Negotiation {
-    /// Prometheus 3's protocols; beyond it, what does not say what it is is read as text, and counted.
-    fn default() -> Self {
-        Self { protocols: Protocol::DEFAULT.to_vec(), fallback: Some(Protocol::PrometheusText004) }
+/// The media range a protocol is asked for with: the newer text formats with names unescaped.
+const fn media_range(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::PrometheusProto => "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
+        Protocol::PrometheusText004 => "text/plain;version=0.0.4",
+        Protocol::PrometheusText100 => "text/plain;version=1.0.0;escaping=allow-utf-8",
+        Protocol::OpenMetricsText001 => "application/openmetrics-text;version=0.0.1",
+        Protocol::OpenMetricsText100 => "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8",
     }
 }
 
 impl Negotiation {
+    /// What a scrape configuration asks for. Without `fallback_scrape_protocol`, and beyond Prometheus 3, what does not say what it is is
+    /// read as text, and counted.
+    pub fn new(scrape: &ScrapeConfig) -> Self {
+        let protobuf = [Protocol::PrometheusProto].into_iter().filter(|_| scrape.scrape_native_histograms == Some(true));
+        let protocols = scrape.scrape_protocols.clone().unwrap_or_else(|| protobuf.chain(DEFAULT).collect());
+        Self { protocols, fallback: scrape.fallback_scrape_protocol.unwrap_or(Protocol::PrometheusText004) }
+    }
+
     /// The `Accept` header, with weights as Prometheus 3 gives them.
     pub fn accept(&self) -> HeaderValue {
-        let mut weight = Protocol::ALL.len() + 1;
+        let mut weight = WEIGHT_MAX;
         let mut header = String::new();
         for protocol in &self.protocols {
-            header += &format!("{};q=0.{weight},", protocol.media_range());
+            header += &format!("{};q=0.{weight},", media_range(*protocol));
             weight = weight.saturating_sub(1).max(1);
         }
         header += &format!("*/*;q=0.{weight}");
@@ -109,20 +83,32 @@ impl Negotiation {
 mod tests {
     use super::*;
 
+    fn asked(more: &str) -> Negotiation {
+        Negotiation::new(&serde_json::from_str(&format!("{{\"job_name\": \"a\"{more}}}")).expect("a scrape configuration"))
+    }
+
     #[test]
     fn the_default_accept_header_is_that_of_prometheus_3() {
         assert_eq!(
-            Negotiation::default().accept(),
+            asked("").accept(),
             "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
              application/openmetrics-text;version=0.0.1;q=0.5,\
              text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
              text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
         );
-        let proto = Negotiation { protocols: vec![Protocol::PrometheusProto], fallback: None };
-        assert_eq!(
-            proto.accept(),
-            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,*/*;q=0.5"
+    }
+
+    #[test]
+    fn the_configuration_says_what_is_asked_for() {
+        let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6";
+        let listed = asked(
+            ", \"scrape_protocols\": [\"PrometheusProto\", \"PrometheusText0.0.4\"], \"fallback_scrape_protocol\": \"OpenMetricsText0.0.1\"",
         );
+        assert_eq!(listed.accept(), format!("{protobuf},text/plain;version=0.0.4;q=0.5,*/*;q=0.4"));
+        assert_eq!(format_of(listed.fallback), Format::OpenMetrics);
+        let native = asked(", \"scrape_native_histograms\": true").accept();
+        assert!(native.to_str().expect("text").starts_with(&format!("{protobuf},application/openmetrics-text;version=1.0.0")));
+        assert!(native.to_str().expect("text").ends_with("text/plain;version=0.0.4;q=0.2,*/*;q=0.1"));
     }
 
     #[test]

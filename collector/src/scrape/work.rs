@@ -54,8 +54,8 @@ impl Work {
             label_value_length_limit: scrape.label_value_length_limit,
             target_labels: target.labels.clone(),
             relabel: target.metric_relabel.clone(),
-            ignore_native_histograms: false,
-            native_histograms_only: false,
+            ignore_native_histograms: scrape.scrape_native_histograms == Some(false),
+            native_histograms_only: scrape.always_scrape_classic_histograms == Some(false),
         };
         let cache = SeriesCache::with_interner(options, layouts);
         Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0 }

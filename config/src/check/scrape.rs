@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::{Findings, LabelUse, host_port};
 use crate::tree::{Step, steps};
-use crate::{DnsType, Global, HttpOptions, Millis, RelabelConfig, ScrapeConfig, TlsConfig, TlsVersion};
+use crate::{DnsType, Global, HttpOptions, Millis, RelabelConfig, ScrapeConfig, ScrapeProtocol, TlsConfig, TlsVersion};
 
 /// Smallest refresh interval of a discovery. Smaller: a server is asked all the time.
 const REFRESH_MIN: Millis = Millis(100);
@@ -49,6 +49,9 @@ impl Findings<'_> {
         }
         self.http(&steps!["scrape_configs", i], &scrape.http());
         self.discovery(i, scrape);
+        if let Some(protocols) = &scrape.scrape_protocols {
+            self.protocols(i, protocols);
+        }
         for (j, group) in scrape.static_configs.iter().enumerate() {
             let mut seen = HashMap::new();
             for (k, target) in group.targets.iter().enumerate() {
@@ -65,6 +68,16 @@ impl Findings<'_> {
         }
         self.rules(i, "relabel_configs", &scrape.relabel_configs);
         self.rules(i, "metric_relabel_configs", &scrape.metric_relabel_configs);
+    }
+
+    fn protocols(&mut self, i: usize, protocols: &[ScrapeProtocol]) {
+        let at = steps!["scrape_configs", i, "scrape_protocols"];
+        if protocols.is_empty() {
+            self.problem(&at, "no format to ask for: list one, or leave the key out for the default");
+        }
+        if let Some(j) = (1..protocols.len()).find(|j| protocols[..*j].contains(&protocols[*j])) {
+            self.problem(&steps!["scrape_configs", i, "scrape_protocols", j], "this format is listed before");
+        }
     }
 
     fn rules(&mut self, i: usize, list: &str, rules: &[RelabelConfig]) {

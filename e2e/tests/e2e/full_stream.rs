@@ -20,7 +20,7 @@ const MAX_BYTES: u64 = 4 << 20;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_times_the_stream_with_one_relay_stopped() -> Result<()> {
     let mut exporters = Vec::new();
-    for page in scene::pages(&["scheduler", "controller-manager", "node_exporter", "apiserver"]).await? {
+    for page in scene::pages(&["scheduler", "controller-manager", "node_exporter", "kubelet-cadvisor"]).await? {
         exporters.push(Exporter::start(page.wild()).await?);
     }
     let samples: usize = exporters.iter().map(|e| e.page().len()).sum();
@@ -30,10 +30,10 @@ async fn ten_times_the_stream_with_one_relay_stopped() -> Result<()> {
     stopped.close().await;
     let buffer = "buffer:\n  max_bytes: 4MiB\n  replay_window: 1m\n";
     let relays = scene::http_relay("live", &live, "") + &scene::http_relay("stopped", &stopped, "");
-    let mut strata = Strata::start(&format!("{}{buffer}relays:\n{relays}", scene::scrape("400ms", &exporters))).await?;
+    let mut strata = Strata::start(&format!("{}{buffer}relays:\n{relays}", scene::scrape("150ms", &exporters))).await?;
     let mut most = 0;
     while exporters[0].next_round() < rounds {
-        scene::more_rounds(&exporters, 4, Duration::from_secs(60)).await?;
+        scene::more_rounds(&exporters, 8, Duration::from_secs(60)).await?;
         most = most.max(process::bytes_under(&strata.data_dir(), "STRATA_RAW"));
     }
     assert!(most <= 2 * MAX_BYTES, "the store grew to {most} bytes");

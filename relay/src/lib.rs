@@ -31,7 +31,7 @@ pub mod trim;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::port::Streams;
+use bundled_nats::port::{Log, Streams};
 use prometheus::Registry;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -56,8 +56,8 @@ pub struct Options {
     pub retired_hold: Duration,
     /// Woken by a publisher that was told the stream is full.
     pub full: Arc<Notify>,
-    /// Whether this process trims the stream.
-    pub trims: bool,
+    /// `STRATA_RAW` with the right to purge it; none: another process trims the stream.
+    pub trim: Option<Arc<dyn Log>>,
     /// Makes the components of a relay.
     pub build: Build,
 }
@@ -69,8 +69,8 @@ impl Default for Options {
             replay_window: Duration::from_secs(24 * 3600),
             retired_hold: Duration::from_secs(24 * 3600),
             full: Arc::new(Notify::new()),
-            trims: true,
-            build: Arc::new(run::build),
+            trim: None,
+            build: run::builder(),
         }
     }
 }
@@ -105,7 +105,10 @@ impl Relays {
         for relay in configs {
             let shared = Arc::new(Shared::default());
             let control = Arc::new(Control::default());
-            let gauges = Gauges { shared: shared.clone(), metrics: metrics.relay(&relay.name) };
+            let gauges = Gauges {
+                shared: shared.clone(),
+                metrics: metrics.relay(&relay.name, relay.filters.iter().map(|filter| filter.name.as_str())),
+            };
             running.push(Running { name: relay.name.clone(), shared });
             controls.push(trim::Subject { relay: relay.clone(), control: control.clone(), gauges: gauges.clone() });
             let life = Life {
@@ -122,8 +125,8 @@ impl Relays {
         }
         let watch = trim::watch(streams.clone(), controls.clone(), stop.clone());
         tasks.spawn(watch);
-        if options.trims {
-            let trim = trim::Trim::new(streams, controls, &options, metrics.trimmed, trim);
+        if let Some(raw) = options.trim.clone() {
+            let trim = trim::Trim::new(Streams { raw, ..streams }, controls, &options, metrics.trimmed, trim);
             tasks.spawn(trim.run(stop.clone()));
         }
         Ok(Self { running, tasks, stop })

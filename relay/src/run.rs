@@ -27,7 +27,7 @@ use crate::filter::{self, Filter};
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Reader, identity};
 use crate::resolve::FILTERS_MAX;
-use crate::sink::{self, Answer, Batch, Limits, Sink};
+use crate::sink::{self, Answer, Batch, Files, Limits, Sink};
 use crate::step::{STEPS_MAX, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -47,8 +47,13 @@ pub struct Components {
 /// Makes the components of a relay; a seam for tests.
 pub type Build = Arc<dyn Fn(&Relay) -> Result<Components, OptionsError> + Send + Sync>;
 
-/// Makes the components that a relay's configuration names.
-pub fn build(relay: &Relay) -> Result<Components, OptionsError> {
+/// Makes the components that a relay's configuration names; all that one builder makes may write to the same file.
+pub fn builder() -> Build {
+    let files = Files::default();
+    Arc::new(move |relay| build(relay, &files))
+}
+
+fn build(relay: &Relay, files: &Files) -> Result<Components, OptionsError> {
     if relay.filters.len() > FILTERS_MAX {
         return Err(OptionsError::new("filters", format!("{} filters are more than the {FILTERS_MAX} of one relay", relay.filters.len())));
     }
@@ -60,7 +65,7 @@ pub fn build(relay: &Relay) -> Result<Components, OptionsError> {
             encode::build(&config::Component { name, options: serde_json::Value::Null })?
         }
     };
-    Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink)? })
+    Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink, files)? })
 }
 
 /// Components of a relay whose own cannot be built: it holds its place and says why, and what must be given up is still counted exactly.

@@ -2,7 +2,8 @@
 //!
 //! *In*: every relay's durable checkpoint, running replays, the replay window. *Out*: purges of what nobody needs; requests to relays to give
 //! up what their `hold` does not cover, or what a full stream has no room for. *Bound*: one look per [`TRIM_INTERVAL`]. *When full*: first the
-//! replay window shrinks, then the relay that lags most gives up its oldest, unless its `on_full` is `block`.
+//! replay window shrinks, then relays that left the configuration and replays hold no more, then the relay that lags most gives up its oldest,
+//! unless its `on_full` is `block`.
 
 mod floor;
 mod watch;
@@ -128,7 +129,7 @@ impl Trim {
             }
             return Ok(());
         };
-        let held = self.held(&info, &checkpoints).await?;
+        let held = self.held(&info, &shares, &checkpoints).await?;
         let window = self.window(&shares).await?;
         let keep_from = held.min(window);
         if keep_from > info.first_seq {
@@ -157,9 +158,11 @@ impl Trim {
     }
 
     /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs.
-    async fn held(&mut self, info: &Info, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
+    async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
         let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
         let configured: HashSet<String> = self.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
+        // At the wall a relay that left and a replay hold no more than what every relay may: ingest must not stop for them.
+        let spared = if shares.at_wall() { shares.give_up_floor() } else { 0 };
         for key in self.streams.state.keys("relay.").await? {
             let name = key.trim_start_matches("relay.").to_owned();
             if configured.contains(&name) {
@@ -168,7 +171,7 @@ impl Trim {
             if let Some(checkpoint) = self.checkpoint(&key).await?
                 && self.retired_holds(&name).await?
             {
-                floor = floor.min(checkpoint.floor());
+                floor = floor.min(checkpoint.floor().max(spared));
             }
         }
         for name in &configured {
@@ -180,7 +183,10 @@ impl Trim {
             let Some(entry) = self.streams.state.get(&key).await? else { continue };
             let Ok(running) = serde_json::from_slice::<replay::Registration>(&entry.value) else { continue };
             if running.is_alive(now_ms()) {
-                floor = floor.min(running.position);
+                floor = floor.min(running.position.max(spared));
+                if running.position < spared && self.named.insert(key.clone()) {
+                    warn!(replay = key, "the stream is full: this replay lags too far behind and loses the oldest of what it wanted");
+                }
             } else {
                 self.streams.state.delete(&key).await?;
             }

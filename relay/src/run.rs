@@ -4,12 +4,14 @@
 //! *When full*: see [`crate::read`] and [`crate::deliver`].
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::port::{Error as PortError, Streams};
 use config::{OptionsError, Relay, Start};
+use futures::FutureExt as _;
 use sample::{Envelope, KEY_FRAME_PERIOD};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +23,7 @@ use crate::book::Book;
 use crate::checkpoint::{self, Checkpoint, Positions, Store, Totals};
 use crate::control::Control;
 use crate::dead::Dead;
-use crate::deliver::{self, Deliver};
+use crate::deliver::{self, Deliver, HELD_RETRY};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
 use crate::pipeline::{self, Pipeline};
@@ -137,21 +139,28 @@ impl Error {
 }
 
 impl Life {
-    /// Runs until the token ends it, or until it must not go on.
+    /// Runs until the token ends it, or until it must not go on; a defect ends one life, and the next one begins at the checkpoint.
     pub async fn run(self) {
-        let name = self.relay.name.clone();
-        let gauges = self.gauges.clone();
-        match self.live().await {
-            Ok(()) | Err(Error::Stopped) => {
-                gauges.shared.live().activity = Activity::Stopped;
-                info!(relay = name, "stopped");
-            }
-            Err(error) => {
-                tracing::error!(relay = name, %error, "the relay has ended");
-                gauges.shared.trouble(Activity::Failed, error.to_string());
+        let name = &self.relay.name;
+        let shared = &self.gauges.shared;
+        while !self.stop.is_cancelled() {
+            let lived = AssertUnwindSafe(self.live()).catch_unwind().await;
+            self.gauges.metrics.up.set(0);
+            match lived {
+                Ok(Ok(()) | Err(Error::Stopped)) => break,
+                Ok(Err(error)) => {
+                    tracing::error!(relay = name, %error, "the relay has ended");
+                    return shared.trouble(Activity::Failed, error.to_string());
+                }
+                Err(_) => {
+                    tracing::error!(relay = name, "a defect of Strata stopped the relay: it starts again in {HELD_RETRY:?}; please report it");
+                    shared.trouble(Activity::Held, "a defect of Strata stopped the relay, the log has it: it starts again".to_owned());
+                    self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await;
+                }
             }
         }
-        gauges.metrics.up.set(0);
+        shared.live().activity = Activity::Stopped;
+        info!(relay = name, "stopped");
     }
 
     async fn live(&self) -> Result<(), Error> {

@@ -153,7 +153,10 @@ impl Life {
                     return shared.trouble(Activity::Failed, error.to_string());
                 }
                 Err(_) => {
-                    tracing::error!(relay = name, "a defect of Strata stopped the relay: it starts again in {HELD_RETRY:?}; please report it");
+                    tracing::error!(
+                        relay = name,
+                        "a defect of Strata stopped the relay: it starts again in {HELD_RETRY:?}; please report it"
+                    );
                     shared.trouble(Activity::Held, "a defect of Strata stopped the relay, the log has it: it starts again".to_owned());
                     self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await;
                 }

@@ -308,6 +308,7 @@ impl Deliver {
         if mark.silent {
             if let Some(envelope) = &mark.envelope {
                 self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);
+                self.gauges.shared.live().positions.advance(envelope, &mark.subject, mark.at_ms);
             }
             return Ok(());
         }

@@ -273,3 +273,29 @@ async fn a_defect_ends_one_life_of_one_relay() {
     }
     relays.stop(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_pending_is_counted_over_the_lives_of_a_producer() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::new(&twin, &[config::Relay { start: config::Start::Earliest, ..relay("one") }]);
+    setup.sink("one").set(|_| retry());
+    let publish = async |name, epoch, slots: std::ops::Range<i64>| {
+        let mut producer = Producer::new(&twin, name, epoch);
+        for k in slots {
+            producer.publish(&[scrape(epoch, slot(k), &[("a", 1.0), ("b", k as f64)])]).await;
+        }
+    };
+    publish("p", 1, 0..7).await;
+    publish("q", 1, 0..3).await;
+    publish("p", 2, 7..12).await;
+    let relays = setup.start();
+    until("two lives of p", || status(&relays, "one").pending_samples == 24).await;
+    publish("q", 3, 3..5).await;
+    until("two lives of q", || status(&relays, "one").pending_samples == 34).await;
+    publish("p", 4, 12..13).await;
+    until("a third one of p", || status(&relays, "one").pending_samples == 36).await;
+    setup.sink("one").set(|_| Answer::Delivered);
+    until("nothing", || status(&relays, "one").pending_samples == 0).await;
+    balanced(&passed(&twin, "one", 18).await);
+    relays.stop(Duration::from_secs(5)).await;
+}

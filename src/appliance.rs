@@ -80,7 +80,7 @@ impl Appliance {
         let options = relay::Options {
             full,
             // Only the trim purges: relays read with the rights of a reader.
-            trim: Some(server.streams(Role::Control).raw),
+            trim: Some(server.streams(Role::Control)),
             external_labels: config.global.external_labels.clone().into_iter().collect(),
             replay_window: config.buffer.replay_window.duration(),
             ..relay::Options::default()

@@ -16,6 +16,7 @@ pub mod delta;
 pub mod encode;
 pub mod filter;
 mod http;
+mod lasting;
 pub mod pipeline;
 pub mod read;
 mod registry;
@@ -31,7 +32,7 @@ pub mod trim;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::port::{Log, Streams};
+use bundled_nats::port::Streams;
 use prometheus::Registry;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -42,6 +43,7 @@ use tracing::warn;
 pub use telemetry::{Activity, Status};
 
 use control::Control;
+use lasting::last;
 use run::{Build, Life};
 use telemetry::{Gauges, Metrics, Shared};
 
@@ -56,8 +58,8 @@ pub struct Options {
     pub retired_hold: Duration,
     /// Woken by a publisher that was told the stream is full.
     pub full: Arc<Notify>,
-    /// `STRATA_RAW` with the right to purge it; none: another process trims the stream.
-    pub trim: Option<Arc<dyn Log>>,
+    /// The streams with the right to purge them; none: another process trims.
+    pub trim: Option<Streams>,
     /// Makes the components of a relay.
     pub build: Build,
 }
@@ -123,11 +125,11 @@ impl Relays {
             };
             tasks.spawn(life.run());
         }
-        let watch = trim::watch(streams.clone(), controls.clone(), stop.clone());
-        tasks.spawn(watch);
-        if let Some(raw) = options.trim.clone() {
+        tasks.spawn(last(trim::Watch { streams: streams.clone(), subjects: controls.clone() }, stop.clone()));
+        if let Some(Streams { raw, ledger, .. }) = options.trim.clone() {
+            tasks.spawn(last(trim::Fold::new(ledger, streams.state.clone(), controls.clone()), stop.clone()));
             let trim = trim::Trim::new(Streams { raw, ..streams }, controls, &options, metrics.trimmed, trim);
-            tasks.spawn(trim.run(stop.clone()));
+            tasks.spawn(last(trim, stop.clone()));
         }
         Ok(Self { running, tasks, stop })
     }

@@ -6,12 +6,14 @@
 //! unless its `on_full` is `block`.
 
 mod floor;
+mod fold;
 mod watch;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bundled_nats::port::{Error, Info, Streams};
 use bytes::Bytes;
 use config::{OnFull, Relay};
@@ -26,11 +28,13 @@ use crate::Options;
 use crate::backoff::now_ms;
 use crate::checkpoint::{self, Checkpoint};
 use crate::control::{Control, Why};
+use crate::lasting::Lasting;
 use crate::replay;
 use crate::telemetry::Gauges;
 
 pub use floor::{GIVE_UP_KEEPS, Shares, WINDOW_ABOVE};
-pub use watch::watch;
+pub use fold::{FOLD_ABOVE, FOLDED, Fold, sums};
+pub use watch::Watch;
 
 /// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -89,24 +93,6 @@ impl Trim {
             returned: HashSet::new(),
             blocked: false,
             wall: None,
-        }
-    }
-
-    /// Trims until the token ends it.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let full = self.full.clone();
-        let wake = self.wake.clone();
-        let mut told = false;
-        loop {
-            if let Err(error) = self.look(told).await {
-                info!(%error, "cannot trim now");
-            }
-            told = tokio::select! {
-                () = stop.cancelled() => return,
-                () = full.notified() => true,
-                () = wake.notified() => false,
-                () = tokio::time::sleep(TRIM_INTERVAL) => false,
-            };
         }
     }
 
@@ -285,5 +271,27 @@ impl Trim {
             }
         }
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Lasting for Trim {
+    const NAME: &'static str = "trim";
+
+    async fn run(&mut self, stop: &CancellationToken) {
+        let full = self.full.clone();
+        let wake = self.wake.clone();
+        let mut told = false;
+        loop {
+            if let Err(error) = self.look(told).await {
+                info!(%error, "cannot trim now");
+            }
+            told = tokio::select! {
+                () = stop.cancelled() => return,
+                () = full.notified() => true,
+                () = wake.notified() => false,
+                () = tokio::time::sleep(TRIM_INTERVAL) => false,
+            };
+        }
     }
 }

@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bundled_nats::port::{Error, Log, Streams};
 use sample::Envelope;
 use tokio_util::sync::CancellationToken;
 
 use super::Subject;
 use crate::backoff::now_ms;
+use crate::lasting::Lasting;
 
 /// Time between two looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,18 +33,30 @@ struct Heads {
     heads: HashMap<String, BTreeMap<u64, u64>>,
 }
 
-/// Keeps pending samples and lag up to date until the token ends it.
-pub async fn watch(streams: Streams, subjects: Vec<Subject>, stop: CancellationToken) {
-    let mut heads = Heads::default();
-    loop {
-        // Unreachable: the old heads, and lag by the clock.
-        let reachable = heads.look(&streams, &subjects).await.is_ok();
-        for subject in &subjects {
-            heads.show(subject, reachable);
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+/// Keeps pending samples and lag up to date.
+pub struct Watch {
+    /// Where relays read.
+    pub streams: Streams,
+    /// The relays.
+    pub subjects: Vec<Subject>,
+}
+
+#[async_trait]
+impl Lasting for Watch {
+    const NAME: &'static str = "watch";
+
+    async fn run(&mut self, stop: &CancellationToken) {
+        let Self { streams, subjects } = self;
+        let mut heads = Heads::default();
+        loop {
+            // Unreachable: the old heads, and lag by the clock.
+            let reachable = heads.look(streams, subjects).await.is_ok();
+            for subject in subjects.iter() {
+                heads.show(subject, reachable);
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await.is_none() {
+                return;
+            }
         }
     }
 }

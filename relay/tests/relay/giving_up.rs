@@ -53,7 +53,7 @@ fn page(names: &[String], target: u64, at: i64, k: i64) -> Scrape {
 async fn ten_times_the_wall_with_one_relay_stopped_is_counted_to_the_sample() {
     let twin = Twin::new(WALL);
     let mut setup = Setup::new(&twin, &[relay("good"), relay("dead")]);
-    setup.options.trim = Some(twin.streams().raw);
+    setup.options.trim = Some(twin.streams());
     let full = setup.options.full.clone();
     setup.sink("dead").set(|_| retry());
     let relays = setup.start();
@@ -93,7 +93,7 @@ async fn a_relay_that_blocks_stops_the_publisher_until_it_moves() {
     let mut blocking = relay("one");
     blocking.hold.on_full = config::OnFull::Block;
     let mut setup = Setup::new(&twin, &[blocking]);
-    setup.options.trim = Some(twin.streams().raw);
+    setup.options.trim = Some(twin.streams());
     let full = setup.options.full.clone();
     let sink = setup.sink("one");
     sink.set(|_| retry());
@@ -119,7 +119,7 @@ async fn hold_gives_up_what_is_too_old_even_in_the_middle_of_a_retry() {
     let mut short = relay("short");
     short.hold.max_age = Some(config::Millis(60_000));
     let mut setup = Setup::new(&twin, &[short, relay("long")]);
-    setup.options.trim = Some(twin.streams().raw);
+    setup.options.trim = Some(twin.streams());
     setup.sink("short").set(|_| Answer::Retry { after: Some(Duration::from_secs(100_000)), reason: "much later".into() });
     let relays = setup.start();
     let mut producer = Producer::new(&twin, "p", 1);
@@ -143,7 +143,7 @@ async fn what_was_booked_before_a_kill_is_neither_sent_nor_booked_again() {
     let mut config = relay("one");
     config.hold.max_bytes = Some(config::ByteSize(2_000));
     let mut setup = Setup::new(&twin, &[config]);
-    setup.options.trim = Some(twin.streams().raw);
+    setup.options.trim = Some(twin.streams());
     let sink = setup.sink("one");
     sink.set(|_| retry());
     let relays = setup.start();
@@ -179,7 +179,7 @@ async fn what_was_booked_before_a_kill_is_neither_sent_nor_booked_again() {
 async fn delivered_messages_go_after_the_replay_window_and_the_bases_stay() {
     let twin = Twin::new(u64::MAX);
     let mut setup = Setup::one(&twin);
-    setup.options.trim = Some(twin.streams().raw);
+    setup.options.trim = Some(twin.streams());
     setup.options.replay_window = Duration::from_secs(600);
     let relays = setup.start();
     let mut producer = Producer::new(&twin, "p", 1);
@@ -200,7 +200,7 @@ async fn a_relay_that_left_the_configuration_holds_space_for_a_while() {
     let twin = Twin::new(u64::MAX);
     let mut both = Setup::new(&twin, &[relay("stays"), relay("leaves")]);
     both.sink("leaves").set(|_| retry());
-    both.options.trim = Some(twin.streams().raw);
+    both.options.trim = Some(twin.streams());
     both.options.replay_window = Duration::ZERO;
     both.options.retired_hold = Duration::from_secs(7200);
     let relays = both.start();
@@ -226,7 +226,7 @@ async fn neither_a_relay_that_left_nor_a_replay_that_hangs_stops_the_publisher()
     let twin = Twin::new(WALL);
     let mut setup = Setup::new(&twin, &[relay("stays"), relay("leaves")]);
     setup.sink("leaves").set(|_| retry());
-    setup.options.trim = Some(twin.streams().raw);
+    setup.options.trim = Some(twin.streams());
     let full = setup.options.full.clone();
     let relays = setup.start();
     let mut producer = Producer::new(&twin, "p", 1);

@@ -55,7 +55,7 @@ async fn a_range_goes_out_again_by_slot_while_the_live_path_runs() {
 async fn the_rate_is_kept_and_its_place_in_the_stream_is_held() {
     let twin = Twin::new(u64::MAX);
     let mut setup = Setup::one(&twin);
-    setup.options.trim = Some(twin.streams().raw);
+    setup.options.trim = Some(twin.streams());
     setup.options.replay_window = Duration::ZERO;
     let at = slot(0);
     published(&twin, at, 1..=20).await;

@@ -6,7 +6,10 @@
 use prometheus::core::Collector as Metric;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use crate::client::Failure;
 use crate::queue::Dropped;
+use crate::series::PageError;
+use crate::slot::Missed;
 
 /// The collector's counters and gauges, cheap to clone.
 ///
@@ -65,12 +68,21 @@ impl Telemetry {
                 }
                 dropped
             },
-            slots_missed: counters(
-                "strata_scrape_slots_missed_total",
-                "Scheduled slots in which no scrape began, by reason.",
-                &["reason"],
-            )?,
-            scrapes_failed: counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?,
+            slots_missed: {
+                let help = "Scheduled slots in which no scrape began, by reason.";
+                let missed = counters("strata_scrape_slots_missed_total", help, &["reason"])?;
+                for reason in Missed::ALL {
+                    missed.with_label_values(&[reason.as_str()]);
+                }
+                missed
+            },
+            scrapes_failed: {
+                let failed = counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?;
+                for reason in Failure::REASONS.into_iter().chain(PageError::REASONS) {
+                    failed.with_label_values(&[reason]);
+                }
+                failed
+            },
             targets: register(registry, IntGaugeVec::new(Opts::new("strata_targets", "Targets by health."), &["health"])?)?,
             queue_bytes: gauge("strata_publish_queue_bytes", "Bytes of compressed frames waiting for the stream, in flight included.")?,
             queue_samples: gauge("strata_publish_queue_samples", "Samples waiting for the stream, in flight included.")?,
@@ -108,6 +120,14 @@ mod tests {
         for reason in ["buffer_full", "no_base", "too_large", "stopped", "stopped_unknown"] {
             let line = format!("strata_dropped_samples_total{{reason=\"{reason}\",stage=\"publish\"}} 0");
             assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+        for (metric, reasons) in
+            [("scrape_slots_missed", &["overrun", "suspended", "busy"][..]), ("scrapes_failed", &["timeout", "parse", "internal"])]
+        {
+            for reason in reasons {
+                let line = format!("strata_{metric}_total{{reason=\"{reason}\"}} 0");
+                assert!(text.contains(&line), "{line} is not in\n{text}");
+            }
         }
     }
 }

@@ -150,7 +150,17 @@ impl Life {
                 Ok(Ok(()) | Err(Error::Stopped)) => break,
                 Ok(Err(error)) => {
                     tracing::error!(relay = name, %error, "the relay has ended");
-                    return shared.trouble(Activity::Failed, error.to_string());
+                    shared.trouble(Activity::Failed, error.to_string());
+                    // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
+                    while self.control.skipped() <= shared.live().position {
+                        if self.stop.run_until_cancelled(self.control.sender.notified()).await.is_none() {
+                            return;
+                        }
+                    }
+                    warn!(relay = name, "the relay has ended but must give up samples: it starts again");
+                    if self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await.is_none() {
+                        return;
+                    }
                 }
                 Err(_) => {
                     tracing::error!(

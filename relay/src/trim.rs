@@ -7,6 +7,7 @@
 
 mod floor;
 mod fold;
+mod unread;
 mod watch;
 
 use std::collections::HashSet;
@@ -22,7 +23,7 @@ use sample::{Envelope, KEY_FRAME_PERIOD};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::Options;
 use crate::backoff::now_ms;
@@ -73,6 +74,8 @@ pub struct Trim {
     named: HashSet<String>,
     /// Configured relays of which it is known that nothing says they left.
     returned: HashSet<String>,
+    /// Configured relays whose checkpoint is there and cannot be understood.
+    unreadable: HashSet<String>,
     blocked: bool,
     /// Bytes at which a publisher was told the stream is full: the wall, where it is lower than `max_bytes`.
     wall: Option<(u64, Instant)>,
@@ -91,6 +94,7 @@ impl Trim {
             trimmed,
             named: HashSet::new(),
             returned: HashSet::new(),
+            unreadable: HashSet::new(),
             blocked: false,
             wall: None,
         }
@@ -108,10 +112,10 @@ impl Trim {
         }
         self.wall = self.wall.filter(|(wall, since)| info.bytes <= *wall && now.duration_since(*since) < WALL_MEMORY);
         let shares = Shares::new(&info, self.wall.map(|(wall, _)| wall), told);
-        let Some(checkpoints) = self.checkpoints().await? else {
+        let Some(checkpoints) = self.checkpoints(&info).await? else {
             // A relay without a checkpoint is about to write one: until then nothing may go.
             if shares.at_wall() && !std::mem::replace(&mut self.blocked, true) {
-                warn!("the stream is full and a relay has no readable checkpoint: nothing can be trimmed");
+                warn!("the stream is full and a relay has no checkpoint yet: nothing can be trimmed");
             }
             return Ok(());
         };
@@ -126,13 +130,23 @@ impl Trim {
         self.at_wall(&shares, &checkpoints).await
     }
 
-    /// The configured relays' checkpoints; `None`: one is missing.
-    async fn checkpoints(&self) -> Result<Option<Vec<Checkpoint>>, Error> {
+    /// The configured relays' checkpoints, or what stands for one that is unreadable; `None`: one is missing.
+    async fn checkpoints(&mut self, info: &Info) -> Result<Option<Vec<Checkpoint>>, Error> {
         let mut all = Vec::with_capacity(self.subjects.len());
         for subject in &self.subjects {
-            match self.checkpoint(&checkpoint::key(&subject.relay.name)).await? {
-                Some(checkpoint) => all.push(checkpoint),
-                None => return Ok(None),
+            let name = &subject.relay.name;
+            let Some(entry) = self.streams.state.get(&checkpoint::key(name)).await? else { return Ok(None) };
+            match serde_json::from_slice::<Checkpoint>(&entry.value) {
+                Ok(checkpoint) if checkpoint.version == 1 => {
+                    self.unreadable.remove(name);
+                    all.push(checkpoint);
+                }
+                _ => {
+                    if self.unreadable.insert(name.clone()) {
+                        error!(relay = name, "the checkpoint is unreadable: the relay holds all there is until the stream is full");
+                    }
+                    all.push(unread::stand_in(&self.streams, name, info.first_seq).await?);
+                }
             }
         }
         Ok(Some(all))
@@ -219,20 +233,27 @@ impl Trim {
             if let Some(age) = hold.max_age {
                 let before = now_ms().saturating_sub(i64::try_from(age.0).unwrap_or(i64::MAX));
                 let keep = self.streams.raw.seq_at(before).await?;
-                self.give_up(subject, checkpoint, keep.saturating_sub(1).min(info.last_seq), Why::MaxAge);
+                self.give_up(subject, checkpoint, keep.saturating_sub(1).min(info.last_seq), Why::MaxAge).await?;
             }
             if let Some(bytes) = hold.max_bytes {
-                self.give_up(subject, checkpoint, shares.keep_bytes(bytes.0).saturating_sub(1), Why::MaxBytes);
+                self.give_up(subject, checkpoint, shares.keep_bytes(bytes.0).saturating_sub(1), Why::MaxBytes).await?;
             }
         }
         Ok(())
     }
 
-    fn give_up(&self, subject: &Subject, checkpoint: &Checkpoint, to: u64, why: Why) {
-        if to > checkpoint.seq && to > subject.control.skipped() {
-            warn!(relay = subject.relay.name, from = checkpoint.seq + 1, to, why = why.as_str(), "giving up undelivered samples");
-            subject.control.skip_to(to, why);
+    async fn give_up(&self, subject: &Subject, checkpoint: &Checkpoint, to: u64, why: Why) -> Result<(), Error> {
+        if to <= checkpoint.seq || to <= subject.control.skipped() {
+            return Ok(());
         }
+        if self.unreadable.contains(&subject.relay.name) {
+            unread::give_up(&self.streams, subject, checkpoint.seq + 1, to, why).await?;
+            self.wake.notify_one();
+            return Ok(());
+        }
+        warn!(relay = subject.relay.name, from = checkpoint.seq + 1, to, why = why.as_str(), "giving up undelivered samples");
+        subject.control.skip_to(to, why);
+        Ok(())
     }
 
     /// At the wall: the relay that lags most gives up; the others are looked at again once it has.
@@ -255,7 +276,7 @@ impl Trim {
                 }
                 return Ok(());
             }
-            self.give_up(subject, checkpoint, to, Why::Full);
+            self.give_up(subject, checkpoint, to, Why::Full).await?;
         }
         // Bases of targets that are gone must not hold what nobody else needs.
         if let Some(message) = self.streams.raw.get(floor).await?

@@ -178,7 +178,7 @@ impl Fold {
         Ok((upto, count, kinds))
     }
 
-    /// Whether a relay that starts again must find this entry, so as not to book the same once more.
+    /// Whether a relay that starts again must find this entry, so as not to book the same once more; without a checkpoint, all that is known.
     async fn is_wanted(&self, message: &Message, entry: &Entry) -> Result<bool, Error> {
         let (Some(relay), Some((_, to)), Stage::Relay | Stage::Stream) = (&entry.relay, entry.seqs, entry.stage) else { return Ok(false) };
         if message.headers.get(FOLDED).is_some() || !self.subjects.iter().any(|subject| subject.relay.name == *relay) {
@@ -189,7 +189,7 @@ impl Fold {
         }
         let found = self.state.get(&checkpoint::key(relay)).await?;
         let checkpoint = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
-        Ok(checkpoint.is_some_and(|checkpoint| to > checkpoint.seq))
+        Ok(checkpoint.is_none_or(|checkpoint| to > checkpoint.seq))
     }
 }
 
@@ -238,10 +238,10 @@ pub fn sums(messages: &[Message]) -> BTreeMap<(&'static str, String, String), (u
     sums
 }
 
-async fn next(read: &mut Box<dyn Read>) -> Result<Message, Error> {
+pub(super) async fn next(read: &mut Box<dyn Read>) -> Result<Message, Error> {
     match tokio::time::timeout(READ_MAX, read.next()).await {
         Ok(message) => message,
-        Err(_) => Err(Error::Unavailable { operation: "read the ledger", reason: "no answer".to_owned() }),
+        Err(_) => Err(Error::Unavailable { operation: "read what is there", reason: "no answer".to_owned() }),
     }
 }
 

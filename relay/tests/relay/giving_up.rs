@@ -285,3 +285,59 @@ async fn what_was_booked_means_nothing_for_other_messages_under_the_same_sequenc
     assert_eq!(ledger(&twin)[1].reason, "rollback");
     relays.stop(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_unreadable_checkpoint_yields_at_the_wall_and_is_booked() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::new(&twin, &[relay("good"), relay("bad")]);
+    setup.options.trim = Some(twin.streams());
+    twin.streams().state.put("relay.bad", "{\"version\":7".into(), 0).await.expect("up");
+    let (full, registry) = (setup.options.full.clone(), prometheus::Registry::new());
+    let relays = setup.start_with(&registry);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, mut since) = (names(200), 0);
+    for k in 1..=400 {
+        assert!(patiently(&mut producer, &twin, &full, &[page(&names, 1, slot(k), k)], &mut since).await, "stuck at {k}");
+    }
+    let good = passed(&twin, "good", 400).await;
+    assert_eq!((good.totals.delivered, good.totals.lost), (80_000, 0));
+    assert_eq!(status(&relays, "bad").activity, relay::Activity::Failed);
+    let first = twin.raw.info().await.expect("up").first_seq;
+    let booked = ledger(&twin);
+    assert!(first > 100 && booked.iter().all(|e| e.relay.as_deref() == Some("bad") && e.reason == "full"));
+    // Range follows range, and no message went that is not in one.
+    let mut next = 1;
+    for entry in &booked {
+        let (from, to) = entry.seqs.expect("it was in the stream");
+        assert_eq!((from, entry.samples, entry.frames), (next, (to + 1 - from) * 200, to + 1 - from));
+        next = to + 1;
+    }
+    assert!(first <= next);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_another_process_took_gives_up_when_that_is_gone() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::one(&twin);
+    setup.options.trim = Some(twin.streams());
+    let full = setup.options.full.clone();
+    setup.sink("one").set(|_| retry());
+    let first = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, mut since) = (names(200), 0);
+    producer.publish(&[page(&names, 1, slot(0), 0)]).await;
+    until("it tries", || !setup.sink("one").calls().is_empty()).await;
+    let mut other = checkpoint(&twin, "one").await.expect("it is written at the start");
+    other.owner = "another".into();
+    let state = twin.streams().state;
+    let entry = state.get("relay.one").await.expect("up").expect("there");
+    state.put("relay.one", serde_json::to_vec(&other).expect("JSON").into(), entry.revision).await.expect("up");
+    setup.sink("one").set(|_| Answer::Delivered);
+    until("it has ended", || status(&first, "one").activity == relay::Activity::Failed).await;
+    for k in 1..=400 {
+        assert!(patiently(&mut producer, &twin, &full, &[page(&names, 1, slot(k), k)], &mut since).await, "stuck at {k}");
+    }
+    balanced(&passed(&twin, "one", 401).await);
+    first.stop(Duration::from_secs(5)).await;
+}

@@ -50,7 +50,7 @@ impl Appliance {
         };
         let server = Arc::new(Server::start(options, board.registry()).await.map_err(|error| advise(anyhow!(error)))?);
         board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
-        let streams = streams(&server);
+        let streams = server.streams(Role::Relay);
         let stop = CancellationToken::new();
         let parts = Self::start_parts(&config, &board, &server, &streams, &stop);
         let appliance = Self { board: Arc::clone(&board), server, streams, stop };
@@ -79,6 +79,8 @@ impl Appliance {
         let collector = Collector::start(options, &from, board.registry(), stop)?;
         let options = relay::Options {
             full,
+            // Only the trim purges: relays read with the rights of a reader.
+            trim: Some(server.streams(Role::Control)),
             external_labels: config.global.external_labels.clone().into_iter().collect(),
             replay_window: config.buffer.replay_window.duration(),
             ..relay::Options::default()
@@ -139,11 +141,6 @@ impl Appliance {
         let statuses = self.board.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten().unwrap_or_default();
         statuses.into_iter().filter(|s| s.activity == Activity::Running && s.pending_samples > 0).map(|s| s.name).collect()
     }
-}
-
-/// What relays use: the trim that runs beside them purges `STRATA_RAW`, which only the controlling role may.
-fn streams(server: &Server) -> Streams {
-    Streams { raw: server.streams(Role::Control).raw, ..server.streams(Role::Relay) }
 }
 
 /// Adds the fix where the cause is a folder that cannot be written.

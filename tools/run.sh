@@ -14,8 +14,9 @@ fi
 say "strata run -c config/examples/quickstart.yaml: samples follow as the relay delivers them; Ctrl-C ends it"
 target/release/strata run -c config/examples/quickstart.yaml &
 strata_pid=$!
-# Ctrl-C reaches Strata too; it stops cleanly, and this script waits for it.
-trap 'kill -TERM "$strata_pid" 2>/dev/null || true' INT TERM
+# Ctrl-C reaches Strata by itself (a second signal would end it without draining); a TERM for this script is passed on.
+trap : INT
+trap 'kill -TERM "$strata_pid" 2>/dev/null || true' TERM
 code=0
 wait "$strata_pid" || code=$?
 while kill -0 "$strata_pid" 2>/dev/null; do wait "$strata_pid" && code=0 || code=$?; done

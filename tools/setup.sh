@@ -27,7 +27,7 @@ cached() {
 for purpose in "$@"; do
   case $purpose in
     build)
-      have cargo || { say "Rust is missing: install it from https://rustup.rs (rust-toolchain or 1.95 or newer), then run this again."; exit 1; }
+      have cargo || { say "Rust is missing: install 1.95 or newer with rustup, then run this again."; exit 1; }
       system gcc build-essential "compiles the C parts of librdkafka and zstd"
       system g++ build-essential "compiles the C parts of librdkafka and zstd"
       system make build-essential "builds librdkafka"

@@ -97,6 +97,8 @@ fn may_publish(role: Role) -> Vec<String> {
                 subjects.extend(direct_get(stream));
                 subjects.push(info(stream));
             }
+            // Dead letters are trimmed by the relay that needs the space.
+            subjects.push(format!("$JS.API.STREAM.PURGE.{}", streams::DEAD));
             subjects.extend(read(streams::RAW));
             subjects.extend(read(streams::STATE));
         }

@@ -344,6 +344,12 @@ mod cases {
         ensure!(next(&mut control.dead.read(1, 0).await?).await? == (1, payload(3)));
         ensure!(next(&mut control.ledger.read(2, 0).await?).await? == (2, payload(2)));
         ensure!(control.ledger.purge(2).await? == 1 && control.dead.info().await?.messages == 1);
+        // A relay makes room for its dead letters, and reads frames in every way there is.
+        ensure!(relay.dead.purge(2).await? == 1);
+        let raw = collector.raw.publish("strata.raw.0.p", &Headers::default(), payload(4), Some(0)).await?;
+        ensure!(relay.raw.get(raw).await?.is_some() && relay.raw.last("strata.raw.0.p").await?.is_some());
+        ensure!(relay.raw.seq_at(0).await? == raw && relay.raw.info().await?.messages == 1);
+        ensure!(next(&mut relay.raw.read(raw, 0).await?).await? == (raw, payload(4)));
         ensure!(control.state.put("x", payload(1), 0).await? > 0 && control.state.keys("").await? == ["x"]);
         Ok(())
     }

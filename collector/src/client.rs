@@ -164,6 +164,20 @@ impl Answer {
 }
 
 impl Failure {
+    /// Every reason but those of the page itself.
+    pub const REASONS: [&'static str; 10] = [
+        "timeout",
+        "connection_refused",
+        "connect",
+        "transfer",
+        "http_status",
+        "redirect",
+        "body_too_large",
+        "encoding",
+        "credentials",
+        "internal",
+    ];
+
     /// The word in the metric's label.
     pub const fn reason(&self) -> &'static str {
         match self {

@@ -46,6 +46,9 @@ pub enum Dropped {
 }
 
 impl Dropped {
+    /// Every reason once.
+    pub const ALL: [Self; 5] = [Self::BufferFull, Self::NoBase, Self::TooLarge, Self::Stopped, Self::StoppedUnknown];
+
     /// The word in the metric's label and in the ledger.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -5,9 +5,11 @@
 
 mod work;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use sample::TargetId;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -27,6 +29,8 @@ use work::{Done, Got, Work};
 pub const REQUESTS_MAX: usize = 512;
 /// Pages above this many bytes are read on the blocking pool, as they take more than about 500 µs.
 const INLINE_BYTES_MAX: usize = 128 * 1024;
+/// Pause after a defect; larger: the next slot of a short interval starts late, smaller: a defect that comes back at once takes a core.
+const DEFECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a target is doing.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -158,10 +162,28 @@ impl Scrape {
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = self.scrape_all(&end) => {}
+            () = self.survive(&end) => {}
         }
         let health = self.status.lock().unwrap_or_else(PoisonError::into_inner).health;
         self.shared.telemetry.targets.with_label_values(&[health.as_str()]).dec();
+    }
+
+    /// Scrapes until the target is gone; a defect costs the slot it came in, not the target.
+    async fn survive(&mut self, end: &CancellationToken) {
+        loop {
+            let Err(panic) = AssertUnwindSafe(self.scrape_all(end)).catch_unwind().await else { return };
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied()).unwrap_or("no text");
+            tracing::error!(job = self.target.scrape.job_name, url = %self.target.url, "a defect of Strata ended a scrape: {text}");
+            // What it left half done is not used again; the series of the lost state end with the next good page.
+            *self.work = Work::new(self.target.clone(), self.shared.layouts.clone());
+            let slot_ms = self.slots.last_ms().unwrap_or_default();
+            self.report(slot_ms, Duration::ZERO, &Err(Failure::Internal(text.to_owned())));
+            if end.is_cancelled() {
+                return;
+            }
+            // The next slot is still met in time, and a defect that comes at once does not spin.
+            tokio::time::sleep(self.slots.late_max().min(DEFECT_PAUSE)).await;
+        }
     }
 
     async fn scrape_all(&mut self, end: &CancellationToken) {
@@ -311,4 +333,60 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
 
 fn hexadecimal<S: serde::Serializer>(id: &TargetId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{:016x}", id.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use bundled_nats::twin::Twin;
+    use config::Config;
+
+    use super::*;
+    use crate::publish::{self, Publisher};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_defect_costs_a_slot_and_not_the_target() {
+        let text = r#"{"scrape_configs": [{"job_name": "one", "static_configs": [{"targets": ["127.0.0.1:1"]}]}]}"#;
+        let config: Config = serde_json::from_str(text).expect("a configuration");
+        let target = crate::target::targets(&config.global, &config.scrape_configs).0.remove(0);
+        let (telemetry, clock) = (Telemetry::new(&prometheus::Registry::new()).expect("its own"), Clock::tokio(1_760_000_000_000));
+        let options = publish::Options {
+            producer: "p".to_owned(),
+            memory: 1 << 20,
+            max_bytes: 1 << 30,
+            linger: Duration::from_millis(10),
+            clock: clock.clone(),
+            full: Arc::default(),
+        };
+        let publisher = Publisher::start(options, &Twin::new(1 << 30).streams(), telemetry.clone());
+        let defect = Arc::new(AtomicBool::new(false));
+        let (armed, link) = (defect.clone(), publisher.link(target.id));
+        let clock = Clock::from_fn(move || {
+            assert!(!armed.swap(false, Ordering::SeqCst), "a defect");
+            clock.now_ms()
+        });
+        let shared = Arc::new(Shared::new(Client::new(false).expect("no TLS"), 1, clock, telemetry.clone()));
+        let (scrape, stop) = (Scrape::new(target, shared, link), CancellationToken::new());
+        let status = scrape.status();
+        let task = tokio::spawn(scrape.run(stop.clone(), CancellationToken::new()));
+        let failed = |reason: &str| telemetry.scrapes_failed.with_label_values(&[reason]).get();
+        let reached = async |reason: &str, n: u64| {
+            for _ in 0..100_000 {
+                if failed(reason) >= n {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            panic!("never failed {n} times: {reason}");
+        };
+        reached("connection_refused", 2).await;
+        defect.store(true, Ordering::SeqCst);
+        reached("internal", 1).await;
+        let missed = status.lock().expect("it is whole").missed;
+        reached("connection_refused", 4).await;
+        assert_eq!(status.lock().expect("it is whole").missed, missed, "the next slot is met");
+        stop.cancel();
+        task.await.expect("it ended by itself");
+    }
 }

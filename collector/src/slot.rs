@@ -43,6 +43,9 @@ pub enum Missed {
 }
 
 impl Missed {
+    /// Every reason.
+    pub const ALL: [Missed; 3] = [Self::Overrun, Self::Suspended, Self::Busy];
+
     /// The word in the metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -94,6 +97,11 @@ impl Slots {
     /// How late a slot may still start: half an interval.
     pub fn late_max(&self) -> Duration {
         Duration::from_millis((self.interval_ms / 2).unsigned_abs())
+    }
+
+    /// The slot that was given out last.
+    pub fn last_ms(&self) -> Option<i64> {
+        self.last_ms
     }
 
     /// The slot after the last one that can still start in time; it becomes the last one.

@@ -6,6 +6,11 @@
 use prometheus::core::Collector as Metric;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use crate::client::Failure;
+use crate::queue::Dropped;
+use crate::series::PageError;
+use crate::slot::Missed;
+
 /// The collector's counters and gauges, cheap to clone.
 ///
 /// *Shape*: `scraped = published + dropped{stage="publish"} + queued` holds whenever nobody is between two of them.
@@ -63,13 +68,29 @@ impl Telemetry {
                 "Samples put into frames, synthetic ones and staleness markers included.",
             )?,
             published_samples: counter("strata_published_samples_total", "Samples in messages that the stream acknowledged.")?,
-            dropped_samples: counters("strata_dropped_samples_total", "Samples dropped, by stage and reason.", &["stage", "reason"])?,
-            slots_missed: counters(
-                "strata_scrape_slots_missed_total",
-                "Scheduled slots in which no scrape began, by reason.",
-                &["reason"],
-            )?,
-            scrapes_failed: counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?,
+            dropped_samples: {
+                let dropped = counters("strata_dropped_samples_total", "Samples dropped, by stage and reason.", &["stage", "reason"])?;
+                // There from the start with 0, so that a first loss is an increase and not a new series.
+                for reason in Dropped::ALL {
+                    dropped.with_label_values(&["publish", reason.as_str()]);
+                }
+                dropped
+            },
+            slots_missed: {
+                let help = "Scheduled slots in which no scrape began, by reason.";
+                let missed = counters("strata_scrape_slots_missed_total", help, &["reason"])?;
+                for reason in Missed::ALL {
+                    missed.with_label_values(&[reason.as_str()]);
+                }
+                missed
+            },
+            scrapes_failed: {
+                let failed = counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?;
+                for reason in Failure::REASONS.into_iter().chain(PageError::REASONS) {
+                    failed.with_label_values(&[reason]);
+                }
+                failed
+            },
             defects_tolerated: counters(
                 "strata_scrape_defects_tolerated_total",
                 "Defects of scraped pages that were tolerated, by kind.",
@@ -108,4 +129,28 @@ impl Telemetry {
 fn register<M: Metric + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_dropped_is_there_with_nought() {
+        let registry = Registry::new();
+        Telemetry::new(&registry).expect("an own registry");
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        for reason in ["buffer_full", "no_base", "too_large", "stopped", "stopped_unknown"] {
+            let line = format!("strata_dropped_samples_total{{reason=\"{reason}\",stage=\"publish\"}} 0");
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+        for (metric, reasons) in
+            [("scrape_slots_missed", &["overrun", "suspended", "busy"][..]), ("scrapes_failed", &["timeout", "parse", "internal"])]
+        {
+            for reason in reasons {
+                let line = format!("strata_{metric}_total{{reason=\"{reason}\"}} 0");
+                assert!(text.contains(&line), "{line} is not in\n{text}");
+            }
+        }
+    }
 }

@@ -61,11 +61,14 @@ pub(crate) fn reword(message: &str) -> Wording {
 
 /// `unknown key 'relay', did you mean 'relays'?`, or the words there are where none is close.
 pub(crate) fn unknown(what: &str, word: &str, known: &[String]) -> String {
-    match closest(word, known) {
+    // A name that is there twice, which is a problem of its own, is one word.
+    let known: Vec<String> =
+        known.iter().enumerate().filter(|(k, word)| !known[..*k].contains(word)).map(|(_, word)| word.clone()).collect();
+    match closest(word, &known) {
         Some(near) => format!("unknown {what} '{word}', did you mean '{near}'?"),
         None if known.is_empty() => format!("unknown {what} '{word}': none is expected here"),
         None if known.len() == 1 => format!("unknown {what} '{word}': the only one is {}", known[0]),
-        None => format!("unknown {what} '{word}': it is one of {}", listed(known)),
+        None => format!("unknown {what} '{word}': it is one of {}", listed(&known)),
     }
 }
 
@@ -115,5 +118,17 @@ fn plain_found(found: &str) -> String {
             let value = quoted(text).pop().or_else(|| text.split_once('"').map(|(_, rest)| rest.trim_end_matches('"').to_owned()));
             value.map_or_else(|| text.to_owned(), |value| format!("'{value}'"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_word_is_listed_once() {
+        let known = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(unknown("job", "x", &known(&["a", "a"])), "unknown job 'x': the only one is a");
+        assert_eq!(unknown("job", "x", &known(&["a", "b", "a"])), "unknown job 'x': it is one of a and b");
     }
 }

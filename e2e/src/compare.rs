@@ -4,7 +4,7 @@
 //! target's samples at a time are held. The slot of a scrape is learnt from the arriving [`ROUND`] sample; all else of that
 //! round must then be there under the same timestamp (or the page's own), with the same bits, and nothing more.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -83,12 +83,15 @@ struct Wanted {
     exposed: HashSet<u32>,
     /// Staleness markers: true where one must come, false where one may come.
     stale: HashMap<(u32, i64), bool>,
+    /// Slots whose scrape failed: all that was there goes stale.
+    failed: BTreeSet<i64>,
 }
 
 impl Wanted {
     fn new(records: &Records, exporter: &Exporter, job: &str, slots: &BTreeMap<i64, u64>) -> Result<Self> {
-        let mut wanted = Self { bits: HashMap::new(), exposed: HashSet::new(), stale: HashMap::new() };
-        let mut before: Option<(u64, HashSet<u32>)> = None;
+        let failed = values(records, exporter, job, "up").filter(|(_, up)| *up == 0.0).map(|(slot, _)| slot).collect();
+        let mut wanted = Self { bits: HashMap::new(), exposed: HashSet::new(), stale: HashMap::new(), failed };
+        let mut before: Option<(i64, u64, HashSet<u32>)> = None;
         let fresh: HashSet<u64> = exporter.breaks().iter().map(|b| b.round).collect();
         for (slot, round) in slots {
             let mut present = HashSet::new();
@@ -101,12 +104,19 @@ impl Wanted {
                     present.insert(id);
                 }
             }
-            if let Some((last, last_present)) = before {
-                // Between rounds that are not neighbours something was missed, and a new process does not know what went.
-                let must = last + 1 == *round && !fresh.contains(round);
+            let neighbour = before.as_ref().filter(|(_, last, _)| last + 1 == *round);
+            if neighbour.is_none() && *round > 0 {
+                // What went since the round before may be said, though that round itself did not arrive.
+                let gone = exporter.expected(round - 1, job)?.into_iter().filter_map(|(identity, _, _)| records.id(&identity));
+                wanted.stale.extend(gone.filter(|id| !present.contains(id)).map(|id| ((id, *slot), false)));
+            }
+            if let Some((last_slot, _, last_present)) = &before {
+                // A new process does not know what went, and a failed scrape has said it already.
+                let is_whole = wanted.failed.range(last_slot..slot).next().is_none();
+                let must = neighbour.is_some() && !fresh.contains(round) && is_whole;
                 wanted.stale.extend(last_present.difference(&present).map(|id| ((*id, *slot), must)));
             }
-            before = Some((*round, present));
+            before = Some((*slot, *round, present));
         }
         Ok(wanted)
     }
@@ -128,6 +138,7 @@ impl Wanted {
     fn take_stale(&mut self, series: u32, timestamp_ms: i64) -> Result<()> {
         match self.stale.remove(&(series, timestamp_ms)) {
             Some(_) => Ok(()),
+            None if self.failed.contains(&timestamp_ms) => Ok(()),
             None => bail!("stale at {timestamp_ms}, though it did not go then"),
         }
     }
@@ -145,13 +156,15 @@ impl Wanted {
     }
 }
 
+/// Slots and values of a series that Strata adds to a target's.
+fn values<'r>(records: &'r Records, exporter: &Exporter, job: &str, name: &str) -> impl Iterator<Item = (i64, f64)> + use<'r> {
+    let id = records.id(&Identity { name: name.to_owned(), labels: exporter.labels(job) });
+    records.all().iter().filter(move |r| Some(r.series) == id).map(|r| (r.timestamp_ms, f64::from_bits(r.bits)))
+}
+
 /// `up` is 1 and `scrape_samples_scraped` the page's own count in every round that arrived.
 fn synthetic(records: &Records, exporter: &Exporter, job: &str, balance: &Balance) -> Result<()> {
-    let labels = exporter.labels(job);
-    let values = |name: &str| -> HashMap<i64, f64> {
-        let series = Identity { name: name.to_owned(), labels: labels.clone() };
-        records.of(&series).map(|r| (r.timestamp_ms, f64::from_bits(r.bits))).collect()
-    };
+    let values = |name| -> HashMap<i64, f64> { values(records, exporter, job, name).collect() };
     let (up, scraped) = (values("up"), values("scrape_samples_scraped"));
     for (slot, round) in &balance.slots {
         let count = exporter.expected(*round, job)?.len() as f64;

@@ -18,7 +18,7 @@ use crate::dead::Stopped;
 use crate::step::Loss;
 
 /// All reasons under which a relay books.
-const REASONS: [&str; 6] = ["rollback", "no_base", "corrupt", Why::MaxAge.as_str(), Why::MaxBytes.as_str(), Why::Full.as_str()];
+pub const REASONS: [&str; 6] = ["rollback", "no_base", "corrupt", Why::MaxAge.as_str(), Why::MaxBytes.as_str(), Why::Full.as_str()];
 
 /// Subject of ledger entries: one per stage, relay and reason, so that the newest of each can be found.
 pub fn subject_of(stage: &str, relay: &str, reason: &str) -> String {

@@ -308,6 +308,7 @@ impl Deliver {
         if mark.silent {
             if let Some(envelope) = &mark.envelope {
                 self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);
+                self.gauges.shared.live().positions.advance(envelope, &mark.subject, mark.at_ms);
             }
             return Ok(());
         }
@@ -322,7 +323,8 @@ impl Deliver {
 
     /// Books, counts and moves the position past one message.
     async fn apply(&mut self, mut mark: Mark, progress: Progress) -> Result<(), Halt> {
-        if !mark.undecodable.is_empty() {
+        // A replay parks none: the relay itself did when it came by.
+        if !mark.undecodable.is_empty() && self.store.is_some() {
             self.dead.park_frames(&mark).await?;
         }
         debug_assert_eq!(progress.delivered + progress.rejected + progress.given_up, mark.items, "every item has its fate");

@@ -16,6 +16,7 @@ pub mod delta;
 pub mod encode;
 pub mod filter;
 mod http;
+mod lasting;
 pub mod pipeline;
 mod protobuf;
 pub mod read;
@@ -43,6 +44,7 @@ use tracing::warn;
 pub use telemetry::{Activity, Status};
 
 use control::Control;
+use lasting::last;
 use run::{Build, Life};
 use telemetry::{Gauges, Metrics, Shared};
 
@@ -57,8 +59,8 @@ pub struct Options {
     pub retired_hold: Duration,
     /// Woken by a publisher that was told the stream is full.
     pub full: Arc<Notify>,
-    /// Whether this process trims the stream.
-    pub trims: bool,
+    /// The streams with the right to purge them; none: another process trims.
+    pub trim: Option<Streams>,
     /// Makes the components of a relay.
     pub build: Build,
 }
@@ -70,8 +72,8 @@ impl Default for Options {
             replay_window: Duration::from_secs(24 * 3600),
             retired_hold: Duration::from_secs(24 * 3600),
             full: Arc::new(Notify::new()),
-            trims: true,
-            build: Arc::new(run::build),
+            trim: None,
+            build: run::builder(),
         }
     }
 }
@@ -106,7 +108,10 @@ impl Relays {
         for relay in configs {
             let shared = Arc::new(Shared::default());
             let control = Arc::new(Control::default());
-            let gauges = Gauges { shared: shared.clone(), metrics: metrics.relay(&relay.name) };
+            let gauges = Gauges {
+                shared: shared.clone(),
+                metrics: metrics.relay(&relay.name, relay.filters.iter().map(|filter| filter.name.as_str())),
+            };
             running.push(Running { name: relay.name.clone(), shared });
             controls.push(trim::Subject { relay: relay.clone(), control: control.clone(), gauges: gauges.clone() });
             let life = Life {
@@ -121,11 +126,11 @@ impl Relays {
             };
             tasks.spawn(life.run());
         }
-        let watch = trim::watch(streams.clone(), controls.clone(), stop.clone());
-        tasks.spawn(watch);
-        if options.trims {
-            let trim = trim::Trim::new(streams, controls, &options, metrics.trimmed, trim);
-            tasks.spawn(trim.run(stop.clone()));
+        tasks.spawn(last(trim::Watch { streams: streams.clone(), subjects: controls.clone() }, stop.clone()));
+        if let Some(Streams { raw, ledger, .. }) = options.trim.clone() {
+            tasks.spawn(last(trim::Fold::new(ledger, streams.state.clone(), controls.clone()), stop.clone()));
+            let trim = trim::Trim::new(Streams { raw, ..streams }, controls, &options, metrics.trimmed, trim);
+            tasks.spawn(last(trim, stop.clone()));
         }
         Ok(Self { running, tasks, stop })
     }

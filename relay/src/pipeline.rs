@@ -264,7 +264,8 @@ impl Pipeline {
             Err(error) => {
                 let origin = self.decoder.origin(&envelope.producer, envelope.epoch, frame.target, frame.part);
                 let wanted = origin.is_none_or(|origin| self.resolver.wants(origin));
-                if at.mode != Mode::Silent && wanted {
+                // What comes before a replay's range is read for its bases only, and begins in the middle of some.
+                if at.mode != Mode::Silent && wanted && self.selects(frame.slot_ms) {
                     let reason = if matches!(error, sample::DecodeError::NoBase { .. }) { "no_base" } else { "corrupt" };
                     tally.undecodable(reason, error.to_string(), u64::from(frame.samples), Some(frame.target), Some(frame.slot_ms));
                 }
@@ -327,6 +328,11 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Whether a slot is wanted: all are, but for a replay.
+    fn selects(&self, slot_ms: i64) -> bool {
+        self.replay.as_ref().is_none_or(|(_, from, to)| (*from..=*to).contains(&slot_ms))
+    }
+
     fn fate(&mut self, frame: &FrameRef<'_>, complete: bool) -> Fate {
         self.slots.take(Header { target: frame.target, slot_ms: frame.slot_ms, complete, failed: frame.flags.contains(Flags::FAILED) })
     }
@@ -370,7 +376,7 @@ impl Pipeline {
         out: &mpsc::Sender<Step>,
     ) -> Result<(), Closed> {
         let samples = u64::from(columns.samples());
-        let selected = self.replay.as_ref().is_none_or(|(_, from, to)| (*from..=*to).contains(&decoded.slot_ms));
+        let selected = self.selects(decoded.slot_ms);
         let Some((resolved, filters)) = self.resolver.split(decoded.generation) else {
             // Only a held part of a layout that is gone from memory gets here.
             if at.mode != Mode::Silent {

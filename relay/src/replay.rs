@@ -267,7 +267,7 @@ impl Work {
         // Metrics of its own that nobody scrapes: the live ones do not move.
         let metrics = Metrics::register(&Registry::new())
             .map_err(|error| PortError::Unavailable { operation: "count", reason: error.to_string() })?;
-        let gauges = Gauges { shared, metrics: metrics.relay(&relay.name) };
+        let gauges = Gauges { shared, metrics: metrics.relay(&relay.name, []) };
         let checkpoint = Checkpoint {
             version: 1,
             owner: id.clone(),

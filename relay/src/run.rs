@@ -4,12 +4,14 @@
 //! *When full*: see [`crate::read`] and [`crate::deliver`].
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::port::{Error as PortError, Streams};
 use config::{OptionsError, Relay, Start};
+use futures::FutureExt as _;
 use sample::{Envelope, KEY_FRAME_PERIOD};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -21,13 +23,13 @@ use crate::book::Book;
 use crate::checkpoint::{self, Checkpoint, Positions, Store, Totals};
 use crate::control::Control;
 use crate::dead::Dead;
-use crate::deliver::{self, Deliver};
+use crate::deliver::{self, Deliver, HELD_RETRY};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Reader, identity};
 use crate::resolve::FILTERS_MAX;
-use crate::sink::{self, Answer, Batch, Limits, Sink};
+use crate::sink::{self, Answer, Batch, Files, Limits, Sink};
 use crate::step::{STEPS_MAX, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -47,8 +49,13 @@ pub struct Components {
 /// Makes the components of a relay; a seam for tests.
 pub type Build = Arc<dyn Fn(&Relay) -> Result<Components, OptionsError> + Send + Sync>;
 
-/// Makes the components that a relay's configuration names.
-pub fn build(relay: &Relay) -> Result<Components, OptionsError> {
+/// Makes the components that a relay's configuration names; all that one builder makes may write to the same file.
+pub fn builder() -> Build {
+    let files = Files::default();
+    Arc::new(move |relay| build(relay, &files))
+}
+
+fn build(relay: &Relay, files: &Files) -> Result<Components, OptionsError> {
     if relay.filters.len() > FILTERS_MAX {
         return Err(OptionsError::new("filters", format!("{} filters are more than the {FILTERS_MAX} of one relay", relay.filters.len())));
     }
@@ -63,7 +70,7 @@ pub fn build(relay: &Relay) -> Result<Components, OptionsError> {
             encode::build(&config::Component { name, options: serde_json::Value::Null })?
         }
     };
-    Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink)? })
+    Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink, files)? })
 }
 
 /// Components of a relay whose own cannot be built: it holds its place and says why, and what must be given up is still counted exactly.
@@ -135,21 +142,41 @@ impl Error {
 }
 
 impl Life {
-    /// Runs until the token ends it, or until it must not go on.
+    /// Runs until the token ends it, or until it must not go on; a defect ends one life, and the next one begins at the checkpoint.
     pub async fn run(self) {
-        let name = self.relay.name.clone();
-        let gauges = self.gauges.clone();
-        match self.live().await {
-            Ok(()) | Err(Error::Stopped) => {
-                gauges.shared.live().activity = Activity::Stopped;
-                info!(relay = name, "stopped");
-            }
-            Err(error) => {
-                tracing::error!(relay = name, %error, "the relay has ended");
-                gauges.shared.trouble(Activity::Failed, error.to_string());
+        let name = &self.relay.name;
+        let shared = &self.gauges.shared;
+        while !self.stop.is_cancelled() {
+            let lived = AssertUnwindSafe(self.live()).catch_unwind().await;
+            self.gauges.metrics.up.set(0);
+            match lived {
+                Ok(Ok(()) | Err(Error::Stopped)) => break,
+                Ok(Err(error)) => {
+                    tracing::error!(relay = name, %error, "the relay has ended");
+                    shared.trouble(Activity::Failed, error.to_string());
+                    // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
+                    while self.control.skipped() <= shared.live().position {
+                        if self.stop.run_until_cancelled(self.control.sender.notified()).await.is_none() {
+                            return;
+                        }
+                    }
+                    warn!(relay = name, "the relay has ended but must give up samples: it starts again");
+                    if self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await.is_none() {
+                        return;
+                    }
+                }
+                Err(_) => {
+                    tracing::error!(
+                        relay = name,
+                        "a defect of Strata stopped the relay: it starts again in {HELD_RETRY:?}; please report it"
+                    );
+                    shared.trouble(Activity::Held, "a defect of Strata stopped the relay, the log has it: it starts again".to_owned());
+                    self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await;
+                }
             }
         }
-        gauges.metrics.up.set(0);
+        shared.live().activity = Activity::Stopped;
+        info!(relay = name, "stopped");
     }
 
     async fn live(&self) -> Result<(), Error> {

@@ -22,7 +22,7 @@ mod scripted;
 mod statsd;
 mod stdout;
 
-pub use file::Options as FileOptions;
+pub use file::{Files, Options as FileOptions};
 pub use http::Options as HttpOptions;
 pub use kafka::Options as KafkaOptions;
 pub use remote_write::Options as RemoteWriteOptions;
@@ -32,6 +32,9 @@ pub use stdout::Options as StdoutOptions;
 /// Every sink there is.
 pub const KINDS: &[&SinkKind] = &[&file::KIND, &stdout::KIND, &http::KIND, &kafka::KIND, &statsd::KIND, &remote_write::KIND];
 
+/// What building a sink gives.
+pub type Built = Result<Box<dyn Sink>, OptionsError>;
+
 /// A registry row: what a sink says of itself, and how it is built.
 pub struct SinkKind {
     /// Name, summary, schema, example, check.
@@ -39,7 +42,7 @@ pub struct SinkKind {
     /// The encoder of a relay that names none.
     pub encoder: &'static str,
     /// Builds it from checked options; nothing connects yet.
-    pub build: fn(&Value) -> Result<Box<dyn Sink>, OptionsError>,
+    pub build: fn(&Value, &Files) -> Built,
 }
 
 /// One encoded sample in a batch.
@@ -144,9 +147,11 @@ pub fn kinds() -> impl Iterator<Item = Kind> {
 }
 
 /// Builds a sink; nothing connects before its first batch. *Errors*: an unknown name (empty path), or options it refuses (path inside the options).
-pub fn build(component: &Component) -> Result<Box<dyn Sink>, OptionsError> {
+///
+/// Sinks that are built with the same `files` may write to the same file, as a relay and its replays do.
+pub fn build(component: &Component, files: &Files) -> Built {
     let row = registry::find("sink", KINDS, |row| &row.kind, &component.name)?;
-    (row.build)(&component.options)
+    (row.build)(&component.options, files)
 }
 
 /// The encoder of a relay that names none; `ndjson` for a sink that does not exist.
@@ -183,7 +188,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_unknown_name_is_met_with_the_known_ones() {
-        let error = build(&Component { name: "kafak".to_owned(), options: Value::Null }).err().expect("unknown");
+        let error = build(&Component { name: "kafak".to_owned(), options: Value::Null }, &Files::default()).err().expect("unknown");
         assert_eq!(error.message, "unknown sink 'kafak', did you mean 'kafka'? (sinks: file, stdout, http, kafka, statsd, remote_write)");
     }
 

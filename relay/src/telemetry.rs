@@ -9,7 +9,11 @@ use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeV
 use serde::Serialize;
 
 use crate::backoff::now_ms;
+use crate::book::REASONS;
 use crate::checkpoint::{Positions, Totals};
+
+/// Why samples are dropped without a filter: late, delivered under the same slot, or nothing that the encoder or the path has a form for.
+const FILTERED: [&str; 6] = ["late", "twin", "stale", "nan", "inf", "native_histogram"];
 
 /// The metrics of all relays of a process.
 #[derive(Clone)]
@@ -69,7 +73,15 @@ impl Metrics {
     }
 
     /// The metrics of one relay.
-    pub fn relay(&self, name: &str) -> RelayMetrics {
+    ///
+    /// What is known in advance is there from the start with 0, so that a first loss is an increase and not a new series.
+    pub fn relay<'a>(&self, name: &str, filters: impl IntoIterator<Item = &'a str>) -> RelayMetrics {
+        for reason in REASONS {
+            self.lost.with_label_values(&[name, reason]);
+        }
+        for reason in FILTERED.into_iter().chain(filters) {
+            self.filtered.with_label_values(&[name, reason]);
+        }
         RelayMetrics {
             name: name.to_owned(),
             delivered: self.delivered.with_label_values(&[name]),
@@ -219,4 +231,23 @@ impl Shared {
 pub struct Gauges {
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: RelayMetrics,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_happen_is_there_with_nought() {
+        let registry = Registry::new();
+        Metrics::register(&registry).expect("an own registry").relay("one", ["drop", "clip", "drop"]);
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        let reasons = |metric: &str| {
+            let prefix = format!("strata_relay_{metric}_samples_total{{reason=\"");
+            text.lines().filter_map(|line| line.strip_prefix(&prefix)?.strip_suffix("\",relay=\"one\"} 0")).collect::<Vec<_>>()
+        };
+        assert_eq!(reasons("filtered"), ["clip", "drop", "inf", "late", "nan", "native_histogram", "stale", "twin"]);
+        assert_eq!(reasons("lost"), ["corrupt", "full", "max_age", "max_bytes", "no_base", "rollback"]);
+        assert!(text.contains("strata_relay_rejected_samples_total{relay=\"one\"} 0"), "{text}");
+    }
 }

@@ -2,15 +2,19 @@
 //!
 //! *In*: every relay's durable checkpoint, running replays, the replay window. *Out*: purges of what nobody needs; requests to relays to give
 //! up what their `hold` does not cover, or what a full stream has no room for. *Bound*: one look per [`TRIM_INTERVAL`]. *When full*: first the
-//! replay window shrinks, then the relay that lags most gives up its oldest, unless its `on_full` is `block`.
+//! replay window shrinks, then relays that left the configuration and replays hold no more, then the relay that lags most gives up its oldest,
+//! unless its `on_full` is `block`.
 
 mod floor;
+mod fold;
+mod unread;
 mod watch;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bundled_nats::port::{Error, Info, Streams};
 use bytes::Bytes;
 use config::{OnFull, Relay};
@@ -19,17 +23,19 @@ use sample::{Envelope, KEY_FRAME_PERIOD};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::Options;
 use crate::backoff::now_ms;
 use crate::checkpoint::{self, Checkpoint};
 use crate::control::{Control, Why};
+use crate::lasting::Lasting;
 use crate::replay;
 use crate::telemetry::Gauges;
 
 pub use floor::{GIVE_UP_KEEPS, Shares, WINDOW_ABOVE};
-pub use watch::watch;
+pub use fold::{FOLD_ABOVE, FOLDED, Fold, sums};
+pub use watch::Watch;
 
 /// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -68,6 +74,8 @@ pub struct Trim {
     named: HashSet<String>,
     /// Configured relays of which it is known that nothing says they left.
     returned: HashSet<String>,
+    /// Configured relays whose checkpoint is there and cannot be understood.
+    unreadable: HashSet<String>,
     blocked: bool,
     /// Bytes at which a publisher was told the stream is full: the wall, where it is lower than `max_bytes`.
     wall: Option<(u64, Instant)>,
@@ -86,26 +94,9 @@ impl Trim {
             trimmed,
             named: HashSet::new(),
             returned: HashSet::new(),
+            unreadable: HashSet::new(),
             blocked: false,
             wall: None,
-        }
-    }
-
-    /// Trims until the token ends it.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let full = self.full.clone();
-        let wake = self.wake.clone();
-        let mut told = false;
-        loop {
-            if let Err(error) = self.look(told).await {
-                info!(%error, "cannot trim now");
-            }
-            told = tokio::select! {
-                () = stop.cancelled() => return,
-                () = full.notified() => true,
-                () = wake.notified() => false,
-                () = tokio::time::sleep(TRIM_INTERVAL) => false,
-            };
         }
     }
 
@@ -121,14 +112,14 @@ impl Trim {
         }
         self.wall = self.wall.filter(|(wall, since)| info.bytes <= *wall && now.duration_since(*since) < WALL_MEMORY);
         let shares = Shares::new(&info, self.wall.map(|(wall, _)| wall), told);
-        let Some(checkpoints) = self.checkpoints().await? else {
+        let Some(checkpoints) = self.checkpoints(&info).await? else {
             // A relay without a checkpoint is about to write one: until then nothing may go.
             if shares.at_wall() && !std::mem::replace(&mut self.blocked, true) {
-                warn!("the stream is full and a relay has no readable checkpoint: nothing can be trimmed");
+                warn!("the stream is full and a relay has no checkpoint yet: nothing can be trimmed");
             }
             return Ok(());
         };
-        let held = self.held(&info, &checkpoints).await?;
+        let held = self.held(&info, &shares, &checkpoints).await?;
         let window = self.window(&shares).await?;
         let keep_from = held.min(window);
         if keep_from > info.first_seq {
@@ -139,13 +130,23 @@ impl Trim {
         self.at_wall(&shares, &checkpoints).await
     }
 
-    /// The configured relays' checkpoints; `None`: one is missing.
-    async fn checkpoints(&self) -> Result<Option<Vec<Checkpoint>>, Error> {
+    /// The configured relays' checkpoints, or what stands for one that is unreadable; `None`: one is missing.
+    async fn checkpoints(&mut self, info: &Info) -> Result<Option<Vec<Checkpoint>>, Error> {
         let mut all = Vec::with_capacity(self.subjects.len());
         for subject in &self.subjects {
-            match self.checkpoint(&checkpoint::key(&subject.relay.name)).await? {
-                Some(checkpoint) => all.push(checkpoint),
-                None => return Ok(None),
+            let name = &subject.relay.name;
+            let Some(entry) = self.streams.state.get(&checkpoint::key(name)).await? else { return Ok(None) };
+            match serde_json::from_slice::<Checkpoint>(&entry.value) {
+                Ok(checkpoint) if checkpoint.version == 1 => {
+                    self.unreadable.remove(name);
+                    all.push(checkpoint);
+                }
+                _ => {
+                    if self.unreadable.insert(name.clone()) {
+                        error!(relay = name, "the checkpoint is unreadable: the relay holds all there is until the stream is full");
+                    }
+                    all.push(unread::stand_in(&self.streams, name, info.first_seq).await?);
+                }
             }
         }
         Ok(Some(all))
@@ -157,9 +158,11 @@ impl Trim {
     }
 
     /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs.
-    async fn held(&mut self, info: &Info, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
+    async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
         let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
         let configured: HashSet<String> = self.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
+        // At the wall a relay that left and a replay hold no more than what every relay may: ingest must not stop for them.
+        let spared = if shares.at_wall() { shares.give_up_floor() } else { 0 };
         for key in self.streams.state.keys("relay.").await? {
             let name = key.trim_start_matches("relay.").to_owned();
             if configured.contains(&name) {
@@ -168,7 +171,7 @@ impl Trim {
             if let Some(checkpoint) = self.checkpoint(&key).await?
                 && self.retired_holds(&name).await?
             {
-                floor = floor.min(checkpoint.floor());
+                floor = floor.min(checkpoint.floor().max(spared));
             }
         }
         for name in &configured {
@@ -180,7 +183,10 @@ impl Trim {
             let Some(entry) = self.streams.state.get(&key).await? else { continue };
             let Ok(running) = serde_json::from_slice::<replay::Registration>(&entry.value) else { continue };
             if running.is_alive(now_ms()) {
-                floor = floor.min(running.position);
+                floor = floor.min(running.position.max(spared));
+                if running.position < spared && self.named.insert(key.clone()) {
+                    warn!(replay = key, "the stream is full: this replay lags too far behind and loses the oldest of what it wanted");
+                }
             } else {
                 self.streams.state.delete(&key).await?;
             }
@@ -227,20 +233,27 @@ impl Trim {
             if let Some(age) = hold.max_age {
                 let before = now_ms().saturating_sub(i64::try_from(age.0).unwrap_or(i64::MAX));
                 let keep = self.streams.raw.seq_at(before).await?;
-                self.give_up(subject, checkpoint, keep.saturating_sub(1).min(info.last_seq), Why::MaxAge);
+                self.give_up(subject, checkpoint, keep.saturating_sub(1).min(info.last_seq), Why::MaxAge).await?;
             }
             if let Some(bytes) = hold.max_bytes {
-                self.give_up(subject, checkpoint, shares.keep_bytes(bytes.0).saturating_sub(1), Why::MaxBytes);
+                self.give_up(subject, checkpoint, shares.keep_bytes(bytes.0).saturating_sub(1), Why::MaxBytes).await?;
             }
         }
         Ok(())
     }
 
-    fn give_up(&self, subject: &Subject, checkpoint: &Checkpoint, to: u64, why: Why) {
-        if to > checkpoint.seq && to > subject.control.skipped() {
-            warn!(relay = subject.relay.name, from = checkpoint.seq + 1, to, why = why.as_str(), "giving up undelivered samples");
-            subject.control.skip_to(to, why);
+    async fn give_up(&self, subject: &Subject, checkpoint: &Checkpoint, to: u64, why: Why) -> Result<(), Error> {
+        if to <= checkpoint.seq || to <= subject.control.skipped() {
+            return Ok(());
         }
+        if self.unreadable.contains(&subject.relay.name) {
+            unread::give_up(&self.streams, subject, checkpoint.seq + 1, to, why).await?;
+            self.wake.notify_one();
+            return Ok(());
+        }
+        warn!(relay = subject.relay.name, from = checkpoint.seq + 1, to, why = why.as_str(), "giving up undelivered samples");
+        subject.control.skip_to(to, why);
+        Ok(())
     }
 
     /// At the wall: the relay that lags most gives up; the others are looked at again once it has.
@@ -263,7 +276,7 @@ impl Trim {
                 }
                 return Ok(());
             }
-            self.give_up(subject, checkpoint, to, Why::Full);
+            self.give_up(subject, checkpoint, to, Why::Full).await?;
         }
         // Bases of targets that are gone must not hold what nobody else needs.
         if let Some(message) = self.streams.raw.get(floor).await?
@@ -279,5 +292,27 @@ impl Trim {
             }
         }
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Lasting for Trim {
+    const NAME: &'static str = "trim";
+
+    async fn run(&mut self, stop: &CancellationToken) {
+        let full = self.full.clone();
+        let wake = self.wake.clone();
+        let mut told = false;
+        loop {
+            if let Err(error) = self.look(told).await {
+                info!(%error, "cannot trim now");
+            }
+            told = tokio::select! {
+                () = stop.cancelled() => return,
+                () = full.notified() => true,
+                () = wake.notified() => false,
+                () = tokio::time::sleep(TRIM_INTERVAL) => false,
+            };
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What every filter, encoder and sink owes: the registries are walked, so a new row is tested without a new test.
 
 use config::{Component, Kind, OptionsError};
+use relay::sink::Files;
 use serde_json::{Value, json};
 
 type Build = fn(&Component) -> Result<(), OptionsError>;
@@ -9,7 +10,7 @@ type Build = fn(&Component) -> Result<(), OptionsError>;
 fn rows() -> Vec<(&'static str, Kind, Build)> {
     let filters = relay::filter::kinds().map(|kind| ("filter", kind, (|c| relay::filter::build(c).map(drop)) as Build));
     let encoders = relay::encode::kinds().map(|kind| ("encoder", kind, (|c| relay::encode::build(c).map(drop)) as Build));
-    let sinks = relay::sink::kinds().map(|kind| ("sink", kind, (|c| relay::sink::build(c).map(drop)) as Build));
+    let sinks = relay::sink::kinds().map(|kind| ("sink", kind, (|c| relay::sink::build(c, &Files::default()).map(drop)) as Build));
     filters.chain(encoders).chain(sinks).collect()
 }
 
@@ -73,5 +74,5 @@ fn a_bare_name_is_enough_where_nothing_is_required() {
     for name in ["ndjson", "json", "statsd", "dogstatsd"] {
         assert!(relay::encode::build(&Component { name: name.to_owned(), options: Value::Null }).is_ok(), "{name}");
     }
-    assert!(relay::sink::build(&Component { name: "stdout".to_owned(), options: Value::Null }).is_ok());
+    assert!(relay::sink::build(&Component { name: "stdout".to_owned(), options: Value::Null }, &Files::default()).is_ok());
 }

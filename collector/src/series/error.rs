@@ -54,6 +54,10 @@ pub enum PageError {
 }
 
 impl PageError {
+    /// Every reason.
+    pub const REASONS: [&'static str; 8] =
+        ["parse", "sample_limit", "label_limit", "label_name_length_limit", "label_value_length_limit", "duplicate_label", "name_missing", "body_size"];
+
     /// The reason as a metric label: one word of a closed set.
     pub fn reason(&self) -> &'static str {
         match self {

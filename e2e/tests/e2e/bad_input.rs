@@ -159,13 +159,13 @@ async fn a_read_only_data_folder_is_named() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_counts_and_recovers() -> Result<()> {
     let mut exporters = Vec::new();
-    for page in scene::pages(&["scheduler", "controller-manager", "node_exporter", "apiserver"]).await? {
+    for page in scene::pages(&["scheduler", "controller-manager", "node_exporter", "kubelet-cadvisor"]).await? {
         exporters.push(Exporter::start(page.wild()).await?);
     }
     let sink = HttpSink::start().await?;
     let relays = scene::http_relay("all", &sink, "");
     let buffer = "buffer:\n  max_bytes: 1GiB\n  memory: 2MiB\n  replay_window: 1s\n";
-    let strata = Strata::prepare(&format!("{}{buffer}relays:\n{relays}", scene::scrape("500ms", &exporters)))?;
+    let strata = Strata::prepare(&format!("{}{buffer}relays:\n{relays}", scene::scrape("200ms", &exporters)))?;
     let (data, config) = (strata.data_dir(), strata.config());
     std::fs::create_dir(&data)?;
     let script = format!(
@@ -197,7 +197,7 @@ async fn full_disk(strata: &Strata, pid: u32, exporters: &[Exporter], sink: &Htt
     scene::caught_up(sink, exporters, Duration::from_secs(30)).await?;
     // The mount is seen through the process's own root.
     let ballast = format!("/proc/{pid}/root{}/ballast", strata.data_dir().display());
-    fill(&ballast)?;
+    tokio::task::block_in_place(|| fill(&ballast))?;
     wait::until("samples are refused and counted", Duration::from_secs(90), async || {
         (strata.metric("strata_dropped_samples_total", &[]).await.ok()? > 0.0).then_some(())
     })

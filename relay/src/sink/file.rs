@@ -3,16 +3,19 @@
 //! *In*: a batch. *Out*: its bytes in the file, on disk before they count as delivered. *Bound*: one write in flight. *When full*:
 //! the file is cut back to where the batch began and the batch is retried, so a full disk leaves no half line.
 //!
-//! A file is opened at the first batch, created where it is missing (its folder is not), locked against other writers, and cut back
+//! A file is opened at the first batch, created where it is missing (its folder is not), locked against other processes, and cut back
 //! to its last complete line: what stands behind it was torn by a crash and comes again. A file that was moved away (log rotation)
 //! is noticed at the next batch and a new one begun. A pipe or device is written without lock, repair and `fsync`.
+//! Inside one process relays that name the same path share the open file, batch by batch: a replay appends what it sends to the file that
+//! its relay is writing.
 
+use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
 use config::{ByteSize, Kind, OptionsError};
@@ -29,10 +32,10 @@ pub const KIND: SinkKind = SinkKind {
         summary: "Appends each batch to a file, whole lines only, on disk before it counts as delivered.",
         schema: || schemars::schema_for!(Options),
         example: "{path: /var/lib/strata/samples.ndjson}",
-        check: |options| sink(options).map(drop),
+        check: |options| sink(options, &Files::default()).map(drop),
     },
     encoder: "ndjson",
-    build: |options| Ok(Box::new(sink(options)?)),
+    build: |options, files| Ok(Box::new(sink(options, files)?)),
 };
 
 /// Options of `file`.
@@ -57,15 +60,32 @@ const LIMITS: Limits = Limits { bytes_max: ByteSize::mib(8).0 as usize, items_ma
 /// Bytes read at once while looking for the last line end.
 const TAIL_BYTES: u64 = 64 * 1024;
 
+/// The files that sinks of one process write to, by path as configured.
+#[derive(Clone, Default)]
+pub struct Files(Arc<Mutex<HashMap<PathBuf, Weak<Mutex<Writer>>>>>);
+
+impl Files {
+    fn writer(&self, path: PathBuf) -> Arc<Mutex<Writer>> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|_, writer| writer.strong_count() > 0);
+        if let Some(writer) = files.get(&path).and_then(Weak::upgrade) {
+            return writer;
+        }
+        let writer = Arc::new(Mutex::new(Writer { path: path.clone(), open: None }));
+        files.insert(path, Arc::downgrade(&writer));
+        writer
+    }
+}
+
 struct Lines {
     writer: Arc<Mutex<Writer>>,
+    fsync: bool,
     body: Vec<u8>,
 }
 
 /// The file while it is open.
 struct Writer {
     path: PathBuf,
-    fsync: bool,
     open: Option<Open>,
 }
 
@@ -88,12 +108,12 @@ enum WriteError {
     Write { path: String, source: io::Error },
 }
 
-fn sink(options: &Value) -> Result<Lines, OptionsError> {
+fn sink(options: &Value, files: &Files) -> Result<Lines, OptionsError> {
     let Options { path, fsync } = config::options(options)?;
     if path.as_os_str().is_empty() || path.file_name().is_none() {
         return Err(OptionsError::new("path", format!("'{}' names no file", path.display())));
     }
-    Ok(Lines { writer: Arc::new(Mutex::new(Writer { path, fsync, open: None })), body: Vec::new() })
+    Ok(Lines { writer: files.writer(path), fsync, body: Vec::new() })
 }
 
 #[async_trait]
@@ -105,10 +125,10 @@ impl Sink for Lines {
         if !body.ends_with(b"\n") {
             body.push(b'\n');
         }
-        let writer = Arc::clone(&self.writer);
+        let (writer, fsync) = (Arc::clone(&self.writer), self.fsync);
         // A call that was given up still ends its write behind the lock: lines never mix.
         let written = tokio::task::spawn_blocking(move || {
-            let outcome = writer.lock().unwrap_or_else(PoisonError::into_inner).append(&body);
+            let outcome = writer.lock().unwrap_or_else(PoisonError::into_inner).append(&body, fsync);
             (outcome, body)
         });
         match written.await {
@@ -126,7 +146,7 @@ impl Sink for Lines {
 }
 
 impl Writer {
-    fn append(&mut self, body: &[u8]) -> Result<(), WriteError> {
+    fn append(&mut self, body: &[u8], fsync: bool) -> Result<(), WriteError> {
         if self.open.as_ref().is_some_and(|open| open.moved_from(&self.path)) {
             self.open = None;
         }
@@ -134,7 +154,7 @@ impl Writer {
             self.open = Some(self.open()?);
         }
         let Some(open) = self.open.as_mut() else { return Ok(()) };
-        let written = open.append(body, self.fsync);
+        let written = open.append(body, fsync);
         if written.is_err() {
             // Opened again, and repaired again, before the next batch.
             self.open = None;
@@ -241,7 +261,7 @@ mod tests {
     use crate::sink::tests::{batch, lines};
 
     fn built(path: &Path) -> Lines {
-        sink(&json!({"path": path})).expect("options it takes")
+        sink(&json!({"path": path}), &Files::default()).expect("options it takes")
     }
 
     fn read(path: &Path) -> String {
@@ -278,6 +298,21 @@ mod tests {
             assert_eq!(built(&path).send(&lines(&["new"]), 0..1).await, Answer::Delivered);
             assert_eq!(read(&path), format!("{after}new\n"));
         }
+    }
+
+    #[tokio::test]
+    async fn one_process_writes_a_file_for_several_sinks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("out.ndjson");
+        let files = Files::default();
+        let [mut live, mut replay] = [(); 2].map(|()| sink(&json!({"path": path}), &files).expect("options it takes"));
+        for text in ["a", "b"] {
+            assert_eq!(live.send(&lines(&[text]), 0..1).await, Answer::Delivered);
+            assert_eq!(replay.send(&lines(&[text]), 0..1).await, Answer::Delivered);
+        }
+        assert_eq!(read(&path), "a\na\nb\nb\n");
+        drop((live, replay));
+        assert_eq!(built(&path).send(&lines(&["d"]), 0..1).await, Answer::Delivered, "the lock goes with the last of them");
     }
 
     #[tokio::test]

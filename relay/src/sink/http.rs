@@ -40,7 +40,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
-    build: |options| Ok(Box::new(sink(options)?)),
+    build: |options, _| Ok(Box::new(sink(options)?)),
 };
 
 /// Options of `http`.

@@ -33,7 +33,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "statsd",
-    build: |options| Ok(Box::new(sink(options)?)),
+    build: |options, _| Ok(Box::new(sink(options)?)),
 };
 
 /// Options of `statsd`.

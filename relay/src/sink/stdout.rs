@@ -23,7 +23,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
-    build: |options| Ok(Box::new(sink(options)?)),
+    build: |options, _| Ok(Box::new(sink(options)?)),
 };
 
 /// Options of `stdout`: none.

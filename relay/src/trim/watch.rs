@@ -1,47 +1,70 @@
 //! The watch: how far each relay is behind.
 //!
 //! *In*: the newest message of each known producer. *Out*: pending samples and lag per relay. *Bound*: one look per second, one request per
-//! producer and partition. *When full*: does not apply; while the stream is away the old numbers stay, and the lag grows.
+//! producer and partition, and a search of at most [`GETS_MAX`] messages per life of a producer that is new to it. *When full*: does not
+//! apply; while the stream is away the old numbers stay, and the lag grows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::port::{Error, Streams};
+use async_trait::async_trait;
+use bundled_nats::port::{Error, Log, Streams};
 use sample::Envelope;
 use tokio_util::sync::CancellationToken;
 
 use super::Subject;
 use crate::backoff::now_ms;
+use crate::lasting::Lasting;
 
 /// Time between two looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The head of each producer's chain: epoch and cumulative samples, by subject.
+/// Lives of a producer that are told apart. Larger: more searching at the start; smaller: what a relay lags behind in older ones is not counted.
+const EPOCHS_MAX: usize = 64;
+
+/// Messages looked at to find where one life ends. Larger: a longer look where many producers share a stream; smaller: see [`EPOCHS_MAX`].
+const GETS_MAX: usize = 4096;
+
+/// How far each producer's chain goes: cumulative samples by epoch, by subject.
 #[derive(Default)]
 struct Heads {
     last_seq: u64,
-    heads: HashMap<String, (u64, u64)>,
+    heads: HashMap<String, BTreeMap<u64, u64>>,
 }
 
-/// Keeps pending samples and lag up to date until the token ends it.
-pub async fn watch(streams: Streams, subjects: Vec<Subject>, stop: CancellationToken) {
-    let mut heads = Heads::default();
-    loop {
-        // Unreachable: the old heads, and lag by the clock.
-        let reachable = heads.look(&streams, &subjects).await.is_ok();
-        for subject in &subjects {
-            heads.show(subject, reachable);
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+/// Keeps pending samples and lag up to date.
+pub struct Watch {
+    /// Where relays read.
+    pub streams: Streams,
+    /// The relays.
+    pub subjects: Vec<Subject>,
+}
+
+#[async_trait]
+impl Lasting for Watch {
+    const NAME: &'static str = "watch";
+
+    async fn run(&mut self, stop: &CancellationToken) {
+        let Self { streams, subjects } = self;
+        let mut heads = Heads::default();
+        loop {
+            // Unreachable: the old heads, and lag by the clock.
+            let reachable = heads.look(streams, subjects).await.is_ok();
+            for subject in subjects.iter() {
+                heads.show(subject, reachable);
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await.is_none() {
+                return;
+            }
         }
     }
 }
 
 impl Heads {
     async fn look(&mut self, streams: &Streams, subjects: &[Subject]) -> Result<(), Error> {
-        let last_seq = streams.raw.info().await?.last_seq;
+        let info = streams.raw.info().await?;
+        let last_seq = info.last_seq;
         if last_seq == self.last_seq {
             return Ok(());
         }
@@ -59,7 +82,24 @@ impl Heads {
             if let Some(message) = streams.raw.last(&name).await?
                 && let Ok(envelope) = Envelope::parse(|header| message.headers.get(header))
             {
-                self.heads.insert(name, (envelope.epoch, envelope.samples_total));
+                let epochs = self.heads.entry(name.clone()).or_default();
+                if !epochs.contains_key(&envelope.epoch) {
+                    // The totals begin anew with each life: how far those before it came is looked up once.
+                    let mut before = (envelope.epoch, message.seq);
+                    for _ in 0..EPOCHS_MAX {
+                        let Some((epoch, total, seq)) = end_before(&streams.raw, &name, before, info.first_seq).await? else { break };
+                        if epochs.insert(epoch, total).is_some() {
+                            break;
+                        }
+                        before = (epoch, seq);
+                    }
+                }
+                epochs.insert(envelope.epoch, envelope.samples_total);
+                // Newer ones were rolled back.
+                epochs.retain(|epoch, _| *epoch <= envelope.epoch);
+                while epochs.len() > EPOCHS_MAX {
+                    epochs.pop_first();
+                }
             }
         }
         self.last_seq = last_seq;
@@ -69,13 +109,14 @@ impl Heads {
     fn show(&self, subject: &Subject, reachable: bool) {
         let mut live = subject.gauges.shared.live();
         let mut pending = 0;
-        for (name, (epoch, total)) in &self.heads {
+        for (name, epochs) in &self.heads {
             let at = live.positions.iter().find(|mark| mark.subject == *name);
-            pending += match at {
+            let of = |(epoch, total): (&u64, &u64)| match at {
                 Some(mark) if mark.epoch == *epoch => total.saturating_sub(mark.samples),
                 Some(mark) if mark.epoch > *epoch => 0,
                 _ => *total,
             };
+            pending += epochs.iter().map(of).sum::<u64>();
         }
         let behind = live.position < self.last_seq;
         let since = live.oldest_ms.or_else(|| live.newest_ms.filter(|_| behind || !reachable));
@@ -84,4 +125,35 @@ impl Heads {
         subject.gauges.metrics.pending.set(i64::try_from(live.pending).unwrap_or(i64::MAX));
         subject.gauges.metrics.lag.set(live.lag_seconds);
     }
+}
+
+/// The last message of a subject before a life of its producer: epoch, samples in it, sequence; none: nothing of it is in the stream.
+/// `life`: the epoch, and a sequence that has a message of it.
+async fn end_before(raw: &Arc<dyn Log>, subject: &str, life: (u64, u64), first: u64) -> Result<Option<(u64, u64, u64)>, Error> {
+    let (mut low, mut high, mut found, mut gets) = (first, life.1, None, 0);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let mut at = middle;
+        // The newest message of the subject at or below the middle.
+        let here = loop {
+            gets += 1;
+            if gets > GETS_MAX {
+                return Ok(None);
+            }
+            let message = raw.get(at).await?.filter(|message| message.subject == subject);
+            match message.and_then(|message| Envelope::parse(|header| message.headers.get(header)).ok()) {
+                Some(envelope) => break Some(envelope),
+                None if at == low => break None,
+                None => at -= 1,
+            }
+        };
+        match here {
+            Some(envelope) if envelope.epoch >= life.0 => high = at,
+            older => {
+                found = older.map(|envelope| (envelope.epoch, envelope.samples_total, at)).or(found);
+                low = middle + 1;
+            }
+        }
+    }
+    Ok(found)
 }

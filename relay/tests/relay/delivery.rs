@@ -1,7 +1,11 @@
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bundled_nats::twin::Twin;
-use relay::sink::{Answer, Limits};
+use relay::sink::{Answer, Batch, Limits, Sink};
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::*;
 
@@ -230,5 +234,68 @@ async fn metrics_say_what_the_checkpoint_says() {
     passed(&twin, "one", 6).await;
     let family = registry.gather().into_iter().find(|f| f.name() == "strata_relay_repeated_samples_total").expect("declared");
     assert_eq!(family.get_metric()[0].get_counter().get_value(), 1.0, "possibly sent again: the relay was killed");
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+/// A sink with a defect.
+struct Defective;
+
+#[async_trait::async_trait]
+impl Sink for Defective {
+    async fn send(&mut self, _: &Batch, _: Range<usize>) -> Answer {
+        panic!("a defect, on purpose")
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { bytes_max: 1 << 20, items_max: 10_000 }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_defect_ends_one_life_of_one_relay() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::new(&twin, &[relay("one"), relay("two")]);
+    let (whole, lives) = (setup.options(), AtomicUsize::new(0));
+    let build = whole.build.clone();
+    let first_is_defective = move |relay: &config::Relay| {
+        let components = build(relay)?;
+        let is_defective = relay.name == "one" && lives.fetch_add(1, Ordering::Relaxed) == 0;
+        Ok(if is_defective { relay::run::Components { sink: Box::new(Defective), ..components } } else { components })
+    };
+    let options = relay::Options { build: Arc::new(first_is_defective), ..whole };
+    let (registry, token) = (prometheus::Registry::new(), CancellationToken::new());
+    let relays = relay::Relays::start(&setup.relays, twin.streams(), options, &registry, &token).expect("an own registry");
+    Producer::new(&twin, "p", 1).publish(&[scrape(1, 15_000, &[("a", 1.5), ("b", 2.0)])]).await;
+    for name in ["two", "one"] {
+        let after = passed(&twin, name, 1).await;
+        assert_eq!(after.totals.delivered, 2);
+        balanced(&after);
+    }
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_pending_is_counted_over_the_lives_of_a_producer() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::new(&twin, &[config::Relay { start: config::Start::Earliest, ..relay("one") }]);
+    setup.sink("one").set(|_| retry());
+    let publish = async |name, epoch, slots: std::ops::Range<i64>| {
+        let mut producer = Producer::new(&twin, name, epoch);
+        for k in slots {
+            producer.publish(&[scrape(epoch, slot(k), &[("a", 1.0), ("b", k as f64)])]).await;
+        }
+    };
+    publish("p", 1, 0..7).await;
+    publish("q", 1, 0..3).await;
+    publish("p", 2, 7..12).await;
+    let relays = setup.start();
+    until("two lives of p", || status(&relays, "one").pending_samples == 24).await;
+    publish("q", 3, 3..5).await;
+    until("two lives of q", || status(&relays, "one").pending_samples == 34).await;
+    publish("p", 4, 12..13).await;
+    until("a third one of p", || status(&relays, "one").pending_samples == 36).await;
+    setup.sink("one").set(|_| Answer::Delivered);
+    until("nothing", || status(&relays, "one").pending_samples == 0).await;
+    balanced(&passed(&twin, "one", 18).await);
     relays.stop(Duration::from_secs(5)).await;
 }

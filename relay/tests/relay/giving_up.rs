@@ -53,7 +53,7 @@ fn page(names: &[String], target: u64, at: i64, k: i64) -> Scrape {
 async fn ten_times_the_wall_with_one_relay_stopped_is_counted_to_the_sample() {
     let twin = Twin::new(WALL);
     let mut setup = Setup::new(&twin, &[relay("good"), relay("dead")]);
-    setup.options.trims = true;
+    setup.options.trim = Some(twin.streams());
     let full = setup.options.full.clone();
     setup.sink("dead").set(|_| retry());
     let relays = setup.start();
@@ -93,7 +93,7 @@ async fn a_relay_that_blocks_stops_the_publisher_until_it_moves() {
     let mut blocking = relay("one");
     blocking.hold.on_full = config::OnFull::Block;
     let mut setup = Setup::new(&twin, &[blocking]);
-    setup.options.trims = true;
+    setup.options.trim = Some(twin.streams());
     let full = setup.options.full.clone();
     let sink = setup.sink("one");
     sink.set(|_| retry());
@@ -119,7 +119,7 @@ async fn hold_gives_up_what_is_too_old_even_in_the_middle_of_a_retry() {
     let mut short = relay("short");
     short.hold.max_age = Some(config::Millis(60_000));
     let mut setup = Setup::new(&twin, &[short, relay("long")]);
-    setup.options.trims = true;
+    setup.options.trim = Some(twin.streams());
     setup.sink("short").set(|_| Answer::Retry { after: Some(Duration::from_secs(100_000)), reason: "much later".into() });
     let relays = setup.start();
     let mut producer = Producer::new(&twin, "p", 1);
@@ -143,7 +143,7 @@ async fn what_was_booked_before_a_kill_is_neither_sent_nor_booked_again() {
     let mut config = relay("one");
     config.hold.max_bytes = Some(config::ByteSize(2_000));
     let mut setup = Setup::new(&twin, &[config]);
-    setup.options.trims = true;
+    setup.options.trim = Some(twin.streams());
     let sink = setup.sink("one");
     sink.set(|_| retry());
     let relays = setup.start();
@@ -179,7 +179,7 @@ async fn what_was_booked_before_a_kill_is_neither_sent_nor_booked_again() {
 async fn delivered_messages_go_after_the_replay_window_and_the_bases_stay() {
     let twin = Twin::new(u64::MAX);
     let mut setup = Setup::one(&twin);
-    setup.options.trims = true;
+    setup.options.trim = Some(twin.streams());
     setup.options.replay_window = Duration::from_secs(600);
     let relays = setup.start();
     let mut producer = Producer::new(&twin, "p", 1);
@@ -200,7 +200,7 @@ async fn a_relay_that_left_the_configuration_holds_space_for_a_while() {
     let twin = Twin::new(u64::MAX);
     let mut both = Setup::new(&twin, &[relay("stays"), relay("leaves")]);
     both.sink("leaves").set(|_| retry());
-    both.options.trims = true;
+    both.options.trim = Some(twin.streams());
     both.options.replay_window = Duration::ZERO;
     both.options.retired_hold = Duration::from_secs(7200);
     let relays = both.start();
@@ -218,6 +218,33 @@ async fn a_relay_that_left_the_configuration_holds_space_for_a_while() {
         }
     }
     assert!(twin.raw.info().await.expect("up").first_seq > 60);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_relay_that_left_nor_a_replay_that_hangs_stops_the_publisher() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::new(&twin, &[relay("stays"), relay("leaves")]);
+    setup.sink("leaves").set(|_| retry());
+    setup.options.trim = Some(twin.streams());
+    let full = setup.options.full.clone();
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[page(&names(200), 1, slot(0), 0)]).await;
+    passed(&twin, "stays", 1).await;
+    relays.stop(Duration::from_secs(5)).await;
+    setup.relays.pop();
+    let hung = relay::replay::Registration { position: 1, at_ms: i64::MAX };
+    twin.streams().state.put("replay.stays.x", serde_json::to_vec(&hung).expect("JSON").into(), 0).await.expect("up");
+    let relays = setup.start();
+    let mut since = 0;
+    for k in 1..=400 {
+        assert!(patiently(&mut producer, &twin, &full, &[page(&names(200), 1, slot(k), k)], &mut since).await, "stuck at {k}");
+    }
+    let last = twin.raw.info().await.expect("up");
+    assert!(last.first_seq > 100, "{last:?}");
+    balanced(&passed(&twin, "stays", last.last_seq).await);
+    assert_eq!(ledger(&twin), [], "the relay that is configured lost nothing");
     relays.stop(Duration::from_secs(5)).await;
 }
 
@@ -257,4 +284,60 @@ async fn what_was_booked_means_nothing_for_other_messages_under_the_same_sequenc
     assert_eq!((after.totals.delivered, after.totals.lost), (4, 8));
     assert_eq!(ledger(&twin)[1].reason, "rollback");
     relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreadable_checkpoint_yields_at_the_wall_and_is_booked() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::new(&twin, &[relay("good"), relay("bad")]);
+    setup.options.trim = Some(twin.streams());
+    twin.streams().state.put("relay.bad", "{\"version\":7".into(), 0).await.expect("up");
+    let (full, registry) = (setup.options.full.clone(), prometheus::Registry::new());
+    let relays = setup.start_with(&registry);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, mut since) = (names(200), 0);
+    for k in 1..=400 {
+        assert!(patiently(&mut producer, &twin, &full, &[page(&names, 1, slot(k), k)], &mut since).await, "stuck at {k}");
+    }
+    let good = passed(&twin, "good", 400).await;
+    assert_eq!((good.totals.delivered, good.totals.lost), (80_000, 0));
+    assert_eq!(status(&relays, "bad").activity, relay::Activity::Failed);
+    let first = twin.raw.info().await.expect("up").first_seq;
+    let booked = ledger(&twin);
+    assert!(first > 100 && booked.iter().all(|e| e.relay.as_deref() == Some("bad") && e.reason == "full"));
+    // Range follows range, and no message went that is not in one.
+    let mut next = 1;
+    for entry in &booked {
+        let (from, to) = entry.seqs.expect("it was in the stream");
+        assert_eq!((from, entry.samples, entry.frames), (next, (to + 1 - from) * 200, to + 1 - from));
+        next = to + 1;
+    }
+    assert!(first <= next);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_another_process_took_gives_up_when_that_is_gone() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::one(&twin);
+    setup.options.trim = Some(twin.streams());
+    let full = setup.options.full.clone();
+    setup.sink("one").set(|_| retry());
+    let first = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, mut since) = (names(200), 0);
+    producer.publish(&[page(&names, 1, slot(0), 0)]).await;
+    until("it tries", || !setup.sink("one").calls().is_empty()).await;
+    let mut other = checkpoint(&twin, "one").await.expect("it is written at the start");
+    other.owner = "another".into();
+    let state = twin.streams().state;
+    let entry = state.get("relay.one").await.expect("up").expect("there");
+    state.put("relay.one", serde_json::to_vec(&other).expect("JSON").into(), entry.revision).await.expect("up");
+    setup.sink("one").set(|_| Answer::Delivered);
+    until("it has ended", || status(&first, "one").activity == relay::Activity::Failed).await;
+    for k in 1..=400 {
+        assert!(patiently(&mut producer, &twin, &full, &[page(&names, 1, slot(k), k)], &mut since).await, "stuck at {k}");
+    }
+    balanced(&passed(&twin, "one", 401).await);
+    first.stop(Duration::from_secs(5)).await;
 }

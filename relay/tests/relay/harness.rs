@@ -256,7 +256,7 @@ impl Setup {
             relays: relays.to_vec(),
             sinks,
             limits: Limits { bytes_max: 1 << 20, items_max: 10_000 },
-            options: Options { trims: false, ..Options::default() },
+            options: Options::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod delivery;
+mod folding;
 mod giving_up;
 mod harness;
 mod reading;

@@ -55,7 +55,7 @@ async fn a_range_goes_out_again_by_slot_while_the_live_path_runs() {
 async fn the_rate_is_kept_and_its_place_in_the_stream_is_held() {
     let twin = Twin::new(u64::MAX);
     let mut setup = Setup::one(&twin);
-    setup.options.trims = true;
+    setup.options.trim = Some(twin.streams());
     setup.options.replay_window = Duration::ZERO;
     let at = slot(0);
     published(&twin, at, 1..=20).await;
@@ -108,4 +108,28 @@ async fn a_sink_that_refuses_all_of_a_replay_gets_nothing_parked() {
     let nothing = Replay::start(later, twin.streams(), &setup.options(), &token).await.expect("begins");
     assert_eq!(nothing.finish().await.expect("ends").totals.delivered, 0);
     assert!(setup.sink("one").calls().iter().all(|call| call.answer != Answer::Delivered));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_before_the_range_is_neither_lost_nor_parked() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let at = slot(0);
+    let mut producer = published(&twin, at, 1..=2).await;
+    producer.rebase();
+    for k in 3..=9 {
+        producer.publish(&[scrape(1, at + k * SLOT, &[("a", k as f64), ("b_total", k as f64)])]).await;
+    }
+    // The second message hangs on a base that is gone, as the first ones of any range do.
+    twin.raw.purge(2).await.expect("up");
+    let token = CancellationToken::new();
+    let replay = async |from, to| {
+        let wanted = request(&setup.relays[0], at + from * SLOT, at + to * SLOT);
+        let replay = Replay::start(wanted, twin.streams(), &setup.options(), &token).await.expect("begins");
+        let totals = replay.finish().await.expect("ends").totals;
+        (totals.read, totals.delivered, totals.lost)
+    };
+    assert_eq!(replay(4, 6).await, (6, 6, 0));
+    assert_eq!(replay(2, 3).await, (4, 2, 2), "what was wanted and cannot be read is said");
+    assert!(twin.dead.messages().is_empty() && ledger(&twin).is_empty());
 }

@@ -9,7 +9,7 @@
 //! finds its place again ([`walk`]), so a family that moves, comes or goes costs its own lines only.
 //!
 //! **Staleness.** A series that is missing from a page has [`sample::STALE_NAN`] in that frame and is absent after it; one that had an
-//! explicit timestamp is absent at once, as with Prometheus' `track_timestamps_staleness: false`. A series that comes back takes its old
+//! explicit timestamp is absent at once, unless `track_timestamps_staleness` is set. A series that comes back takes its old
 //! place. Absent series are dropped from a layout when they are 16 or more and over an eighth of it.
 //!
 //! **Relabeling.** A series is relabeled when its text is first seen; what came of it is kept with the hash of the text. A dropped series has
@@ -119,9 +119,9 @@ impl SeriesCache {
     /// Starts without any series; layouts are shared with all caches of the same interner.
     pub fn with_interner(options: Options, interner: Arc<Interner>) -> Self {
         Self {
-            options,
             hash: TextHash::new(),
-            store: Store::new(interner),
+            store: Store::new(interner, options.track_timestamps_staleness),
+            options,
             format: Format::Text,
             order: Vec::new(),
             next: Vec::new(),

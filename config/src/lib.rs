@@ -10,6 +10,7 @@ mod layers;
 mod load;
 mod pattern;
 mod problem;
+mod prometheus;
 mod relabel;
 mod scrape;
 mod tree;
@@ -59,6 +60,8 @@ pub struct Config {
     pub global: Global,
     /// What is scraped, as in a prometheus.yml.
     pub scrape_configs: Vec<ScrapeConfig>,
+    /// Files with more `scrape_configs`; `*` in the last element of a path stands for anything. Empty once they are read.
+    pub scrape_config_files: Vec<PathBuf>,
     /// The stream: where it is, how large it may grow.
     pub buffer: Buffer,
     /// Where samples go.
@@ -75,6 +78,18 @@ pub struct Global {
     pub scrape_interval: Millis,
     /// How long a scrape may take.
     pub scrape_timeout: Millis,
+    /// Uncompressed body limit where a scrape configuration sets none; 0: none.
+    pub body_size_limit: ByteSize,
+    /// Samples per scrape where a scrape configuration sets no limit; 0: none.
+    pub sample_limit: u64,
+    /// Labels per sample where a scrape configuration sets no limit; 0: none.
+    pub label_limit: u64,
+    /// Bytes of a label name where a scrape configuration sets no limit; 0: none.
+    pub label_name_length_limit: u64,
+    /// Bytes of a label value where a scrape configuration sets no limit; 0: none.
+    pub label_value_length_limit: u64,
+    /// Dropped targets remembered where a scrape configuration sets no limit; 0: 10,000.
+    pub keep_dropped_targets: u64,
     /// Labels added to every series on its way to a sink, unless the series has one of that name.
     pub external_labels: std::collections::BTreeMap<String, String>,
 }
@@ -167,7 +182,17 @@ pub struct Server {
 
 impl Default for Global {
     fn default() -> Self {
-        Self { scrape_interval: SCRAPE_INTERVAL, scrape_timeout: SCRAPE_TIMEOUT, external_labels: std::collections::BTreeMap::new() }
+        Self {
+            scrape_interval: SCRAPE_INTERVAL,
+            scrape_timeout: SCRAPE_TIMEOUT,
+            body_size_limit: ByteSize(0),
+            sample_limit: 0,
+            label_limit: 0,
+            label_name_length_limit: 0,
+            label_value_length_limit: 0,
+            keep_dropped_targets: 0,
+            external_labels: std::collections::BTreeMap::new(),
+        }
     }
 }
 

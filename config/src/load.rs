@@ -12,6 +12,7 @@ use crate::check;
 use crate::component::Kinds;
 use crate::layers::{self, Overrides};
 use crate::problem::{PROBLEMS_MAX, Place, Problem, Warning};
+use crate::prometheus;
 use crate::tree::{self, Content, Entry, Map, Node, Step, show, steps};
 use crate::words::{self, About};
 use crate::yaml::{self, FILE_BYTES_MAX};
@@ -22,7 +23,6 @@ const ROUNDS_MAX: usize = 2000;
 
 /// Keys of Prometheus and of the design that this version does not read: said as such instead of "unknown".
 const NOT_YET: &[&str] = &[
-    "alerting",
     "always_scrape_classic_histograms",
     "azure_sd_configs",
     "bearer_token",
@@ -59,22 +59,16 @@ const NOT_YET: &[&str] = &[
     "proxy_from_environment",
     "proxy_url",
     "puppetdb_sd_configs",
-    "remote_read",
-    "remote_write",
-    "rule_files",
     "scaleway_sd_configs",
     "scrape_classic_histograms",
-    "scrape_config_files",
     "scrape_failure_log_file",
     "scrape_native_histograms",
     "scrape_protocols",
     "serverset_sd_configs",
     "sigv4",
     "stackit_sd_configs",
-    "storage",
     "target_limit",
     "tests",
-    "track_timestamps_staleness",
     "triton_sd_configs",
     "uyuni_sd_configs",
     "vultr_sd_configs",
@@ -93,33 +87,44 @@ pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<(Config
         return Err(whole(format!("it has {bytes} bytes, {FILE_BYTES_MAX} are allowed: is it the right file?")));
     }
     let text = std::fs::read_to_string(path).map_err(|e| whole(format!("cannot read it: {e}")))?;
-    let (mut config, warnings) = parse(&file, &text, overrides, kinds)?;
-    let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    config.scrape_configs.iter_mut().for_each(|scrape| scrape.resolve(folder));
-    Ok((config, warnings))
+    parse_in(path.parent(), &file, &text, overrides, kinds)
 }
 
-/// Checks the text of a configuration file; `file` is the name in messages.
+/// Checks the text of a configuration file; `file` is the name in messages. Paths in it stay as they are.
 ///
 /// *Errors*: as [`load`].
 pub fn parse(file: &str, text: &str, overrides: &Overrides, kinds: &Kinds) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
+    parse_in(None, file, text, overrides, kinds)
+}
+
+fn parse_in(
+    folder: Option<&Path>,
+    file: &str,
+    text: &str,
+    overrides: &Overrides,
+    kinds: &Kinds,
+) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
     let mut read = yaml::read(file, text).map_err(|problem| vec![problem])?;
-    drop_nulls(&mut read.root, 0);
     let mut problems = read.problems;
+    let mut warnings: Vec<_> = prometheus::set_aside(&mut read.root).into_iter().collect();
+    prometheus::include(&mut read.root, folder.unwrap_or_else(|| Path::new("")), &mut problems, &mut warnings);
+    drop_nulls(&mut read.root, 0);
     problems.extend(refuse_lists(&mut read.root));
     let mut tree = layers::merge(&read.root, overrides).map_err(|problem| vec![problem])?;
     let typed = type_all(&mut tree, &mut problems);
-    let mut warnings = Vec::new();
     if let Some(mut config) = typed {
         let mut findings = check::Findings::new(&mut tree, kinds);
         findings.check(&config);
         problems.append(&mut findings.problems);
-        warnings = findings.warnings;
+        warnings.extend(findings.warnings);
         if findings.requoted {
             config = type_all(&mut tree, &mut problems).unwrap_or(config);
         }
         if problems.is_empty() {
             settle(&mut config, &tree);
+            if folder.is_some() {
+                resolve(&mut config, &tree);
+            }
             return Ok((config, warnings));
         }
     }
@@ -135,11 +140,35 @@ pub fn parse(file: &str, text: &str, overrides: &Overrides, kinds: &Kinds) -> Re
     Err(problems)
 }
 
-/// A timeout that nobody wrote is never above the interval, as in Prometheus.
+/// A timeout that nobody wrote is never above the interval, and a limit that nobody wrote is the general one, as in Prometheus.
 fn settle(config: &mut Config, tree: &Node) {
     let written = tree.at(&steps!["global", "scrape_timeout"]).is_some_and(|n| n.place != Place::Default);
     if !written {
         config.global.scrape_timeout = Millis(config.global.scrape_timeout.0.min(config.global.scrape_interval.0));
+    }
+    let global = &config.global;
+    for scrape in &mut config.scrape_configs {
+        for (own, general) in [
+            (&mut scrape.body_size_limit.0, global.body_size_limit.0),
+            (&mut scrape.sample_limit, global.sample_limit),
+            (&mut scrape.label_limit, global.label_limit),
+            (&mut scrape.label_name_length_limit, global.label_name_length_limit),
+            (&mut scrape.label_value_length_limit, global.label_value_length_limit),
+            (&mut scrape.keep_dropped_targets, global.keep_dropped_targets),
+        ] {
+            if *own == 0 {
+                *own = general;
+            }
+        }
+    }
+}
+
+/// Paths of a scrape configuration are relative to the file that it stands in.
+fn resolve(config: &mut Config, tree: &Node) {
+    for (i, scrape) in config.scrape_configs.iter_mut().enumerate() {
+        if let Place::File { file, .. } = tree.place_of(&steps!["scrape_configs", i]) {
+            scrape.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
+        }
     }
 }
 

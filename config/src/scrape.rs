@@ -38,6 +38,9 @@ pub struct ScrapeConfig {
     /// Whether the page's timestamps are used.
     #[serde(default = "yes")]
     pub honor_timestamps: bool,
+    /// Whether a series with an explicit timestamp gets a staleness marker when it vanishes, as others do.
+    #[serde(default)]
+    pub track_timestamps_staleness: bool,
     /// Formats to ask for, in order of preference. Default: OpenMetrics, then text, as in Prometheus 3; protobuf before them where
     /// `scrape_native_histograms` is true.
     #[serde(default)]

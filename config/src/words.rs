@@ -103,6 +103,7 @@ fn plain(expected: &str) -> String {
         "f64" | "f32" => "a number".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "unit" => "nothing".to_owned(),
+        "path string" => "a path".to_owned(),
         text if text.starts_with("struct ") || text.starts_with("internally tagged") => "a map".to_owned(),
         text => text.to_owned(),
     }

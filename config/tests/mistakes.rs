@@ -207,3 +207,55 @@ fn all() -> Kinds {
         refuses: None,
     }
 }
+
+/// A prometheus.yml with all it may have, in a folder with the files that it names.
+#[test]
+fn a_whole_prometheus_yml_is_read_with_its_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir(path("jobs")).expect("a folder");
+    std::fs::write(path("prometheus.yml"), include_str!("prometheus.yml")).expect("written");
+    let job =
+        "scrape_configs:\n  - job_name: extra\n    authorization: {credentials_file: token}\n    file_sd_configs: [{files: ['*.json']}]\n";
+    std::fs::write(path("jobs/extra.yml"), job).expect("written");
+    let (config, warnings) = config::load(&path("prometheus.yml"), &Overrides::default(), &kinds()).expect("a good configuration");
+    let jobs: Vec<_> = config.scrape_configs.iter().map(|scrape| scrape.job_name.as_str()).collect();
+    assert_eq!(jobs, ["prometheus", "extra"]);
+    let [own, extra] = &config.scrape_configs[..] else { panic!("two jobs") };
+    assert_eq!(own.file_sd_configs[0].files, [path("targets/*.json")], "relative to the file");
+    assert_eq!(extra.file_sd_configs[0].files, [path("jobs/*.json")], "relative to its own file");
+    assert_eq!(extra.authorization.as_ref().and_then(|a| a.credentials_file.clone()), Some(path("jobs/token")));
+    assert_eq!((own.sample_limit, extra.sample_limit), (5, 100), "the general limit where there is no other");
+    let warnings: Vec<_> = warnings.iter().map(|w| w.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
+    assert_eq!(
+        warnings,
+        [
+            "DIR/prometheus.yml:3:3: left out, as Strata neither stores, queries nor alerts: global.evaluation_interval, rule_files, \
+             alerting, remote_write, storage; what is collected goes where relays say",
+            "DIR/prometheus.yml:9:35: scrape_config_files[1]: no file fits 'jobs/*.yaml'",
+            "DIR/prometheus.yml:1:1: relays: no relay is configured: samples are kept for a replay and go nowhere",
+        ]
+    );
+}
+
+#[test]
+fn a_mistake_in_an_included_file_is_told_with_its_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("a.yml"), "scrape_config_files: [b.yml, c.yml, d.yml]\nscrape_configs: [{job_name: x}]\n").expect("written");
+    std::fs::write(path("b.yml"), "scrape_configs:\n  - {job_name: x}\n  - {job_nam: y}\nglobal: {}\n").expect("written");
+    std::fs::write(path("c.yml"), "[]").expect("written");
+    let problems = config::load(&path("a.yml"), &Overrides::default(), &kinds()).expect_err("mistakes");
+    let said: Vec<_> = problems.iter().map(|p| p.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
+    assert_eq!(
+        said,
+        [
+            "DIR/a.yml:1:37: scrape_config_files[2]: cannot read 'DIR/d.yml': No such file or directory (os error 2)",
+            "DIR/b.yml:2:16: scrape_configs[1].job_name: 'x' is here a second time, first in line 2: each needs a name of its own",
+            "DIR/b.yml:3:5: scrape_configs[2]: 'job_name' is missing",
+            "DIR/b.yml:3:6: scrape_configs[2].job_nam: unknown key 'job_nam', did you mean 'job_name'?",
+            "DIR/b.yml:4:1: global: 'global' cannot stand in a file of scrape_config_files: only scrape_configs can",
+            "DIR/c.yml:1:1: expected a map with scrape_configs",
+        ]
+    );
+}

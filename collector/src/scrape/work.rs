@@ -48,6 +48,7 @@ impl Work {
         let options = Options {
             honor_labels: scrape.honor_labels,
             honor_timestamps: scrape.honor_timestamps,
+            track_timestamps_staleness: scrape.track_timestamps_staleness,
             sample_limit: scrape.sample_limit,
             label_limit: scrape.label_limit,
             label_name_length_limit: scrape.label_name_length_limit,

@@ -17,6 +17,8 @@ pub struct Options {
     pub honor_labels: bool,
     /// Whether explicit timestamps are used.
     pub honor_timestamps: bool,
+    /// Whether a series with an explicit timestamp gets a staleness marker when it vanishes.
+    pub track_timestamps_staleness: bool,
     /// Samples per page, those that relabeling drops not counted.
     pub sample_limit: u64,
     /// Labels per series.

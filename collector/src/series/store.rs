@@ -46,6 +46,7 @@ pub(super) struct Store {
     spares: Vec<Columns>,
     states: Vec<PartState>,
     interner: Arc<Interner>,
+    track_timestamps: bool,
     /// Used again, with the memory of their texts and buckets.
     exemplars: Vec<Exemplar>,
     histograms: Vec<NativeHistogram>,
@@ -74,8 +75,17 @@ impl Moved {
 }
 
 impl Store {
-    pub(super) fn new(interner: Arc<Interner>) -> Self {
-        Self { parts: Vec::new(), spares: Vec::new(), states: Vec::new(), interner, exemplars: Vec::new(), histograms: Vec::new() }
+    /// `track_timestamps`: series with explicit timestamps get staleness markers too.
+    pub(super) fn new(interner: Arc<Interner>, track_timestamps: bool) -> Self {
+        Self {
+            parts: Vec::new(),
+            spares: Vec::new(),
+            states: Vec::new(),
+            interner,
+            track_timestamps,
+            exemplars: Vec::new(),
+            histograms: Vec::new(),
+        }
     }
 
     pub(super) fn parts(&self) -> &[Part] {
@@ -150,7 +160,7 @@ impl Store {
     /// Ends a scrape: what is missing becomes stale or absent, and the scrape's columns are the parts' columns.
     pub(super) fn commit(&mut self) {
         for (part, spare) in self.parts.iter_mut().zip(&mut self.spares) {
-            mark_missing(&part.columns, spare);
+            mark_missing(&part.columns, spare, self.track_timestamps);
             std::mem::swap(&mut part.columns, spare);
         }
         // What this page had no use for is not kept for the next.
@@ -388,14 +398,14 @@ fn duplicate(columns: &mut Columns, index: usize, value: u64, timestamp_ms: Opti
 }
 
 /// Gives the series that the scrape lacks their last word.
-fn mark_missing(before: &Columns, now: &mut Columns) {
+fn mark_missing(before: &Columns, now: &mut Columns, track_timestamps: bool) {
     for (index, state) in now.states.iter_mut().enumerate() {
         if *state != State::Absent {
             continue;
         }
         // The value of a histogram is 0.
         let was_live = before.states[index] != State::Absent && !sample::is_stale(before.values[index]);
-        let at_slot = before.timestamps.get(index).is_none_or(|time| *time == NO_TIME);
+        let at_slot = track_timestamps || before.timestamps.get(index).is_none_or(|time| *time == NO_TIME);
         if was_live && at_slot {
             *state = State::Present;
             now.values[index] = STALE_NAN;

@@ -76,6 +76,7 @@ fn a_series_that_vanishes_is_stale_once() {
 #[test]
 fn an_explicit_timestamp_leaves_no_marker() {
     check(options(), &[("a 1 5\nb 2\n", "a{} 1 @5; b{} 2"), ("", "b{} stale"), ("a 1\n", "a{} 1"), ("", "a{} stale")]);
+    check(Options { track_timestamps_staleness: true, ..options() }, &[("a 1 5\n", "a{} 1 @5"), ("", "a{} stale"), ("", "")]);
     check(Options { honor_timestamps: false, ..options() }, &[("a 1 5\n", "a{} 1"), ("", "a{} stale")]);
 }
 

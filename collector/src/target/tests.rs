@@ -17,6 +17,7 @@ fn global() -> Global {
         scrape_interval: Millis(15_000),
         scrape_timeout: Millis(20_000),
         external_labels: BTreeMap::from([("cluster".to_owned(), "eu-1".to_owned()), ("env".to_owned(), "outside".to_owned())]),
+        ..Global::default()
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::{Findings, LabelUse, host_port};
-use crate::tree::{Step, steps};
+use crate::tree::{Content, Step, steps};
 use crate::{DnsType, Global, HttpOptions, Millis, RelabelConfig, ScrapeConfig, ScrapeProtocol, TlsConfig, TlsVersion};
 
 /// Smallest refresh interval of a discovery. Smaller: a server is asked all the time.
@@ -191,7 +191,11 @@ impl Findings<'_> {
             if sd.names.is_empty() {
                 self.problem(&here, "names is empty");
             }
-            if !matches!(sd.kind, DnsType::A | DnsType::Aaaa) {
+            let told =
+                matches!(self.tree.at(&here).map(|node| &node.content), Some(Content::Map(map)) if map.removed.iter().any(|k| k == "type"));
+            if told {
+                // What the type is, nobody knows.
+            } else if !matches!(sd.kind, DnsType::A | DnsType::Aaaa) {
                 let path = if self.is_written(&[here.clone(), steps!["type"].to_vec()].concat()) { "type" } else { "" };
                 let path = [here.clone(), steps![path].into_iter().filter(|_| !path.is_empty()).collect()].concat();
                 self.problem(&path, "records of type SRV (the default), MX and NS are not read by this version: write type A or AAAA");

@@ -91,7 +91,14 @@ impl Deliver {
                 &cut
             };
             tries += 1;
-            match self.request(batch, part.seq).await? {
+            let word = match self.request(batch, part.seq).await {
+                Ok(word) => word,
+                Err(halt) => {
+                    self.half_sent |= outcome.delivered > 0;
+                    return Err(halt);
+                }
+            };
+            match word {
                 Word::Delivered => outcome.delivered += (to - from) as u64,
                 Word::GivenUp => outcome.given_up += (to - from) as u64,
                 Word::Rejected { items: Some(items), answer } => {

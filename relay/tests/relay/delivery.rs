@@ -82,6 +82,34 @@ async fn a_clean_stop_repeats_nothing_even_in_the_middle_of_a_message() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_in_the_middle_of_a_bisection_is_not_called_clean() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    // The first half is taken, the second one waits.
+    sink.set(|lines| match (lines.len(), lines[0].contains("\"a\"")) {
+        (4, _) => reject(),
+        (_, true) => Answer::Delivered,
+        _ => retry(),
+    });
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, 15_000, &[("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)])]).await;
+    until("a half is delivered", || sink.calls().len() > 4).await;
+    relays.stop(Duration::from_secs(5)).await;
+    assert!(!checkpoint(&twin, "one").await.expect("it is written").clean);
+    sink.set(|_| Answer::Delivered);
+    let registry = prometheus::Registry::new();
+    let relays = setup.start_with(&registry);
+    balanced(&passed(&twin, "one", 1).await);
+    assert_eq!(sink.delivered().len(), 6, "the first half goes again");
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+    assert!(text.contains("strata_relay_repeated_samples_total{relay=\"one\"} 4"), "and is counted: {text}");
+    relays.stop(Duration::from_secs(5)).await;
+    assert!(checkpoint(&twin, "one").await.expect("it is written").clean);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sink_that_is_away_stops_only_its_own_relay_and_loses_nothing() {
     let twin = Twin::new(u64::MAX);
     let setup = Setup::new(&twin, &[relay("good"), relay("bad")]);

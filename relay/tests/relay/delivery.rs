@@ -265,6 +265,38 @@ async fn metrics_say_what_the_checkpoint_says() {
     relays.stop(Duration::from_secs(5)).await;
 }
 
+/// A sink that never answers.
+struct Hung;
+
+#[async_trait::async_trait]
+impl Sink for Hung {
+    async fn send(&mut self, _: &Batch, _: Range<usize>) -> Answer {
+        std::future::pending().await
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { bytes_max: 1 << 20, items_max: 1000 }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_hangs_does_not_take_the_time_of_a_stop() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let build = setup.options().build;
+    let hung = move |relay: &config::Relay| Ok(relay::run::Components { sink: Box::new(Hung), ..build(relay)? });
+    let options = relay::Options { build: std::sync::Arc::new(hung), ..Default::default() };
+    let (registry, token) = (prometheus::Registry::new(), tokio_util::sync::CancellationToken::new());
+    let relays = relay::Relays::start(&setup.relays, twin.streams(), options, &registry, &token).expect("an own registry");
+    Producer::new(&twin, "p", 1).publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let asked = tokio::time::Instant::now();
+    relays.stop(Duration::from_secs(20)).await;
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    let left = checkpoint(&twin, "one").await.expect("it is written");
+    assert_eq!((left.clean, left.seq), (false, 0), "what it was given goes again");
+}
+
 /// A sink with a defect.
 struct Defective;
 

@@ -14,7 +14,7 @@ use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use prometheus::{Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn start_replay(self: Arc<Self>, replay: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>>;
     /// How far a replay is.
     fn replay(&self, id: &str) -> Option<Value>;
+    /// Asks a replay to end; how far it is.
+    fn cancel_replay(&self, id: &str) -> Option<Value>;
 }
 
 /// One condition of readiness.
@@ -98,6 +100,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>, registry: Registry) -> Router {
     let shared = Arc::new(Shared { backend, registry });
     let changes = Router::new()
         .route("/api/v1/replays", post(start_replay))
+        .route("/api/v1/replays/{id}", delete(cancel_replay))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), needs_token));
     Router::new()
         .route("/", get(async || "Strata: /metrics /healthz /readyz?verbose /api/v1/status /api/v1/targets /api/v1/relays\n"))
@@ -159,6 +162,75 @@ async fn start_replay(
 }
 
 async fn replay(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
-    let found = shared.backend.replay(&id);
-    found.map(Json).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, format!("there is no replay '{id}'")))
+    shared.backend.replay(&id).map(Json).ok_or_else(|| no_replay(&id))
+}
+
+async fn cancel_replay(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
+    shared.backend.cancel_replay(&id).map(Json).ok_or_else(|| no_replay(&id))
+}
+
+fn no_replay(id: &str) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, format!("there is no replay '{id}'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper_util::client::legacy::Client;
+    use hyper_util::rt::TokioExecutor;
+
+    use super::*;
+
+    struct One;
+
+    impl Backend for One {
+        fn token(&self) -> Option<&str> {
+            Some("0123456789abcdef")
+        }
+        fn ready(&self) -> Vec<Check> {
+            Vec::new()
+        }
+        fn status(&self) -> Value {
+            Value::Null
+        }
+        fn targets(&self) -> Value {
+            Value::Null
+        }
+        fn relays(&self) -> Value {
+            Value::Null
+        }
+        fn start_replay(self: Arc<Self>, _: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>> {
+            Box::pin(async { Ok(Value::Null) })
+        }
+        fn replay(&self, id: &str) -> Option<Value> {
+            (id == "there").then_some(Value::Null)
+        }
+        fn cancel_replay(&self, id: &str) -> Option<Value> {
+            self.replay(id)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replay_is_cancelled_with_the_token_only() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let server = tokio::spawn(axum::serve(listener, router(Arc::new(One), Registry::new())).into_future());
+        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        for (method, id, token, expect) in [
+            ("DELETE", "there", "", 401),
+            ("DELETE", "there", "0123456789abcdef", 200),
+            ("DELETE", "gone", "0123456789abcdef", 404),
+            ("GET", "there", "", 200),
+        ] {
+            let request = http::Request::builder()
+                .method(method)
+                .uri(format!("http://{address}/api/v1/replays/{id}"))
+                .header("authorization", format!("Bearer {token}"))
+                .body(Full::default())
+                .expect("a request");
+            assert_eq!(client.request(request).await.expect("an answer").status().as_u16(), expect, "{method} {id} {token}");
+        }
+        server.abort();
+    }
 }

@@ -3,6 +3,7 @@
 //! *In*: a configuration. *Out*: server → collector → relays; on a stop intake ends first, then what is on its way is delivered, then the
 //! server ends. *Bound*: the deadline of the stop. *When full*: parts that are late are named in the log.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -28,6 +29,9 @@ const COLLECTOR_TENTHS: u32 = 4;
 const CATCH_UP_TENTHS: u32 = 4;
 /// How long replays may take to end.
 const REPLAYS_STOP: Duration = Duration::from_secs(2);
+/// How long a relay may stand still before the stop no longer waits for it: its sink hangs. Larger: one hung sink takes the time of the whole
+/// stop; smaller: a slow one is left in the middle, and goes on there at the next start.
+const STUCK: Duration = Duration::from_secs(5);
 /// Between two looks at how far the relays are.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -110,8 +114,9 @@ impl Appliance {
             // It says itself what it could not publish.
             in_time &= collector.stop(within * COLLECTOR_TENTHS / 10).await == collector::publish::Left::default();
         }
-        if timeout(within * CATCH_UP_TENTHS / 10, self.caught_up()).await.is_err() {
-            tracing::warn!(relays = ?self.behind(), "these did not reach the end of the stream: they go on there at the next start");
+        let behind = timeout(within * CATCH_UP_TENTHS / 10, self.caught_up()).await.unwrap_or_else(|_| self.behind());
+        if !behind.is_empty() {
+            tracing::warn!(relays = ?behind, "these did not reach the end of the stream: they go on there at the next start");
             in_time = false;
         }
         // A replay can be asked for again; what it is at is not worth the time of the live relays.
@@ -126,12 +131,15 @@ impl Appliance {
     }
 
     /// Waits until every relay that makes progress is at the end of the stream; one whose sink is away keeps its backlog there.
-    async fn caught_up(&self) {
-        let Ok(info) = self.streams.raw.info().await else { return };
+    /// One that stands still is not waited for: these are the answer.
+    async fn caught_up(&self) -> Vec<String> {
+        let Ok(info) = self.streams.raw.info().await else { return Vec::new() };
+        let mut moving = Moving::default();
         loop {
             let statuses = self.board.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten().unwrap_or_default();
-            if statuses.iter().all(|s| s.activity != Activity::Running || s.position >= info.last_seq) {
-                return;
+            let behind: Vec<_> = statuses.iter().filter(|s| s.activity == Activity::Running && s.position < info.last_seq).collect();
+            if behind.iter().filter(|s| moving.is_moving(&s.name, s.position, Instant::now())).count() == 0 {
+                return behind.iter().map(|s| s.name.clone()).collect();
             }
             sleep(LOOK).await;
         }
@@ -140,6 +148,25 @@ impl Appliance {
     fn behind(&self) -> Vec<String> {
         let statuses = self.board.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten().unwrap_or_default();
         statuses.into_iter().filter(|s| s.activity == Activity::Running && s.pending_samples > 0).map(|s| s.name).collect()
+    }
+}
+
+/// Which relays come nearer to the end of the stream.
+#[derive(Default)]
+struct Moving {
+    seen: HashMap<String, (u64, Instant)>,
+}
+
+impl Moving {
+    /// Whether a relay's position moved within [`STUCK`].
+    fn is_moving(&mut self, relay: &str, position: u64, now: Instant) -> bool {
+        match self.seen.get(relay) {
+            Some((at, since)) if *at == position => now.duration_since(*since) < STUCK,
+            _ => {
+                self.seen.insert(relay.to_owned(), (position, now));
+                true
+            }
+        }
     }
 }
 
@@ -157,4 +184,19 @@ fn advise(error: anyhow::Error) -> anyhow::Error {
         _ => return error,
     };
     anyhow!("{error:#}; {advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_that_stands_still_is_not_waited_for() {
+        let (mut moving, now) = (Moving::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert!(moving.is_moving("one", 7, at(0)) && moving.is_moving("one", 7, at(4)));
+        assert!(!moving.is_moving("one", 7, at(5)));
+        assert!(moving.is_moving("one", 8, at(6)) && moving.is_moving("other", 7, at(6)));
+        assert!(!moving.is_moving("one", 8, at(11)));
+    }
 }

@@ -138,6 +138,10 @@ impl Backend for Board {
     fn replay(&self, id: &str) -> Option<Value> {
         self.with_parts(|parts| parts.replays.get(id)).flatten()
     }
+
+    fn cancel_replay(&self, id: &str) -> Option<Value> {
+        self.with_parts(|parts| parts.replays.cancel(id)).flatten()
+    }
 }
 
 fn describe(state: &ServerState) -> String {

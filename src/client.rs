@@ -37,6 +37,10 @@ impl Api {
         self.send(Method::GET, path, Bytes::new()).await
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        self.send(Method::DELETE, path, Bytes::new()).await
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &impl serde::Serialize) -> anyhow::Result<Value> {
         self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await
     }

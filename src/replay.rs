@@ -1,6 +1,6 @@
 //! `strata replay`: asks a running Strata to send a past range again, and shows how far it is.
 //!
-//! *In*: a relay, a range, a rate. *Out*: progress until it is done. *Bound*: one request per second. *When full*: does not apply.
+//! *In*: a relay, a range, a rate. *Out*: progress until it is done; SIGINT and SIGTERM cancel it. *Bound*: one request per second. *When full*: does not apply.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -9,12 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::client::Api;
 use crate::{FAILED, Output, Source, USAGE, api, check, fail, run, times, token};
 
 /// Between two looks at the progress.
 const POLL: Duration = Duration::from_millis(500);
+/// How long a cancelled replay may take to end: a request that is on its way is let finish.
+const CANCEL_MAX: Duration = Duration::from_secs(15);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -90,6 +94,8 @@ fn place(args: &Args) -> Result<(String, PathBuf), ExitCode> {
 /// Starts it and follows it; whether it ended well.
 async fn replay(address: &str, token_file: &std::path::Path, request: &api::Replay, output: Output) -> anyhow::Result<bool> {
     let api = Api::new(address, token::read(token_file)?);
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let started = api.post("/api/v1/replays", request).await.context("cannot start the replay")?;
     let Some(id) = started.get("id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned)) else {
         bail!("cannot start the replay: the answer has no id: {started}");
@@ -98,10 +104,12 @@ async fn replay(address: &str, token_file: &std::path::Path, request: &api::Repl
         let (from, to) = (times::show(request.from_ms), times::show(request.to_ms));
         println!("replay {id} to relay '{}': {from} to {to}", request.relay);
     }
+    let path = format!("/api/v1/replays/{id}");
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
     let mut line = String::new();
+    let mut give_up_at = None;
     loop {
-        let state = api.get(&format!("/api/v1/replays/{id}")).await.context("cannot follow the replay, it goes on without us")?;
+        let state = api.get(&path).await.context("cannot follow the replay, it goes on without us")?;
         let ended = state.get("state").and_then(Value::as_str).unwrap_or("running").to_owned();
         if output == Output::Text {
             let now = describe(&state);
@@ -120,7 +128,26 @@ async fn replay(address: &str, token_file: &std::path::Path, request: &api::Repl
             }
             return Ok(ended == "done");
         }
-        tokio::time::sleep(POLL).await;
+        if give_up_at.is_some_and(|at| Instant::now() >= at) {
+            bail!("the replay is cancelled, but its sink has not let go of it yet: {}", describe(&state));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            () = interrupted(&mut terminate, &mut interrupt) => {
+                eprintln!("{}cancelling the replay; a second signal leaves it to itself", if is_terminal { "\n" } else { "" });
+                if give_up_at.replace(Instant::now() + CANCEL_MAX).is_some() {
+                    bail!("the replay is cancelled and ends without us");
+                }
+                api.delete(&path).await.context("cannot cancel the replay, it goes on without us")?;
+            }
+        }
+    }
+}
+
+async fn interrupted(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 

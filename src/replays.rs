@@ -43,6 +43,7 @@ struct Run {
     asked: Replay,
     progress: watch::Receiver<Progress>,
     now: Mutex<Now>,
+    stop: CancellationToken,
 }
 
 /// What is known beyond its progress.
@@ -78,9 +79,10 @@ impl Replays {
         };
         let Replay { from_ms, to_ms, rate, again, .. } = asked;
         let request = Request { relay: relay.clone(), from_ms, to_ms, rate, again };
-        let started = replay::Replay::start(request, self.streams.clone(), &self.options, &self.stop).await.map_err(refusal)?;
+        let stop = self.stop.child_token();
+        let started = replay::Replay::start(request, self.streams.clone(), &self.options, &stop).await.map_err(refusal)?;
         let now = Mutex::new(Now { state: "running", status: started.status(), error: None });
-        let run = Arc::new(Run { id: started.id.clone(), asked, progress: started.progress(), now });
+        let run = Arc::new(Run { id: started.id.clone(), asked, progress: started.progress(), now, stop });
         let answer = run.json();
         {
             let mut runs = self.runs();
@@ -99,6 +101,16 @@ impl Replays {
     /// The state of one.
     pub(crate) fn get(&self, id: &str) -> Option<Value> {
         self.runs().iter().find(|run| run.id == id).map(|run| run.json())
+    }
+
+    /// Asks one to end: its state, which is `stopped` once it has; one that ended already stays as it is.
+    pub(crate) fn cancel(&self, id: &str) -> Option<Value> {
+        let run = self.runs().iter().find(|run| run.id == id).map(Arc::clone)?;
+        if run.now().state == "running" {
+            tracing::info!(id, relay = run.asked.relay, "a replay is cancelled");
+            run.stop.cancel();
+        }
+        Some(run.json())
     }
 
     /// Ends all of them and waits for that.

@@ -121,6 +121,8 @@ pub struct Deliver {
     dirty: bool,
     /// Messages since the last write, and the most of recent intervals.
     pace: u64,
+    /// Whether a part that was begun is left with some of it delivered: the next life sends that again.
+    half_sent: bool,
     /// Messages of a crashed life that may come again.
     repeats: u64,
     rate: Option<send::Bucket>,
@@ -159,6 +161,7 @@ impl Deliver {
             retry_suspects_at: None,
             dirty: false,
             pace: 0,
+            half_sent: false,
             repeats,
             rate: parts.rate.map(send::Bucket::new),
             report: parts.progress,
@@ -420,6 +423,8 @@ impl Deliver {
         checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(1);
         let progress = &self.progress;
         let whole = self.suspects.is_empty() && progress.batches > 0 && progress.given_up == 0;
+        // Asked for only where nothing is begun that the partial does not tell of.
+        checkpoint.clean &= !self.half_sent && (whole || progress.delivered == 0);
         checkpoint.partial = whole.then(|| Partial {
             id: progress.id.clone(),
             batches: progress.batches,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::Options;
 use crate::backoff::now_ms;
@@ -170,7 +170,9 @@ impl Replay {
         let (stop, shared) = (token.child_token(), Arc::new(Shared::default()));
         info!(relay = name, id, begin, end, "replay begins");
         let work = Work { request, components, streams, external_labels: options.external_labels.clone(), id: id.clone(), begin, end };
-        let task = tokio::spawn(work.run(register, report, shared.clone(), stop.clone()));
+        // Lines of delivery name the relay: the span tells them from the live relay's.
+        let span = info_span!("replay", id);
+        let task = tokio::spawn(work.run(register, report, shared.clone(), stop.clone()).instrument(span));
         Ok(Self { id, relay: name, progress, shared, task, stop })
     }
 
@@ -233,7 +235,7 @@ impl Work {
         stop: CancellationToken,
     ) -> Result<(), Error> {
         let progress = report.subscribe();
-        let (id, end) = (self.id.clone(), self.end);
+        let end = self.end;
         let result = {
             let work = self.replay(report, shared, stop.clone());
             tokio::pin!(work);
@@ -243,14 +245,14 @@ impl Work {
                     () = tokio::time::sleep(REGISTER_INTERVAL) => {
                         let position = progress.borrow().position;
                         if let Err(error) = register.put(position + 1).await {
-                            warn!(id, %error, "cannot register the replay's position");
+                            warn!(%error, "cannot register the replay's position");
                         }
                     }
                 }
             }
         };
         if let Err(error) = register.state.delete(&register.key).await {
-            warn!(id, %error, "cannot remove the replay's registration: it holds space for two minutes more");
+            warn!(%error, "cannot remove the replay's registration: it holds space for two minutes more");
         }
         result?;
         if stop.is_cancelled() && progress.borrow().position < end { Err(Error::Stopped) } else { Ok(()) }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, warn};
 
 use super::{Deliver, HELD_RETRY, Halt};
@@ -26,6 +26,10 @@ pub(super) struct Outcome {
     pub offenders: Vec<Offender>,
     pub given_up: u64,
 }
+
+/// How long a request may have taken when a stop no longer waits for it. Larger: a sink that hangs takes the time of the others; smaller: what a
+/// slow one has taken goes again.
+const SEND_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) enum Sent {
     Done(Outcome),
@@ -91,7 +95,14 @@ impl Deliver {
                 &cut
             };
             tries += 1;
-            match self.request(batch, part.seq).await? {
+            let word = match self.request(batch, part.seq).await {
+                Ok(word) => word,
+                Err(halt) => {
+                    self.half_sent |= outcome.delivered > 0;
+                    return Err(halt);
+                }
+            };
+            match word {
                 Word::Delivered => outcome.delivered += (to - from) as u64,
                 Word::GivenUp => outcome.given_up += (to - from) as u64,
                 Word::Rejected { items: Some(items), answer } => {
@@ -136,7 +147,25 @@ impl Deliver {
             if tries > 1 {
                 self.gauges.metrics.retries.inc();
             }
-            let wait = match self.sink.send(batch, 0..batch.items.len()).await {
+            let answer = {
+                let (begun, stop) = (Instant::now(), self.stop.clone());
+                let late = async move {
+                    stop.cancelled().await;
+                    sleep_until(begun + SEND_GRACE).await;
+                };
+                tokio::select! {
+                    biased;
+                    answer = self.sink.send(batch, 0..batch.items.len()) => Some(answer),
+                    () = late => None,
+                }
+            };
+            let Some(answer) = answer else {
+                warn!(relay = self.name(), "the sink does not answer: its batch is not waited for, and goes again under the same key");
+                // It may have been taken.
+                self.half_sent = true;
+                return Err(Halt::Stopped);
+            };
+            let wait = match answer {
                 Answer::Delivered => {
                     if tries > 1 {
                         self.fine();

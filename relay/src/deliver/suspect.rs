@@ -57,6 +57,8 @@ impl Deliver {
                     Ok(Sent::Done(outcome)) => self.settled(&part, outcome).await?,
                     Ok(Sent::AllRejected(_)) => {}
                     Err(halt) => {
+                        // Something was delivered that led here, or may have been.
+                        self.half_sent = true;
                         self.suspects.push_front(Suspect::Part(part));
                         return Err(halt);
                     }

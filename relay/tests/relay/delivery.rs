@@ -82,6 +82,34 @@ async fn a_clean_stop_repeats_nothing_even_in_the_middle_of_a_message() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_in_the_middle_of_a_bisection_is_not_called_clean() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    // The first half is taken, the second one waits.
+    sink.set(|lines| match (lines.len(), lines[0].contains("\"a\"")) {
+        (4, _) => reject(),
+        (_, true) => Answer::Delivered,
+        _ => retry(),
+    });
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, 15_000, &[("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)])]).await;
+    until("a half is delivered", || sink.calls().len() > 4).await;
+    relays.stop(Duration::from_secs(5)).await;
+    assert!(!checkpoint(&twin, "one").await.expect("it is written").clean);
+    sink.set(|_| Answer::Delivered);
+    let registry = prometheus::Registry::new();
+    let relays = setup.start_with(&registry);
+    balanced(&passed(&twin, "one", 1).await);
+    assert_eq!(sink.delivered().len(), 6, "the first half goes again");
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+    assert!(text.contains("strata_relay_repeated_samples_total{relay=\"one\"} 4"), "and is counted: {text}");
+    relays.stop(Duration::from_secs(5)).await;
+    assert!(checkpoint(&twin, "one").await.expect("it is written").clean);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sink_that_is_away_stops_only_its_own_relay_and_loses_nothing() {
     let twin = Twin::new(u64::MAX);
     let setup = Setup::new(&twin, &[relay("good"), relay("bad")]);
@@ -235,6 +263,38 @@ async fn metrics_say_what_the_checkpoint_says() {
     let family = registry.gather().into_iter().find(|f| f.name() == "strata_relay_repeated_samples_total").expect("declared");
     assert_eq!(family.get_metric()[0].get_counter().get_value(), 1.0, "possibly sent again: the relay was killed");
     relays.stop(Duration::from_secs(5)).await;
+}
+
+/// A sink that never answers.
+struct Hung;
+
+#[async_trait::async_trait]
+impl Sink for Hung {
+    async fn send(&mut self, _: &Batch, _: Range<usize>) -> Answer {
+        std::future::pending().await
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { bytes_max: 1 << 20, items_max: 1000 }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_hangs_does_not_take_the_time_of_a_stop() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let build = setup.options().build;
+    let hung = move |relay: &config::Relay| Ok(relay::run::Components { sink: Box::new(Hung), ..build(relay)? });
+    let options = relay::Options { build: std::sync::Arc::new(hung), ..Default::default() };
+    let (registry, token) = (prometheus::Registry::new(), tokio_util::sync::CancellationToken::new());
+    let relays = relay::Relays::start(&setup.relays, twin.streams(), options, &registry, &token).expect("an own registry");
+    Producer::new(&twin, "p", 1).publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let asked = tokio::time::Instant::now();
+    relays.stop(Duration::from_secs(20)).await;
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    let left = checkpoint(&twin, "one").await.expect("it is written");
+    assert_eq!((left.clean, left.seq), (false, 0), "what it was given goes again");
 }
 
 /// A sink with a defect.

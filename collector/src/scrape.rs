@@ -349,7 +349,8 @@ mod tests {
     async fn a_defect_costs_a_slot_and_not_the_target() {
         let text = r#"{"scrape_configs": [{"job_name": "one", "static_configs": [{"targets": ["127.0.0.1:1"]}]}]}"#;
         let config: Config = serde_json::from_str(text).expect("a configuration");
-        let target = crate::target::targets(&config.global, &config.scrape_configs).0.remove(0);
+        let job = crate::target::Job::new(&config.global, config.scrape_configs[0].clone());
+        let target = job.find(&crate::discovery::statics(&job.scrape)).targets.remove(0);
         let (telemetry, clock) = (Telemetry::new(&prometheus::Registry::new()).expect("its own"), Clock::tokio(1_760_000_000_000));
         let options = publish::Options {
             producer: "p".to_owned(),
@@ -366,7 +367,7 @@ mod tests {
             assert!(!armed.swap(false, Ordering::SeqCst), "a defect");
             clock.now_ms()
         });
-        let shared = Arc::new(Shared::new(Client::new(false).expect("no TLS"), 1, clock, telemetry.clone()));
+        let shared = Arc::new(Shared::new(Arc::new(Client::new()), 1, clock, telemetry.clone()));
         let (scrape, stop) = (Scrape::new(target, shared, link), CancellationToken::new());
         let status = scrape.status();
         let task = tokio::spawn(scrape.run(stop.clone(), CancellationToken::new()));

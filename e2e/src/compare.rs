@@ -39,20 +39,42 @@ pub fn rounds(records: &Records, exporter: &Exporter, job: &str) -> impl Iterato
     records.all().iter().filter(move |r| Some(r.series) == id && r.bits != STALE).map(|r| f64::from_bits(r.bits) as u64)
 }
 
+/// The slots of one target's rounds that have arrived.
+///
+/// *Errors*: two rounds in one slot.
+pub fn slots(records: &Records, exporter: &Exporter, job: &str) -> Result<BTreeMap<i64, u64>> {
+    let series = Identity { name: ROUND.to_owned(), labels: exporter.labels(job) };
+    let mut slots = BTreeMap::new();
+    for record in records.of(&series).filter(|r| r.bits != STALE) {
+        if slots.insert(record.timestamp_ms, f64::from_bits(record.bits) as u64).is_some() {
+            bail!("{}: two rounds at {}", exporter.target(), record.timestamp_ms);
+        }
+    }
+    Ok(slots)
+}
+
+/// Whether all that arrived at one sink arrived at another too, under the same time and with the same bits.
+///
+/// *Errors*: the first sample that did not.
+pub fn within(part: &Records, whole: &Records) -> Result<()> {
+    let all: HashSet<(u32, i64, u64)> = whole.all().iter().map(|r| (r.series, r.timestamp_ms, r.bits)).collect();
+    for record in part.all() {
+        let series = part.series(record.series);
+        let is_there = whole.id(series).is_some_and(|id| all.contains(&(id, record.timestamp_ms, record.bits)));
+        if !is_there {
+            bail!("{series:?} at {} arrived at one sink only: {}", record.timestamp_ms, f64::from_bits(record.bits));
+        }
+    }
+    Ok(())
+}
+
 /// Compares one target's records with its exporter's memory.
 ///
 /// *Errors*: a sample that differs, is missing from a round that arrived, is too many, or a staleness marker too many or
 /// missing between consecutive rounds.
 pub fn target(records: &Records, exporter: &Exporter, job: &str) -> Result<Balance> {
     let labels = exporter.labels(job);
-    let round_series = Identity { name: ROUND.to_owned(), labels: labels.clone() };
-    let mut balance = Balance::default();
-    for record in records.of(&round_series).filter(|r| r.bits != STALE) {
-        let round = f64::from_bits(record.bits) as u64;
-        if balance.slots.insert(record.timestamp_ms, round).is_some() {
-            bail!("{}: two rounds at {}", exporter.target(), record.timestamp_ms);
-        }
-    }
+    let mut balance = Balance { slots: slots(records, exporter, job)?, ..Balance::default() };
     let arrived: HashSet<u64> = balance.slots.values().copied().collect();
     balance.missing = exporter.served().iter().map(|s| s.round).filter(|round| !arrived.contains(round)).collect();
     let mut wanted = Wanted::new(records, exporter, job, &balance.slots)?;

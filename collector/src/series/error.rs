@@ -55,8 +55,16 @@ pub enum PageError {
 
 impl PageError {
     /// Every reason.
-    pub const REASONS: [&'static str; 8] =
-        ["parse", "sample_limit", "label_limit", "label_name_length_limit", "label_value_length_limit", "duplicate_label", "name_missing", "body_size"];
+    pub const REASONS: [&'static str; 8] = [
+        "parse",
+        "sample_limit",
+        "label_limit",
+        "label_name_length_limit",
+        "label_value_length_limit",
+        "duplicate_label",
+        "name_missing",
+        "body_size",
+    ];
 
     /// The reason as a metric label: one word of a closed set.
     pub fn reason(&self) -> &'static str {

@@ -187,7 +187,15 @@ async fn a_full_disk_refuses_counts_and_recovers() -> Result<()> {
         child.wait()?;
     }
     outcome?;
-    ended
+    ended?;
+    // Nothing is on its way any more: what did arrive is right; what is missing was counted above.
+    scene::assert_orderly(&sink);
+    let received: HashMap<String, usize> = exporters.iter().map(|e| (e.target(), scene::rounds_in(&sink.ledger().records, e))).collect();
+    assert!(received.values().all(|rounds| *rounds >= 6), "{received:?}");
+    for exporter in &exporters {
+        compare::target(&sink.ledger().records, exporter, scene::JOB)?;
+    }
+    Ok(())
 }
 
 async fn full_disk(strata: &Strata, pid: u32, exporters: &[Exporter], sink: &HttpSink) -> Result<()> {
@@ -208,13 +216,6 @@ async fn full_disk(strata: &Strata, pid: u32, exporters: &[Exporter], sink: &Htt
     wait::until("/readyz is 200 again", Duration::from_secs(60), ready).await?;
     scene::more_rounds(exporters, 3, Duration::from_secs(30)).await?;
     scene::caught_up(sink, exporters, Duration::from_secs(60)).await?;
-    scene::assert_orderly(sink);
-    let received: HashMap<String, usize> = exporters.iter().map(|e| (e.target(), scene::rounds_in(&sink.ledger().records, e))).collect();
-    assert!(received.values().all(|rounds| *rounds >= 6), "{received:?}");
-    // What did arrive is right; what is missing was counted above.
-    for exporter in exporters {
-        compare::target(&sink.ledger().records, exporter, scene::JOB)?;
-    }
     Ok(())
 }
 

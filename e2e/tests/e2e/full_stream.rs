@@ -52,13 +52,13 @@ async fn ten_times_the_stream_with_one_relay_stopped() -> Result<()> {
     let (live, stopped) = (live.ledger(), stopped.ledger());
     let balances = compare::all(&live.records, &exporters, scene::JOB, scene::GRACE)?;
     assert_eq!((lost_live, dropped), (0.0, 0.0), "the live relay lost nothing");
+    // Giving up may go on while the backlog goes out, and in the middle of a message: what arrived may have holes, its end has none.
+    compare::within(&stopped.records, &live.records)?;
     for (exporter, all) in exporters.iter().zip(balances) {
-        let tail = compare::target(&stopped.records, exporter, scene::JOB)?;
-        assert!(!tail.slots.is_empty() && tail.slots.len() < all.slots.len(), "some was given up, not all");
-        // Giving up may go on while the backlog goes out, so what arrived may have holes; its end has none.
-        assert!(tail.slots.iter().all(|slot| all.slots.get(slot.0) == Some(slot.1)), "nothing that the live relay did not see");
+        let tail = compare::slots(&stopped.records, exporter, scene::JOB)?;
+        assert!(!tail.is_empty() && tail.len() < all.slots.len(), "some was given up, not all");
         let last: Vec<_> = all.slots.iter().rev().take(3).collect();
-        assert_eq!(tail.slots.iter().rev().take(3).collect::<Vec<_>>(), last, "what was given up is the oldest");
+        assert_eq!(tail.iter().rev().take(3).collect::<Vec<_>>(), last, "what was given up is the oldest");
     }
     let owed = live.records.all().len() - stopped.records.all().len();
     assert_eq!(lost, owed as f64, "every sample that was given up is counted");

@@ -43,7 +43,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "remote_write",
-    build: |options| Ok(Box::new(sink(options)?)),
+    build: |options, _| Ok(Box::new(sink(options)?)),
 };
 
 const VERSION: HeaderName = HeaderName::from_static("x-prometheus-remote-write-version");

@@ -111,7 +111,7 @@ async fn every_sample_arrives_once_in_order_but_what_the_receiver_refuses() {
         let values: Vec<(&str, f64)> = names.iter().map(|name| (*name, f64::from(k))).collect();
         producer.publish(&[scrape(1, slot(i64::from(k)), &values)]).await;
     }
-    let options = Options { trims: false, ..Options::default() };
+    let options = Options::default();
     let token = CancellationToken::new();
     let relays = Relays::start(&configs, twin.streams(), options, &prometheus::Registry::new(), &token).expect("an own registry");
     let after = passed(&twin, "one", 3).await;

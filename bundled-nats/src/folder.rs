@@ -44,7 +44,16 @@ pub enum Error {
 pub struct Folder {
     root: PathBuf,
     /// Closed on exec, so that the child does not inherit the hold.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Folder {
+    /// Lets go at once: closing alone would leave the hold to a process that was forked meanwhile, until it executes its program.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "cannot let go of the data folder's lock");
+        }
+    }
 }
 
 /// What earlier starts created; it lies beside the store and goes with it.
@@ -77,7 +86,7 @@ impl Folder {
         // Of one width, so that it is overwritten in place: this works on a full volume too.
         let noted = write!(lock, "{:<10}", std::process::id());
         noted.map_err(|source| failed("write", &path, source))?;
-        Ok(Folder { root, _lock: lock })
+        Ok(Folder { root, lock })
     }
 
     /// Puts executable, seeds and configuration in place; answers how to start the server.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# cargo-deny 0.20.2: checks licences, banned crates and sources in `make test`. Built once from crates.io with its own
+# cargo-deny 0.20.2: checks licences, banned crates and sources in `make test`. Built once by cargo with its own
 # lock file (some minutes). Prints the path of the program.
 . "$(dirname "$0")/lib.sh"
 

@@ -43,7 +43,7 @@ for purpose in "$@"; do
       system node nodejs "runs Etsy's statsd"
       system npm npm "fetches Etsy's statsd"
       system python3 python3-venv "runs the independent decoder of the wire format"
-      cached cargo-deny-0.20.2 "cargo-deny from crates.io: licence check (some minutes to build)"
+      cached cargo-deny-0.20.2 "cargo-deny, built by cargo: licence check (some minutes to build)"
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
       have apt-get && cached node_exporter-1.5.0-1+b6 "node_exporter from apt, unpacked, not installed: a real page where the corpus is absent"

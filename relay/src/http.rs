@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use config::{Authorization, BasicAuth, OptionsError, Secret};
+use config::{Authorization, BasicAuth, ByteSize, Millis, OptionsError, Secret};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -19,6 +19,8 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::sink::Limits;
 
 /// Bytes of an answer's body that are read. Larger: a peer can make us read more; smaller: more connections are given up after errors.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -90,6 +92,16 @@ impl HttpClient {
             Self::Tls(client) => client.request(request).await,
         }
     }
+}
+
+/// Reads the bounds of one request. *Errors*: one of them is 0.
+pub(crate) fn bounds(timeout: Millis, bytes_max: ByteSize, items_max: usize) -> Result<(Duration, Limits), OptionsError> {
+    let zeros = [("timeout", timeout.0 == 0), ("bytes_max", bytes_max.0 == 0), ("items_max", items_max == 0)];
+    if let Some((path, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
+        return Err(OptionsError::new(path, format!("'{path}' cannot be 0")));
+    }
+    let bytes_max = usize::try_from(bytes_max.0).unwrap_or(usize::MAX);
+    Ok((timeout.duration(), Limits { bytes_max, items_max }))
 }
 
 /// Reads a sink's URL. *Errors*: it is none of `http://` or `https://`, or has credentials in it.

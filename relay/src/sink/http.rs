@@ -131,13 +131,7 @@ fn sink(options: &Value) -> Result<Http, OptionsError> {
     let options: Options = config::options(options)?;
     let uri = shared::url(&options.url)?;
     let headers = shared::headers(&options.headers)?;
-    for (path, zero) in
-        [("timeout", options.timeout.0 == 0), ("bytes_max", options.bytes_max.0 == 0), ("items_max", options.items_max == 0)]
-    {
-        if zero {
-            return Err(OptionsError::new(path, format!("'{path}' cannot be 0")));
-        }
-    }
+    let (timeout, limits) = shared::bounds(options.timeout, options.bytes_max, options.items_max)?;
     Ok(Http {
         uri,
         method: match options.method {
@@ -148,8 +142,8 @@ fn sink(options: &Value) -> Result<Http, OptionsError> {
         headers,
         credentials: Credentials::new(options.basic_auth, options.authorization)?,
         compression: options.compression,
-        timeout: options.timeout.duration(),
-        limits: Limits { bytes_max: usize::try_from(options.bytes_max.0).unwrap_or(usize::MAX), items_max: options.items_max },
+        timeout,
+        limits,
         client: None,
     })
 }

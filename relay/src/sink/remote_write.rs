@@ -160,18 +160,15 @@ fn sink(options: &Value) -> Result<RemoteWrite, OptionsError> {
     if let Some(name) = options.headers.keys().find(|name| FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed.as_str()))) {
         return Err(OptionsError::new(format!("headers.{name}"), format!("remote write fixes '{name}': remove it")));
     }
-    let zeros = [("timeout", options.timeout.0 == 0), ("bytes_max", options.bytes_max.0 == 0), ("items_max", options.items_max == 0)];
-    if let Some((path, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
-        return Err(OptionsError::new(path, format!("'{path}' cannot be 0")));
-    }
+    let (timeout, limits) = shared::bounds(options.timeout, options.bytes_max, options.items_max)?;
     Ok(RemoteWrite {
         uri,
         message: options.protobuf_message,
         headers,
         credentials: Credentials::new(options.basic_auth, options.authorization)?,
         compression: options.compression,
-        timeout: options.timeout.duration(),
-        limits: Limits { bytes_max: usize::try_from(options.bytes_max.0).unwrap_or(usize::MAX), items_max: options.items_max },
+        timeout,
+        limits,
         client: None,
     })
 }

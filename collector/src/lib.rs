@@ -9,7 +9,6 @@ pub mod discovery;
 pub mod parse;
 pub mod publish;
 pub mod queue;
-pub mod relabel;
 mod roster;
 pub mod scrape;
 pub mod series;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::relabel::{self, Labels};
 use config::{Global, Millis, RelabelConfig, Scheme, ScrapeConfig};
 use http::Uri;
 use sample::{Origin, TargetId};
@@ -16,7 +17,6 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::client::Access;
 use crate::discovery::TargetGroup;
-use crate::relabel::{self, Labels};
 
 /// Dropped targets remembered per job where `keep_dropped_targets` sets nothing. Larger: discovery of everything, kept in part, takes
 /// memory; smaller: a person who looks for a missing target may not see it.

@@ -11,7 +11,7 @@ mod load;
 mod pattern;
 mod problem;
 mod prometheus;
-mod relabel;
+pub mod relabel;
 mod scrape;
 mod tree;
 mod units;

@@ -1,12 +1,16 @@
-//! `relabel_configs` and `metric_relabel_configs` as Prometheus writes them.
+//! `relabel_configs` and `metric_relabel_configs` as Prometheus writes them, and what they do to labels.
 //!
-//! *In*: the rules of a prometheus.yml. *Out*: typed rules with compiled expressions. *Bound*: the size of the file. *When full*: does not
-//! apply. What a rule does to labels is the collector's business.
+//! *In*: the rules of a prometheus.yml. *Out*: typed rules with compiled expressions; [`apply`] rewrites a label set with them, for the
+//! collector's targets and series and for the relays' filter alike. *Bound*: the size of the file. *When full*: does not apply.
+
+mod engine;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Pattern;
+
+pub use engine::{Labels, apply};
 
 /// One rule of `relabel_configs` or `metric_relabel_configs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

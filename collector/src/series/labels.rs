@@ -5,10 +5,11 @@
 
 use std::borrow::Cow;
 
+use config::relabel::{self, Labels};
+
 use super::hash::TextHash;
 use super::{Options, PageError};
 use crate::parse::{self, Error, Piece, Rule, Sample};
-use crate::relabel::{self, Labels};
 
 const NAME: &str = "__name__";
 const EXPORTED: &str = "exported_";

@@ -1,6 +1,6 @@
 //! What Prometheus documents and tests of its relabeling, as a table.
 
-use config::RelabelConfig;
+use crate::RelabelConfig;
 
 use super::*;
 

@@ -5,7 +5,7 @@
 //!
 //! *Source*: `model/relabel/relabel.go` and the template rules of Go's `regexp.Expand`.
 
-use config::{RelabelAction, RelabelConfig};
+use super::{RelabelAction, RelabelConfig};
 use md5::{Digest, Md5};
 
 /// A label set in the making; a label with an empty value is no label.

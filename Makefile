@@ -4,6 +4,7 @@
 #   make demo     an outage, a kill -9, the catch-up and the final count, in under a minute after the build
 #   make test     everything: format, lints, licences, unit tests, end-to-end tests against real servers
 #   make bench    parse, frame, filter and encode by themselves, then the whole process on 28 targets; PEER=1 adds vmagent
+#   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
 # The page corpus is found through $STRATA_CORPORA (default ../shared/corpora); without it, pages are captured from real programs.
@@ -16,10 +17,10 @@ CACHE := $(or $(STRATA_CACHE),$(HOME)/.cache/strata)
 RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
-.PHONY: help setup build run demo test fmt lint unit e2e bench
+.PHONY: help setup build run demo test fmt lint unit e2e bench soak
 
 help:
-	@sed -n '3,6s/^# *//p' Makefile
+	@sed -n '3,7s/^# *//p' Makefile
 
 setup:
 	@tools/setup.sh build run test
@@ -63,3 +64,7 @@ bench: build
 	cargo bench --locked -p sample -p collector -p relay --bench '*' -- $(BENCH_FLAGS)
 	cargo build --locked -p e2e --bin bench
 	@target/debug/bench $(if $(PEER),--peer)
+
+soak: build
+	cargo build --locked -p e2e --bin soak
+	@target/debug/soak --out docs/soak.md $(SOAK_FLAGS)

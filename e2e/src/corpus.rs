@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::page::Page;
 use crate::{http1, process, strata::Strata, wait};
 
 /// The seven pages with the number of samples that Prometheus 2.42 read from each.
@@ -58,6 +59,30 @@ pub async fn pages() -> Result<Vec<(String, String)>> {
     let names: Vec<&str> = captured.iter().map(|(name, _)| name.as_str()).collect();
     eprintln!("page corpus: absent, so these pages were captured just now: {}", names.join(", "));
     Ok(captured)
+}
+
+/// Cuts pages at their families into pieces of at least `samples` samples (the last of a page may be smaller).
+///
+/// *Errors*: a page that is out of format.
+pub fn pieces(pages: &[(String, String)], samples: usize) -> Result<Vec<Page>> {
+    let mut pieces = Vec::new();
+    for (name, text) in pages {
+        let (mut piece, mut count, mut in_head) = (String::new(), 0, false);
+        for line in text.lines() {
+            if line.starts_with('#') && !in_head && count >= samples {
+                pieces.push(Page::new(name, &std::mem::take(&mut piece), pieces.len() as u64)?);
+                count = 0;
+            }
+            in_head = line.starts_with('#');
+            count += usize::from(!in_head && !line.is_empty());
+            piece.push_str(line);
+            piece.push('\n');
+        }
+        if count > 0 {
+            pieces.push(Page::new(name, &piece, pieces.len() as u64)?);
+        }
+    }
+    Ok(pieces)
 }
 
 async fn capture() -> Result<Vec<(String, String)>> {

@@ -51,7 +51,7 @@ pub struct Break {
 }
 
 struct State {
-    page: Page,
+    page: Arc<Page>,
     port: u16,
     inner: Mutex<Inner>,
 }
@@ -71,10 +71,11 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts serving round 0.
+    /// Starts serving round 0; many exporters may share a page.
     ///
     /// *Errors*: no free port.
-    pub async fn start(page: Page) -> Result<Self> {
+    pub async fn start(page: impl Into<Arc<Page>>) -> Result<Self> {
+        let page = page.into();
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let inner = Inner { manner: Manner::Well, next_round: 0, is_frozen: false, served: Vec::new(), breaks: Vec::new() };
         let state = Arc::new(State { page, port: listener.local_addr()?.port(), inner: Mutex::new(inner) });

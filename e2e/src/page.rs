@@ -256,6 +256,12 @@ impl Page {
         Ok(rows)
     }
 
+    /// How many samples a round has.
+    pub fn count(&self, round: u64) -> usize {
+        let there = self.parts.iter().filter(|part| matches!(part, Part::Sample(sample) if sample.is_there(round))).count();
+        there + 1 + churned(round).count()
+    }
+
     /// How many samples the page as captured has.
     pub fn len(&self) -> usize {
         self.parts.iter().filter(|p| matches!(p, Part::Sample(_))).count()

@@ -117,8 +117,9 @@ impl Backend for Board {
     }
 
     fn targets(&self) -> Value {
-        let targets = self.with_parts(|parts| parts.collector.as_ref().map(Collector::targets)).flatten();
-        json!({ "targets": targets.unwrap_or_default() })
+        let found = self.with_parts(|parts| parts.collector.as_ref().map(|c| (c.targets(), c.dropped()))).flatten();
+        let (targets, dropped) = found.unwrap_or_default();
+        json!({ "targets": targets, "dropped": dropped })
     }
 
     fn relays(&self) -> Value {

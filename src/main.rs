@@ -13,6 +13,7 @@ mod process;
 mod replay;
 mod replays;
 mod run;
+mod targets;
 mod times;
 mod token;
 
@@ -46,6 +47,8 @@ enum Command {
     Run(run::Args),
     /// Say everything that is wrong with a configuration, each with line, column and fix.
     Check(check::Args),
+    /// Show what is scraped and how it is doing, and what was left out and why.
+    Targets(targets::Args),
     /// Send a past range again, to one relay, while it goes on with the present.
     Replay(replay::Args),
 }
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Targets(args) => targets::main(&args),
         Command::Replay(args) => replay::main(&args),
     }
 }

@@ -146,9 +146,35 @@ impl Failed {
         self.now.push(text);
     }
 
+    fn new(mechanism: &'static str, job: &str, telemetry: &Telemetry) -> Self {
+        Self { mechanism, job: job.to_owned(), telemetry: telemetry.clone(), before: Vec::new(), now: Vec::new() }
+    }
+
     fn finish(&mut self) {
         self.before = std::mem::take(&mut self.now);
     }
+}
+
+/// All groups of a job as they are at this moment, and what could not be found.
+pub(crate) async fn once(scrape: &ScrapeConfig, client: &Arc<Client>, telemetry: &Telemetry) -> (Vec<TargetGroup>, Vec<String>) {
+    async fn ask<S: Source>(mut source: S, job: &str, telemetry: &Telemetry, groups: &mut Vec<TargetGroup>, failures: &mut Vec<String>) {
+        let mut failed = Failed::new(S::MECHANISM, job, telemetry);
+        groups.extend(source.find(&mut failed).await.unwrap_or_default());
+        failures.append(&mut failed.now);
+    }
+    let (mut groups, mut failures) = (Vec::new(), Vec::new());
+    let job = &scrape.job_name;
+    for sd in &scrape.file_sd_configs {
+        ask(file::Files::new(sd), job, telemetry, &mut groups, &mut failures).await;
+    }
+    for sd in &scrape.http_sd_configs {
+        ask(http::List::new(sd, client.clone()), job, telemetry, &mut groups, &mut failures).await;
+    }
+    for sd in &scrape.dns_sd_configs {
+        ask(dns::Names::new(sd), job, telemetry, &mut groups, &mut failures).await;
+    }
+    groups.extend(statics(scrape));
+    (groups, failures)
 }
 
 /// The running of a job's discoveries.
@@ -181,8 +207,7 @@ impl Discoveries<'_> {
     fn run<S: Source>(&self, discovery: usize, mut source: S, every: Duration) -> impl Future<Output = ()> + Send + 'static {
         let (job, updates) = (self.job, self.updates.clone());
         let mechanism = S::MECHANISM;
-        let mut failed =
-            Failed { mechanism, job: self.scrape.job_name.clone(), telemetry: self.telemetry.clone(), before: Vec::new(), now: Vec::new() };
+        let mut failed = Failed::new(mechanism, &self.scrape.job_name, self.telemetry);
         async move {
             let mut ticks = tokio::time::interval(every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -13,6 +13,7 @@ mod roster;
 pub mod scrape;
 pub mod series;
 pub mod slot;
+pub mod survey;
 pub mod target;
 pub mod telemetry;
 
@@ -121,9 +122,9 @@ impl Collector {
         self.roster.targets()
     }
 
-    /// The targets that relabeling dropped, as they were found.
+    /// The targets that were found and are not scraped, each with the reason.
     ///
-    /// *Limits*: at most `keep_dropped_targets` (or [`target::DROPPED_MAX`]) per job; `strata_targets_dropped` counts all.
+    /// *Limits*: at most `keep_dropped_targets` (or [`target::DROPPED_MAX`]) per job; `strata_targets_dropped` counts all that relabeling dropped.
     pub fn dropped(&self) -> Vec<Dropped> {
         self.roster.dropped()
     }

@@ -20,7 +20,7 @@ use crate::client::{Answer, Buffers, Client, Failure};
 use crate::publish::Link;
 use crate::series::Interner;
 use crate::slot::{Clock, Missed, Slots};
-use crate::target::Target;
+use crate::target::{Target, as_map};
 use crate::telemetry::Telemetry;
 
 use work::{Done, Got, Work};
@@ -29,6 +29,8 @@ use work::{Done, Got, Work};
 pub const REQUESTS_MAX: usize = 512;
 /// Pages above this many bytes are read on the blocking pool, as they take more than about 500 µs.
 const INLINE_BYTES_MAX: usize = 128 * 1024;
+/// Reason of scrapes that are not made, as their job has more targets than `target_limit`.
+pub(crate) const TARGET_LIMIT: &str = "target_limit";
 /// Pause after a defect; larger: the next slot of a short interval starts late, smaller: a defect that comes back at once takes a core.
 const DEFECT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -43,15 +45,23 @@ pub struct Status {
     /// Where it is scraped.
     pub url: String,
     /// Its own labels.
+    #[serde(serialize_with = "as_map")]
     pub labels: Vec<(String, String)>,
     /// Its labels before relabeling.
+    #[serde(serialize_with = "as_map")]
     pub discovered_labels: Vec<(String, String)>,
+    /// How often it is scraped, seconds.
+    pub interval_s: f64,
+    /// How long a scrape may take, seconds.
+    pub timeout_s: f64,
     /// The outcome of the last scrape.
     pub health: Health,
     /// Why the last scrape failed; none: it did not.
     pub last_error: Option<String>,
     /// The nominal slot of the last scrape, ms.
     pub last_scrape_ms: Option<i64>,
+    /// The next nominal slot, ms.
+    pub next_scrape_ms: Option<i64>,
     /// How long the last request took, seconds.
     pub last_duration_s: f64,
     /// Samples on the last page.
@@ -93,6 +103,28 @@ pub(crate) struct Scrape {
     status: Arc<Mutex<Status>>,
 }
 
+impl Status {
+    /// Of a target that was not scraped yet.
+    pub fn new(target: &Target) -> Self {
+        Self {
+            id: target.id,
+            job: target.scrape.job_name.clone(),
+            url: target.url.to_string(),
+            labels: target.labels.clone(),
+            discovered_labels: target.discovered_labels.clone(),
+            interval_s: target.interval.as_secs_f64(),
+            timeout_s: target.timeout.as_secs_f64(),
+            health: Health::Unknown,
+            last_error: None,
+            last_scrape_ms: None,
+            next_scrape_ms: None,
+            last_duration_s: 0.0,
+            samples: 0,
+            missed: 0,
+        }
+    }
+}
+
 impl Health {
     /// The word in the metric's label.
     pub const fn as_str(self) -> &'static str {
@@ -127,19 +159,7 @@ impl Shared {
 
 impl Scrape {
     pub(crate) fn new(target: Target, shared: Arc<Shared>, link: Link) -> Self {
-        let status = Status {
-            id: target.id,
-            job: target.scrape.job_name.clone(),
-            url: target.url.to_string(),
-            labels: target.labels.clone(),
-            discovered_labels: target.discovered_labels.clone(),
-            health: Health::Unknown,
-            last_error: None,
-            last_scrape_ms: None,
-            last_duration_s: 0.0,
-            samples: 0,
-            missed: 0,
-        };
+        let status = Status::new(&target);
         shared.telemetry.targets.with_label_values(&[Health::Unknown.as_str()]).inc();
         let target = Arc::new(target);
         Self {
@@ -192,6 +212,7 @@ impl Scrape {
         loop {
             let next = self.slots.next(self.shared.clock.now_ms());
             self.missed(next.missed, why);
+            self.status.lock().unwrap_or_else(PoisonError::into_inner).next_scrape_ms = Some(next.slot_ms);
             if end.run_until_cancelled(self.wait(next.slot_ms)).await.is_none() {
                 return self.end();
             }
@@ -227,7 +248,10 @@ impl Scrape {
     async fn scrape(&mut self, slot_ms: i64) {
         let started = Instant::now();
         let mut raw = self.shared.buffers.take();
-        let result = self.shared.client.get(&self.target, &mut raw).await;
+        let result = match self.target.over_limit() {
+            Some(text) => Err(Failure::Page { reason: TARGET_LIMIT, text }),
+            None => self.shared.client.get(&self.target, &mut raw).await,
+        };
         let mut got = Got { slot_ms, duration: started.elapsed(), raw, page: self.shared.buffers.take(), result };
         if self.link.rebase_due(self.work.parts()) {
             self.work.rebase();

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use config::relabel::{self, Labels};
@@ -30,6 +31,8 @@ pub struct Job {
     /// Its `metric_relabel_configs`.
     pub metric_relabel: Arc<[RelabelConfig]>,
     access: Arc<Access>,
+    /// How many targets there are while they are more than `target_limit`; 0 otherwise.
+    over_limit: Arc<AtomicUsize>,
     interval: Millis,
     timeout: Millis,
 }
@@ -57,15 +60,33 @@ pub struct Target {
     pub metric_relabel: Arc<[RelabelConfig]>,
     /// How it is spoken to.
     pub access: Arc<Access>,
+    over_limit: Arc<AtomicUsize>,
 }
 
-/// A target that relabeling dropped.
+/// A target that was found and is not scraped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dropped {
     /// The job's name in the configuration.
     pub job: String,
     /// Its labels before relabeling, sorted by name.
+    #[serde(serialize_with = "as_map")]
     pub discovered_labels: Vec<(String, String)>,
+    /// Why.
+    pub reason: Reason,
+    /// The rule, or what is wrong.
+    pub detail: String,
+}
+
+/// Why a target that was found is not scraped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reason {
+    /// A rule of `relabel_configs` dropped it.
+    Relabeled,
+    /// Another one of its job has the same URL and labels.
+    Duplicate,
+    /// Its labels make no target.
+    Invalid,
 }
 
 /// What a job's groups come to.
@@ -73,7 +94,7 @@ pub struct Dropped {
 pub struct Found {
     /// What is scraped.
     pub targets: Vec<Target>,
-    /// The first of those that relabeling dropped.
+    /// The first of those that are not scraped.
     pub dropped: Vec<Dropped>,
     /// All that relabeling dropped.
     pub dropped_count: usize,
@@ -139,6 +160,23 @@ pub enum Error {
     },
 }
 
+impl Target {
+    /// Why it may not be scraped: its job has more targets than `target_limit` allows, and then none of them is.
+    pub fn over_limit(&self) -> Option<String> {
+        let (count, limit) = (self.over_limit.load(Ordering::Relaxed), self.scrape.target_limit);
+        (count > 0).then(|| format!("the job has {count} targets, over the limit of {limit} (`target_limit`): none of them is scraped"))
+    }
+}
+
+impl Found {
+    /// Keeps an error; its text.
+    fn wrong(&mut self, error: Error) -> String {
+        let text = crate::scrape::with_causes(&error);
+        self.errors.push(error);
+        text
+    }
+}
+
 impl Job {
     /// An entry with the defaults it leaves to `global`.
     pub fn new(global: &Global, scrape: ScrapeConfig) -> Self {
@@ -146,7 +184,7 @@ impl Job {
         let timeout = scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1).min(interval.0);
         let metric_relabel = scrape.metric_relabel_configs.as_slice().into();
         let access = Arc::new(Access::new(scrape.http()));
-        Self { scrape: Arc::new(scrape), metric_relabel, access, interval, timeout: Millis(timeout) }
+        Self { scrape: Arc::new(scrape), metric_relabel, access, over_limit: Arc::default(), interval, timeout: Millis(timeout) }
     }
 
     /// The job's name.
@@ -163,19 +201,31 @@ impl Job {
         };
         for group in groups {
             for target in &group.targets {
-                match self.target(target, &group.labels) {
-                    Ok(Ok(target)) if seen.insert(target.id) => found.targets.push(target),
-                    Ok(Ok(target)) => found.errors.push(Error::Twice { job: self.name().to_owned(), url: target.url }),
-                    Ok(Err(dropped)) => {
-                        found.dropped_count += 1;
-                        if found.dropped.len() < dropped_max {
-                            found.dropped.push(dropped);
-                        }
+                let labels = self.discovered(target, &group.labels);
+                let discovered_labels = labels.sorted();
+                let (reason, detail) = match self.target(labels) {
+                    Ok(Ok(target)) if seen.insert(target.id) => {
+                        found.targets.push(target);
+                        continue;
                     }
-                    Err(error) => found.errors.push(error),
+                    Ok(Ok(target)) => {
+                        let error = Error::Twice { job: self.name().to_owned(), url: target.url };
+                        (Reason::Duplicate, found.wrong(error))
+                    }
+                    Ok(Err(rule)) => {
+                        found.dropped_count += 1;
+                        let action = self.scrape.relabel_configs.get(rule).map_or("", |rule| rule.action.as_str());
+                        (Reason::Relabeled, format!("relabel_configs[{rule}]: {action}"))
+                    }
+                    Err(error) => (Reason::Invalid, found.wrong(error)),
+                };
+                if found.dropped.len() < dropped_max {
+                    found.dropped.push(Dropped { job: self.name().to_owned(), discovered_labels, reason, detail });
                 }
             }
         }
+        let (count, limit) = (found.targets.len(), self.scrape.target_limit);
+        self.over_limit.store(if limit > 0 && count as u64 > limit { count } else { 0 }, Ordering::Relaxed);
         found
     }
 
@@ -202,13 +252,14 @@ impl Job {
         )
     }
 
-    fn target(&self, target: &BTreeMap<String, String>, group: &BTreeMap<String, String>) -> Result<Result<Target, Dropped>, Error> {
-        let mut labels = self.discovered(target, group);
+    /// The target that labels make, or the number of the rule that dropped them.
+    fn target(&self, mut labels: Labels) -> Result<Result<Target, usize>, Error> {
         let discovered_labels = labels.sorted();
-        if !relabel::apply(&self.scrape.relabel_configs, &mut labels) {
-            return Ok(Err(Dropped { job: self.name().to_owned(), discovered_labels }));
+        let written = labels.get("__address__").to_owned();
+        let rules = &self.scrape.relabel_configs;
+        if let Some(rule) = rules.iter().position(|rule| !relabel::apply(std::slice::from_ref(rule), &mut labels)) {
+            return Ok(Err(rule));
         }
-        let written = target.get("__address__").cloned().unwrap_or_default();
         let (job, address) = (self.name().to_owned(), labels.get("__address__").to_owned());
         if address.is_empty() || address.contains(|c: char| matches!(c, '/' | '?' | '#' | '@') || c.is_whitespace()) {
             return Err(Error::Address { job, address });
@@ -245,6 +296,7 @@ impl Job {
             scrape: self.scrape.clone(),
             metric_relabel: self.metric_relabel.clone(),
             access: self.access.clone(),
+            over_limit: self.over_limit.clone(),
         }))
     }
 
@@ -287,6 +339,11 @@ fn percent_encode(text: &str, out: &mut String) {
             _ => out.extend(['%', char::from(HEX[usize::from(byte >> 4)]), char::from(HEX[usize::from(byte & 15)])]),
         }
     }
+}
+
+/// Labels as a map in JSON.
+pub(crate) fn as_map<S: serde::Serializer>(labels: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(labels.iter().map(|(name, value)| (name, value)))
 }
 
 fn identity(job: &str, url: &str, labels: &[(String, String)]) -> TargetId {

@@ -8,6 +8,7 @@ use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, 
 
 use crate::client::Failure;
 use crate::queue::Dropped;
+use crate::scrape::TARGET_LIMIT;
 use crate::series::PageError;
 use crate::slot::Missed;
 
@@ -86,7 +87,7 @@ impl Telemetry {
             },
             scrapes_failed: {
                 let failed = counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?;
-                for reason in Failure::REASONS.into_iter().chain(PageError::REASONS) {
+                for reason in Failure::REASONS.into_iter().chain(PageError::REASONS).chain([TARGET_LIMIT]) {
                     failed.with_label_values(&[reason]);
                 }
                 failed

@@ -207,3 +207,27 @@ async fn a_name_leads_to_its_addresses() {
     assert!(bench.collector.targets()[0].labels.contains(&("name".to_owned(), "localhost".to_owned())));
     assert!(bench.collector.telemetry().discovery_failures.with_label_values(&["dns", "lookup"]).get() > 0);
 }
+
+#[tokio::test]
+async fn a_job_over_its_target_limit_scrapes_none_until_it_fits_again() {
+    let (one, two) = (Server::exporter().await, Server::exporter().await);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.json");
+    let list = |addresses: &[&Server]| {
+        let quoted: Vec<_> = addresses.iter().map(|server| format!("\"{}\"", server.address)).collect();
+        std::fs::write(&file, format!("[{{\"targets\": [{}]}}]", quoted.join(", "))).expect("written");
+    };
+    list(&[&one, &two]);
+    let bench = Bench::new(&format!(
+        r#"{{"job_name": "node", "target_limit": 1, "file_sd_configs": [{{"files": ["{}"], "refresh_interval": "100ms"}}]}}"#,
+        file.display()
+    ));
+    let down = || bench.collector.targets().iter().filter(|target| target.health == Health::Down).count();
+    wait("both are down", || down() == 2).await;
+    let error = bench.collector.targets()[0].last_error.clone();
+    assert_eq!(error.as_deref(), Some("the job has 2 targets, over the limit of 1 (`target_limit`): none of them is scraped"));
+    assert_eq!(one.requests.lock().expect("no panic").len() + two.requests.lock().expect("no panic").len(), 0);
+    assert!(bench.collector.telemetry().scrapes_failed.with_label_values(&["target_limit"]).get() >= 2);
+    list(&[&one]);
+    wait("the one that is left is up", || bench.up().len() == 1).await;
+}

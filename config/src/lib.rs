@@ -88,6 +88,8 @@ pub struct Global {
     pub label_name_length_limit: u64,
     /// Bytes of a label value where a scrape configuration sets no limit; 0: none.
     pub label_value_length_limit: u64,
+    /// Targets of a job where a scrape configuration sets no limit; 0: none.
+    pub target_limit: u64,
     /// Dropped targets remembered where a scrape configuration sets no limit; 0: 10,000.
     pub keep_dropped_targets: u64,
     /// Labels added to every series on its way to a sink, unless the series has one of that name.
@@ -190,6 +192,7 @@ impl Default for Global {
             label_limit: 0,
             label_name_length_limit: 0,
             label_value_length_limit: 0,
+            target_limit: 0,
             keep_dropped_targets: 0,
             external_labels: std::collections::BTreeMap::new(),
         }

@@ -67,7 +67,6 @@ const NOT_YET: &[&str] = &[
     "serverset_sd_configs",
     "sigv4",
     "stackit_sd_configs",
-    "target_limit",
     "tests",
     "triton_sd_configs",
     "uyuni_sd_configs",
@@ -154,6 +153,7 @@ fn settle(config: &mut Config, tree: &Node) {
             (&mut scrape.label_limit, global.label_limit),
             (&mut scrape.label_name_length_limit, global.label_name_length_limit),
             (&mut scrape.label_value_length_limit, global.label_value_length_limit),
+            (&mut scrape.target_limit, global.target_limit),
             (&mut scrape.keep_dropped_targets, global.keep_dropped_targets),
         ] {
             if *own == 0 {

@@ -90,6 +90,9 @@ pub struct ScrapeConfig {
     /// Bytes of a label value; 0: no limit.
     #[serde(default)]
     pub label_value_length_limit: u64,
+    /// Targets of the job, after relabeling; with more than that none of them is scraped, and `up` is 0 for all. 0: no limit.
+    #[serde(default)]
+    pub target_limit: u64,
     /// Targets that relabeling dropped and that are remembered for the API; 0: 10,000.
     #[serde(default)]
     pub keep_dropped_targets: u64,

@@ -73,6 +73,7 @@ async fn run(messages: &[Message], encoder: &str, silent: bool) {
         filters: Vec::new(),
         encoder: Arc::from(relay::encode::build(&component).expect("a known encoder")),
         limits: Limits { bytes_max: 1 << 20, items_max: 10_000 },
+        templates: Vec::new(),
         from: Vec::new(),
         external_labels: Vec::new(),
         config: "c".into(),

@@ -28,6 +28,7 @@ pub mod sink;
 pub mod slots;
 pub mod step;
 pub mod telemetry;
+pub mod template;
 pub mod trim;
 
 use std::sync::Arc;

@@ -22,6 +22,7 @@ use crate::resolve::Resolver;
 use crate::sink::Limits;
 use crate::slots::{Fate, Header, SLOT_MEMORY_MS, Slots};
 use crate::step::{Loss, Mark, Step, Undecodable};
+use crate::template::Template;
 
 use batch::{Building, Tally};
 use held::{Held, HeldKey, HeldPart};
@@ -41,6 +42,8 @@ pub struct Parts {
     pub encoder: Arc<dyn Encode>,
     /// The sink's limits.
     pub limits: Limits,
+    /// The sink's templates.
+    pub templates: Vec<Template>,
     /// Jobs; empty: all.
     pub from: Vec<String>,
     /// Labels for every series that does not have them.
@@ -105,7 +108,7 @@ impl Pipeline {
         Self {
             decoder: Decoder::new(),
             building: Building::new(parts.encoder.clone(), parts.limits),
-            resolver: Resolver::new(parts.filters, parts.encoder, &parts.from, parts.external_labels),
+            resolver: Resolver::new(parts.filters, parts.encoder, parts.templates, &parts.from, parts.external_labels),
             slots: Slots::default(),
             deltas,
             held: Held::default(),

@@ -289,6 +289,7 @@ impl Work {
             filters: components.filters,
             encoder: components.encoder,
             limits: components.sink.limits(),
+            templates: components.sink.templates(),
             from: relay.from.clone(),
             external_labels,
             config,

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use crate::delta::{NO_PLACE, Previously};
 use crate::encode::Encode;
 use crate::filter::{Filter, Series, Verdict};
+use crate::template::{self, Route, Template};
 
 /// Most filters of one relay: their verdicts are remembered as bits.
 pub const FILTERS_MAX: usize = 31;
@@ -84,6 +85,8 @@ pub struct Row {
     pub place: u32,
     /// Type of its family.
     pub kind: MetricType,
+    /// Which of [`Resolved::routes`] it takes.
+    pub route: u32,
     /// Whether its text has all labels, so that the target's part is empty.
     pub overlaps: bool,
     /// Whether it only grows until a reset.
@@ -100,6 +103,8 @@ pub struct Resolved {
     pub layout: Arc<Layout>,
     /// Per series, in layout order.
     pub rows: Vec<Row>,
+    /// What the sink's templates say of its series, each text once; empty for a sink without templates.
+    pub routes: Vec<Arc<Route>>,
     target_text: Vec<u8>,
     texts: Arc<Texts>,
     overlapping: HashMap<u32, Box<[u8]>>,
@@ -135,11 +140,13 @@ type Source = (String, TargetId, u16);
 pub struct Resolver {
     filters: Vec<(Arc<str>, Box<dyn Filter>)>,
     encoder: Arc<dyn Encode>,
+    templates: Vec<Template>,
     from: HashSet<String>,
     external_labels: Vec<(String, String)>,
     resolved: HashMap<u64, Resolved>,
     current: HashMap<Source, u64>,
     texts: HashMap<(LayoutId, u64), Weak<Texts>>,
+    routes: HashSet<Arc<Route>>,
 }
 
 impl Resolver {
@@ -147,17 +154,20 @@ impl Resolver {
     pub fn new(
         filters: Vec<(Arc<str>, Box<dyn Filter>)>,
         encoder: Arc<dyn Encode>,
+        templates: Vec<Template>,
         from: &[String],
         external_labels: Vec<(String, String)>,
     ) -> Self {
         Self {
             filters,
             encoder,
+            templates,
             from: from.iter().cloned().collect(),
             external_labels,
             resolved: HashMap::new(),
             current: HashMap::new(),
             texts: HashMap::new(),
+            routes: HashSet::new(),
         }
     }
 
@@ -201,6 +211,7 @@ impl Resolver {
                 origin: decoded.origin.clone(),
                 layout: decoded.layout.clone(),
                 rows: Vec::new(),
+                routes: Vec::new(),
                 target_text: Vec::new(),
                 texts: Arc::default(),
                 overlapping: HashMap::new(),
@@ -226,6 +237,7 @@ impl Resolver {
         self.resolved.retain(|_, resolved| resolved.slot_ms >= slot_ms);
         self.current.retain(|_, generation| self.resolved.contains_key(generation));
         self.texts.retain(|_, texts| texts.strong_count() > 0);
+        self.routes.retain(|route| Arc::strong_count(route) > 1);
     }
 
     /// Resolves the series that have no row yet.
@@ -245,6 +257,7 @@ impl Resolver {
         let mut rendering = texts.as_mut().map(Arc::make_mut);
         let mut own: Vec<(&str, &str)> = Vec::new();
         let mut merged: Vec<(&str, &str)> = Vec::new();
+        let mut routes: HashMap<Arc<Route>, u32> = resolved.routes.iter().cloned().zip(0..).collect();
         for i in resolved.rows.len()..layout.len() {
             let series = layout.series(i);
             own.clear();
@@ -272,8 +285,19 @@ impl Resolver {
                 }
                 texts.ends.push(texts.bytes.len() as u32);
             }
+            let route = match rule.drops() {
+                None => shared_route(&self.templates, &mut self.routes, &whole),
+                Some(_) => None,
+            };
+            let route = route.map_or(0, |route| {
+                *routes.entry(route).or_insert_with_key(|route| {
+                    resolved.routes.push(route.clone());
+                    resolved.routes.len() as u32 - 1
+                })
+            });
             resolved.rows.push(Row {
                 rule,
+                route,
                 hash: identity(&whole),
                 place: NO_PLACE,
                 kind: whole.kind,
@@ -316,6 +340,20 @@ fn target_labels<'a>(origin: &'a Origin, external: &'a [(String, String)]) -> Ve
     labels.retain(|(_, value)| !value.is_empty());
     labels.sort_unstable();
     labels
+}
+
+/// What the sink's templates say of a series, shared with all that say the same.
+fn shared_route(templates: &[Template], known: &mut HashSet<Arc<Route>>, series: &Series<'_>) -> Option<Arc<Route>> {
+    if templates.is_empty() {
+        return None;
+    }
+    let route = template::route(templates, series);
+    if let Some(known) = known.get(&route) {
+        return Some(known.clone());
+    }
+    let route = Arc::new(route);
+    known.insert(route.clone());
+    Some(route)
 }
 
 fn names_hash(labels: &[(&str, &str)]) -> u64 {

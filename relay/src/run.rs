@@ -190,6 +190,7 @@ impl Life {
                 filters: components.filters,
                 encoder: components.encoder,
                 limits: components.sink.limits(),
+                templates: components.sink.templates(),
                 from: self.relay.from.clone(),
                 external_labels: self.external_labels.clone(),
                 config: checkpoint.config.clone(),

@@ -4,6 +4,7 @@
 //! flight per relay lane; a deadline per try. *When full*: a sink answers late or with retry. Adding one: a file in `sink/`, a line in [`KINDS`].
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use crate::encode::Framing;
 use crate::registry;
+use crate::template::{Route, Template};
 
 mod file;
 mod http;
@@ -54,6 +56,8 @@ pub struct Item {
     pub series: u64,
     /// Hash of its target.
     pub target: u64,
+    /// Which of [`Batch::routes`] it takes; says nothing where there is none.
+    pub route: u32,
 }
 
 /// Encoded samples of one stream message (or a part of one), in order.
@@ -63,6 +67,8 @@ pub struct Batch {
     pub bytes: Vec<u8>,
     /// Their ends and identities.
     pub items: Vec<Item>,
+    /// What the sink's templates say of the items' series, each text once; empty for a sink without templates.
+    pub routes: Vec<Arc<Route>>,
     /// How they become one body.
     pub framing: Framing,
     /// Media type of the body.
@@ -76,6 +82,11 @@ impl Batch {
     pub fn item(&self, i: usize) -> &[u8] {
         let start = if i == 0 { 0 } else { self.items[i - 1].end as usize };
         &self.bytes[start..self.items[i].end as usize]
+    }
+
+    /// What the sink's templates say of an item's series, in the sink's order.
+    pub fn route(&self, i: usize) -> Option<&Arc<Route>> {
+        self.routes.get(self.items[i].route as usize)
     }
 
     /// Appends the body of some items to `out`.
@@ -135,6 +146,11 @@ pub trait Sink: Send {
     /// How much one call may carry; the caller splits at these.
     fn limits(&self) -> Limits;
 
+    /// The texts with labels that it wants of every series, rendered once per series; [`Batch::route`] has them.
+    fn templates(&self) -> Vec<Template> {
+        Vec::new()
+    }
+
     /// Flushes and closes; called once, before the last checkpoint.
     async fn close(&mut self) -> Answer {
         Answer::Delivered
@@ -172,11 +188,18 @@ pub(crate) mod tests {
 
     /// A batch of these texts.
     pub(crate) fn batch(texts: &[&str], framing: Framing) -> Batch {
-        let mut batch = Batch { bytes: Vec::new(), items: Vec::new(), framing, content_type: "text/plain", key: "p:1:1/0/abc".to_owned() };
+        let mut batch = Batch {
+            bytes: Vec::new(),
+            items: Vec::new(),
+            routes: Vec::new(),
+            framing,
+            content_type: "text/plain",
+            key: "p:1:1/0/abc".to_owned(),
+        };
         for text in texts {
             batch.bytes.extend_from_slice(text.as_bytes());
             let end = u32::try_from(batch.bytes.len()).expect("small");
-            batch.items.push(Item { end, series: batch.items.len() as u64 % 3, target: 7 });
+            batch.items.push(Item { end, series: batch.items.len() as u64 % 3, target: 7, route: 0 });
         }
         batch
     }

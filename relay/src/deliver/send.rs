@@ -217,6 +217,7 @@ fn share(batch: &Batch, from: usize, to: usize) -> Batch {
     Batch {
         bytes: batch.bytes[start as usize..end as usize].to_vec(),
         items,
+        routes: batch.routes.clone(),
         framing: batch.framing,
         content_type: batch.content_type,
         key,

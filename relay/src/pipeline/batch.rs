@@ -2,6 +2,7 @@
 //!
 //! *In*: resolved series and columns. *Out*: items. *Bound*: one sink request. *When full*: the item that does not fit opens the next batch.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sample::{Columns, NO_TIME, State, is_stale};
@@ -11,6 +12,7 @@ use crate::encode::{Encode, Encoded, Sample};
 use crate::resolve::{Chain, Resolved, Row};
 use crate::sink::{Batch, Item, Limits};
 use crate::step::{Loss, Part, Section, Undecodable};
+use crate::template::Route;
 
 /// Ends of items are 32 bits.
 const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -77,10 +79,43 @@ pub(super) struct Building {
     items: Vec<Item>,
     sources: Vec<(u32, u32)>,
     sections: Vec<Section>,
+    routes: Routes,
     /// The item that did not fit.
-    carry: Option<(Vec<u8>, Item, u32)>,
+    carry: Option<Carry>,
     index: u32,
     hint: usize,
+}
+
+/// An item that did not fit.
+struct Carry {
+    bytes: Vec<u8>,
+    item: Item,
+    series: u32,
+    route: Option<Arc<Route>>,
+}
+
+/// The routes of one batch, each once.
+#[derive(Default)]
+struct Routes {
+    all: Vec<Arc<Route>>,
+    places: HashMap<Arc<Route>, u32>,
+}
+
+impl Routes {
+    fn place(&mut self, route: &Arc<Route>) -> u32 {
+        if let Some(place) = self.places.get(route) {
+            return *place;
+        }
+        let place = self.all.len() as u32;
+        self.all.push(route.clone());
+        self.places.insert(route.clone(), place);
+        place
+    }
+
+    fn take(&mut self) -> Vec<Arc<Route>> {
+        self.places.clear();
+        std::mem::take(&mut self.all)
+    }
 }
 
 impl Building {
@@ -93,6 +128,7 @@ impl Building {
             items: Vec::new(),
             sources: Vec::new(),
             sections: Vec::new(),
+            routes: Routes::default(),
             carry: None,
             index: 0,
             hint: 0,
@@ -127,6 +163,7 @@ impl Building {
         let section = self.sections.len().saturating_sub(1) as u32;
         let rows = resolved.rows.len().min(columns.states.len());
         let slot_ms = self.sections.last().map_or(0, |section| section.slot_ms);
+        let mut routes = vec![None; resolved.routes.len()];
         for i in from..rows {
             let state = columns.states[i];
             if state == State::Absent {
@@ -171,11 +208,15 @@ impl Building {
                 }
             }
             tally.items += 1;
-            let item = Item { end: self.bytes.len() as u32, series: row.hash, target };
+            let mut item = Item { end: self.bytes.len() as u32, series: row.hash, target, route: 0 };
             let body = around + self.bytes.len() + framing.separator.len() * self.items.len();
             if body > self.limits.bytes_max && !self.items.is_empty() {
-                self.carry = Some((self.bytes.split_off(start), item, i as u32));
+                let route = resolved.routes.get(row.route as usize).cloned();
+                self.carry = Some(Carry { bytes: self.bytes.split_off(start), item, series: i as u32, route });
                 return Some(i + 1);
+            }
+            if let Some(known) = routes.get_mut(row.route as usize) {
+                item.route = *known.get_or_insert_with(|| self.routes.place(&resolved.routes[row.route as usize]));
             }
             self.items.push(item);
             self.sources.push((section, i as u32));
@@ -196,6 +237,7 @@ impl Building {
         let batch = Batch {
             bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(self.hint.min(self.limits.bytes_max))),
             items: std::mem::take(&mut self.items),
+            routes: self.routes.take(),
             framing,
             content_type: self.encoder.content_type(),
             key: format!("{id}/{}/{config}", self.index),
@@ -210,9 +252,10 @@ impl Building {
             sources: std::mem::take(&mut self.sources),
         };
         self.index += 1;
-        if let Some((bytes, item, series)) = self.carry.take() {
+        if let Some(Carry { bytes, item, series, route }) = self.carry.take() {
             self.bytes.extend_from_slice(&bytes);
-            self.items.push(Item { end: self.bytes.len() as u32, ..item });
+            let route = route.map_or(0, |route| self.routes.place(&route));
+            self.items.push(Item { end: self.bytes.len() as u32, route, ..item });
             self.sources.push((0, series));
         }
         Some(part)

@@ -10,6 +10,7 @@ use super::*;
 use crate::encode::Framing;
 use crate::filter::{self, Series};
 use crate::resolve::Resolver;
+use crate::template::{self, Template};
 
 const SLOT: i64 = 1_700_000_000_000;
 
@@ -52,8 +53,19 @@ impl Encode for Noting {
     }
 }
 
-/// Three series: a counter with a start and exemplars, a native histogram, a gauge.
 fn filled(filters: Vec<(Arc<str>, Box<dyn filter::Filter>)>, encoder: Arc<dyn Encode>) -> Tally {
+    let (tally, batches) = batches(filters, encoder, Vec::new(), 1000);
+    assert!(batches.len() <= 1);
+    tally
+}
+
+/// Three series: a counter with a start and exemplars, a native histogram, a gauge.
+fn batches(
+    filters: Vec<(Arc<str>, Box<dyn filter::Filter>)>,
+    encoder: Arc<dyn Encode>,
+    templates: Vec<Template>,
+    bytes_max: usize,
+) -> (Tally, Vec<Batch>) {
     let mut builder = LayoutBuilder::new();
     for (name, kind) in [("c_total", MetricType::Counter), ("h", MetricType::Histogram), ("g", MetricType::Gauge)] {
         let family = builder.family(name, kind, "Help.", "s");
@@ -77,14 +89,21 @@ fn filled(filters: Vec<(Arc<str>, Box<dyn filter::Filter>)>, encoder: Arc<dyn En
     let frame = sample::frames(&payload).expect("a message").next().expect("a frame").expect("whole");
     let mut read = Columns::default();
     let decoded = Decoder::new().decode("p", 1, &frame, 1, &mut read).expect("decodes");
-    let mut resolver = Resolver::new(filters, encoder.clone(), &[], Vec::new());
+    let mut resolver = Resolver::new(filters, encoder.clone(), templates, &[], Vec::new());
     assert!(resolver.resolve("p", &decoded));
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
-    let mut building = Building::new(encoder, Limits { bytes_max: 1000, items_max: 1000 });
+    let mut building = Building::new(encoder, Limits { bytes_max, items_max: 1000 });
     building.section(resolved, SLOT);
     let mut tally = Tally::new(chain.len());
-    assert_eq!(building.fill(resolved, chain, &read, 0, None, &mut tally), None);
-    tally
+    let (mut next, mut batches) = (0, Vec::new());
+    while let Some(full_at) = building.fill(resolved, chain, &read, next, None, &mut tally) {
+        next = full_at;
+        batches.extend(building.finish(1, SLOT, "m", "c").map(|part| part.batch));
+    }
+    while let Some(part) = building.finish(1, SLOT, "m", "c") {
+        batches.push(part.batch);
+    }
+    (tally, batches)
 }
 
 fn built(name: &str, options: serde_json::Value) -> (Arc<str>, Box<dyn filter::Filter>) {
@@ -122,4 +141,28 @@ fn an_encoder_without_native_histograms_says_so_once_per_sample() {
     let ndjson = crate::encode::build(&Component { name: "ndjson".to_owned(), options: json!(null) }).expect("a name");
     let tally = filled(Vec::new(), Arc::from(ndjson));
     assert_eq!((tally.items, tally.filtered(&[])), (2, vec![(Arc::from("native_histogram"), 1)]));
+}
+
+#[test]
+fn every_item_keeps_its_route_however_batches_are_cut() {
+    let templates = || {
+        let read = |text| Template::parse(text, template::plain).expect("a template");
+        vec![read("m.{{__name__}}"), read("{{k}}"), read("{{absent}}")]
+    };
+    for bytes_max in [1, 2, 1000] {
+        let (tally, batches) = batches(Vec::new(), Arc::new(Noting::default()), templates(), bytes_max);
+        assert_eq!(tally.items, 3);
+        let mut seen = Vec::new();
+        for batch in &batches {
+            assert!(batch.routes.len() <= batch.items.len(), "each text once");
+            for i in 0..batch.items.len() {
+                let route = batch.route(i).expect("a route");
+                seen.push((route[0].as_deref().expect("a text").to_owned(), route[1].as_deref() == Ok("v"), route[2].is_err()));
+            }
+        }
+        assert_eq!(seen, ["c_total", "h", "g"].map(|name| (format!("m.{name}"), true, true)), "{bytes_max}");
+    }
+    let (_, batches) =
+        batches(Vec::new(), Arc::new(Noting::default()), vec![Template::parse("{{k}}", template::plain).expect("a template")], 1000);
+    assert_eq!((batches[0].routes.len(), batches[0].items.len()), (1, 3), "series that say the same share a route");
 }

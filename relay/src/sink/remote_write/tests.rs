@@ -57,7 +57,7 @@ fn batch(rows: &[Row<'_>]) -> Batch {
             Some(histogram) => encoder.histogram(&sample, histogram, &mut batch.bytes),
             None => encoder.sample(&sample, &mut batch.bytes),
         };
-        batch.items.push(Item { end: u32::try_from(batch.bytes.len()).expect("small"), series: 1, target: 7 });
+        batch.items.push(Item { end: u32::try_from(batch.bytes.len()).expect("small"), series: 1, target: 7, route: 0 });
     }
     batch
 }

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use config::{Config, Kinds, Overrides, Problem, Warning};
+use config::{Config, Kinds, Loaded, Overrides, Refused};
 use serde_json::json;
 
 use crate::{Output, Source, USAGE};
@@ -37,7 +37,7 @@ pub(crate) fn kinds() -> Kinds {
 }
 
 /// Reads the configuration with its overrides from environment and flags.
-pub(crate) fn load(source: &Source) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
+pub(crate) fn load(source: &Source) -> Result<Loaded, Refused> {
     let vars = std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
     let overrides = Overrides::environment(vars);
     let overrides = source.set.iter().fold(overrides, |o, (key, value)| o.flag(format!("--set {key}"), key.clone(), value.clone()));
@@ -47,11 +47,11 @@ pub(crate) fn load(source: &Source) -> Result<(Config, Vec<Warning>), Vec<Proble
 /// As [`load`], for commands that do something with it: findings are printed, and problems end the command.
 pub(crate) fn load_or_report(source: &Source) -> Result<Config, ExitCode> {
     match load(source) {
-        Ok((config, warnings)) => {
+        Ok(Loaded { config, warnings, .. }) => {
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             Ok(config)
         }
-        Err(problems) => {
+        Err(Refused { problems, .. }) => {
             problems.iter().for_each(|problem| eprintln!("error: {problem}"));
             Err(ExitCode::from(USAGE))
         }
@@ -62,21 +62,21 @@ pub(crate) fn main(args: &Args) -> ExitCode {
     let found = load(&args.source);
     if args.output == Output::Json {
         let (problems, warnings) = match &found {
-            Ok((_, warnings)) => (&[][..], &warnings[..]),
-            Err(problems) => (&problems[..], &[][..]),
+            Ok(loaded) => (&[][..], &loaded.warnings[..]),
+            Err(refused) => (&refused.problems[..], &[][..]),
         };
         println!("{}", json!({ "problems": problems, "warnings": warnings }));
         return if found.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
     }
     match found {
-        Ok((config, warnings)) => {
+        Ok(Loaded { config, warnings, .. }) => {
             warnings.iter().for_each(|warning| println!("warning: {warning}"));
             let (file, jobs, relays) = (args.source.config.display(), config.scrape_configs.len(), config.relays.len());
             let targets: usize = config.scrape_configs.iter().flat_map(|s| &s.static_configs).map(|g| g.targets.len()).sum();
             println!("{file} is fine: {} with {}, {}", count(jobs, "job"), count(targets, "target"), count(relays, "relay"));
             ExitCode::SUCCESS
         }
-        Err(problems) => {
+        Err(Refused { problems, .. }) => {
             problems.iter().for_each(|problem| println!("{problem}"));
             eprintln!("{}", count(problems.len(), "problem"));
             ExitCode::from(USAGE)
@@ -99,8 +99,8 @@ mod tests {
         let files: Vec<_> = std::fs::read_dir(folder).expect("the folder is there").filter_map(|e| Some(e.ok()?.path())).collect();
         assert!(files.len() >= 4);
         for file in files {
-            let (_, warnings) = config::load(&file, &Overrides::default(), &kinds()).unwrap_or_else(|p| panic!("{p:#?}"));
-            assert_eq!(warnings, [], "{}", file.display());
+            let loaded = config::load(&file, &Overrides::default(), &kinds()).unwrap_or_else(|p| panic!("{p:#?}"));
+            assert_eq!(loaded.warnings, [], "{}", file.display());
         }
     }
 

@@ -103,10 +103,18 @@ impl<'a> Findings<'a> {
                 continue;
             }
             if let Some(first) = seen.insert(name.to_owned(), i) {
-                let first = self.tree.place_of(&steps![list, first, key]);
-                let line = if let Place::File { line, .. } = first { format!(", first in line {line}") } else { String::new() };
-                self.problem(&here, format!("'{name}' is here a second time{line}: each needs a name of its own"));
+                let first = self.first(&steps![list, first, key], &here);
+                self.problem(&here, format!("'{name}' is here a second time{first}: each needs a name of its own"));
             }
+        }
+    }
+
+    /// Where the first of two is, as it is said at the second.
+    fn first(&self, first: &[Step], second: &[Step]) -> String {
+        match (self.tree.place_of(first), self.tree.place_of(second)) {
+            (Place::File { file, line, .. }, Place::File { file: other, .. }) if file == other => format!(", first in line {line}"),
+            (place @ Place::File { .. }, _) => format!(", first in {place}"),
+            _ => String::new(),
         }
     }
 

@@ -5,7 +5,9 @@
 mod check;
 mod component;
 mod discovery;
+mod files;
 mod http;
+mod include;
 mod layers;
 mod load;
 mod pattern;
@@ -26,9 +28,11 @@ use serde::{Deserialize, Serialize};
 pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY_MIN};
 pub use component::{Component, Kind, Kinds, OptionsError, options};
 pub use discovery::{DNS_SD_REFRESH, DnsSdConfig, DnsType, FILE_SD_REFRESH, FileSdConfig, HTTP_SD_REFRESH, HttpSdConfig};
+pub use files::{FILES_MAX, GlobError, is_pattern, matching};
 pub use http::{Authorization, BasicAuth, HttpHeader, HttpOptions, TlsConfig, TlsVersion};
+pub use include::Sources;
 pub use layers::Overrides;
-pub use load::{load, parse};
+pub use load::{Loaded, Places, Refused, load, parse};
 pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use relabel::{RelabelAction, RelabelConfig};
@@ -60,8 +64,11 @@ pub struct Config {
     pub global: Global,
     /// What is scraped, as in a prometheus.yml.
     pub scrape_configs: Vec<ScrapeConfig>,
-    /// Files with more `scrape_configs`; `*` in the last element of a path stands for anything. Empty once they are read.
+    /// Files with more `scrape_configs`, relative to this one; `*` stands for anything. Empty once they are read.
     pub scrape_config_files: Vec<PathBuf>,
+    /// Files with more of everything, relative to this one; `*` stands for anything. Lists grow by what is in them, sections are filled by
+    /// all files, and a single value may be set once. Empty once they are read.
+    pub include: Vec<PathBuf>,
     /// The stream: where it is, how large it may grow.
     pub buffer: Buffer,
     /// Where samples go.

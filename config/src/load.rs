@@ -10,12 +10,12 @@ use std::path::Path;
 
 use crate::check;
 use crate::component::Kinds;
+use crate::include::{self, Reader, Sources};
 use crate::layers::{self, Overrides};
 use crate::problem::{PROBLEMS_MAX, Place, Problem, Warning};
-use crate::prometheus;
 use crate::tree::{self, Content, Entry, Map, Node, Step, show, steps};
 use crate::words::{self, About};
-use crate::yaml::{self, FILE_BYTES_MAX};
+use crate::yaml;
 use crate::{Config, Millis};
 
 /// Rounds of typing; far above [`PROBLEMS_MAX`], so it ends even where taking out never helps.
@@ -37,7 +37,6 @@ const NOT_YET: &[&str] = &[
     "fallback_scrape_protocol",
     "gce_sd_configs",
     "hetzner_sd_configs",
-    "include",
     "ionos_sd_configs",
     "kubernetes_annotations",
     "kubernetes_sd_configs",
@@ -67,49 +66,98 @@ const NOT_YET: &[&str] = &[
     "serverset_sd_configs",
     "sigv4",
     "stackit_sd_configs",
-    "tests",
     "triton_sd_configs",
     "uyuni_sd_configs",
     "vultr_sd_configs",
 ];
 
-/// Reads and checks a configuration file.
-///
-/// *Shape*: the paths in `scrape_configs` are relative to the folder of the file, as in Prometheus.
-/// *Errors*: every problem there is, in the order of the file.
-pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
-    let file = path.display().to_string();
-    let whole =
-        |message: String| vec![Problem { place: Place::File { file: file.clone(), line: 0, column: 0 }, field: String::new(), message }];
-    let bytes = std::fs::metadata(path).map_err(|e| whole(format!("cannot read it: {e}")))?.len();
-    if bytes > FILE_BYTES_MAX as u64 {
-        return Err(whole(format!("it has {bytes} bytes, {FILE_BYTES_MAX} are allowed: is it the right file?")));
+/// A configuration that may be used, and what is known of how it came to be.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What works, but probably not as meant.
+    pub warnings: Vec<Warning>,
+    /// The files it was made of.
+    pub sources: Sources,
+    /// Where each value was written.
+    pub places: Places,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug)]
+pub struct Refused {
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+    /// The files it was made of, as far as they are known: when one changes, it is time to try again.
+    pub sources: Sources,
+}
+
+/// Where each value of a configuration was written.
+#[derive(Debug)]
+pub struct Places(pub(crate) Node);
+
+impl Places {
+    /// The place of a path like `relays[0].sink`, or of the nearest thing above it that somebody wrote.
+    pub fn of(&self, path: &str) -> Place {
+        self.0.place_of(&tree::parse(path))
     }
-    let text = std::fs::read_to_string(path).map_err(|e| whole(format!("cannot read it: {e}")))?;
-    parse_in(path.parent(), &file, &text, overrides, kinds)
+}
+
+/// Reads and checks a configuration file with all that it includes.
+///
+/// *Shape*: the paths in `scrape_configs` are relative to the folder of the file in which they stand, as in Prometheus.
+/// *Errors*: every problem there is, in the order of the files.
+pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<Loaded, Refused> {
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    let read = include::read(path, &mut problems);
+    let mut reader = Reader::new(path, &mut problems, &mut warnings);
+    let read = read.map(|mut root| {
+        reader.complete(&mut root, path.parent().unwrap_or_else(|| Path::new("")));
+        root
+    });
+    let sources = reader.sources;
+    let file = Place::File { file: path.display().to_string(), line: 0, column: 0 };
+    let built = match read {
+        Ok(root) => build(root, &file, overrides, kinds, problems, warnings),
+        Err(include::Failed::Inside(problem)) => Err(vec![problem]),
+        Err(include::Failed::Whole(message)) => {
+            Err(vec![Problem { place: file, field: String::new(), message: format!("cannot read it: {message}") }])
+        }
+    };
+    match built {
+        Ok((mut config, warnings, tree)) => {
+            resolve(&mut config, &tree);
+            Ok(Loaded { config, warnings, sources, places: Places(tree) })
+        }
+        Err(problems) => Err(Refused { problems, sources }),
+    }
 }
 
 /// Checks the text of a configuration file; `file` is the name in messages. Paths in it stay as they are.
 ///
 /// *Errors*: as [`load`].
 pub fn parse(file: &str, text: &str, overrides: &Overrides, kinds: &Kinds) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
-    parse_in(None, file, text, overrides, kinds)
+    let yaml::Read { mut root, mut problems } = yaml::read(file, text).map_err(|problem| vec![problem])?;
+    let mut warnings = Vec::new();
+    Reader::new(Path::new(file), &mut problems, &mut warnings).complete(&mut root, Path::new(""));
+    let whole = Place::File { file: file.to_owned(), line: 0, column: 0 };
+    build(root, &whole, overrides, kinds, problems, warnings).map(|(config, warnings, _)| (config, warnings))
 }
 
-fn parse_in(
-    folder: Option<&Path>,
-    file: &str,
-    text: &str,
+type Built = Result<(Config, Vec<Warning>, Node), Vec<Problem>>;
+
+fn build(
+    mut root: Node,
+    file: &Place,
     overrides: &Overrides,
     kinds: &Kinds,
-) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
-    let mut read = yaml::read(file, text).map_err(|problem| vec![problem])?;
-    let mut problems = read.problems;
-    let mut warnings: Vec<_> = prometheus::set_aside(&mut read.root).into_iter().collect();
-    prometheus::include(&mut read.root, folder.unwrap_or_else(|| Path::new("")), &mut problems, &mut warnings);
-    drop_nulls(&mut read.root, 0);
-    problems.extend(refuse_lists(&mut read.root));
-    let mut tree = layers::merge(&read.root, overrides).map_err(|problem| vec![problem])?;
+    mut problems: Vec<Problem>,
+    mut warnings: Vec<Warning>,
+) -> Built {
+    drop_nulls(&mut root, 0);
+    problems.extend(refuse_lists(&mut root));
+    let mut tree = layers::merge(&root, overrides).map_err(|problem| vec![problem])?;
     let typed = type_all(&mut tree, &mut problems);
     if let Some(mut config) = typed {
         let mut findings = check::Findings::new(&mut tree, kinds);
@@ -121,20 +169,15 @@ fn parse_in(
         }
         if problems.is_empty() {
             settle(&mut config, &tree);
-            if folder.is_some() {
-                resolve(&mut config, &tree);
-            }
-            return Ok((config, warnings));
+            return Ok((config, warnings, tree));
         }
     }
-    warnings.clear();
     problems.sort_by(|a, b| (&a.place, &a.field).cmp(&(&b.place, &b.field)));
     problems.dedup();
     if problems.len() > PROBLEMS_MAX {
         let more = problems.len() - PROBLEMS_MAX;
         problems.truncate(PROBLEMS_MAX);
-        let place = Place::File { file: file.to_owned(), line: 0, column: 0 };
-        problems.push(Problem { place, field: String::new(), message: format!("and {more} more problems") });
+        problems.push(Problem { place: file.clone(), field: String::new(), message: format!("and {more} more problems") });
     }
     Err(problems)
 }

@@ -1,16 +1,14 @@
 //! What a prometheus.yml has beside `global` and `scrape_configs`.
 //!
 //! *In*: the tree of the file. *Out*: the tree with the entries of `scrape_config_files` in it, and without what is no business of
-//! Strata's, which is told in one warning. *Bound*: [`FILES_MAX`] files of [`FILE_BYTES_MAX`]. *When full*: a problem at the pattern.
+//! Strata's, which is told in one warning. *Bound*: that of every file of a configuration. *When full*: a problem at the pattern.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::problem::{Place, Problem, Warning};
+use crate::include::{Reader, named};
+use crate::problem::{Problem, Warning};
 use crate::tree::{Content, Entry, Map, Node, show, steps};
-use crate::yaml::{self, FILE_BYTES_MAX};
 
-/// Files that one pattern may stand for. Larger: a mistaken pattern reads a whole disk.
-const FILES_MAX: usize = 10_000;
 /// Keys of a prometheus.yml that are for storing, asking and alerting.
 const NOT_OURS: [&str; 8] = ["alerting", "otlp", "remote_read", "remote_write", "rule_files", "runtime", "storage", "tracing"];
 /// The same under `global`.
@@ -38,40 +36,24 @@ pub(crate) fn set_aside(root: &mut Node) -> Option<Warning> {
 }
 
 /// Puts the entries of `scrape_config_files` behind those of the file; paths are relative to `folder`.
-pub(crate) fn include(root: &mut Node, folder: &Path, problems: &mut Vec<Problem>, warnings: &mut Vec<Warning>) {
+pub(crate) fn include(root: &mut Node, folder: &Path, reader: &mut Reader<'_>) {
     let Content::Map(map) = &mut root.content else { return };
-    let Some(entry) = map.get("scrape_config_files") else { return };
-    let Content::List(patterns) = &entry.node.content else { return };
-    let patterns: Vec<(usize, Place, Option<String>)> = patterns
-        .iter()
-        .enumerate()
-        .map(|(index, node)| (index, node.place.clone(), if let Content::Text(text) = &node.content { Some(text.clone()) } else { None }))
-        .collect();
-    if patterns.iter().any(|(_, _, pattern)| pattern.is_none()) {
-        // Typing says what is wrong with it.
-        return;
-    }
+    // Where an entry is no text, typing says what is wrong with it.
+    let Some(patterns) = map.get("scrape_config_files").and_then(|entry| named(&entry.node)) else { return };
     let mut included = Vec::new();
     for (index, place, pattern) in patterns {
         let field = format!("scrape_config_files[{index}]");
-        let pattern = pattern.unwrap_or_default();
-        match files(&folder.join(&pattern)) {
-            Ok(files) if files.is_empty() => {
-                let message = format!("no file fits '{pattern}'");
-                warnings.push(Warning(Problem { place, field, message }));
+        let before = reader.problems.len();
+        let files = reader.find(folder, &pattern, &place, &field);
+        if files.is_empty() && reader.problems.len() == before {
+            let message = format!("no file fits '{pattern}'");
+            reader.warnings.push(Warning(Problem { place, field, message }));
+            continue;
+        }
+        for file in files {
+            if let Some(root) = reader.open(&file, &place, &field) {
+                included.extend(entries(root, reader.problems));
             }
-            Ok(files) => {
-                for file in files {
-                    match read(&file, problems) {
-                        Ok(entries) => included.extend(entries),
-                        Err(error) => problems.push(match error {
-                            Failed::Whole(message) => Problem { place: place.clone(), field: field.clone(), message },
-                            Failed::Inside(problem) => problem,
-                        }),
-                    }
-                }
-            }
-            Err(message) => problems.push(Problem { place, field, message }),
         }
     }
     map.entries.retain(|entry| entry.key != "scrape_config_files");
@@ -89,30 +71,14 @@ pub(crate) fn include(root: &mut Node, folder: &Path, problems: &mut Vec<Problem
     }
 }
 
-/// Why a file's entries are missing.
-enum Failed {
-    /// It cannot be read: told where it is named.
-    Whole(String),
-    /// Something inside it.
-    Inside(Problem),
-}
-
 /// The entries of one file, which has `scrape_configs` and nothing else.
-fn read(file: &Path, problems: &mut Vec<Problem>) -> Result<Vec<Node>, Failed> {
-    let name = file.display().to_string();
-    let failed = |message: String| Failed::Whole(format!("cannot read '{name}': {message}"));
-    let bytes = std::fs::metadata(file).map_err(|error| failed(error.to_string()))?.len();
-    if bytes > FILE_BYTES_MAX as u64 {
-        return Err(failed(format!("it has {bytes} bytes, {FILE_BYTES_MAX} are allowed")));
-    }
-    let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
-    let read = yaml::read(&name, &text).map_err(Failed::Inside)?;
-    problems.extend(read.problems);
-    let Content::Map(Map { entries, .. }) = read.root.content else {
-        let message = "expected a map with scrape_configs".to_owned();
-        return Err(Failed::Inside(Problem { place: read.root.place, field: String::new(), message }));
-    };
+fn entries(root: Node, problems: &mut Vec<Problem>) -> Vec<Node> {
     let mut found = Vec::new();
+    let Content::Map(Map { entries, .. }) = root.content else {
+        let message = "expected a map with scrape_configs".to_owned();
+        problems.push(Problem { place: root.place, field: String::new(), message });
+        return found;
+    };
     for entry in entries {
         match (entry.key.as_str(), entry.node.content) {
             ("scrape_configs", Content::List(list)) => found = list,
@@ -122,34 +88,11 @@ fn read(file: &Path, problems: &mut Vec<Problem>) -> Result<Vec<Node>, Failed> {
                 problems.push(Problem { place: entry.node.place, field: "scrape_configs".to_owned(), message });
             }
             (key, _) => {
-                let message = format!("'{key}' cannot stand in a file of scrape_config_files: only scrape_configs can");
+                let message =
+                    format!("'{key}' cannot stand in a file of scrape_config_files: only scrape_configs can; `include` takes whole files");
                 problems.push(Problem { place: entry.key_place, field: key.to_owned(), message });
             }
         }
     }
-    Ok(found)
-}
-
-/// The files that a pattern stands for, sorted: one `*` in the last element is anything; without it the file must be there.
-fn files(pattern: &Path) -> Result<Vec<PathBuf>, String> {
-    let name = pattern.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let Some((start, end)) = name.split_once('*') else { return Ok(vec![pattern.to_owned()]) };
-    let folder = pattern.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    if end.contains('*') || folder.to_string_lossy().contains('*') {
-        return Err(format!("'{}' has more than one '*', or one before the last '/'", pattern.display()));
-    }
-    let failed = |error: std::io::Error| format!("cannot read the folder '{}': {error}", folder.display());
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?.file_name();
-        let found = entry.to_string_lossy();
-        if found.len() >= start.len() + end.len() && found.starts_with(start) && found.ends_with(end) {
-            files.push(pattern.with_file_name(entry));
-        }
-        if files.len() > FILES_MAX {
-            return Err(format!("'{}' stands for more than {FILES_MAX} files", pattern.display()));
-        }
-    }
-    files.sort();
-    Ok(files)
+    found
 }

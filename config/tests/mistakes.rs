@@ -80,12 +80,29 @@ fn kinds() -> Kinds {
     }
 }
 
-/// What a person reads; a file's first line `# env: NAME=VALUE` sets the environment.
+/// What a person reads; lines `# env: NAME=VALUE` and `# flag: KEY=VALUE` set what overrides the file.
 fn said(name: &str, text: &str) -> String {
-    let env = text.lines().filter_map(|l| l.strip_prefix("# env: ")?.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned()));
+    found(config::parse(name, text, &overrides(text), &kinds()).map(|(_, warnings)| warnings))
+}
+
+/// The same for a folder: its `strata.yaml` with all that it includes.
+fn said_of_folder(folder: &Path) -> String {
+    let file = folder.join("strata.yaml");
+    let overrides = overrides(&std::fs::read_to_string(&file).unwrap_or_default());
+    let loaded = config::load(&file, &overrides, &kinds());
+    found(loaded.map(|loaded| loaded.warnings).map_err(|refused| refused.problems)).replace(&format!("{}/", folder.display()), "")
+}
+
+fn overrides(text: &str) -> Overrides {
+    let pairs = |prefix| text.lines().filter_map(move |l: &str| l.strip_prefix(prefix)?.split_once('='));
+    let env = pairs("# env: ").map(|(k, v)| (k.to_owned(), v.to_owned()));
+    pairs("# flag: ").fold(Overrides::environment(env), |overrides, (key, value)| overrides.flag(format!("--set {key}"), key, value))
+}
+
+fn found(found: Result<Vec<config::Warning>, Vec<config::Problem>>) -> String {
     let mut out = String::new();
-    match config::parse(name, text, &Overrides::environment(env), &kinds()) {
-        Ok((_, warnings)) => warnings.iter().for_each(|w| writeln!(out, "warning: {w}").expect("a string takes all text")),
+    match found {
+        Ok(warnings) => warnings.iter().for_each(|w| writeln!(out, "warning: {w}").expect("a string takes all text")),
         Err(problems) => problems.iter().for_each(|p| writeln!(out, "{p}").expect("a string takes all text")),
     }
     out
@@ -96,14 +113,17 @@ fn every_mistake_has_its_exact_message() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mistakes");
     let mut names: Vec<_> =
         std::fs::read_dir(&folder).expect("the folder is there").filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
-    names.retain(|n| n.ends_with(".yaml"));
+    names.retain(|n| !n.ends_with(".txt"));
     names.sort();
     assert!(names.len() >= 30, "{} files", names.len());
     let mut wrong = String::new();
     for name in names {
-        let yaml = std::fs::read_to_string(folder.join(&name)).expect("it was listed");
-        let golden = folder.join(name.replace(".yaml", ".txt"));
-        let said = said(&name, &yaml);
+        let path = folder.join(&name);
+        let said = match std::fs::read_to_string(&path) {
+            Ok(text) => said(&name, &text),
+            Err(_) => said_of_folder(&path),
+        };
+        let golden = folder.join(format!("{}.txt", name.trim_end_matches(".yaml")));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(&golden, &said).expect("the folder can be written");
         }
@@ -113,6 +133,35 @@ fn every_mistake_has_its_exact_message() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// Each file says a part, and what they say is one configuration.
+#[test]
+fn a_configuration_is_made_of_what_its_files_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("relays.d/more")).expect("a folder");
+    let main =
+        "include: ['relays.d/*.yaml', 'absent.d/*.yaml', jobs.yaml]\nbuffer: {max_bytes: 1GiB}\nrelays: [{name: own, sink: stdout}]\n";
+    for (name, text) in [
+        ("strata.yaml", main),
+        ("relays.d/b.yaml", "relays: [{name: b, sink: stdout}]\nbuffer: {linger: 1s}\n"),
+        ("relays.d/a.yaml", "include: ['more/*']\nrelays:\n  - {name: a, sink: stdout}\n"),
+        ("relays.d/more/deep.yaml", "relays: [{name: deep, sink: stdout}]\nscrape_configs:\n"),
+        ("jobs.yaml", "scrape_configs: [{job_name: j, file_sd_configs: [{files: ['t/*.json']}]}]\nrelays:\n"),
+    ] {
+        std::fs::write(path(name), text).expect("written");
+    }
+    let loaded = config::load(&path("strata.yaml"), &Overrides::default(), &kinds()).expect("a good configuration");
+    let relays: Vec<_> = loaded.config.relays.iter().map(|relay| relay.name.as_str()).collect();
+    assert_eq!(relays, ["own", "a", "deep", "b"]);
+    assert_eq!((loaded.config.buffer.max_bytes, loaded.config.buffer.linger), (config::ByteSize::gib(1), config::Millis(1000)));
+    assert_eq!(loaded.config.scrape_configs[0].file_sd_configs[0].files, [path("t/*.json")]);
+    assert_eq!(loaded.config.include, Vec::<std::path::PathBuf>::new());
+    let names = ["strata.yaml", "relays.d/a.yaml", "relays.d/more/deep.yaml", "relays.d/b.yaml", "jobs.yaml"];
+    assert_eq!(loaded.sources.files, names.map(path));
+    assert_eq!(loaded.places.of("relays[2].name").to_string(), format!("{}:1:17", path("relays.d/more/deep.yaml").display()));
+    assert_eq!(loaded.sources.patterns.len(), 3, "also the one that nothing fits");
 }
 
 #[test]
@@ -218,7 +267,11 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
     let job =
         "scrape_configs:\n  - job_name: extra\n    authorization: {credentials_file: token}\n    file_sd_configs: [{files: ['*.json']}]\n";
     std::fs::write(path("jobs/extra.yml"), job).expect("written");
-    let (config, warnings) = config::load(&path("prometheus.yml"), &Overrides::default(), &kinds()).expect("a good configuration");
+    let loaded = config::load(&path("prometheus.yml"), &Overrides::default(), &kinds()).expect("a good configuration");
+    let config::Loaded { config, warnings, sources, places } = loaded;
+    assert_eq!(sources.files, ["prometheus.yml", "jobs/extra.yml"].map(path));
+    assert_eq!(sources.patterns.len(), 2);
+    assert_eq!(places.of("scrape_configs[1].job_name").to_string(), format!("{}:2:15", path("jobs/extra.yml").display()));
     let jobs: Vec<_> = config.scrape_configs.iter().map(|scrape| scrape.job_name.as_str()).collect();
     assert_eq!(jobs, ["prometheus", "extra"]);
     let [own, extra] = &config.scrape_configs[..] else { panic!("two jobs") };
@@ -245,16 +298,18 @@ fn a_mistake_in_an_included_file_is_told_with_its_place() {
     std::fs::write(path("a.yml"), "scrape_config_files: [b.yml, c.yml, d.yml]\nscrape_configs: [{job_name: x}]\n").expect("written");
     std::fs::write(path("b.yml"), "scrape_configs:\n  - {job_name: x}\n  - {job_nam: y}\nglobal: {}\n").expect("written");
     std::fs::write(path("c.yml"), "[]").expect("written");
-    let problems = config::load(&path("a.yml"), &Overrides::default(), &kinds()).expect_err("mistakes");
-    let said: Vec<_> = problems.iter().map(|p| p.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
+    let refused = config::load(&path("a.yml"), &Overrides::default(), &kinds()).expect_err("mistakes");
+    assert_eq!(refused.sources.files, ["a.yml", "b.yml", "c.yml", "d.yml"].map(path));
+    let said: Vec<_> = refused.problems.iter().map(|p| p.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
     assert_eq!(
         said,
         [
-            "DIR/a.yml:1:37: scrape_config_files[2]: cannot read 'DIR/d.yml': No such file or directory (os error 2)",
-            "DIR/b.yml:2:16: scrape_configs[1].job_name: 'x' is here a second time, first in line 2: each needs a name of its own",
+            "DIR/a.yml:1:37: scrape_config_files[2]: cannot read 'DIR/d.yml': it does not exist",
+            "DIR/b.yml:2:16: scrape_configs[1].job_name: 'x' is here a second time, first in DIR/a.yml:2:29: each needs a name of its own",
             "DIR/b.yml:3:5: scrape_configs[2]: 'job_name' is missing",
             "DIR/b.yml:3:6: scrape_configs[2].job_nam: unknown key 'job_nam', did you mean 'job_name'?",
-            "DIR/b.yml:4:1: global: 'global' cannot stand in a file of scrape_config_files: only scrape_configs can",
+            "DIR/b.yml:4:1: global: 'global' cannot stand in a file of scrape_config_files: only scrape_configs can; \
+             `include` takes whole files",
             "DIR/c.yml:1:1: expected a map with scrape_configs",
         ]
     );

@@ -68,8 +68,8 @@ fn look(patterns: &[PathBuf], mut known: BTreeMap<PathBuf, Known>, whole: bool) 
     for pattern in patterns {
         match matching(pattern) {
             Ok(paths) => there.extend(paths),
-            Err(source) => {
-                errors.push(Error::Read { path: pattern.display().to_string(), source });
+            Err(error) => {
+                errors.push(error);
                 // Nobody can say which of them are gone.
                 there.extend(known.keys().filter(|path| path.parent() == pattern.parent()).cloned());
             }
@@ -101,24 +101,18 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
-/// The files that a pattern stands for, sorted; a path without `*` is itself if it exists.
-fn matching(pattern: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let name = pattern.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let Some((start, end)) = name.split_once('*') else {
-        return Ok(if pattern.try_exists()? { vec![pattern.to_owned()] } else { Vec::new() });
-    };
-    let folder = pattern.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?.file_name();
-        let found = entry.to_string_lossy();
-        let fits = found.len() >= start.len() + end.len() && found.starts_with(start) && found.ends_with(end);
-        if fits {
-            paths.push(pattern.with_file_name(entry));
-        }
+/// The files that a pattern stands for, sorted; a path without `*` is itself if it exists. Only the last element is a pattern.
+fn matching(pattern: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Read { path: pattern.display().to_string(), source };
+    let name = pattern.file_name().unwrap_or_default().to_string_lossy();
+    if !config::is_pattern(&name) {
+        return Ok(if pattern.try_exists().map_err(failed)? { vec![pattern.to_owned()] } else { Vec::new() });
     }
-    paths.sort();
-    Ok(paths)
+    let folder = pattern.parent().unwrap_or_else(|| Path::new(""));
+    config::matching(folder, &name).map_err(|error| match error {
+        config::GlobError::Folder { source, .. } => failed(source),
+        other => failed(std::io::Error::other(other)),
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<TargetGroup>, Error> {

@@ -1,15 +1,17 @@
 //! Real pages to serve: the corpus where it is, else pages captured on the spot.
 //!
 //! *In*: `STRATA_CORPORA` (default `../shared/corpora` beside the clone). *Out*: name and text of each page.
-//! *When absent*: pages of the real programs at hand (node_exporter, Strata itself), and a line that says so.
+//! *When absent*: pages of the real programs at hand (node_exporter, Strata itself), each series [as often as it takes](enlarge) to
+//! make a page of the corpus' size, and a line that says so.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::page::Page;
+use crate::page::{Page, read_line};
 use crate::{http1, process, strata::Strata, wait};
 
 /// The seven pages with the number of samples that Prometheus 2.42 read from each.
@@ -26,6 +28,9 @@ const PAGES: [(&str, usize); 7] = [
 fn folder() -> PathBuf {
     std::env::var_os("STRATA_CORPORA").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpora"), PathBuf::from)
 }
+
+/// Samples of an enlarged page, at least: what the corpus' pages have.
+const ENLARGED_SAMPLES: usize = 3000;
 
 /// How many samples an independent program read from a page of the corpus.
 pub fn published_count(name: &str) -> Option<usize> {
@@ -57,8 +62,32 @@ pub async fn pages() -> Result<Vec<(String, String)>> {
     }
     let captured = capture().await?;
     let names: Vec<&str> = captured.iter().map(|(name, _)| name.as_str()).collect();
-    eprintln!("page corpus: absent, so these pages were captured just now: {}", names.join(", "));
-    Ok(captured)
+    eprintln!("page corpus: absent, so these pages were captured just now and enlarged: {}", names.join(", "));
+    let enlarged = |page| captured.iter().map(move |(name, text)| Ok((format!("{name}-{page}"), enlarge(text, page)?)));
+    ["one", "two"].into_iter().flat_map(enlarged).collect()
+}
+
+/// Repeats every sample of a page under another value of the label `copy`, family by family.
+fn enlarge(text: &str, page: &str) -> Result<String> {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        lines.push((line, read_line(line)?));
+    }
+    let samples = lines.iter().filter(|(_, sample)| sample.is_some()).count().max(1);
+    let mut out = String::new();
+    for (line, sample) in lines {
+        let Some(sample) = sample else {
+            out.push_str(line);
+            out.push('\n');
+            continue;
+        };
+        let (name, labels) = sample.head.split_once('{').unwrap_or((sample.head, "}"));
+        let rest = &line[sample.head.len()..];
+        for copy in 0..ENLARGED_SAMPLES.div_ceil(samples) {
+            writeln!(out, "{name}{{copy=\"{page}-{copy}\",{labels}{rest}")?;
+        }
+    }
+    Ok(out)
 }
 
 /// Cuts pages at their families into pieces of at least `samples` samples (the last of a page may be smaller).

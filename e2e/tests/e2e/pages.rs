@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use e2e::http_sink::HttpSink;
 use e2e::strata::Strata;
-use e2e::{compare, corpus, process};
+use e2e::{compare, process};
 
 use crate::scene;
 
@@ -32,8 +32,6 @@ async fn a_hundred_rounds_arrive_bit_by_bit_in_two_bytes_a_sample() -> Result<()
     let bytes = process::bytes_under(&strata.data_dir(), "STRATA_RAW") as f64;
     println!("{samples} samples in {bytes} bytes: {:.3} bytes per sample on disk", bytes / samples);
     assert!(bytes > 0.1 * samples, "the stream's files were not found");
-    // Two small captured pages fill no message: what each message costs by itself weighs more there.
-    let bound = if corpus::fixed().is_empty() { 4.0 } else { 2.0 };
-    assert!(bytes <= bound * samples, "{:.3} bytes per sample", bytes / samples);
+    assert!(bytes <= 2.0 * samples, "{:.3} bytes per sample", bytes / samples);
     Ok(())
 }

@@ -9,13 +9,17 @@ mod file;
 mod http;
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use config::ScrapeConfig;
+use config::{DnsSdConfig, FileSdConfig, HttpSdConfig, ScrapeConfig};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 use crate::client::{Client, Failure};
 use crate::telemetry::Telemetry;
@@ -37,14 +41,40 @@ pub struct TargetGroup {
 /// All groups that one discovery of a job has now.
 #[derive(Debug)]
 pub(crate) struct Update {
-    /// The job's place in the configuration.
-    pub(crate) job: usize,
-    /// The discovery's place among the job's.
-    pub(crate) discovery: usize,
-    /// How they were found.
-    pub(crate) mechanism: &'static str,
+    /// Which discovery.
+    pub(crate) discovery: Key,
     /// The groups.
     pub(crate) groups: Vec<TargetGroup>,
+}
+
+/// One run of a discovery; never given out twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+/// One way in which a job finds targets, as configured.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Spec {
+    File(FileSdConfig),
+    Http(Box<HttpSdConfig>),
+    Dns(DnsSdConfig),
+}
+
+impl Spec {
+    /// All that a job has, in the configuration's order of mechanisms.
+    pub(crate) fn all(scrape: &ScrapeConfig) -> Vec<Self> {
+        let files = scrape.file_sd_configs.iter().cloned().map(Self::File);
+        let lists = scrape.http_sd_configs.iter().cloned().map(Box::new).map(Self::Http);
+        files.chain(lists).chain(scrape.dns_sd_configs.iter().cloned().map(Self::Dns)).collect()
+    }
+
+    /// The word in metrics and the log.
+    pub(crate) const fn mechanism(&self) -> &'static str {
+        match self {
+            Self::File(_) => file::Files::MECHANISM,
+            Self::Http(_) => http::List::MECHANISM,
+            Self::Dns(_) => dns::Names::MECHANISM,
+        }
+    }
 }
 
 /// Why targets cannot be found at the moment.
@@ -164,61 +194,70 @@ pub(crate) async fn once(scrape: &ScrapeConfig, client: &Arc<Client>, telemetry:
     }
     let (mut groups, mut failures) = (Vec::new(), Vec::new());
     let job = &scrape.job_name;
-    for sd in &scrape.file_sd_configs {
-        ask(file::Files::new(sd), job, telemetry, &mut groups, &mut failures).await;
-    }
-    for sd in &scrape.http_sd_configs {
-        ask(http::List::new(sd, client.clone()), job, telemetry, &mut groups, &mut failures).await;
-    }
-    for sd in &scrape.dns_sd_configs {
-        ask(dns::Names::new(sd), job, telemetry, &mut groups, &mut failures).await;
+    for spec in Spec::all(scrape) {
+        match spec {
+            Spec::File(sd) => ask(file::Files::new(&sd), job, telemetry, &mut groups, &mut failures).await,
+            Spec::Http(sd) => ask(http::List::new(&sd, client.clone()), job, telemetry, &mut groups, &mut failures).await,
+            Spec::Dns(sd) => ask(dns::Names::new(&sd), job, telemetry, &mut groups, &mut failures).await,
+        }
     }
     groups.extend(statics(scrape));
     (groups, failures)
 }
 
-/// The running of a job's discoveries.
-pub(crate) struct Discoveries<'a> {
-    pub(crate) job: usize,
-    pub(crate) scrape: &'a ScrapeConfig,
-    pub(crate) client: &'a Arc<Client>,
-    pub(crate) telemetry: &'a Telemetry,
-    pub(crate) updates: &'a mpsc::Sender<Update>,
+/// Starts discoveries.
+pub(crate) struct Discoverer {
+    client: Arc<Client>,
+    telemetry: Telemetry,
+    updates: mpsc::Sender<Update>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    started: AtomicU64,
 }
 
-impl Discoveries<'_> {
-    /// What has to run until the process ends, one future per discovery.
-    pub(crate) fn tasks(&self) -> Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
-        for sd in &self.scrape.file_sd_configs {
-            let source = file::Files::new(sd);
-            tasks.push(Box::pin(self.run(tasks.len(), source, file::POLL.min(sd.refresh_interval.duration()))));
-        }
-        for sd in &self.scrape.http_sd_configs {
-            let source = http::List::new(sd, self.client.clone());
-            tasks.push(Box::pin(self.run(tasks.len(), source, sd.refresh_interval.duration())));
-        }
-        for sd in &self.scrape.dns_sd_configs {
-            tasks.push(Box::pin(self.run(tasks.len(), dns::Names::new(sd), sd.refresh_interval.duration())));
-        }
-        tasks
+impl Discoverer {
+    /// Discoveries run among `tasks` until `stop`, and say what they find to `updates`.
+    pub(crate) fn new(
+        client: Arc<Client>,
+        telemetry: Telemetry,
+        updates: mpsc::Sender<Update>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { client, telemetry, updates, tasks, stop, started: AtomicU64::new(0) }
     }
 
-    fn run<S: Source>(&self, discovery: usize, mut source: S, every: Duration) -> impl Future<Output = ()> + Send + 'static {
-        let (job, updates) = (self.job, self.updates.clone());
-        let mechanism = S::MECHANISM;
-        let mut failed = Failed::new(mechanism, &self.scrape.job_name, self.telemetry);
+    /// Starts one; it ends when the guard is dropped. Its first update comes as soon as it knows anything, even that there is nothing.
+    pub(crate) fn start(&self, job: &str, spec: &Spec) -> (Key, DropGuard) {
+        let key = Key(self.started.fetch_add(1, Ordering::Relaxed));
+        let stop = self.stop.child_token();
+        let task: Pin<Box<dyn Future<Output = ()> + Send>> = match spec {
+            Spec::File(sd) => Box::pin(self.run(job, key, file::Files::new(sd), file::POLL.min(sd.refresh_interval.duration()))),
+            Spec::Http(sd) => Box::pin(self.run(job, key, http::List::new(sd, self.client.clone()), sd.refresh_interval.duration())),
+            Spec::Dns(sd) => Box::pin(self.run(job, key, dns::Names::new(sd), sd.refresh_interval.duration())),
+        };
+        self.tasks.spawn(stop.clone().run_until_cancelled_owned(task));
+        (key, stop.drop_guard())
+    }
+
+    fn run<S: Source>(&self, job: &str, discovery: Key, mut source: S, every: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let updates = self.updates.clone();
+        let mut failed = Failed::new(S::MECHANISM, job, &self.telemetry);
         async move {
             let mut ticks = tokio::time::interval(every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut is_known = false;
             loop {
                 ticks.tick().await;
                 let found = source.find(&mut failed).await;
+                // Nothing, and nothing went wrong: that is an answer too.
+                let found = found.or_else(|| (!is_known && failed.now.is_empty()).then(Vec::new));
                 failed.finish();
-                if let Some(groups) = found
-                    && updates.send(Update { job, discovery, mechanism, groups }).await.is_err()
-                {
-                    return;
+                if let Some(groups) = found {
+                    is_known = true;
+                    if updates.send(Update { discovery, groups }).await.is_err() {
+                        return;
+                    }
                 }
             }
         }

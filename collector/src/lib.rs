@@ -17,6 +17,8 @@ pub mod survey;
 pub mod target;
 pub mod telemetry;
 
+pub use roster::Changes;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use client::Client;
-use discovery::{Discoveries, Update};
+use discovery::Discoverer;
 use publish::{Left, Publisher};
 use roster::Roster;
 use scrape::{Shared, Status};
@@ -98,23 +100,22 @@ impl Collector {
             telemetry.clone(),
         );
         let shared = Arc::new(Shared::new(client.clone(), options.requests_max, options.clock, telemetry.clone()));
-        let jobs = config.scrape_configs.iter().map(|scrape| Job::new(&config.global, scrape.clone())).collect();
         let tasks = TaskTracker::new();
-        let roster = Arc::new(Roster::new(jobs, shared, publisher.linker(), tasks.clone(), stop.clone()));
         let (updates, taken) = mpsc::channel(discovery::UPDATES_MAX);
-        for (job, scrape) in config.scrape_configs.iter().enumerate() {
-            let groups = discovery::statics(scrape);
-            if !groups.is_empty() {
-                roster.apply(Update { job, discovery: usize::MAX, mechanism: "static", groups });
-            }
-            let discoveries = Discoveries { job, scrape, client: &client, telemetry: &telemetry, updates: &updates };
-            for task in discoveries.tasks() {
-                tasks.spawn(stop.clone().run_until_cancelled_owned(task));
-            }
-        }
+        let discoverer = Discoverer::new(client, telemetry.clone(), updates, tasks.clone(), stop.clone());
+        let roster = Arc::new(Roster::new(shared, publisher.linker(), discoverer, tasks.clone(), stop.clone()));
+        roster.configure(jobs(config));
         tasks.spawn(stop.clone().run_until_cancelled_owned(roster.clone().follow(taken)));
         tasks.close();
         Ok(Self { publisher, roster, tasks, stop, telemetry })
+    }
+
+    /// Scrapes what another configuration says from now on; what of it is the same goes on untouched: its tasks, connections, caches and
+    /// schedule. Of `config` only what belongs to jobs is taken.
+    ///
+    /// *Limits*: a target whose settings changed is handed over between two slots; one that is gone ends with staleness.
+    pub fn configure(&self, config: &Config) -> Changes {
+        self.roster.configure(jobs(config))
     }
 
     /// How every target is doing, in the configuration's order.
@@ -171,4 +172,8 @@ impl Collector {
         }
         left
     }
+}
+
+fn jobs(config: &Config) -> Vec<Job> {
+    config.scrape_configs.iter().map(|scrape| Job::new(&config.global, scrape.clone())).collect()
 }

@@ -1,71 +1,79 @@
-//! The roster: which targets are scraped, while discovery finds new ones and loses others.
+//! The roster: which targets are scraped, while the configuration changes and discovery finds new ones and loses others.
 //!
-//! *In*: [`Update`]s. *Out*: one running [`Scrape`] per target; a target that is gone ends with staleness, one that is there is left
-//! alone. *Bound*: as many targets as are found. *When full*: does not apply.
+//! *In*: the configuration's jobs, [`Update`]s. *Out*: one running [`Scrape`] per target; a target that is gone ends with staleness, one that
+//! is there is left alone. *Bound*: as many targets as are found. *When full*: does not apply.
 //!
-//! A target that comes back while its end is still being sent waits for that end, so its frames are in order.
+//! A target that comes back while its end is still being sent waits for that end, so its frames are in order. A target that is the same but
+//! is to be scraped differently is handed over between two slots: nothing becomes stale, and no slot is missed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod entry;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sample::TargetId;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::discovery::{TargetGroup, Update};
+use crate::discovery::{Discoverer, Update};
 use crate::publish::Link;
-use crate::scrape::{Scrape, Shared, Status};
-use crate::target::{Dropped, Found, Job, Target};
+use crate::scrape::{Halt, Scrape, Shared, Status};
+use crate::target::{Dropped, Job, Target};
+
+use entry::{Entry, Running};
 
 /// Makes the way into the stream for a target.
 pub(crate) type Linker = Box<dyn Fn(TargetId) -> Link + Send + Sync>;
 
+/// What a new configuration changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Changes {
+    /// Jobs that are new.
+    pub added: Vec<String>,
+    /// Jobs that are configured differently.
+    pub changed: Vec<String>,
+    /// Jobs that are gone.
+    pub removed: Vec<String>,
+    /// Jobs that go on untouched.
+    pub unchanged: usize,
+}
+
 /// Every job's targets and their tasks.
 pub(crate) struct Roster {
+    floor: Floor,
+    discoverer: Discoverer,
+    state: Mutex<State>,
+}
+
+/// What targets are started with.
+struct Floor {
     shared: Arc<Shared>,
     linker: Linker,
     tasks: TaskTracker,
     stop: CancellationToken,
-    state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
+    /// In the configuration's order.
     jobs: Vec<Entry>,
     /// Tasks of targets that are gone, until they have ended.
     ending: HashMap<TargetId, JoinHandle<()>>,
 }
 
-/// One job.
-struct Entry {
-    job: Job,
-    /// By discovery; the static ones come last.
-    groups: BTreeMap<usize, (&'static str, Vec<TargetGroup>)>,
-    /// In the order in which they were found.
-    running: Vec<Running>,
-    dropped: Vec<Dropped>,
-    dropped_count: usize,
-    /// What was logged of targets that cannot be built.
-    told: HashSet<String>,
-}
-
-/// A target that is scraped.
-struct Running {
-    id: TargetId,
-    schedule: (std::time::Duration, std::time::Duration),
-    status: Arc<Mutex<Status>>,
-    end: CancellationToken,
-    halt: CancellationToken,
+/// The task that scraped a target until now, and up to when its slots are.
+struct Earlier {
     task: JoinHandle<()>,
+    until_ms: Option<i64>,
 }
 
 impl Roster {
-    pub(crate) fn new(jobs: Vec<Job>, shared: Arc<Shared>, linker: Linker, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let entry =
-            |job| Entry { job, groups: BTreeMap::new(), running: Vec::new(), dropped: Vec::new(), dropped_count: 0, told: HashSet::new() };
-        let jobs = jobs.into_iter().map(entry).collect();
-        Self { shared, linker, tasks, stop, state: Mutex::new(State { jobs, ending: HashMap::new() }) }
+    /// Nothing runs yet: [`Self::configure`] brings the jobs.
+    pub(crate) fn new(shared: Arc<Shared>, linker: Linker, discoverer: Discoverer, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self { floor: Floor { shared, linker, tasks, stop }, discoverer, state: Mutex::default() }
     }
 
     /// Takes updates until nobody sends any.
@@ -75,73 +83,60 @@ impl Roster {
         }
     }
 
-    /// Starts and ends targets so that they are those of the groups.
+    /// Makes these the jobs: what is new starts, what is gone ends, what is the same goes on untouched.
+    pub(crate) fn configure(&self, jobs: Vec<Job>) -> Changes {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { jobs: entries, ending } = &mut *state;
+        ending.retain(|_, task| !task.is_finished());
+        let mut before: HashMap<String, Entry> = entries.drain(..).map(|entry| (entry.name().to_owned(), entry)).collect();
+        let mut changes = Changes::default();
+        for job in jobs {
+            let name = job.name().to_owned();
+            let entry = match before.remove(&name) {
+                Some(entry) if entry.is_for(&job) => {
+                    changes.unchanged += 1;
+                    entry
+                }
+                Some(mut entry) => {
+                    entry.change(job, &self.discoverer, self.floor.telemetry());
+                    entry.settle(&self.floor, ending);
+                    changes.changed.push(name);
+                    entry
+                }
+                None => {
+                    let mut entry = Entry::new(job, &self.discoverer, self.floor.telemetry());
+                    entry.settle(&self.floor, ending);
+                    changes.added.push(name);
+                    entry
+                }
+            };
+            entries.push(entry);
+        }
+        for (name, entry) in before {
+            entry.end(&self.floor, ending);
+            changes.removed.push(name);
+        }
+        changes.removed.sort_unstable();
+        changes
+    }
+
+    /// Starts and ends targets so that they are those of the groups. What a discovery that is gone still says changes nothing.
     pub(crate) fn apply(&self, update: Update) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { jobs, ending } = &mut *state;
         ending.retain(|_, task| !task.is_finished());
-        let Some(entry) = jobs.get_mut(update.job) else { return };
-        let telemetry = self.shared.telemetry();
-        let found = telemetry.discovery_targets.with_label_values(&[update.mechanism]);
-        found.add(count(&update.groups));
-        if let Some((_, before)) = entry.groups.insert(update.discovery, (update.mechanism, update.groups)) {
-            found.sub(count(&before));
-        }
-        let Found { targets, dropped, dropped_count, errors } = entry.job.find(entry.groups.values().flat_map(|(_, groups)| groups));
-        telemetry.targets_dropped.add(dropped_count as i64 - entry.dropped_count as i64);
-        (entry.dropped, entry.dropped_count) = (dropped, dropped_count);
-        let texts: HashSet<String> = errors.iter().map(|error| crate::scrape::with_causes(error)).collect();
-        texts.difference(&entry.told).for_each(|text| tracing::error!("{text}"));
-        entry.told = texts;
-        let mut before: HashMap<TargetId, Running> = entry.running.drain(..).map(|running| (running.id, running)).collect();
-        for target in targets {
-            let running = match before.remove(&target.id) {
-                Some(running) if running.schedule == (target.interval, target.timeout) => {
-                    let mut status = running.status.lock().unwrap_or_else(PoisonError::into_inner);
-                    status.discovered_labels = target.discovered_labels;
-                    drop(status);
-                    running
-                }
-                Some(running) => {
-                    // The same series on another schedule: nothing becomes stale.
-                    running.halt.cancel();
-                    self.start(target, Some(running.task))
-                }
-                None => {
-                    let earlier = ending.remove(&target.id);
-                    self.start(target, earlier)
-                }
-            };
-            entry.running.push(running);
-        }
-        for (id, gone) in before {
-            gone.end.cancel();
-            ending.insert(id, gone.task);
-        }
-    }
-
-    /// Starts a target once its earlier task, if there is one, has ended.
-    fn start(&self, target: Target, earlier: Option<JoinHandle<()>>) -> Running {
-        let (id, schedule) = (target.id, (target.interval, target.timeout));
-        let (end, halt) = (CancellationToken::new(), self.stop.child_token());
-        let scrape = Scrape::new(target, self.shared.clone(), (self.linker)(id));
-        let status = scrape.status();
-        let run = scrape.run(halt.clone(), end.clone());
-        let task = self.tasks.spawn(async move {
-            if let Some(earlier) = earlier
-                && let Err(error) = earlier.await
-            {
-                tracing::error!("the earlier scrape of this target ended badly: {error}");
+        let mut groups = Some(update.groups);
+        for entry in jobs {
+            if entry.take(update.discovery, &mut groups, self.floor.telemetry()) {
+                return entry.settle(&self.floor, ending);
             }
-            run.await;
-        });
-        Running { id, schedule, status, end, halt, task }
+        }
     }
 
     /// Ends one target as if it were gone. Says whether there was one.
     pub(crate) fn end(&self, target: TargetId) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = state.jobs.iter().flat_map(|entry| &entry.running).find(|running| running.id == target);
+        let found = state.jobs.iter().flat_map(Entry::running).find(|running| running.target.id == target);
         found.map(|running| running.end.cancel()).is_some()
     }
 
@@ -149,16 +144,44 @@ impl Roster {
     pub(crate) fn targets(&self) -> Vec<Status> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let status = |running: &Running| running.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        state.jobs.iter().flat_map(|entry| &entry.running).map(status).collect()
+        state.jobs.iter().flat_map(Entry::running).map(status).collect()
     }
 
     /// The targets that relabeling dropped.
     pub(crate) fn dropped(&self) -> Vec<Dropped> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.jobs.iter().flat_map(|entry| &entry.dropped).cloned().collect()
+        state.jobs.iter().flat_map(Entry::dropped).cloned().collect()
     }
 }
 
-fn count(groups: &[TargetGroup]) -> i64 {
-    groups.iter().map(|group| group.targets.len() as i64).sum()
+impl Floor {
+    fn telemetry(&self) -> &crate::telemetry::Telemetry {
+        self.shared.telemetry()
+    }
+
+    /// Starts a target once its earlier task, if there is one, has ended.
+    fn start(&self, target: Target, earlier: Option<Earlier>) -> Running {
+        self.telemetry().target_starts.inc();
+        let (end, halt) = (CancellationToken::new(), Halt::default());
+        let link = (self.linker)(target.id);
+        let scrape = Scrape::new(target, self.shared.clone(), link, earlier.as_ref().and_then(|earlier| earlier.until_ms));
+        let (target, status) = (scrape.target(), scrape.status());
+        let run = scrape.run(self.stop.clone(), halt.clone(), end.clone());
+        let task = self.tasks.spawn(async move {
+            if let Some(earlier) = earlier
+                && let Err(error) = earlier.task.await
+            {
+                tracing::error!("the earlier scrape of this target ended badly: {error}");
+            }
+            run.await;
+        });
+        Running { target, status, end, halt, task }
+    }
+
+    /// The same target, scraped as it is now: its slots from now on are the new task's.
+    fn hand_over(&self, running: Running, target: Target) -> Running {
+        let until_ms = self.shared.now_ms();
+        running.halt.at(until_ms);
+        self.start(target, Some(Earlier { task: running.task, until_ms: Some(until_ms) }))
+    }
 }

@@ -6,6 +6,7 @@
 mod work;
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -93,6 +94,13 @@ pub(crate) struct Shared {
     telemetry: Telemetry,
 }
 
+/// The word to a scrape that another one takes over: slots up to the moment it was given are still this one's.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Halt {
+    token: CancellationToken,
+    until_ms: Arc<AtomicI64>,
+}
+
 /// One target's task.
 pub(crate) struct Scrape {
     target: Arc<Target>,
@@ -155,15 +163,39 @@ impl Shared {
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
+
+    pub(crate) fn now_ms(&self) -> i64 {
+        self.clock.now_ms()
+    }
+}
+
+impl Halt {
+    /// Gives the word.
+    pub(crate) fn at(&self, now_ms: i64) {
+        self.until_ms.store(now_ms, Ordering::Release);
+        self.token.cancel();
+    }
+
+    /// Waits for the word, as far as it concerns a slot.
+    async fn before(&self, slot_ms: i64) {
+        self.token.cancelled().await;
+        if slot_ms <= self.until_ms.load(Ordering::Acquire) {
+            std::future::pending().await
+        }
+    }
 }
 
 impl Scrape {
-    pub(crate) fn new(target: Target, shared: Arc<Shared>, link: Link) -> Self {
+    /// `after_ms`: another scrape of the target has the slots up to then.
+    pub(crate) fn new(target: Target, shared: Arc<Shared>, link: Link, after_ms: Option<i64>) -> Self {
         let status = Status::new(&target);
         shared.telemetry.targets.with_label_values(&[Health::Unknown.as_str()]).inc();
         let target = Arc::new(target);
         Self {
-            slots: Slots::new(target.id, target.interval),
+            slots: match after_ms {
+                Some(after_ms) => Slots::after(target.id, target.interval, after_ms),
+                None => Slots::new(target.id, target.interval),
+            },
             work: Box::new(Work::new(target.clone(), shared.layouts.clone())),
             target,
             shared,
@@ -172,26 +204,32 @@ impl Scrape {
         }
     }
 
+    /// What is scraped.
+    pub(crate) fn target(&self) -> Arc<Target> {
+        self.target.clone()
+    }
+
     /// The status, which the task keeps up to date.
     pub(crate) fn status(&self) -> Arc<Mutex<Status>> {
         self.status.clone()
     }
 
-    /// Scrapes slot after slot until `stop` (the process ends, so nothing becomes stale) or `end` (the target is gone).
-    pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
+    /// Scrapes slot after slot until `stop` (the process ends, so nothing becomes stale), `halt` (another one takes over, as well) or `end`
+    /// (the target is gone).
+    pub(crate) async fn run(mut self, stop: CancellationToken, halt: Halt, end: CancellationToken) {
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = self.survive(&end) => {}
+            () = self.survive(&halt, &end) => {}
         }
         let health = self.status.lock().unwrap_or_else(PoisonError::into_inner).health;
         self.shared.telemetry.targets.with_label_values(&[health.as_str()]).dec();
     }
 
     /// Scrapes until the target is gone; a defect costs the slot it came in, not the target.
-    async fn survive(&mut self, end: &CancellationToken) {
+    async fn survive(&mut self, halt: &Halt, end: &CancellationToken) {
         loop {
-            let Err(panic) = AssertUnwindSafe(self.scrape_all(end)).catch_unwind().await else { return };
+            let Err(panic) = AssertUnwindSafe(self.scrape_all(halt, end)).catch_unwind().await else { return };
             let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied()).unwrap_or("no text");
             tracing::error!(job = self.target.scrape.job_name, url = %self.target.url, "a defect of Strata ended a scrape: {text}");
             // What it left half done is not used again; the series of the lost state end with the next good page.
@@ -206,15 +244,18 @@ impl Scrape {
         }
     }
 
-    async fn scrape_all(&mut self, end: &CancellationToken) {
+    async fn scrape_all(&mut self, halt: &Halt, end: &CancellationToken) {
         // What the process was doing while slots passed.
         let mut why = Missed::Overrun;
         loop {
             let next = self.slots.next(self.shared.clock.now_ms());
             self.missed(next.missed, why);
             self.status.lock().unwrap_or_else(PoisonError::into_inner).next_scrape_ms = Some(next.slot_ms);
-            if end.run_until_cancelled(self.wait(next.slot_ms)).await.is_none() {
-                return self.end();
+            tokio::select! {
+                biased;
+                () = end.cancelled() => return self.end(),
+                () = halt.before(next.slot_ms) => return,
+                () = self.wait(next.slot_ms) => {}
             }
             if self.slots.is_late(next.slot_ms, self.shared.clock.now_ms()) {
                 self.missed(1, Missed::Suspended);
@@ -392,9 +433,9 @@ mod tests {
             clock.now_ms()
         });
         let shared = Arc::new(Shared::new(Arc::new(Client::new()), 1, clock, telemetry.clone()));
-        let (scrape, stop) = (Scrape::new(target, shared, link), CancellationToken::new());
+        let (scrape, stop) = (Scrape::new(target, shared, link, None), CancellationToken::new());
         let status = scrape.status();
-        let task = tokio::spawn(scrape.run(stop.clone(), CancellationToken::new()));
+        let task = tokio::spawn(scrape.run(stop.clone(), Halt::default(), CancellationToken::new()));
         let failed = |reason: &str| telemetry.scrapes_failed.with_label_values(&[reason]).get();
         let reached = async |reason: &str, n: u64| {
             for _ in 0..100_000 {

@@ -94,6 +94,13 @@ impl Slots {
         Self { interval_ms, offset_ms, last_ms: None }
     }
 
+    /// A schedule that takes over at a moment: every slot up to `until_ms` was another's business, the next one is this one's, even if
+    /// it can only start late.
+    pub fn after(target: TargetId, interval: Duration, until_ms: i64) -> Self {
+        let fresh = Self::new(target, interval);
+        Self { last_ms: Some(until_ms - (until_ms - fresh.offset_ms).rem_euclid(fresh.interval_ms)), ..fresh }
+    }
+
     /// How late a slot may still start: half an interval.
     pub fn late_max(&self) -> Duration {
         Duration::from_millis((self.interval_ms / 2).unsigned_abs())
@@ -171,6 +178,16 @@ mod tests {
         assert_eq!(second, Next { slot_ms: first.slot_ms + 60_000, wait: Duration::from_secs(2), missed: 5 });
         assert!(slots.is_late(second.slot_ms, second.slot_ms + 5_001));
         assert!(!slots.is_late(second.slot_ms, second.slot_ms + 5_000));
+    }
+
+    #[test]
+    fn a_schedule_that_takes_over_begins_with_the_first_slot_after_that_even_if_it_is_due() {
+        let (target, interval) = (TargetId(7), Duration::from_secs(10));
+        let slot = Slots::new(target, interval).next(NOW).slot_ms;
+        // Asked a moment before the slot, ready a moment after it.
+        assert_eq!(Slots::after(target, interval, slot - 1).next(slot + 5), Next { slot_ms: slot, wait: Duration::ZERO, missed: 0 });
+        assert_eq!(Slots::after(target, interval, slot).next(slot + 5).slot_ms, slot + 10_000);
+        assert_eq!(Slots::after(target, interval, slot + 5).next(slot + 5).slot_ms, slot + 10_000);
     }
 
     #[test]

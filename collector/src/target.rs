@@ -30,6 +30,7 @@ pub struct Job {
     pub scrape: Arc<ScrapeConfig>,
     /// Its `metric_relabel_configs`.
     pub metric_relabel: Arc<[RelabelConfig]>,
+    settings: Arc<ScrapeConfig>,
     access: Arc<Access>,
     /// How many targets there are while they are more than `target_limit`; 0 otherwise.
     over_limit: Arc<AtomicUsize>,
@@ -56,6 +57,8 @@ pub struct Target {
     pub timeout: Duration,
     /// The entry it comes from.
     pub scrape: Arc<ScrapeConfig>,
+    /// What of the entry decides about its scrapes.
+    settings: Arc<ScrapeConfig>,
     /// The entry's `metric_relabel_configs`.
     pub metric_relabel: Arc<[RelabelConfig]>,
     /// How it is spoken to.
@@ -184,7 +187,25 @@ impl Job {
         let timeout = scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1).min(interval.0);
         let metric_relabel = scrape.metric_relabel_configs.as_slice().into();
         let access = Arc::new(Access::new(scrape.http()));
-        Self { scrape: Arc::new(scrape), metric_relabel, access, over_limit: Arc::default(), interval, timeout: Millis(timeout) }
+        let settings = Arc::new(settings(&scrape));
+        let over_limit = Arc::default();
+        Self { scrape: Arc::new(scrape), metric_relabel, settings, access, over_limit, interval, timeout: Millis(timeout) }
+    }
+
+    /// This entry in place of an earlier one: what both agree in is shared, connections included.
+    pub(crate) fn replacing(self, earlier: &Self) -> Self {
+        // Targets that go on look there.
+        let job = Self { over_limit: earlier.over_limit.clone(), ..self };
+        if job.settings != earlier.settings {
+            return job;
+        }
+        let (metric_relabel, settings, access) = (&earlier.metric_relabel, &earlier.settings, &earlier.access);
+        Self { metric_relabel: metric_relabel.clone(), settings: settings.clone(), access: access.clone(), ..job }
+    }
+
+    /// Whether nothing about the job is different.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.scrape, self.interval, self.timeout) == (&other.scrape, other.interval, other.timeout)
     }
 
     /// The job's name.
@@ -294,6 +315,7 @@ impl Job {
             interval: interval.duration(),
             timeout: timeout.duration(),
             scrape: self.scrape.clone(),
+            settings: self.settings.clone(),
             metric_relabel: self.metric_relabel.clone(),
             access: self.access.clone(),
             over_limit: self.over_limit.clone(),
@@ -308,6 +330,34 @@ impl Job {
             Err(error) => error.to_string(),
         };
         Err(Error::Schedule { job: self.name().to_owned(), address: address.to_owned(), label, value: value.to_owned(), reason })
+    }
+}
+
+impl Target {
+    /// Whether a target of the same identity can be scraped on as this one is: same schedule, same settings.
+    pub(crate) fn goes_on_as(&self, other: &Self) -> bool {
+        self.id == other.id && (self.interval, self.timeout) == (other.interval, other.timeout) && self.settings == other.settings
+    }
+}
+
+/// What of an entry decides about the scrapes of a target that is found: all but what finds it, and what is in its URL, labels and schedule
+/// anyway.
+///
+/// *Limits*: what is not named here counts as deciding, so a new field of the entry restarts a target rather than being ignored.
+fn settings(scrape: &ScrapeConfig) -> ScrapeConfig {
+    ScrapeConfig {
+        scrape_interval: None,
+        scrape_timeout: None,
+        metrics_path: String::new(),
+        scheme: Scheme::default(),
+        params: BTreeMap::new(),
+        keep_dropped_targets: 0,
+        static_configs: Vec::new(),
+        file_sd_configs: Vec::new(),
+        http_sd_configs: Vec::new(),
+        dns_sd_configs: Vec::new(),
+        relabel_configs: Vec::new(),
+        ..scrape.clone()
     }
 }
 

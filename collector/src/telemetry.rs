@@ -31,6 +31,8 @@ pub struct Telemetry {
     pub defects_tolerated: IntCounterVec,
     /// Targets by health.
     pub targets: IntGaugeVec,
+    /// Scrape tasks begun: one per target, and one more whenever its settings change.
+    pub target_starts: IntCounter,
     /// Targets that relabeling dropped.
     pub targets_dropped: IntGauge,
     /// Targets that were found, before relabeling, by mechanism.
@@ -98,6 +100,10 @@ impl Telemetry {
                 &["defect"],
             )?,
             targets: register(registry, IntGaugeVec::new(Opts::new("strata_targets", "Targets by health."), &["health"])?)?,
+            target_starts: counter(
+                "strata_target_starts_total",
+                "Times that the scraping of a target began: when it was found, and when its settings changed.",
+            )?,
             targets_dropped: gauge("strata_targets_dropped", "Targets that were found and dropped by relabeling.")?,
             discovery_targets: register(
                 registry,

@@ -1,0 +1,200 @@
+//! One job of the roster: its discoveries, what they found, and the targets that are scraped for it.
+//!
+//! *In*: the job, groups. *Out*: tasks that run or end. *Bound*: as many targets as are found. *When full*: does not apply.
+//!
+//! Where a job's discoveries change, what the old ones had found stays until every new one has said what it finds: nothing flaps.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sample::TargetId;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Earlier, Floor};
+use crate::discovery::{Discoverer, Key, Spec, TargetGroup, statics};
+use crate::scrape::{Halt, Status};
+use crate::target::{Dropped, Found, Job, Target};
+use crate::telemetry::Telemetry;
+
+/// How `static_configs` are called among the mechanisms.
+const STATIC: &str = "static";
+
+/// One job.
+pub(super) struct Entry {
+    job: Job,
+    discoveries: Vec<Discovery>,
+    statics: Vec<TargetGroup>,
+    /// What discoveries that are gone had found, until those that came have said what they find.
+    leaving: Vec<TargetGroup>,
+    /// In the order in which they were found.
+    running: Vec<Running>,
+    dropped: Vec<Dropped>,
+    dropped_count: usize,
+    /// What was logged of targets that cannot be built.
+    told: HashSet<String>,
+}
+
+/// A discovery that runs.
+struct Discovery {
+    key: Key,
+    spec: Spec,
+    /// None: it has not said anything yet.
+    groups: Option<Vec<TargetGroup>>,
+    _stop: DropGuard,
+}
+
+/// A target that is scraped.
+pub(super) struct Running {
+    pub(super) target: Arc<Target>,
+    pub(super) status: Arc<Mutex<Status>>,
+    pub(super) end: CancellationToken,
+    pub(super) halt: Halt,
+    pub(super) task: JoinHandle<()>,
+}
+
+impl Entry {
+    /// A new job; its discoveries start.
+    pub(super) fn new(job: Job, discoverer: &Discoverer, telemetry: &Telemetry) -> Self {
+        let discoveries = Spec::all(&job.scrape).into_iter().map(|spec| Discovery::start(&job, spec, discoverer)).collect();
+        let statics = statics(&job.scrape);
+        telemetry.discovery_targets.with_label_values(&[STATIC]).add(count(&statics));
+        Self {
+            job,
+            discoveries,
+            statics,
+            leaving: Vec::new(),
+            running: Vec::new(),
+            dropped: Vec::new(),
+            dropped_count: 0,
+            told: HashSet::new(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.job.name()
+    }
+
+    /// Whether this is how a job is run.
+    pub(super) fn is_for(&self, job: &Job) -> bool {
+        self.job.is_same(job)
+    }
+
+    pub(super) fn running(&self) -> &[Running] {
+        &self.running
+    }
+
+    pub(super) fn dropped(&self) -> &[Dropped] {
+        &self.dropped
+    }
+
+    /// The job is configured differently: discoveries that are the same run on, with what they found.
+    pub(super) fn change(&mut self, job: Job, discoverer: &Discoverer, telemetry: &Telemetry) {
+        let job = job.replacing(&self.job);
+        let mut before = std::mem::take(&mut self.discoveries);
+        for spec in Spec::all(&job.scrape) {
+            let same = before.iter().position(|discovery| discovery.spec == spec);
+            self.discoveries.push(match same {
+                Some(index) => before.remove(index),
+                None => Discovery::start(&job, spec, discoverer),
+            });
+        }
+        for gone in before {
+            gone.uncount(telemetry);
+            self.leaving.extend(gone.groups.unwrap_or_default());
+        }
+        self.forget_leaving();
+        let found = telemetry.discovery_targets.with_label_values(&[STATIC]);
+        found.sub(count(&self.statics));
+        self.statics = statics(&job.scrape);
+        found.add(count(&self.statics));
+        self.job = job;
+    }
+
+    /// Takes what one of its discoveries found; whether it was one of its own.
+    pub(super) fn take(&mut self, key: Key, groups: &mut Option<Vec<TargetGroup>>, telemetry: &Telemetry) -> bool {
+        let Some(discovery) = self.discoveries.iter_mut().find(|discovery| discovery.key == key) else { return false };
+        discovery.uncount(telemetry);
+        discovery.groups = groups.take();
+        let found = discovery.groups.iter().map(|groups| count(groups)).sum();
+        telemetry.discovery_targets.with_label_values(&[discovery.spec.mechanism()]).add(found);
+        self.forget_leaving();
+        true
+    }
+
+    fn forget_leaving(&mut self) {
+        if self.discoveries.iter().all(|discovery| discovery.groups.is_some()) {
+            self.leaving.clear();
+        }
+    }
+
+    /// Starts and ends targets so that they are those that were found.
+    pub(super) fn settle(&mut self, floor: &Floor, ending: &mut HashMap<TargetId, JoinHandle<()>>) {
+        let leaving = if self.leaving.is_empty() { Vec::new() } else { self.job.find(&self.leaving).targets };
+        // Last, as it is what counts for the limit of the job.
+        let found = self.job.find(self.discoveries.iter().flat_map(|d| d.groups.iter().flatten()).chain(&self.statics));
+        let Found { mut targets, dropped, dropped_count, errors } = found;
+        if !leaving.is_empty() {
+            let known: HashSet<TargetId> = targets.iter().map(|target| target.id).collect();
+            targets.extend(leaving.into_iter().filter(|target| !known.contains(&target.id)));
+        }
+        floor.telemetry().targets_dropped.add(dropped_count as i64 - self.dropped_count as i64);
+        (self.dropped, self.dropped_count) = (dropped, dropped_count);
+        let texts: HashSet<String> = errors.iter().map(|error| crate::scrape::with_causes(error)).collect();
+        texts.difference(&self.told).for_each(|text| tracing::error!("{text}"));
+        self.told = texts;
+        let mut before: HashMap<TargetId, Running> = self.running.drain(..).map(|running| (running.target.id, running)).collect();
+        for target in targets {
+            let running = match before.remove(&target.id) {
+                Some(running) if running.target.goes_on_as(&target) => {
+                    let mut status = running.status.lock().unwrap_or_else(PoisonError::into_inner);
+                    status.discovered_labels = target.discovered_labels;
+                    drop(status);
+                    running
+                }
+                // The same series, scraped differently: nothing becomes stale.
+                Some(running) => floor.hand_over(running, target),
+                None => {
+                    let earlier = ending.remove(&target.id).map(|task| Earlier { task, until_ms: None });
+                    floor.start(target, earlier)
+                }
+            };
+            self.running.push(running);
+        }
+        end_all(before.into_values(), ending);
+    }
+
+    /// The job is gone.
+    pub(super) fn end(self, floor: &Floor, ending: &mut HashMap<TargetId, JoinHandle<()>>) {
+        let telemetry = floor.telemetry();
+        self.discoveries.iter().for_each(|discovery| discovery.uncount(telemetry));
+        telemetry.discovery_targets.with_label_values(&[STATIC]).sub(count(&self.statics));
+        telemetry.targets_dropped.sub(self.dropped_count as i64);
+        end_all(self.running, ending);
+    }
+}
+
+impl Discovery {
+    fn start(job: &Job, spec: Spec, discoverer: &Discoverer) -> Self {
+        let (key, stop) = discoverer.start(job.name(), &spec);
+        Self { key, spec, groups: None, _stop: stop }
+    }
+
+    /// What it found no longer counts.
+    fn uncount(&self, telemetry: &Telemetry) {
+        let found = self.groups.iter().map(|groups| count(groups)).sum();
+        telemetry.discovery_targets.with_label_values(&[self.spec.mechanism()]).sub(found);
+    }
+}
+
+/// Ends targets that are gone: their series become stale.
+fn end_all(gone: impl IntoIterator<Item = Running>, ending: &mut HashMap<TargetId, JoinHandle<()>>) {
+    for running in gone {
+        running.end.cancel();
+        ending.insert(running.target.id, running.task);
+    }
+}
+
+fn count(groups: &[TargetGroup]) -> i64 {
+    groups.iter().map(|group| group.targets.len() as i64).sum()
+}

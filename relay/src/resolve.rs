@@ -72,6 +72,16 @@ impl Texts {
         let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
         &self.bytes[start..self.ends[i] as usize]
     }
+
+    fn shrink(&mut self) {
+        self.bytes.shrink_to(headroom(self.bytes.len()));
+        self.ends.shrink_to(headroom(self.ends.len()));
+    }
+}
+
+/// The capacity that what was filled keeps: some for the next series, not the half that doubling leaves.
+fn headroom(len: usize) -> usize {
+    len + len / 16
 }
 
 /// One series of a target as the per-sample loop needs it.
@@ -305,10 +315,12 @@ impl Resolver {
                 cumulative: whole.cumulative,
             });
         }
+        resolved.rows.shrink_to(headroom(resolved.rows.len()));
         resolved.texts = match (shared, texts) {
             (Some(shared), _) => shared,
             (None, texts) => {
-                let texts = texts.unwrap_or_default();
+                let mut texts = texts.unwrap_or_default();
+                Arc::make_mut(&mut texts).shrink();
                 self.texts.insert(key, Arc::downgrade(&texts));
                 texts
             }

@@ -17,7 +17,7 @@ CACHE := $(or $(STRATA_CACHE),$(HOME)/.cache/strata)
 RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
-.PHONY: help setup build run demo test fmt lint unit e2e bench soak
+.PHONY: help setup build run demo test fmt lint docs unit e2e bench soak
 
 help:
 	@sed -n '3,7s/^# *//p' Makefile
@@ -45,6 +45,9 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	"$$(tools/cargo_deny.sh)" --log-level error check licenses bans sources
+
+docs:
+	UPDATE_GOLDEN=1 cargo test --locked -p strata --bin strata the_reference_is_up_to_date
 
 unit:
 	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --exclude e2e --locked

@@ -8,6 +8,7 @@ mod appliance;
 mod board;
 mod check;
 mod client;
+mod configuration;
 mod logs;
 mod process;
 mod replay;
@@ -47,6 +48,8 @@ enum Command {
     Run(run::Args),
     /// Say everything that is wrong with a configuration, each with line, column and fix.
     Check(check::Args),
+    /// Show the effective configuration, or the schema that files must fit.
+    Config(configuration::Args),
     /// Show what is scraped and how it is doing, and what was left out and why.
     Targets(targets::Args),
     /// Send a past range again, to one relay, while it goes on with the present.
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Config(args) => configuration::main(&args),
         Command::Targets(args) => targets::main(&args),
         Command::Replay(args) => replay::main(&args),
     }

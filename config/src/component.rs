@@ -14,8 +14,9 @@ use crate::words;
 
 /// A one-key map (`drop: '{…}'`), or a bare name (`ndjson`): the kind's name and its options, not yet typed.
 ///
-/// Deserialized from `"name"` (options `null`) or `{name: options}`; anything else is an error.
-#[derive(Debug, Clone, PartialEq)]
+/// Deserialized from `"name"` (options `null`) or `{name: options}`; anything else is an error. Options may hold secrets: `Debug` shows none
+/// of them, and what is shown to anybody goes through [`crate::show`].
+#[derive(Clone, PartialEq)]
 pub struct Component {
     /// The kind's name.
     pub name: String,
@@ -86,6 +87,12 @@ pub fn options<T: DeserializeOwned>(value: &Value) -> Result<T, OptionsError> {
 impl fmt::Debug for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kind").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Component").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

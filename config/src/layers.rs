@@ -3,6 +3,8 @@
 //! *In*: the file's tree and overrides by dotted key. *Out*: one tree in which every value still knows who wrote it. *Bound*: the file's
 //! and the environment's. *When full*: does not apply.
 
+use std::collections::BTreeMap;
+
 use figment::providers::Serialized;
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -11,13 +13,22 @@ use crate::Config;
 use crate::problem::{Place, Problem};
 use crate::tree::{Content, Entry, Map, Node};
 
-/// What overrides the file, weakest first.
-#[derive(Debug, Clone, Default)]
+/// What overrides the file, weakest first, and the variables that secrets may refer to.
+#[derive(Clone, Default)]
 pub struct Overrides {
     list: Vec<Override>,
+    /// The whole environment, for `${NAME}` in the place of a secret.
+    pub(crate) variables: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone)]
+/// Values may be secret.
+impl std::fmt::Debug for Overrides {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.list.iter().map(|layer| &layer.source)).finish()
+    }
+}
+
+#[derive(Clone)]
 struct Override {
     /// `STRATA_BUFFER__MAX_BYTES` or `--set buffer.max_bytes`.
     source: String,
@@ -27,17 +38,14 @@ struct Override {
 }
 
 impl Overrides {
-    /// Takes `STRATA_<SECTION>__<KEY>` variables; others (without `__`) are no configuration.
+    /// Takes `STRATA_<SECTION>__<KEY>` variables as values; all others are there for secrets to refer to.
     pub fn environment(vars: impl IntoIterator<Item = (String, String)>) -> Self {
-        let mut list: Vec<_> = vars
-            .into_iter()
-            .filter_map(|(source, value)| {
-                let key = source.strip_prefix("STRATA_")?;
-                key.contains("__").then(|| Override { key: key.to_lowercase().replace("__", "."), source: source.clone(), value })
-            })
-            .collect();
-        list.sort_by(|a, b| a.source.cmp(&b.source));
-        Self { list }
+        let variables: BTreeMap<String, String> = vars.into_iter().collect();
+        let layer = |(source, value): (&String, &String)| {
+            let key = source.strip_prefix("STRATA_").filter(|key| key.contains("__"))?.to_lowercase().replace("__", ".");
+            Some(Override { key, source: source.clone(), value: value.clone() })
+        };
+        Self { list: variables.iter().filter_map(layer).collect(), variables }
     }
 
     /// Adds a flag: `flag` as the user wrote it (for messages), a dotted key, and its value.

@@ -13,8 +13,12 @@ mod load;
 mod pattern;
 mod problem;
 mod prometheus;
+mod reference;
 pub mod relabel;
+mod schema;
 mod scrape;
+mod secrets;
+mod show;
 mod tree;
 mod units;
 mod words;
@@ -35,8 +39,11 @@ pub use layers::Overrides;
 pub use load::{Loaded, Places, Refused, load, parse};
 pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
+pub use reference::reference;
 pub use relabel::{RelabelAction, RelabelConfig};
+pub use schema::schema;
 pub use scrape::{Scheme, ScrapeConfig, ScrapeProtocol, StaticConfig};
+pub use show::{Show, show};
 pub use units::{ByteSize, Millis, Secret, UnitError};
 
 /// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.

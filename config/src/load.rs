@@ -13,6 +13,8 @@ use crate::component::Kinds;
 use crate::include::{self, Reader, Sources};
 use crate::layers::{self, Overrides};
 use crate::problem::{PROBLEMS_MAX, Place, Problem, Warning};
+use crate::schema;
+use crate::secrets::{self, Found};
 use crate::tree::{self, Content, Entry, Map, Node, Step, show, steps};
 use crate::words::{self, About};
 use crate::yaml;
@@ -94,13 +96,24 @@ pub struct Refused {
 }
 
 /// Where each value of a configuration was written.
-#[derive(Debug)]
-pub struct Places(pub(crate) Node);
+pub struct Places {
+    /// What was written, over the defaults.
+    pub(crate) tree: Node,
+    /// What must not be shown of it.
+    pub(crate) secrets: Vec<Found>,
+}
+
+/// The tree holds secrets.
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places").finish_non_exhaustive()
+    }
+}
 
 impl Places {
     /// The place of a path like `relays[0].sink`, or of the nearest thing above it that somebody wrote.
     pub fn of(&self, path: &str) -> Place {
-        self.0.place_of(&tree::parse(path))
+        self.tree.place_of(&tree::parse(path))
     }
 }
 
@@ -126,9 +139,9 @@ pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<Loaded,
         }
     };
     match built {
-        Ok((mut config, warnings, tree)) => {
-            resolve(&mut config, &tree);
-            Ok(Loaded { config, warnings, sources, places: Places(tree) })
+        Ok((mut config, warnings, places)) => {
+            resolve(&mut config, &places.tree);
+            Ok(Loaded { config, warnings, sources, places })
         }
         Err(problems) => Err(Refused { problems, sources }),
     }
@@ -145,7 +158,7 @@ pub fn parse(file: &str, text: &str, overrides: &Overrides, kinds: &Kinds) -> Re
     build(root, &whole, overrides, kinds, problems, warnings).map(|(config, warnings, _)| (config, warnings))
 }
 
-type Built = Result<(Config, Vec<Warning>, Node), Vec<Problem>>;
+type Built = Result<(Config, Vec<Warning>, Places), Vec<Problem>>;
 
 fn build(
     mut root: Node,
@@ -158,6 +171,8 @@ fn build(
     drop_nulls(&mut root, 0);
     problems.extend(refuse_lists(&mut root));
     let mut tree = layers::merge(&root, overrides).map_err(|problem| vec![problem])?;
+    let schema = schema::exact(kinds);
+    let secrets = secrets::expand(&mut tree, &schema, &overrides.variables, &mut problems, &mut warnings);
     let typed = type_all(&mut tree, &mut problems);
     if let Some(mut config) = typed {
         let mut findings = check::Findings::new(&mut tree, kinds);
@@ -169,7 +184,7 @@ fn build(
         }
         if problems.is_empty() {
             settle(&mut config, &tree);
-            return Ok((config, warnings, tree));
+            return Ok((config, warnings, Places { tree, secrets }));
         }
     }
     problems.sort_by(|a, b| (&a.place, &a.field).cmp(&(&b.place, &b.field)));

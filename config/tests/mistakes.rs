@@ -239,7 +239,8 @@ fn examples_are_read_alike_by_serde_yaml() {
     }
 }
 
-const EXAMPLES: [(&str, &str); 4] = [
+const EXAMPLES: [(&str, &str); 5] = [
+    ("strata.yaml", include_str!("../examples/strata.yaml")),
     ("quickstart.yaml", include_str!("../examples/quickstart.yaml")),
     ("demo.yaml", include_str!("../examples/demo.yaml")),
     ("kafka.yaml", include_str!("../examples/kafka.yaml")),

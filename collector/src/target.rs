@@ -16,7 +16,6 @@ use sample::{Origin, TargetId};
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::client::Access;
 use crate::discovery::TargetGroup;
 
 /// Dropped targets remembered per job where `keep_dropped_targets` sets nothing. Larger: discovery of everything, kept in part, takes
@@ -31,7 +30,7 @@ pub struct Job {
     /// Its `metric_relabel_configs`.
     pub metric_relabel: Arc<[RelabelConfig]>,
     settings: Arc<ScrapeConfig>,
-    access: Arc<Access>,
+    access: Arc<http_client::Client>,
     /// How many targets there are while they are more than `target_limit`; 0 otherwise.
     over_limit: Arc<AtomicUsize>,
     interval: Millis,
@@ -62,7 +61,7 @@ pub struct Target {
     /// The entry's `metric_relabel_configs`.
     pub metric_relabel: Arc<[RelabelConfig]>,
     /// How it is spoken to.
-    pub access: Arc<Access>,
+    pub access: Arc<http_client::Client>,
     over_limit: Arc<AtomicUsize>,
 }
 
@@ -186,7 +185,7 @@ impl Job {
         let interval = Millis(scrape.scrape_interval.unwrap_or(global.scrape_interval).0.max(1));
         let timeout = scrape.scrape_timeout.unwrap_or(global.scrape_timeout).0.max(1).min(interval.0);
         let metric_relabel = scrape.metric_relabel_configs.as_slice().into();
-        let access = Arc::new(Access::new(scrape.http()));
+        let access = Arc::new(http_client::Client::new(scrape.http.clone()));
         let settings = Arc::new(settings(&scrape));
         let over_limit = Arc::default();
         Self { scrape: Arc::new(scrape), metric_relabel, settings, access, over_limit, interval, timeout: Millis(timeout) }

@@ -1,8 +1,8 @@
 //! Scrapes over TLS with every part of `tls_config`.
 //!
-//! The certificates in `tls/` are signed by `ca.pem` and hold for a hundred years; the server's name is `exporter.test`.
+//! Authority, server and client certificates are made by each run; the server's name is `exporter.test`.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bundled_nats::twin::Twin;
@@ -10,6 +10,7 @@ use collector::scrape::{Health, Status};
 use collector::{Collector, Options};
 use config::Config;
 use prometheus::Registry;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,9 +21,33 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const CA: &str = include_str!("tls/ca.pem");
-const SERVER: (&str, &str) = (include_str!("tls/server.pem"), include_str!("tls/server.key"));
-const CLIENT: (&str, &str) = (include_str!("tls/client.pem"), include_str!("tls/client.key"));
+static PKI: LazyLock<Pki> = LazyLock::new(Pki::new);
+
+/// An authority and what it signed: PEM of certificate and key.
+struct Pki {
+    ca: String,
+    server: (String, String),
+    client: (String, String),
+}
+
+impl Pki {
+    fn new() -> Self {
+        let mut params = CertificateParams::new([]).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
+        let signed = |name: &str, usage| {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
+            params.extended_key_usages = vec![usage];
+            (params.signed_by(&key, &ca).expect("signed").pem(), key.serialize_pem())
+        };
+        Self {
+            server: signed("exporter.test", ExtendedKeyUsagePurpose::ServerAuth),
+            client: signed("strata.test", ExtendedKeyUsagePurpose::ClientAuth),
+            ca: ca.pem(),
+        }
+    }
+}
 
 fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).map(|certificate| certificate.expect("a certificate")).collect()
@@ -35,14 +60,14 @@ async fn exporter(asks: bool, old: bool) -> String {
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions).expect("versions");
     let builder = if asks {
         let mut roots = RootCertStore::empty();
-        certificates(CA).into_iter().for_each(|ca| roots.add(ca).expect("a root"));
+        certificates(&PKI.ca).into_iter().for_each(|ca| roots.add(ca).expect("a root"));
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().expect("a verifier");
         builder.with_client_cert_verifier(verifier)
     } else {
         builder.with_no_client_auth()
     };
-    let key = PrivateKeyDer::from_pem_slice(SERVER.1.as_bytes()).expect("a key");
-    let acceptor = TlsAcceptor::from(Arc::new(builder.with_single_cert(certificates(SERVER.0), key).expect("a server")));
+    let key = PrivateKeyDer::from_pem_slice(PKI.server.1.as_bytes()).expect("a key");
+    let acceptor = TlsAcceptor::from(Arc::new(builder.with_single_cert(certificates(&PKI.server.0), key).expect("a server")));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
     tokio::spawn(async move {
@@ -94,10 +119,10 @@ async fn scraped(collector: &Collector, mut fits: impl FnMut(&Status) -> bool) -
 async fn a_server_is_known_by_its_authority_and_its_name() {
     let address = exporter(false, false).await;
     for (tls, error) in [
-        (serde_json::json!({"ca": CA, "server_name": "exporter.test"}), None),
+        (serde_json::json!({"ca": PKI.ca, "server_name": "exporter.test"}), None),
         (serde_json::json!({"insecure_skip_verify": true}), None),
-        (serde_json::json!({"ca": CA}), Some("certificate")),
-        (serde_json::json!({"ca": CA, "server_name": "other.test"}), Some("certificate")),
+        (serde_json::json!({"ca": PKI.ca}), Some("certificate")),
+        (serde_json::json!({"ca": PKI.ca, "server_name": "other.test"}), Some("certificate")),
         (serde_json::json!({"server_name": "exporter.test"}), Some("certificate")),
         (serde_json::json!({"ca_file": "/no/ca.pem"}), Some("cannot set up TLS: cannot read ca_file '/no/ca.pem': No such file")),
         (serde_json::json!({"ca": "nothing"}), Some("cannot set up TLS: there is no certificate in ca")),
@@ -124,21 +149,21 @@ async fn versions_are_those_configured() {
 #[tokio::test]
 async fn a_client_certificate_is_shown_and_may_come_late() {
     let address = exporter(true, false).await;
-    let whole = serde_json::json!({"ca": CA, "server_name": "exporter.test", "cert": CLIENT.0, "key": CLIENT.1});
+    let whole = serde_json::json!({"ca": PKI.ca, "server_name": "exporter.test", "cert": PKI.client.0, "key": PKI.client.1});
     assert_eq!(scraped(&start(&address, &whole), |_| true).await.last_error, None);
-    let without = serde_json::json!({"ca": CA, "server_name": "exporter.test"});
+    let without = serde_json::json!({"ca": PKI.ca, "server_name": "exporter.test"});
     assert_eq!(scraped(&start(&address, &without), |_| true).await.health, Health::Down);
     let folder = tempfile::tempdir().expect("a folder");
     let (cert, key) = (folder.path().join("c.pem"), folder.path().join("c.key"));
-    let files = serde_json::json!({"ca": CA, "server_name": "exporter.test", "cert_file": cert, "key_file": key});
+    let files = serde_json::json!({"ca": PKI.ca, "server_name": "exporter.test", "cert_file": cert, "key_file": key});
     let collector = start(&address, &files);
     scraped(&collector, |status| status.last_error.as_ref().is_some_and(|error| error.contains("cannot read cert_file"))).await;
     assert!(collector.telemetry().scrapes_failed.with_label_values(&["tls"]).get() > 0);
-    std::fs::write(&cert, SERVER.0).and_then(|()| std::fs::write(&key, SERVER.1)).expect("written");
+    std::fs::write(&cert, &PKI.server.0).and_then(|()| std::fs::write(&key, &PKI.server.1)).expect("written");
     scraped(&collector, |status| status.last_error.as_ref().is_some_and(|error| !error.contains("cannot read cert_file"))).await;
     // Another certificate in the same files: what the server takes.
     let later = std::time::SystemTime::now() + Duration::from_secs(5);
-    for (path, text) in [(&cert, CLIENT.0), (&key, CLIENT.1)] {
+    for (path, text) in [(&cert, &PKI.client.0), (&key, &PKI.client.1)] {
         std::fs::write(path, text).expect("written");
         std::fs::File::options().write(true).open(path).and_then(|file| file.set_modified(later)).expect("touched");
     }

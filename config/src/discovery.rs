@@ -2,14 +2,12 @@
 //!
 //! *In*: the entries of a prometheus.yml. *Out*: typed discovery configurations. *Bound*: the size of the file. *When full*: does not apply.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::Millis;
-use crate::http::{Authorization, BasicAuth, HttpHeader, HttpOptions, TlsConfig};
+use crate::{HttpClientConfig, Millis, beside};
 
 /// Default of `file_sd_configs.refresh_interval`: files that change are seen much earlier.
 pub const FILE_SD_REFRESH: Millis = Millis::from_secs(300);
@@ -31,31 +29,17 @@ pub struct FileSdConfig {
 
 /// Targets that an HTTP server lists as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct HttpSdConfig {
     /// Where the list is.
     pub url: String,
     /// How often it is asked for.
     #[serde(default = "http_refresh")]
     pub refresh_interval: Millis,
-    /// Basic authentication.
-    #[serde(default)]
-    pub basic_auth: Option<BasicAuth>,
-    /// `Authorization` header of another type; `Bearer` by default.
-    #[serde(default)]
-    pub authorization: Option<Authorization>,
-    /// TLS towards the server.
-    #[serde(default)]
-    pub tls_config: Option<TlsConfig>,
-    /// Whether a redirect is followed; default true.
-    #[serde(default = "yes")]
-    pub follow_redirects: bool,
-    /// Read and without effect: the server is spoken to in HTTP/1.1.
-    #[serde(default = "yes")]
-    pub enable_http2: bool,
-    /// Headers sent with every request.
-    #[serde(default)]
-    pub http_headers: BTreeMap<String, HttpHeader>,
+    /// How the server is spoken to.
+    #[serde(flatten, skip_deserializing)]
+    #[schemars(flatten)]
+    pub http: HttpClientConfig,
 }
 
 /// Targets that names in the DNS lead to.
@@ -92,10 +76,6 @@ pub enum DnsType {
     Ns,
 }
 
-const fn yes() -> bool {
-    true
-}
-
 const fn file_refresh() -> Millis {
     FILE_SD_REFRESH
 }
@@ -108,16 +88,15 @@ const fn dns_refresh() -> Millis {
     DNS_SD_REFRESH
 }
 
-impl HttpSdConfig {
-    /// How the server is spoken to.
-    pub fn http(&self) -> HttpOptions {
-        HttpOptions {
-            basic_auth: self.basic_auth.clone(),
-            authorization: self.authorization.clone(),
-            tls_config: self.tls_config.clone(),
-            follow_redirects: self.follow_redirects,
-            http_headers: self.http_headers.clone(),
-        }
+impl<'de> Deserialize<'de> for HttpSdConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        beside(deserializer, |own| Self::deserialize(own)).map(|(own, http)| Self { http, ..own })
+    }
+}
+
+impl Serialize for HttpSdConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
     }
 }
 

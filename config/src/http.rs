@@ -1,4 +1,4 @@
-//! How an HTTP server is spoken to, as Prometheus writes it: for scrapes and for `http_sd_configs` alike.
+//! How an HTTP server is spoken to, as Prometheus writes it (`HTTPClientConfig`): for scrapes, for `http_sd_configs` and for sinks alike.
 //!
 //! *In*: credentials, TLS, headers. *Out*: typed options. *Bound*: the size of the file. *When full*: does not apply. Files that hold
 //! secrets and certificates are read when they are used, so a rotated one needs no restart.
@@ -7,23 +7,73 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
+use serde::de::MapAccess;
 use serde::{Deserialize, Serialize};
 
 use crate::Secret;
 
-/// How an HTTP server is spoken to.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HttpOptions {
+mod beside;
+mod mistakes;
+
+pub use beside::beside;
+
+/// How an HTTP server is spoken to. Its keys stand beside those of what speaks: [`beside`] reads them from the same map.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(default)]
+pub struct HttpClientConfig {
     /// Basic authentication.
     pub basic_auth: Option<BasicAuth>,
-    /// An `Authorization` header of another type.
+    /// `Authorization` header of another type; `Bearer` by default.
     pub authorization: Option<Authorization>,
-    /// TLS.
+    /// TLS towards the server.
     pub tls_config: Option<TlsConfig>,
-    /// Whether a redirect is followed.
+    /// Whether a redirect is followed; default true. A request with a body follows only 307 and 308, which keep it as it is.
     pub follow_redirects: bool,
+    /// Read and without effect: HTTP/1.1 is spoken.
+    pub enable_http2: bool,
     /// Headers sent with every request.
     pub http_headers: BTreeMap<String, HttpHeader>,
+}
+
+impl Default for HttpClientConfig {
+    fn default() -> Self {
+        Self {
+            basic_auth: None,
+            authorization: None,
+            tls_config: None,
+            follow_redirects: true,
+            enable_http2: true,
+            http_headers: BTreeMap::new(),
+        }
+    }
+}
+
+impl HttpClientConfig {
+    /// Every key there is.
+    pub const KEYS: [&str; 6] = ["basic_auth", "authorization", "tls_config", "follow_redirects", "enable_http2", "http_headers"];
+
+    /// Reads the value of one key. *Shape*: false: the key is none of [`HttpClientConfig::KEYS`], and its value is not read.
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "basic_auth" => self.basic_auth = map.next_value()?,
+            "authorization" => self.authorization = map.next_value()?,
+            "tls_config" => self.tls_config = map.next_value()?,
+            "follow_redirects" => self.follow_redirects = map.next_value()?,
+            "enable_http2" => self.enable_http2 = map.next_value()?,
+            "http_headers" => self.http_headers = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Makes the paths relative to `folder`.
+    pub(crate) fn resolve(&mut self, folder: &Path) {
+        let tls = self.tls_config.iter_mut().flat_map(|tls| [&mut tls.ca_file, &mut tls.cert_file, &mut tls.key_file]);
+        let basic = self.basic_auth.iter_mut().map(|basic| &mut basic.password_file);
+        let authorization = self.authorization.iter_mut().map(|authorization| &mut authorization.credentials_file);
+        let headers = self.http_headers.values_mut().flat_map(|header| &mut header.files);
+        tls.chain(basic).chain(authorization).flatten().chain(headers).for_each(|path| *path = folder.join(&*path));
+    }
 }
 
 /// One TLS client: whom it trusts and what it shows.
@@ -109,31 +159,4 @@ pub struct Authorization {
 
 fn bearer() -> String {
     "Bearer".to_owned()
-}
-
-/// Makes a path relative to `folder`, unless it is absolute.
-pub(crate) fn resolve(path: &mut Option<PathBuf>, folder: &Path) {
-    if let Some(path) = path {
-        *path = folder.join(&*path);
-    }
-}
-
-/// Makes the paths of the options relative to `folder`.
-pub(crate) fn resolve_all(
-    basic: Option<&mut BasicAuth>,
-    authorization: Option<&mut Authorization>,
-    tls: Option<&mut TlsConfig>,
-    headers: &mut BTreeMap<String, HttpHeader>,
-    folder: &Path,
-) {
-    if let Some(basic) = basic {
-        resolve(&mut basic.password_file, folder);
-    }
-    if let Some(authorization) = authorization {
-        resolve(&mut authorization.credentials_file, folder);
-    }
-    if let Some(tls) = tls {
-        [&mut tls.ca_file, &mut tls.cert_file, &mut tls.key_file].into_iter().for_each(|path| resolve(path, folder));
-    }
-    headers.values_mut().flat_map(|header| &mut header.files).for_each(|path| *path = folder.join(&*path));
 }

@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::http::{Authorization, BasicAuth, HttpHeader, HttpOptions, TlsConfig, resolve_all};
-use crate::{ByteSize, DnsSdConfig, FileSdConfig, HttpSdConfig, Millis, RelabelConfig};
+use crate::{ByteSize, DnsSdConfig, FileSdConfig, HttpClientConfig, HttpSdConfig, Millis, RelabelConfig, beside};
 
 /// One `scrape_configs` entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct ScrapeConfig {
     /// The job: unique, becomes the label `job`.
     pub job_name: String,
@@ -54,24 +53,10 @@ pub struct ScrapeConfig {
     /// False: the classic part of a histogram that is native too is passed over. Default: both are taken.
     #[serde(default)]
     pub always_scrape_classic_histograms: Option<bool>,
-    /// Basic authentication.
-    #[serde(default)]
-    pub basic_auth: Option<BasicAuth>,
-    /// `Authorization` header of another type; `Bearer` by default.
-    #[serde(default)]
-    pub authorization: Option<Authorization>,
-    /// TLS towards the targets.
-    #[serde(default)]
-    pub tls_config: Option<TlsConfig>,
-    /// Whether a redirect is followed; default true.
-    #[serde(default = "yes")]
-    pub follow_redirects: bool,
-    /// Read and without effect: targets are spoken to in HTTP/1.1.
-    #[serde(default = "yes")]
-    pub enable_http2: bool,
-    /// Headers sent with every request.
-    #[serde(default)]
-    pub http_headers: BTreeMap<String, HttpHeader>,
+    /// How the targets are spoken to.
+    #[serde(flatten, skip_deserializing)]
+    #[schemars(flatten)]
+    pub http: HttpClientConfig,
     /// Whether gzip is asked for; default true.
     #[serde(default = "yes")]
     pub enable_compression: bool,
@@ -168,21 +153,20 @@ pub enum Scheme {
 impl ScrapeConfig {
     /// Makes the paths in it relative to `folder`.
     pub(crate) fn resolve(&mut self, folder: &Path) {
-        resolve_all(self.basic_auth.as_mut(), self.authorization.as_mut(), self.tls_config.as_mut(), &mut self.http_headers, folder);
+        self.http.resolve(folder);
         self.file_sd_configs.iter_mut().flat_map(|sd| &mut sd.files).for_each(|path| *path = folder.join(&*path));
-        for sd in &mut self.http_sd_configs {
-            resolve_all(sd.basic_auth.as_mut(), sd.authorization.as_mut(), sd.tls_config.as_mut(), &mut sd.http_headers, folder);
-        }
+        self.http_sd_configs.iter_mut().for_each(|sd| sd.http.resolve(folder));
     }
+}
 
-    /// How the targets are spoken to.
-    pub fn http(&self) -> HttpOptions {
-        HttpOptions {
-            basic_auth: self.basic_auth.clone(),
-            authorization: self.authorization.clone(),
-            tls_config: self.tls_config.clone(),
-            follow_redirects: self.follow_redirects,
-            http_headers: self.http_headers.clone(),
-        }
+impl<'de> Deserialize<'de> for ScrapeConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        beside(deserializer, |own| Self::deserialize(own)).map(|(own, http)| Self { http, ..own })
+    }
+}
+
+impl Serialize for ScrapeConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
     }
 }

@@ -278,7 +278,7 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
     let [own, extra] = &config.scrape_configs[..] else { panic!("two jobs") };
     assert_eq!(own.file_sd_configs[0].files, [path("targets/*.json")], "relative to the file");
     assert_eq!(extra.file_sd_configs[0].files, [path("jobs/*.json")], "relative to its own file");
-    assert_eq!(extra.authorization.as_ref().and_then(|a| a.credentials_file.clone()), Some(path("jobs/token")));
+    assert_eq!(extra.http.authorization.as_ref().and_then(|a| a.credentials_file.clone()), Some(path("jobs/token")));
     assert_eq!((own.sample_limit, extra.sample_limit), (5, 100), "the general limit where there is no other");
     let warnings: Vec<_> = warnings.iter().map(|w| w.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
     assert_eq!(

@@ -1,26 +1,17 @@
-//! What every HTTP sink shares: a client, credentials, `Retry-After`, and what a status means.
+//! What every HTTP sink shares: its client's errors, `Retry-After`, and what a status means.
 //!
-//! *In*: options, answers. *Out*: header values, decisions. *Bound*: an answer's body is read to [`ANSWER_BYTES_MAX`].
+//! *In*: options, answers. *Out*: decisions. *Bound*: an answer's body is read to [`ANSWER_BYTES_MAX`].
 //! *When full*: the rest of an answer is not read and its connection not used again.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use config::{Authorization, BasicAuth, ByteSize, Millis, OptionsError, Secret};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
+use config::{ByteSize, Millis, OptionsError};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Client, Error};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use crate::sink::Limits;
+use crate::sink::{Answer, Limits};
 
 /// Bytes of an answer's body that are read. Larger: a peer can make us read more; smaller: more connections are given up after errors.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -28,35 +19,8 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Characters of an answer that go into a reason. Larger: longer log lines; smaller: the peer's explanation is cut.
 const EXCERPT_CHARS: usize = 300;
 
-/// How long an unused connection is kept. Larger: more peers have closed it by then; smaller: more handshakes.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-
 /// The longest `Retry-After` that is believed. Larger: a wrong header stalls a relay for longer; smaller: a peer that means it is asked too often.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-
-/// A client of one scheme; clones share its connections.
-#[derive(Debug, Clone)]
-pub(crate) enum HttpClient {
-    Plain(Client<HttpConnector, Full<Bytes>>),
-    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
-}
-
-/// Credentials of a request: none, `basic_auth` or `authorization`.
-#[derive(Debug, Clone)]
-pub(crate) enum Credentials {
-    None,
-    Basic(BasicAuth),
-    Other(Authorization),
-}
-
-/// Why a request has no credentials.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CredentialsError {
-    #[error("cannot read '{path}': {source}")]
-    File { path: String, source: io::Error },
-    #[error("the credentials hold a character that no header can carry")]
-    Header,
-}
 
 /// What a status means for the items that were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,27 +35,10 @@ pub(crate) enum Meaning {
     Fatal,
 }
 
-impl HttpClient {
-    /// A client for `http`, or for `https` with the machine's root certificates. *Errors*: the machine has none.
-    pub(crate) fn new(https: bool) -> io::Result<Self> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(!https);
-        tcp.set_nodelay(true);
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_MAX).pool_max_idle_per_host(2);
-        if !https {
-            return Ok(Self::Plain(builder.build(tcp)));
-        }
-        let connector = HttpsConnectorBuilder::new().with_native_roots()?.https_only().enable_http1().wrap_connector(tcp);
-        Ok(Self::Tls(builder.build(connector)))
-    }
-
-    pub(crate) async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
-        match self {
-            Self::Plain(client) => client.request(request).await,
-            Self::Tls(client) => client.request(request).await,
-        }
-    }
+/// What a request without an answer means: what only a person can change holds, all else is tried again.
+pub(crate) fn unanswered(error: &http_client::Error) -> Answer {
+    let reason = http_client::chain(error);
+    if error.is_lasting() { Answer::Fatal { reason } } else { Answer::Retry { after: None, reason } }
 }
 
 /// Reads the bounds of one request. *Errors*: one of them is 0.
@@ -122,22 +69,12 @@ pub(crate) fn headers(options: &BTreeMap<String, String>) -> Result<HeaderMap, O
     for (name, value) in options {
         let path = || format!("headers.{name}");
         let name = HeaderName::try_from(name.as_str()).map_err(|_| OptionsError::new(path(), format!("'{name}' is no header name")))?;
-        let value = HeaderValue::try_from(value.as_str()).map_err(|_| OptionsError::new(path(), "a header cannot carry this value"))?;
+        let mut value = HeaderValue::try_from(value.as_str()).map_err(|_| OptionsError::new(path(), "a header cannot carry this value"))?;
+        // Many of them are keys: not for logs, and not for the host of a redirect.
+        value.set_sensitive(true);
         headers.insert(name, value);
     }
     Ok(headers)
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 /// What a status means. *Source*: RFC 9110; 413, 400 and 422 are about the bytes, so fewer of them may pass.
@@ -147,7 +84,7 @@ pub(crate) fn meaning(status: StatusCode) -> Meaning {
         408 | 425 | 429 | 500..=599 => Meaning::Retry,
         401 | 403 | 404 | 405 | 407 | 410 | 415 => Meaning::Fatal,
         400..=499 => Meaning::Reject,
-        // Redirects are not followed (a POST would be repeated elsewhere), and 1xx never arrives here.
+        // What is left of redirects would change the method or leads nowhere, and 1xx never arrives here.
         _ => Meaning::Fatal,
     }
 }
@@ -174,54 +111,6 @@ pub(crate) async fn excerpt(mut body: Incoming) -> String {
     let text = String::from_utf8_lossy(&read[..read.len().min(4 * EXCERPT_CHARS)]);
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     words.chars().filter(|c| !c.is_control()).take(EXCERPT_CHARS).collect()
-}
-
-impl Credentials {
-    /// *Errors*: both kinds are given, or one is incomplete.
-    pub(crate) fn new(basic: Option<BasicAuth>, other: Option<Authorization>) -> Result<Self, OptionsError> {
-        match (basic, other) {
-            (None, None) => Ok(Self::None),
-            (Some(_), Some(_)) => Err(OptionsError::new("authorization", "'basic_auth' and 'authorization' exclude each other")),
-            (Some(basic), None) if basic.password.is_some() && basic.password_file.is_some() => {
-                Err(OptionsError::new("basic_auth.password_file", "'password' and 'password_file' exclude each other"))
-            }
-            (Some(basic), None) => Ok(Self::Basic(basic)),
-            (None, Some(other)) => match (&other.credentials, &other.credentials_file) {
-                (Some(_), None) | (None, Some(_)) => Ok(Self::Other(other)),
-                _ => Err(OptionsError::new("authorization", "one of 'credentials' and 'credentials_file' is needed")),
-            },
-        }
-    }
-
-    /// The value of the `Authorization` header; files are read at each use, so that a rotated secret is picked up.
-    pub(crate) async fn header(&self) -> Result<Option<HeaderValue>, CredentialsError> {
-        let text = match self {
-            Self::None => return Ok(None),
-            Self::Basic(basic) => {
-                let password = secret(basic.password.as_ref(), basic.password_file.as_deref()).await?;
-                format!("Basic {}", STANDARD.encode(format!("{}:{password}", basic.username)))
-            }
-            Self::Other(other) => {
-                let credentials = secret(other.credentials.as_ref(), other.credentials_file.as_deref()).await?;
-                format!("{} {credentials}", other.kind)
-            }
-        };
-        let mut value = HeaderValue::try_from(text).map_err(|_| CredentialsError::Header)?;
-        value.set_sensitive(true);
-        Ok(Some(value))
-    }
-}
-
-/// A secret from the options, or its file without the line end.
-async fn secret(value: Option<&Secret>, file: Option<&Path>) -> Result<String, CredentialsError> {
-    match (value, file) {
-        (Some(value), _) => Ok(value.expose().to_owned()),
-        (None, Some(path)) => match tokio::fs::read_to_string(path).await {
-            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(source) => Err(CredentialsError::File { path: path.display().to_string(), source }),
-        },
-        (None, None) => Ok(String::new()),
-    }
 }
 
 #[cfg(test)]
@@ -260,19 +149,5 @@ mod tests {
             assert_eq!(retry_after(Some(&value), now), expect.map(Duration::from_secs), "{text}");
         }
         assert_eq!(retry_after(None, now), None);
-    }
-
-    #[tokio::test]
-    async fn credentials_become_a_header_that_does_not_print() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("token");
-        std::fs::write(&file, "s3cret\n").expect("written");
-        let bearer = Authorization { kind: "Bearer".to_owned(), credentials: None, credentials_file: Some(file.clone()) };
-        let header = Credentials::new(None, Some(bearer)).expect("complete").header().await.expect("readable").expect("a header");
-        assert_eq!(header.to_str().expect("text"), "Bearer s3cret");
-        assert_eq!(format!("{header:?}"), "Sensitive");
-        let basic = BasicAuth { username: "u".to_owned(), password: None, password_file: Some(file) };
-        let header = Credentials::new(Some(basic), None).expect("complete").header().await.expect("readable").expect("a header");
-        assert_eq!(header.to_str().expect("text"), "Basic dTpzM2NyZXQ=");
     }
 }

@@ -10,7 +10,7 @@ use config::HttpSdConfig;
 use http::Uri;
 
 use super::{Error, Failed, Source, TargetGroup, Written, groups};
-use crate::client::{Access, Client, Failure};
+use crate::client::Client;
 
 /// Longest wait for a list, whatever the refresh interval.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// The list of one `http_sd_configs` entry.
 pub(super) struct List {
     url: String,
-    access: Access,
+    access: http_client::Client,
     client: Arc<Client>,
     refresh: Duration,
     before: Option<Vec<TargetGroup>>,
@@ -26,12 +26,19 @@ pub(super) struct List {
 
 impl List {
     pub(super) fn new(sd: &HttpSdConfig, client: Arc<Client>) -> Self {
-        Self { url: sd.url.clone(), access: Access::new(sd.http()), client, refresh: sd.refresh_interval.duration(), before: None }
+        Self {
+            url: sd.url.clone(),
+            access: http_client::Client::new(sd.http.clone()),
+            client,
+            refresh: sd.refresh_interval.duration(),
+            before: None,
+        }
     }
 
     async fn get(&self) -> Result<Vec<TargetGroup>, Error> {
         let failed = |source| Error::Get { url: self.url.clone(), source };
-        let url: Uri = self.url.parse().map_err(|error: http::uri::InvalidUri| failed(Failure::Connect(error.to_string())))?;
+        let url: Uri =
+            self.url.parse().map_err(|error: http::uri::InvalidUri| failed(http_client::Error::Connect(error.to_string()).into()))?;
         let body = self.client.list(&url, &self.access, self.refresh, self.refresh.min(TIMEOUT_MAX)).await.map_err(failed)?;
         let list: Vec<Written> =
             serde_json::from_slice(&body).map_err(|error| Error::Parse { from: self.url.clone(), reason: error.to_string() })?;

@@ -5,26 +5,11 @@
 use std::collections::HashMap;
 
 use super::{Findings, LabelUse, host_port};
-use crate::tree::{Content, Step, steps};
-use crate::{DnsType, Global, HttpOptions, Millis, RelabelConfig, ScrapeConfig, ScrapeProtocol, TlsConfig, TlsVersion};
+use crate::tree::{self, Content, Step, steps};
+use crate::{DnsType, Global, HttpClientConfig, Millis, RelabelConfig, ScrapeConfig, ScrapeProtocol};
 
 /// Smallest refresh interval of a discovery. Smaller: a server is asked all the time.
 const REFRESH_MIN: Millis = Millis(100);
-/// Headers that are not the user's to set, in lower case.
-const RESERVED_HEADERS: [&str; 11] = [
-    "accept",
-    "accept-encoding",
-    "authorization",
-    "connection",
-    "content-encoding",
-    "content-length",
-    "host",
-    "proxy-authorization",
-    "transfer-encoding",
-    "user-agent",
-    "x-prometheus-scrape-timeout-seconds",
-];
-
 /// Whether rules of its own may change what a target is.
 fn relabeled(scrape: &ScrapeConfig) -> bool {
     !scrape.relabel_configs.is_empty()
@@ -47,7 +32,7 @@ impl Findings<'_> {
             let path = &scrape.metrics_path;
             self.problem(&at("metrics_path"), format!("'{path}' is no path: write '/{path}'"));
         }
-        self.http(&steps!["scrape_configs", i], &scrape.http());
+        self.http(&steps!["scrape_configs", i], &scrape.http);
         self.discovery(i, scrape);
         if let Some(protocols) = &scrape.scrape_protocols {
             self.protocols(i, protocols);
@@ -92,68 +77,9 @@ impl Findings<'_> {
     }
 
     /// What is written of an HTTP server, at `path`.
-    fn http(&mut self, path: &[Step], http: &HttpOptions) {
-        let at = |keys: &[&str]| path.iter().cloned().chain(keys.iter().map(|key| Step::from(*key))).collect::<Vec<_>>();
-        if let Some(basic) = &http.basic_auth {
-            if basic.username.is_empty() {
-                self.problem(&at(&["basic_auth", "username"]), "a user name is missing");
-            }
-            if basic.password.is_some() && basic.password_file.is_some() {
-                self.problem(&at(&["basic_auth", "password_file"]), "both password and password_file are set: keep one of them");
-            }
-        }
-        if let Some(authorization) = &http.authorization {
-            if authorization.kind.eq_ignore_ascii_case("basic") {
-                self.problem(&at(&["authorization", "type"]), "type 'Basic' is what basic_auth is for: use that");
-            }
-            match (&authorization.credentials, &authorization.credentials_file) {
-                (Some(_), Some(_)) => {
-                    self.problem(
-                        &at(&["authorization", "credentials_file"]),
-                        "both credentials and credentials_file are set: keep one of them",
-                    );
-                }
-                (None, None) => self.problem(&at(&["authorization"]), "credentials or credentials_file is missing"),
-                _ => {}
-            }
-            if http.basic_auth.is_some() {
-                self.problem(&at(&["authorization"]), "both basic_auth and authorization are set: keep one of them");
-            }
-        }
-        if let Some(tls) = &http.tls_config {
-            self.tls(&at(&["tls_config"]), tls);
-        }
-        for name in http.http_headers.keys() {
-            let here = at(&["http_headers", name]);
-            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
-                self.problem(&here, format!("'{name}' is no name of a header"));
-            } else if RESERVED_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
-                self.problem(&here, format!("header '{name}' is set by Strata itself: take it out"));
-            }
-        }
-    }
-
-    fn tls(&mut self, path: &[Step], tls: &TlsConfig) {
-        let at = |key: &str| path.iter().cloned().chain([Step::from(key)]).collect::<Vec<_>>();
-        let both = [
-            ("ca", tls.ca.is_some() && tls.ca_file.is_some()),
-            ("cert", tls.cert.is_some() && tls.cert_file.is_some()),
-            ("key", tls.key.is_some() && tls.key_file.is_some()),
-        ];
-        for (key, _) in both.into_iter().filter(|(_, both)| *both) {
-            self.problem(&at(&format!("{key}_file")), format!("both {key} and {key}_file are set: keep one of them"));
-        }
-        let (cert, key) = (tls.cert.is_some() || tls.cert_file.is_some(), tls.key.is_some() || tls.key_file.is_some());
-        if cert != key {
-            let (one, other) = if cert { ("cert", "key") } else { ("key", "cert") };
-            self.problem(path, format!("a {one} without a {other}: a client certificate needs both, or {other}_file"));
-        }
-        if tls.max_version.is_some_and(|max| max < TlsVersion::Tls12) {
-            self.problem(&at("max_version"), "TLS below 1.2 is not spoken: TLS12 or TLS13");
-        } else if let (Some(min), Some(max)) = (tls.min_version, tls.max_version)
-            && min > max
-        {
-            self.problem(&at("max_version"), "max_version is below min_version");
+    fn http(&mut self, path: &[Step], http: &HttpClientConfig) {
+        for mistake in http.mistakes() {
+            self.problem(&[path.to_vec(), tree::parse(&mistake.path)].concat(), mistake.message);
         }
     }
 
@@ -183,7 +109,7 @@ impl Findings<'_> {
                 let path = [here.clone(), steps!["url"].to_vec()].concat();
                 self.problem(&path, format!("'{}' is no URL: it begins with http:// or https:// and names a host", sd.url));
             }
-            self.http(&here, &sd.http());
+            self.http(&here, &sd.http);
         }
         for (j, sd) in scrape.dns_sd_configs.iter().enumerate() {
             let here = at("dns_sd_configs", j);

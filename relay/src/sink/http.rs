@@ -19,16 +19,17 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use config::{Authorization, BasicAuth, ByteSize, Kind, Millis, OptionsError};
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use config::{ByteSize, HttpClientConfig, Kind, Millis, OptionsError, beside};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
+use http_client::Client;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::{Answer, Batch, Limits, Sink, SinkKind};
-use crate::http::{self as shared, Credentials, HttpClient, Meaning};
+use crate::http::{self as shared, Meaning};
 
 /// The registry's row.
 pub const KIND: SinkKind = SinkKind {
@@ -45,9 +46,9 @@ pub const KIND: SinkKind = SinkKind {
 
 /// Options of `http`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Options {
-    /// Where requests go: `http://` or `https://`. Redirects are not followed.
+    /// Where requests go: `http://` or `https://`.
     pub url: String,
     /// `POST` (default), `PUT` or `PATCH`.
     #[serde(default)]
@@ -55,12 +56,10 @@ pub struct Options {
     /// More headers; one of the same name wins over Strata's own.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Basic authentication.
-    #[serde(default)]
-    pub basic_auth: Option<BasicAuth>,
-    /// `Authorization` header of another type; `Bearer` by default.
-    #[serde(default)]
-    pub authorization: Option<Authorization>,
+    /// How the server is spoken to: credentials, TLS, redirects.
+    #[serde(skip)]
+    #[schemars(flatten)]
+    pub http: HttpClientConfig,
     /// `none` (default), `gzip` or `zstd`.
     #[serde(default)]
     pub compression: Compression,
@@ -73,6 +72,12 @@ pub struct Options {
     /// Samples of a body. Default 25000.
     #[serde(default = "items_max")]
     pub items_max: usize,
+}
+
+impl<'de> Deserialize<'de> for Options {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        beside(deserializer, |own| Self::deserialize(own)).map(|(own, http)| Self { http, ..own })
+    }
 }
 
 /// The methods that carry a body.
@@ -120,16 +125,16 @@ struct Http {
     uri: Uri,
     method: Method,
     headers: HeaderMap,
-    credentials: Credentials,
     compression: Compression,
     timeout: Duration,
     limits: Limits,
-    client: Option<HttpClient>,
+    client: Client,
 }
 
 fn sink(options: &Value) -> Result<Http, OptionsError> {
     let options: Options = config::options(options)?;
     let uri = shared::url(&options.url)?;
+    options.http.check()?;
     let headers = shared::headers(&options.headers)?;
     let (timeout, limits) = shared::bounds(options.timeout, options.bytes_max, options.items_max)?;
     Ok(Http {
@@ -140,41 +145,38 @@ fn sink(options: &Value) -> Result<Http, OptionsError> {
             Verb::Patch => Method::PATCH,
         },
         headers,
-        credentials: Credentials::new(options.basic_auth, options.authorization)?,
         compression: options.compression,
         timeout,
         limits,
-        client: None,
+        client: Client::new(options.http),
     })
 }
 
 #[async_trait]
 impl Sink for Http {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
-        let client = match self.client() {
-            Ok(client) => client,
-            Err(error) => return Answer::Fatal { reason: format!("cannot load the machine's root certificates: {error}") },
-        };
         let request = match self.request(batch, items.clone()).await {
             Ok(request) => request,
             Err(answer) => return answer,
         };
         let answered = async {
-            let response = client.request(request).await.map_err(|error| shared::chain(&error))?;
+            let response = self.client.send(request).await?;
             let (head, body) = response.into_parts();
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
-            Ok::<_, String>((head.status, after, shared::excerpt(body).await))
+            Ok::<_, http_client::Error>((head.status, after, shared::excerpt(body).await))
         };
         match tokio::time::timeout(self.timeout, answered).await {
             Err(_) => Answer::Retry { after: None, reason: format!("no answer within {}", Millis(self.timeout_ms())) },
-            Ok(Err(reason)) => Answer::Retry { after: None, reason },
+            Ok(Err(error)) => shared::unanswered(&error),
             Ok(Ok((status, after, text))) => {
                 let reason = if text.is_empty() { status.to_string() } else { format!("{status}: {text}") };
                 match shared::meaning(status) {
                     Meaning::Delivered => Answer::Delivered,
                     Meaning::Retry => Answer::Retry { after, reason },
                     Meaning::Reject => Answer::Reject { items: (items.len() == 1).then(|| vec![items.start]), reason },
-                    Meaning::Fatal if status.is_redirection() => Answer::Fatal { reason: format!("redirects are not followed: {reason}") },
+                    Meaning::Fatal if status.is_redirection() => {
+                        Answer::Fatal { reason: format!("this redirect is not followed: {reason}") }
+                    }
                     Meaning::Fatal => Answer::Fatal { reason },
                 }
             }
@@ -187,19 +189,12 @@ impl Sink for Http {
 }
 
 impl Http {
-    fn client(&mut self) -> io::Result<HttpClient> {
-        match &self.client {
-            Some(client) => Ok(client.clone()),
-            None => Ok(self.client.insert(HttpClient::new(self.uri.scheme_str() == Some("https"))?).clone()),
-        }
-    }
-
     async fn request(&self, batch: &Batch, items: Range<usize>) -> Result<Request<Full<Bytes>>, Answer> {
         let mut request = Request::new(Full::new(self.body(batch, items.clone()).await?));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(USER_AGENT, http_client::USER_AGENT);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(batch.content_type));
         match self.compression {
             Compression::None => {}
@@ -209,11 +204,6 @@ impl Http {
         let key = format!("{}/{}-{}", batch.key, items.start, items.end);
         if let Ok(key) = HeaderValue::try_from(key) {
             headers.insert(HeaderName::from_static("idempotency-key"), key);
-        }
-        match self.credentials.header().await {
-            Ok(Some(value)) => drop(headers.insert(AUTHORIZATION, value)),
-            Ok(None) => {}
-            Err(error) => return Err(Answer::Fatal { reason: error.to_string() }),
         }
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());

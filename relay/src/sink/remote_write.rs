@@ -16,18 +16,19 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use config::{Authorization, BasicAuth, ByteSize, Kind, Millis, OptionsError};
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use config::{ByteSize, HttpClientConfig, Kind, Millis, OptionsError, beside};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Full;
+use http_client::Client;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tracing::warn;
 
 use super::{Answer, Batch, Limits, Sink, SinkKind};
 use crate::encode::remote_write as item;
-use crate::http::{self as shared, Credentials, HttpClient, Meaning};
+use crate::http::{self as shared, Meaning};
 
 mod message;
 
@@ -56,9 +57,9 @@ const FIXED: [HeaderName; 4] = [CONTENT_ENCODING, CONTENT_TYPE, VERSION, USER_AG
 
 /// Options of `remote_write`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Options {
-    /// Where requests go: `http://` or `https://`. Redirects are not followed.
+    /// Where requests go: `http://` or `https://`.
     pub url: String,
     /// `prometheus.WriteRequest` (remote write 1.0, default) or `io.prometheus.write.v2.Request` (2.0). 2.0 is smaller and carries metadata
     /// and start timestamps; a receiver that does not have it gets 1.0.
@@ -67,12 +68,10 @@ pub struct Options {
     /// More headers; `Content-Encoding`, `Content-Type`, `User-Agent` and `X-Prometheus-Remote-Write-Version` are the protocol's.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Basic authentication.
-    #[serde(default)]
-    pub basic_auth: Option<BasicAuth>,
-    /// `Authorization` header of another type; `Bearer` by default.
-    #[serde(default)]
-    pub authorization: Option<Authorization>,
+    /// How the server is spoken to: credentials, TLS, redirects.
+    #[serde(skip)]
+    #[schemars(flatten)]
+    pub http: HttpClientConfig,
     /// `snappy` (default) as the specifications have it, or `zstd` for VictoriaMetrics.
     #[serde(default)]
     pub compression: Compression,
@@ -86,6 +85,12 @@ pub struct Options {
     /// Samples of a request. Default 10000.
     #[serde(default = "items_max")]
     pub items_max: usize,
+}
+
+impl<'de> Deserialize<'de> for Options {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        beside(deserializer, |own| Self::deserialize(own)).map(|(own, http)| Self { http, ..own })
+    }
 }
 
 /// The message of a version, by its full name.
@@ -131,11 +136,10 @@ struct RemoteWrite {
     /// The message that is sent now.
     message: ProtobufMessage,
     headers: HeaderMap,
-    credentials: Credentials,
     compression: Compression,
     timeout: Duration,
     limits: Limits,
-    client: Option<HttpClient>,
+    client: Client,
 }
 
 /// What became of one request.
@@ -156,6 +160,7 @@ struct Reply {
 fn sink(options: &Value) -> Result<RemoteWrite, OptionsError> {
     let options: Options = config::options(options)?;
     let uri = shared::url(&options.url)?;
+    options.http.check()?;
     let headers = shared::headers(&options.headers)?;
     if let Some(name) = options.headers.keys().find(|name| FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed.as_str()))) {
         return Err(OptionsError::new(format!("headers.{name}"), format!("remote write fixes '{name}': remove it")));
@@ -165,11 +170,10 @@ fn sink(options: &Value) -> Result<RemoteWrite, OptionsError> {
         uri,
         message: options.protobuf_message,
         headers,
-        credentials: Credentials::new(options.basic_auth, options.authorization)?,
         compression: options.compression,
         timeout,
         limits,
-        client: None,
+        client: Client::new(options.http),
     })
 }
 
@@ -196,36 +200,22 @@ impl Sink for RemoteWrite {
 
 impl RemoteWrite {
     async fn send_as(&mut self, message: ProtobufMessage, batch: &Batch, items: Range<usize>) -> Tried {
-        let client = match self.client() {
-            Ok(client) => client,
-            Err(error) => {
-                let reason = format!("cannot load the machine's root certificates: {error}");
-                return Tried::Answered(Answer::Fatal { reason });
-            }
-        };
         let (request, sent) = match self.request(message, batch, items.clone()).await {
             Ok(request) => request,
             Err(answer) => return Tried::Answered(answer),
         };
         let answered = async {
-            let response = client.request(request).await.map_err(|error| shared::chain(&error))?;
+            let response = self.client.send(request).await?;
             let (head, body) = response.into_parts();
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
             let written = written(&head.headers);
-            Ok::<_, String>(Reply { status: head.status, after, written, text: shared::excerpt(body).await })
+            Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body).await })
         };
         let retry = |reason| Tried::Answered(Answer::Retry { after: None, reason });
         match tokio::time::timeout(self.timeout, answered).await {
             Err(_) => retry(format!("no answer within {}", Millis(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)))),
-            Ok(Err(reason)) => retry(reason),
+            Ok(Err(error)) => Tried::Answered(shared::unanswered(&error)),
             Ok(Ok(reply)) => judge(message, &reply, sent, &items),
-        }
-    }
-
-    fn client(&mut self) -> std::io::Result<HttpClient> {
-        match &self.client {
-            Some(client) => Ok(client.clone()),
-            None => Ok(self.client.insert(HttpClient::new(self.uri.scheme_str() == Some("https"))?).clone()),
         }
     }
 
@@ -240,11 +230,6 @@ impl RemoteWrite {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
-        match self.credentials.header().await {
-            Ok(Some(value)) => drop(headers.insert(AUTHORIZATION, value)),
-            Ok(None) => {}
-            Err(error) => return Err(Answer::Fatal { reason: error.to_string() }),
-        }
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
         }
@@ -259,7 +244,7 @@ impl RemoteWrite {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(compression));
         headers.insert(VERSION, HeaderValue::from_static(version));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(USER_AGENT, http_client::USER_AGENT);
         Ok((request, counts))
     }
 }
@@ -327,7 +312,7 @@ fn judge(message: ProtobufMessage, reply: &Reply, sent: Counts, items: &Range<us
             Answer::Delivered
         }
         Meaning::Reject => Answer::Reject { items: (items.len() == 1).then(|| vec![items.start]), reason },
-        Meaning::Fatal if status.is_redirection() => Answer::Fatal { reason: format!("redirects are not followed: {reason}") },
+        Meaning::Fatal if status.is_redirection() => Answer::Fatal { reason: format!("this redirect is not followed: {reason}") },
         Meaning::Fatal => Answer::Fatal { reason },
     })
 }

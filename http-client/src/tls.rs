@@ -1,73 +1,84 @@
 //! Connections over TLS: one pool per `tls_config`, made when the first request needs it and made anew when its files change.
 //!
 //! *In*: a [`TlsConfig`]. *Out*: a pool. *Bound*: files of [`FILE_BYTES_MAX`]. *When full*: a larger one is a failure. What cannot be
-//! built fails the scrape that needs it, and is tried again with the next.
+//! built fails the request that needs it, and is tried again with the next.
 
-use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use config::{TlsConfig, TlsVersion};
-use http_body_util::Empty;
-use hyper_rustls::{ConfigBuilderExt, FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use http_body_util::Full;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{Failure, connector, pool};
+use crate::files::{self, Stamp};
+use crate::{Error, connector, pool};
 
 /// Largest file of certificates or keys; larger: no bundle is, smaller: bundles of many authorities are refused.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// A pool of connections over TLS.
-pub(super) type TlsPool = Pool<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+/// The system's root certificates, read once they are needed and shared by all clients: they take a megabyte.
+static SYSTEM_ROOTS: Mutex<Option<Arc<RootCertStore>>> = Mutex::new(None);
 
-/// One `tls_config` and its pool.
-#[derive(Debug, Default)]
-pub(super) struct Tls {
-    config: TlsConfig,
-    built: Mutex<Option<(Stamps, TlsPool)>>,
+/// A pool of connections over TLS.
+#[derive(Debug, Clone)]
+pub(crate) struct TlsPool {
+    pub(crate) pool: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    pub(crate) asked: Arc<Asked>,
 }
 
-/// When the files were changed last; none: there is no such file.
-type Stamps = [Option<SystemTime>; 3];
+/// One `tls_config` and its pool.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    config: TlsConfig,
+    built: Mutex<Option<([Stamp; 3], TlsPool)>>,
+}
+
+/// Shows no client certificate, and remembers whether one was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Asked(AtomicBool);
 
 impl Tls {
-    pub(super) fn new(config: TlsConfig) -> Self {
+    pub(crate) fn new(config: TlsConfig) -> Self {
         Self { config, built: Mutex::default() }
     }
 
-    /// The pool, built from the files as they are now.
-    pub(super) fn pool(&self) -> Result<TlsPool, Failure> {
+    /// The pool, built from the files as they are now. A change of a file ends the use of connections made before it.
+    pub(crate) fn pool(&self) -> Result<TlsPool, Error> {
         let files = [&self.config.ca_file, &self.config.cert_file, &self.config.key_file];
-        let stamps = files.map(|path| path.as_ref().and_then(|path| std::fs::metadata(path).ok()?.modified().ok()));
+        let stamps = files.map(|path| path.as_deref().and_then(files::stamp));
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, pool)) = built.as_ref().filter(|(then, _)| *then == stamps) {
             return Ok(pool.clone());
         }
-        let config = self.client()?;
+        let asked = Arc::new(Asked::default());
+        let config = self.client(&asked)?;
         let builder = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http();
         let builder = match &self.config.server_name {
             None => builder,
             Some(name) => {
-                let name = ServerName::try_from(name.clone()).map_err(|_| Failure::Tls(format!("'{name}' is no server_name")))?;
+                let name = ServerName::try_from(name.clone()).map_err(|_| Error::Tls(format!("'{name}' is no server_name")))?;
                 builder.with_server_name_resolver(FixedServerNameResolver::new(name))
             }
         };
-        let pool: TlsPool = pool().build(builder.enable_http1().wrap_connector(connector()));
+        let pool = TlsPool { pool: pool().build(builder.enable_http1().wrap_connector(connector())), asked };
         *built = Some((stamps, pool.clone()));
         Ok(pool)
     }
 
-    fn client(&self) -> Result<ClientConfig, Failure> {
+    fn client(&self, asked: &Arc<Asked>) -> Result<ClientConfig, Error> {
         let config = &self.config;
-        let failed = |what: &str, error: &dyn std::fmt::Display| Failure::Tls(format!("cannot use {what}: {error}"));
+        let failed = |what: &str, error: &dyn std::fmt::Display| Error::Tls(format!("cannot use {what}: {error}"));
         let min = config.min_version.unwrap_or(TlsVersion::Tls12);
         let max = config.max_version.unwrap_or(TlsVersion::Tls13);
         let versions = [(TlsVersion::Tls12, &rustls::version::TLS12), (TlsVersion::Tls13, &rustls::version::TLS13)];
@@ -85,9 +96,7 @@ impl Tls {
             }
             builder.with_root_certificates(roots)
         } else {
-            builder
-                .with_native_roots()
-                .map_err(|error| failed("the system's root certificates; install ca-certificates or set SSL_CERT_FILE", &error))?
+            builder.with_root_certificates(system_roots()?)
         };
         let cert = text("cert_file", config.cert.as_deref(), config.cert_file.as_deref())?;
         let key = text("key_file", config.key.as_ref().map(config::Secret::expose), config.key_file.as_deref())?;
@@ -96,31 +105,60 @@ impl Tls {
                 let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| failed("key", &error))?;
                 builder.with_client_auth_cert(certificates("cert", &cert)?, key).map_err(|error| failed("cert and key", &error))
             }
-            _ => Ok(builder.with_no_client_auth()),
+            _ => Ok(builder.with_client_cert_resolver(Arc::clone(asked) as Arc<dyn ResolvesClientCert>)),
         }
     }
 }
 
-fn certificates(what: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
+fn certificates(what: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     match read {
-        Ok(certificates) if certificates.is_empty() => Err(Failure::Tls(format!("there is no certificate in {what}"))),
+        Ok(certificates) if certificates.is_empty() => Err(Error::Tls(format!("there is no certificate in {what}"))),
         Ok(certificates) => Ok(certificates),
-        Err(error) => Err(Failure::Tls(format!("cannot use {what}: {error}"))),
+        Err(error) => Err(Error::Tls(format!("cannot use {what}: {error}"))),
     }
 }
 
 /// What is written, or what the file holds.
-fn text(what: &str, written: Option<&str>, path: Option<&Path>) -> Result<Option<String>, Failure> {
+fn text(what: &str, written: Option<&str>, path: Option<&Path>) -> Result<Option<String>, Error> {
     let Some(path) = path else { return Ok(written.map(str::to_owned)) };
-    let failed = |error: &dyn std::fmt::Display| Failure::Tls(format!("cannot read {what} '{}': {error}", path.display()));
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
-    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(failed(&format!("it is larger than {FILE_BYTES_MAX} bytes")));
+    let read = files::read(path, FILE_BYTES_MAX);
+    read.map(Some).map_err(|error| Error::Tls(format!("cannot read {what} '{}': {error}", path.display())))
+}
+
+fn system_roots() -> Result<Arc<RootCertStore>, Error> {
+    let mut kept = SYSTEM_ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(roots) = &*kept {
+        return Ok(Arc::clone(roots));
     }
-    Ok(Some(text))
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
+        return Err(Error::Tls(format!(
+            "cannot use the system's root certificates: {why}; install ca-certificates, or set SSL_CERT_FILE or ca_file"
+        )));
+    }
+    Ok(Arc::clone(kept.insert(Arc::new(roots))))
+}
+
+impl Asked {
+    /// Whether a server asked for a certificate on any connection of this pool.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
 }
 
 /// Takes any certificate, as `insecure_skip_verify` asks; signatures are checked all the same.

@@ -21,6 +21,7 @@ pub mod pipeline;
 mod protobuf;
 pub mod read;
 mod registry;
+mod relays;
 pub mod replay;
 pub mod resolve;
 pub mod run;
@@ -35,19 +36,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bundled_nats::port::Streams;
-use prometheus::Registry;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
+pub use relays::{Changes, Configuration, Relays};
 pub use telemetry::{Activity, Status};
 
-use control::Control;
-use lasting::last;
-use run::{Build, Life};
-use telemetry::{Gauges, Metrics, Shared};
+use run::Build;
 
 /// What all relays of a process share.
 #[derive(Clone)]
@@ -75,85 +69,6 @@ impl Default for Options {
             full: Arc::new(Notify::new()),
             trim: None,
             build: run::builder(),
-        }
-    }
-}
-
-struct Running {
-    name: String,
-    shared: Arc<Shared>,
-}
-
-/// The relays of a process.
-pub struct Relays {
-    running: Vec<Running>,
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
-}
-
-impl Relays {
-    /// Starts a task per relay, and the trim. A relay that cannot be built or loses its checkpoint ends alone, and its status says why.
-    ///
-    /// *Errors*: the metrics are in the registry already.
-    pub fn start(
-        configs: &[config::Relay],
-        streams: Streams,
-        options: Options,
-        registry: &Registry,
-        token: &CancellationToken,
-    ) -> Result<Self, prometheus::Error> {
-        let metrics = Metrics::register(registry)?;
-        let stop = token.child_token();
-        let trim = Arc::new(Notify::new());
-        let (mut tasks, mut running, mut controls) = (JoinSet::new(), Vec::new(), Vec::new());
-        for relay in configs {
-            let shared = Arc::new(Shared::default());
-            let control = Arc::new(Control::default());
-            let gauges = Gauges {
-                shared: shared.clone(),
-                metrics: metrics.relay(&relay.name, relay.filters.iter().map(|filter| filter.name.as_str())),
-            };
-            running.push(Running { name: relay.name.clone(), shared });
-            controls.push(trim::Subject { relay: relay.clone(), control: control.clone(), gauges: gauges.clone() });
-            let life = Life {
-                relay: relay.clone(),
-                streams: streams.clone(),
-                external_labels: options.external_labels.clone(),
-                build: options.build.clone(),
-                control,
-                gauges,
-                trim: trim.clone(),
-                stop: stop.clone(),
-            };
-            tasks.spawn(life.run());
-        }
-        tasks.spawn(last(trim::Watch { streams: streams.clone(), subjects: controls.clone() }, stop.clone()));
-        if let Some(Streams { raw, ledger, .. }) = options.trim.clone() {
-            tasks.spawn(last(trim::Fold::new(ledger, streams.state.clone(), controls.clone()), stop.clone()));
-            let trim = trim::Trim::new(Streams { raw, ..streams }, controls, &options, metrics.trimmed, trim);
-            tasks.spawn(last(trim, stop.clone()));
-        }
-        Ok(Self { running, tasks, stop })
-    }
-
-    /// Snapshots of all relays, in the order of the configuration.
-    pub fn status(&self) -> Vec<Status> {
-        self.running.iter().map(|running| running.shared.status(&running.name)).collect()
-    }
-
-    /// Stops reading, delivers what is in hand and writes the last checkpoints; what is not done by the deadline is cut off, and named.
-    pub async fn stop(mut self, deadline: Duration) {
-        self.stop.cancel();
-        let end = Instant::now() + deadline;
-        while let Ok(Some(_)) = tokio::time::timeout_at(end, self.tasks.join_next()).await {}
-        if !self.tasks.is_empty() {
-            for running in &self.running {
-                let activity = running.shared.live().activity;
-                if !matches!(activity, Activity::Stopped | Activity::Failed) {
-                    warn!(relay = running.name, ?activity, "did not stop in time: its last samples may be sent again");
-                }
-            }
-            self.tasks.shutdown().await;
         }
     }
 }

@@ -249,8 +249,12 @@ impl Life {
             None => self.first().await?,
         };
         if checkpoint.config != hash {
-            checkpoint.partial = None;
             checkpoint.config = hash;
+            if checkpoint.partial.take().is_some() {
+                // What was delivered of the message in hand is no part of what the new configuration makes of it: it goes again, counted.
+                checkpoint.clean = false;
+                checkpoint.pace = 1;
+            }
         }
         checkpoint.owner = store.owner().to_owned();
         let was_clean = checkpoint.clean;

@@ -3,8 +3,10 @@
 //! *In*: counts per message. *Out*: Prometheus metrics and [`Status`] snapshots. *Bound*: one set per relay; reasons are closed words and filter
 //! names of the configuration. *When full*: does not apply.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use prometheus::core::{Collector as _, MetricVec, MetricVecBuilder};
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use serde::Serialize;
 
@@ -28,6 +30,7 @@ pub struct Metrics {
     pending: IntGaugeVec,
     lag: GaugeVec,
     up: IntGaugeVec,
+    starts: IntCounterVec,
     /// Messages that the trim removed from the stream.
     pub trimmed: IntCounter,
 }
@@ -67,9 +70,22 @@ impl Metrics {
             )?,
             pending: gauge("strata_relay_pending_samples", "Samples in the stream after the relay's position, of all jobs.")?,
             up: gauge("strata_relay_up", "1 while the relay runs and its sink takes samples.")?,
+            starts: counter(
+                "strata_relay_starts_total",
+                "Times the relay was started: with the process, and when it changed.",
+                &["relay"],
+            )?,
             lag,
             trimmed,
         })
+    }
+
+    /// Takes the metrics of a relay that is gone out of the registry.
+    pub(crate) fn forget(&self, relay: &str) {
+        forget(&[&self.delivered, &self.rejected, &self.lost, &self.filtered, &self.left_alone], relay);
+        forget(&[&self.retries, &self.repeated, &self.starts], relay);
+        forget(&[&self.pending, &self.up], relay);
+        forget(&[&self.lag], relay);
     }
 
     /// The metrics of one relay.
@@ -91,6 +107,7 @@ impl Metrics {
             pending: self.pending.with_label_values(&[name]),
             lag: self.lag.with_label_values(&[name]),
             up: self.up.with_label_values(&[name]),
+            starts: self.starts.with_label_values(&[name]),
             all: self.clone(),
         }
     }
@@ -108,6 +125,23 @@ pub struct RelayMetrics {
     pub(crate) pending: IntGauge,
     pub(crate) lag: Gauge,
     pub(crate) up: IntGauge,
+    pub(crate) starts: IntCounter,
+}
+
+/// Removes a relay's series, whatever other labels they have.
+fn forget<B: MetricVecBuilder>(all: &[&MetricVec<B>], relay: &str) {
+    for metric in all {
+        for family in metric.collect() {
+            for series in family.get_metric() {
+                let labels: HashMap<&str, &str> = series.get_label().iter().map(|pair| (pair.name(), pair.value())).collect();
+                if labels.get("relay") == Some(&relay)
+                    && let Err(error) = metric.remove(&labels)
+                {
+                    tracing::debug!(relay, %error, "a metric of the relay is gone already");
+                }
+            }
+        }
+    }
 }
 
 impl RelayMetrics {

@@ -21,11 +21,11 @@ use config::{OnFull, Relay};
 use prometheus::IntCounter;
 use sample::{Envelope, KEY_FRAME_PERIOD};
 use tokio::sync::Notify;
+use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::Options;
 use crate::backoff::now_ms;
 use crate::checkpoint::{self, Checkpoint};
 use crate::control::{Control, Why};
@@ -62,11 +62,21 @@ pub struct Subject {
     pub gauges: Gauges,
 }
 
+/// What is to be looked after; another one comes with every configuration.
+#[derive(Clone, Default)]
+pub struct Plan {
+    /// The configured relays.
+    pub subjects: Arc<[Subject]>,
+    /// How long delivered samples are kept for a replay.
+    pub replay_window: Duration,
+}
+
 /// The trimming task.
 pub struct Trim {
     streams: Streams,
-    subjects: Vec<Subject>,
-    replay_window: Duration,
+    planned: Receiver<Plan>,
+    /// As of the newest look.
+    plan: Plan,
     retired_hold: Duration,
     full: Arc<Notify>,
     wake: Arc<Notify>,
@@ -82,14 +92,21 @@ pub struct Trim {
 }
 
 impl Trim {
-    /// A trim over the configured relays.
-    pub fn new(streams: Streams, subjects: Vec<Subject>, options: &Options, trimmed: IntCounter, wake: Arc<Notify>) -> Self {
+    /// A trim over the configured relays. `full`: a publisher was refused; `wake`: it is worth to look now.
+    pub fn new(
+        streams: Streams,
+        planned: Receiver<Plan>,
+        retired_hold: Duration,
+        full: Arc<Notify>,
+        trimmed: IntCounter,
+        wake: Arc<Notify>,
+    ) -> Self {
         Self {
             streams,
-            subjects,
-            replay_window: options.replay_window,
-            retired_hold: options.retired_hold,
-            full: options.full.clone(),
+            planned,
+            plan: Plan::default(),
+            retired_hold,
+            full,
             wake,
             trimmed,
             named: HashSet::new(),
@@ -102,6 +119,7 @@ impl Trim {
 
     /// One look: frees what nobody needs, asks for what must be given up. `told`: a publisher was refused.
     pub async fn look(&mut self, told: bool) -> Result<(), Error> {
+        self.replan();
         let info = self.streams.raw.info().await?;
         if info.messages == 0 {
             return Ok(());
@@ -130,10 +148,19 @@ impl Trim {
         self.at_wall(&shares, &checkpoints).await
     }
 
+    /// Takes over the newest plan. What is remembered of a relay ends when it comes or goes: the next time counts as the first.
+    fn replan(&mut self) {
+        self.plan = self.planned.borrow().clone();
+        let is_configured = |name: &str| self.plan.subjects.iter().any(|subject| subject.relay.name == name);
+        self.returned.retain(|name| is_configured(name));
+        self.unreadable.retain(|name| is_configured(name));
+        self.named.retain(|note| !is_configured(note.trim_end_matches('!')));
+    }
+
     /// The configured relays' checkpoints, or what stands for one that is unreadable; `None`: one is missing.
     async fn checkpoints(&mut self, info: &Info) -> Result<Option<Vec<Checkpoint>>, Error> {
-        let mut all = Vec::with_capacity(self.subjects.len());
-        for subject in &self.subjects {
+        let mut all = Vec::with_capacity(self.plan.subjects.len());
+        for subject in self.plan.subjects.clone().iter() {
             let name = &subject.relay.name;
             let Some(entry) = self.streams.state.get(&checkpoint::key(name)).await? else { return Ok(None) };
             match serde_json::from_slice::<Checkpoint>(&entry.value) {
@@ -160,7 +187,7 @@ impl Trim {
     /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs.
     async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
         let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
-        let configured: HashSet<String> = self.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
+        let configured: HashSet<String> = self.plan.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
         // At the wall a relay that left and a replay hold no more than what every relay may: ingest must not stop for them.
         let spared = if shares.at_wall() { shares.give_up_floor() } else { 0 };
         for key in self.streams.state.keys("relay.").await? {
@@ -221,14 +248,14 @@ impl Trim {
 
     /// The first sequence of the replay window and what its slots need; higher where the stream is too full for the window.
     async fn window(&self, shares: &Shares) -> Result<u64, Error> {
-        let back = self.replay_window + 2 * KEY_FRAME_PERIOD;
+        let back = self.plan.replay_window + 2 * KEY_FRAME_PERIOD;
         let wished = self.streams.raw.seq_at(now_ms() - i64::try_from(back.as_millis()).unwrap_or(i64::MAX / 2)).await?;
         Ok(shares.window_shrunk_to().map_or(wished, |seq| seq.max(wished)))
     }
 
     /// Asks relays to give up what their `hold` does not cover.
     async fn holds(&self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<(), Error> {
-        for (subject, checkpoint) in self.subjects.iter().zip(checkpoints) {
+        for (subject, checkpoint) in self.plan.subjects.iter().zip(checkpoints) {
             let hold = &subject.relay.hold;
             if let Some(age) = hold.max_age {
                 let before = now_ms().saturating_sub(i64::try_from(age.0).unwrap_or(i64::MAX));
@@ -266,7 +293,7 @@ impl Trim {
         // What is delivered but not yet in the checkpoint needs no giving up, only the next write.
         let position = |subject: &Subject, checkpoint: &Checkpoint| checkpoint.seq.max(subject.gauges.shared.live().position);
         let most =
-            self.subjects.iter().zip(checkpoints).filter(|(_, c)| c.floor() < floor).min_by_key(|(s, c)| (position(s, c), c.floor()));
+            self.plan.subjects.iter().zip(checkpoints).filter(|(_, c)| c.floor() < floor).min_by_key(|(s, c)| (position(s, c), c.floor()));
         let Some((subject, checkpoint)) = most else { return Ok(()) };
         let to = shares.give_up_to();
         if position(subject, checkpoint) < to {
@@ -283,6 +310,7 @@ impl Trim {
             && let Ok(envelope) = Envelope::parse(|name| message.headers.get(name))
         {
             for (subject, _) in self
+                .plan
                 .subjects
                 .iter()
                 .zip(checkpoints)

@@ -16,10 +16,11 @@ use bundled_nats::ledger::{Entry, Stage};
 use bundled_nats::port::{Error, Headers, Info, Log, Message, PublishError, Read, State};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Subject;
+use super::Plan;
 use crate::backoff::now_ms;
 use crate::book;
 use crate::checkpoint::{self, Checkpoint};
@@ -63,13 +64,13 @@ struct Pending {
 pub struct Fold {
     ledger: Arc<dyn Log>,
     state: Arc<dyn State>,
-    subjects: Vec<Subject>,
+    planned: watch::Receiver<Plan>,
 }
 
 impl Fold {
-    /// `ledger`: with the right to purge it; `subjects`: relays that look for their newest entries when they start.
-    pub fn new(ledger: Arc<dyn Log>, state: Arc<dyn State>, subjects: Vec<Subject>) -> Self {
-        Self { ledger, state, subjects }
+    /// `ledger`: with the right to purge it; `planned`: relays that look for their newest entries when they start.
+    pub fn new(ledger: Arc<dyn Log>, state: Arc<dyn State>, planned: watch::Receiver<Plan>) -> Self {
+        Self { ledger, state, planned }
     }
 
     /// One look; whether another one now would help.
@@ -181,7 +182,7 @@ impl Fold {
     /// Whether a relay that starts again must find this entry, so as not to book the same once more; without a checkpoint, all that is known.
     async fn is_wanted(&self, message: &Message, entry: &Entry) -> Result<bool, Error> {
         let (Some(relay), Some((_, to)), Stage::Relay | Stage::Stream) = (&entry.relay, entry.seqs, entry.stage) else { return Ok(false) };
-        if message.headers.get(FOLDED).is_some() || !self.subjects.iter().any(|subject| subject.relay.name == *relay) {
+        if message.headers.get(FOLDED).is_some() || !self.planned.borrow().subjects.iter().any(|subject| subject.relay.name == *relay) {
             return Ok(false);
         }
         if self.ledger.last(&message.subject).await?.is_none_or(|last| last.seq != message.seq) {

@@ -11,9 +11,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bundled_nats::port::{Error, Log, Streams};
 use sample::Envelope;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Subject;
+use super::{Plan, Subject};
 use crate::backoff::now_ms;
 use crate::lasting::Lasting;
 
@@ -35,10 +36,16 @@ struct Heads {
 
 /// Keeps pending samples and lag up to date.
 pub struct Watch {
-    /// Where relays read.
-    pub streams: Streams,
-    /// The relays.
-    pub subjects: Vec<Subject>,
+    streams: Streams,
+    planned: watch::Receiver<Plan>,
+    heads: Heads,
+}
+
+impl Watch {
+    /// `streams`: where relays read.
+    pub fn new(streams: Streams, planned: watch::Receiver<Plan>) -> Self {
+        Self { streams, planned, heads: Heads::default() }
+    }
 }
 
 #[async_trait]
@@ -46,11 +53,11 @@ impl Lasting for Watch {
     const NAME: &'static str = "watch";
 
     async fn run(&mut self, stop: &CancellationToken) {
-        let Self { streams, subjects } = self;
-        let mut heads = Heads::default();
+        let Self { streams, planned, heads } = self;
         loop {
+            let Plan { subjects, .. } = planned.borrow().clone();
             // Unreachable: the old heads, and lag by the clock.
-            let reachable = heads.look(streams, subjects).await.is_ok();
+            let reachable = heads.look(streams, &subjects).await.is_ok();
             for subject in subjects.iter() {
                 heads.show(subject, reachable);
             }

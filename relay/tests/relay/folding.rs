@@ -7,7 +7,7 @@ use bundled_nats::ledger::{Entry, Stage};
 use bundled_nats::port::{Headers, Log, PublishError};
 use bundled_nats::twin::{Fault, Twin};
 use relay::Options;
-use relay::trim::{Fold, sums};
+use relay::trim::{Fold, Plan, sums};
 
 use crate::harness::*;
 
@@ -89,7 +89,7 @@ async fn an_interrupted_fold_is_done_again_and_counts_once() {
         let before = sums(&twin.ledger.messages());
         twin.ledger.set_bytes_max(twin.ledger.info().await.expect("up").bytes + 2_000);
         faults.iter().for_each(|fault| twin.ledger.inject(*fault));
-        let fold = Fold::new(twin.ledger.clone(), twin.state.clone(), Vec::new());
+        let fold = Fold::new(twin.ledger.clone(), twin.state.clone(), tokio::sync::watch::channel(Plan::default()).1);
         for _ in 0..20 {
             // A failure is what a kill in between looks like.
             fold.look().await.unwrap_or_default();

@@ -33,6 +33,7 @@ pub(crate) fn kinds() -> Kinds {
         encoders: relay::encode::kinds().collect(),
         sinks: relay::sink::kinds().collect(),
         refuses: Some(relay::sink::refuses),
+        says: Some(relay::filter::says),
     }
 }
 

@@ -227,7 +227,11 @@ impl<'a> Findings<'a> {
         }
         let kinds = self.kinds;
         for (j, filter) in relay.filters.iter().enumerate() {
-            self.component(&steps!["relays", i, "filters", j], "filter", filter, &kinds.filters);
+            let here = steps!["relays", i, "filters", j];
+            self.component(&here, "filter", filter, &kinds.filters);
+            if let Some(meaning) = kinds.says.and_then(|says| says(filter)) {
+                self.warning(&here, meaning);
+            }
         }
         if let Some(encode) = &relay.encode {
             self.component(&at("encode"), "encoder", encode, &kinds.encoders);

@@ -50,6 +50,8 @@ pub struct Kinds {
     pub sinks: Vec<Kind>,
     /// Why a sink (first) refuses an encoder (second), and what to do; none: every sink takes every encoder.
     pub refuses: Option<fn(&str, &str) -> Option<String>>,
+    /// What a filter that is written with a short word means; none: nothing is to be said of it.
+    pub says: Option<fn(&Component) -> Option<String>>,
 }
 
 /// Options that a kind refuses.

@@ -110,7 +110,7 @@ impl<'de> Deserialize<'de> for RelabelAction {
 
 impl RelabelConfig {
     /// What is wrong with the rule as a whole: the field it is about (empty: the rule) and a sentence.
-    pub(crate) fn mistake(&self) -> Option<(&'static str, String)> {
+    pub fn mistake(&self) -> Option<(&'static str, String)> {
         use RelabelAction::*;
         let (action, default) = (self.action.as_str(), Self::default());
         let needs_target = matches!(self.action, Replace | HashMod | Lowercase | Uppercase | KeepEqual | DropEqual);

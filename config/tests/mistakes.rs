@@ -77,6 +77,7 @@ fn kinds() -> Kinds {
             kind::<Kafka>("kafka", |v| options::<Kafka>(v).map(drop)),
         ],
         refuses: None,
+        says: None,
     }
 }
 
@@ -255,6 +256,7 @@ fn all() -> Kinds {
         encoders: ["ndjson", "json", "statsd", "dogstatsd", "remote_write"].map(any).to_vec(),
         sinks: ["file", "stdout", "http", "kafka", "statsd", "remote_write"].map(any).to_vec(),
         refuses: None,
+        says: None,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Filters: what a relay keeps, changes or drops.
 //!
-//! *In*: a series, once per layout; then its values. *Out*: a verdict, or a value. *Bound*: no I/O, no state per sample.
-//! *When full*: does not apply. Adding one: a file in `filter/`, a line in [`KINDS`].
+//! *In*: a series, once per layout; then its values. *Out*: a verdict, or a value. *Bound*: no I/O, no state: what must be remembered is in
+//! [`crate::chain`]. *When full*: does not apply. Adding one: a file in `filter/`, a line in [`KINDS`].
 
+use config::relabel::Labels;
 use config::{Component, Kind, OptionsError};
 use sample::MetricType;
 use serde_json::Value;
@@ -10,22 +11,42 @@ use serde_json::Value;
 use crate::registry;
 
 mod bounds;
+mod cardinality_limit;
 mod clamp;
 mod clip;
 mod drop;
 mod exclude;
 mod keep;
+mod relabel;
+mod sample_rate;
 mod scope;
 mod selector;
+mod short;
 
+pub use cardinality_limit::{Limit, Options as CardinalityLimitOptions};
 pub use clamp::Options as ClampOptions;
 pub use clip::Options as ClipOptions;
 pub use exclude::Options as ExcludeOptions;
+pub use sample_rate::Options as SampleRateOptions;
 pub use scope::Number;
 pub use selector::{Selector, SelectorError};
+pub use short::says;
 
 /// Every filter there is.
-pub const KINDS: &[&FilterKind] = &[&keep::KIND, &drop::KIND, &clip::KIND, &clamp::KIND, &exclude::KIND];
+pub const KINDS: &[&FilterKind] = &[
+    &keep::KIND,
+    &drop::KIND,
+    &relabel::KIND,
+    &clip::KIND,
+    &clamp::KIND,
+    &exclude::KIND,
+    &sample_rate::KIND,
+    &cardinality_limit::KIND,
+    &short::CUT,
+    &short::CAP,
+    &short::MIN,
+    &short::MAX,
+];
 
 /// A registry row: what a filter says of itself, and how it is built.
 pub struct FilterKind {
@@ -73,6 +94,12 @@ pub enum Verdict {
     Values,
     /// The filter would apply, but makes no sense for a cumulative series: samples pass, counted as such per series.
     LeftAlone,
+    /// [`Filter::relabel`] rewrites its labels, or drops it.
+    Relabel,
+    /// Ask [`Filter::slot`] once per slot of its target.
+    Slots,
+    /// It counts towards [`Filter::limit`].
+    Limit,
 }
 
 /// One filter with its options.
@@ -83,6 +110,31 @@ pub trait Filter: Send + Sync {
     /// The value to go on with; `None`: dropped. Never asked for staleness markers (they pass).
     fn value(&self, value: f64) -> Option<f64> {
         Some(value)
+    }
+
+    /// Whether it may say [`Verdict::Relabel`].
+    fn relabels(&self) -> bool {
+        false
+    }
+
+    /// Rewrites the labels of a series, its name as `__name__`; `false`, or no name left: every sample is dropped.
+    fn relabel(&self, _: &mut Labels) -> bool {
+        true
+    }
+
+    /// Whether it may say [`Verdict::Slots`].
+    fn thins(&self) -> bool {
+        false
+    }
+
+    /// Whether the samples of a slot pass; `previous_ms`: the slot of the target before it. Staleness markers pass unasked.
+    fn slot(&self, _previous_ms: Option<i64>, _slot_ms: i64) -> bool {
+        true
+    }
+
+    /// How many series it lets pass; none: it never says [`Verdict::Limit`].
+    fn limit(&self) -> Option<Limit> {
+        None
     }
 }
 
@@ -125,7 +177,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_unknown_name_is_met_with_the_known_ones() {
-        refused("clips", Value::Null, "", "unknown filter 'clips', did you mean 'clip'? (filters: keep, drop, clip, clamp, exclude)");
-        refused("zzz", Value::Null, "", "unknown filter 'zzz': it is one of keep, drop, clip, clamp, exclude");
+        refused("clips", Value::Null, "", "unknown filter 'clips', did you mean 'clip'? (filters: keep, drop, relabel, clip, clamp, ");
+        refused("zzz", Value::Null, "", "unknown filter 'zzz': it is one of keep, drop, relabel, clip, clamp, exclude, sample_rate, ");
     }
 }

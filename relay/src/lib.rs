@@ -8,6 +8,7 @@
 
 pub mod backoff;
 pub mod book;
+pub mod chain;
 pub mod checkpoint;
 pub mod control;
 pub mod dead;
@@ -15,6 +16,7 @@ pub mod deliver;
 pub mod delta;
 pub mod encode;
 pub mod filter;
+pub mod gate;
 mod http;
 mod lasting;
 pub mod pipeline;

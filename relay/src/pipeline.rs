@@ -24,7 +24,7 @@ use crate::slots::{Fate, Header, SLOT_MEMORY_MS, Slots};
 use crate::step::{Loss, Mark, Step, Undecodable};
 use crate::template::Template;
 
-use batch::{Building, Tally};
+use batch::{Building, Page, Tally};
 use held::{Held, HeldKey, HeldPart};
 
 /// How often old targets are looked for, in stream time.
@@ -36,7 +36,7 @@ pub struct Closed;
 
 /// What a pipeline is made of.
 pub struct Parts {
-    /// Filters with their names, in order; at most [`crate::resolve::FILTERS_MAX`].
+    /// Filters with their names, in order; at most [`crate::chain::FILTERS_MAX`].
     pub filters: Vec<(Arc<str>, Box<dyn Filter>)>,
     /// The encoder.
     pub encoder: Arc<dyn Encode>,
@@ -147,7 +147,7 @@ impl Pipeline {
             (_, true) => Mode::Skip,
             _ => Mode::Live,
         };
-        let mut tally = Tally::new(self.resolver.filters().len());
+        let mut tally = Tally::new(self.resolver.chain().len());
         if let Some(gap) = gap {
             tally.read += gap.samples;
             tally.loss(Loss { reason: "rollback", stream: true, samples: gap.samples, frames: gap.messages, target: None, slot_ms: None });
@@ -167,7 +167,7 @@ impl Pipeline {
         self.flush(&at, out).await?;
         self.building.restart();
         self.tick(clock);
-        let filters = self.resolver.filters();
+        let filters = self.resolver.chain();
         let mark = Mark {
             seq: message.seq,
             id,
@@ -255,7 +255,8 @@ impl Pipeline {
         if let Some(key) = self.held.superseded(&envelope.producer, frame.target, frame.slot_ms) {
             self.incomplete(at, &key, tally, out).await?;
         }
-        if at.mode == Mode::Silent && frame.kind == FrameKind::Delta && frame.parts <= 1 && !(self.learning && self.deltas.is_some()) {
+        let learns = self.learning && (self.deltas.is_some() || self.resolver.chain().remembers());
+        if at.mode == Mode::Silent && frame.kind == FrameKind::Delta && frame.parts <= 1 && !learns {
             // Nothing of it is needed but that its slot was taken.
             if !frame.flags.contains(Flags::PUSHED) {
                 self.fate(frame, true);
@@ -398,14 +399,15 @@ impl Pipeline {
         let mut previously = match &mut self.deltas {
             Some(deltas) => {
                 let previously = deltas.target(decoded.origin.target);
-                resolved.places(previously);
+                resolved.remember(filters, previously);
                 Some(previously)
             }
             None => None,
         };
         if at.mode != Mode::Live || !selected {
-            if let Some(previously) = previously.filter(|_| !late && (at.mode != Mode::Silent || self.learning)) {
-                batch::learn(resolved, filters, columns, decoded.slot_ms, previously);
+            if !late && (at.mode != Mode::Silent || self.learning) && (previously.is_some() || filters.remembers()) {
+                let moment = filters.moment(decoded.origin.target, decoded.slot_ms, decoded.flags.contains(Flags::PUSHED));
+                batch::learn(&mut Page { resolved, filters, columns, moment }, previously);
             }
             if at.mode == Mode::Skip && selected {
                 tally.read += samples;
@@ -418,9 +420,11 @@ impl Pipeline {
             tally.drop_as("late", samples);
             return Ok(());
         }
+        let moment = filters.moment(decoded.origin.target, decoded.slot_ms, decoded.flags.contains(Flags::PUSHED));
         self.building.section(resolved, decoded.slot_ms);
+        let mut page = Page { resolved, filters, columns, moment };
         let mut next = 0;
-        while let Some(full_at) = self.building.fill(resolved, filters, columns, next, previously.as_deref_mut(), tally) {
+        while let Some(full_at) = self.building.fill(&mut page, next, previously.as_deref_mut(), tally) {
             next = full_at;
             if let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config) {
                 out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
@@ -447,6 +451,7 @@ impl Pipeline {
             self.slots.forget_before(before);
             self.decoder.forget_before(before);
             self.resolver.forget_before(before);
+            self.resolver.tick(self.clock_ms, before);
             if let Some(deltas) = &mut self.deltas {
                 deltas.forget_before(before);
             }

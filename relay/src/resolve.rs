@@ -1,6 +1,7 @@
 //! Resolving: what is decided and rendered once per series, so that the work per sample is its value.
 //!
-//! *In*: a decoded frame's origin and layout. *Out*: per series its rule, identity and rendered text; per target its rendered labels.
+//! *In*: a decoded frame's origin and layout. *Out*: per series its rule, identity and rendered text, as the filters left its labels; per
+//! target its rendered labels.
 //! *Bound*: the layouts of targets seen within two key periods; the text of one layout is shared by all targets that have it.
 //! *When full*: targets not seen for that long go.
 
@@ -8,59 +9,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use sample::{Decoded, Layout, LayoutId, MetricType, Origin, TargetId};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 
+use crate::chain::{Chain, identity};
 use crate::delta::{NO_PLACE, Previously};
 use crate::encode::Encode;
-use crate::filter::{Filter, Series, Verdict};
+use crate::filter::{Filter, Series};
+use crate::gate::Place;
 use crate::template::{self, Route, Template};
 
-/// Most filters of one relay: their verdicts are remembered as bits.
-pub const FILTERS_MAX: usize = 31;
+/// Of a series whose text is shared with other targets.
+const SHARED: u32 = u32::MAX;
 
-/// The filter chain: each filter with its name.
-pub type Chain = [(Arc<str>, Box<dyn Filter>)];
-
-/// What the filter chain said of one series: keep, drop by one filter, or the filters to ask for each value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rule(u64);
-
-const DROP: u64 = 1 << 63;
-const LEFT_ALONE_SHIFT: u32 = 32;
-
-impl Rule {
-    const KEEP: Rule = Rule(0);
-
-    /// Every sample passes unseen and uncounted.
-    pub fn keeps(self) -> bool {
-        self == Self::KEEP
-    }
-
-    /// The filter that drops every sample.
-    pub fn drops(self) -> Option<usize> {
-        (self.0 & DROP != 0).then_some((self.0 & 0xff) as usize)
-    }
-
-    /// Filters to ask for each value, in order.
-    pub fn asks(self) -> impl Iterator<Item = usize> {
-        bits(self.0 as u32)
-    }
-
-    /// Filters that leave the series alone, to be counted.
-    pub fn left_alone(self) -> impl Iterator<Item = usize> {
-        bits((self.0 >> LEFT_ALONE_SHIFT) as u32)
-    }
-}
-
-fn bits(mut word: u32) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let i = (word != 0).then(|| word.trailing_zeros() as usize)?;
-        word &= word - 1;
-        Some(i)
-    })
-}
-
-/// Rendered series of one layout, shared by its targets. A series whose own labels overlap a target's has no text here.
+/// Rendered series: of one layout, shared by its targets, or of one target with all labels. A series whose own labels overlap a target's has
+/// no text in the former.
 #[derive(Debug, Default, Clone)]
 struct Texts {
     bytes: Vec<u8>,
@@ -87,8 +49,8 @@ fn headroom(len: usize) -> usize {
 /// One series of a target as the per-sample loop needs it.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
-    /// What filters said.
-    pub rule: Rule,
+    /// What filters said: its rule's number in the chain.
+    pub rule: u32,
     /// Hash of its whole identity.
     pub hash: u64,
     /// Where its previous value is kept; [`NO_PLACE`]: nowhere.
@@ -97,8 +59,8 @@ pub struct Row {
     pub kind: MetricType,
     /// Which of [`Resolved::routes`] it takes.
     pub route: u32,
-    /// Whether its text has all labels, so that the target's part is empty.
-    pub overlaps: bool,
+    /// Its place among the texts that have all labels, so that the target's part is empty; [`SHARED`]: it has none there.
+    whole: u32,
     /// Whether it only grows until a reset.
     pub cumulative: bool,
 }
@@ -115,9 +77,11 @@ pub struct Resolved {
     pub rows: Vec<Row>,
     /// What the sink's templates say of its series, each text once; empty for a sink without templates.
     pub routes: Vec<Arc<Route>>,
+    /// Places at the chain's gates, as many per series as there are gates.
+    pub places: Vec<Place>,
     target_text: Vec<u8>,
     texts: Arc<Texts>,
-    overlapping: HashMap<u32, Box<[u8]>>,
+    whole: Texts,
     version: u32,
     slot_ms: i64,
 }
@@ -125,19 +89,19 @@ pub struct Resolved {
 impl Resolved {
     /// The rendered parts of one series: its own, and its target's.
     pub fn texts(&self, i: usize) -> (&[u8], &[u8]) {
-        if self.rows[i].overlaps {
-            return (self.overlapping.get(&(i as u32)).map_or(&[], |text| text), &[]);
+        match self.rows[i].whole {
+            SHARED => (self.texts.get(i), &self.target_text),
+            whole => (self.whole.get(whole as usize), &[]),
         }
-        (self.texts.get(i), &self.target_text)
     }
 
     /// Finds the places of previous values, again if those are void.
-    pub fn places(&mut self, previously: &mut Previously) {
+    pub fn remember(&mut self, chain: &Chain, previously: &mut Previously) {
         if self.version == previously.version().wrapping_add(1) {
             return;
         }
         self.version = previously.version().wrapping_add(1);
-        for row in self.rows.iter_mut().filter(|row| row.cumulative && row.rule.drops().is_none()) {
+        for row in self.rows.iter_mut().filter(|row| row.cumulative && chain.rule(row.rule).drops().is_none()) {
             row.place = previously.place(row.hash);
         }
     }
@@ -148,7 +112,7 @@ type Source = (String, TargetId, u16);
 
 /// All that is resolved.
 pub struct Resolver {
-    filters: Vec<(Arc<str>, Box<dyn Filter>)>,
+    chain: Chain,
     encoder: Arc<dyn Encode>,
     templates: Vec<Template>,
     from: HashSet<String>,
@@ -169,7 +133,7 @@ impl Resolver {
         external_labels: Vec<(String, String)>,
     ) -> Self {
         Self {
-            filters,
+            chain: Chain::new(filters),
             encoder,
             templates,
             from: from.iter().cloned().collect(),
@@ -181,9 +145,9 @@ impl Resolver {
         }
     }
 
-    /// The filters by position.
-    pub fn filters(&self) -> &Chain {
-        &self.filters
+    /// The filters.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
     }
 
     /// Whether an origin's job is one of the relay's.
@@ -197,8 +161,8 @@ impl Resolver {
     }
 
     /// The resolver's parts for the per-sample loop.
-    pub fn split(&mut self, generation: u64) -> Option<(&mut Resolved, &Chain)> {
-        Some((self.resolved.get_mut(&generation)?, &self.filters))
+    pub fn split(&mut self, generation: u64) -> Option<(&mut Resolved, &mut Chain)> {
+        Some((self.resolved.get_mut(&generation)?, &mut self.chain))
     }
 
     /// Resolves a decoded frame's layout unless that was done; says whether it is wanted.
@@ -224,7 +188,8 @@ impl Resolver {
                 routes: Vec::new(),
                 target_text: Vec::new(),
                 texts: Arc::default(),
-                overlapping: HashMap::new(),
+                whole: Texts::default(),
+                places: Vec::new(),
                 version: 0,
                 slot_ms: decoded.slot_ms,
             },
@@ -248,6 +213,11 @@ impl Resolver {
         self.current.retain(|_, generation| self.resolved.contains_key(generation));
         self.texts.retain(|_, texts| texts.strong_count() > 0);
         self.routes.retain(|route| Arc::strong_count(route) > 1);
+    }
+
+    /// Lets series of which nothing comes any more leave the filters that count them.
+    pub fn tick(&mut self, now_ms: i64, slots_before: i64) {
+        self.chain.forget(now_ms, slots_before);
     }
 
     /// Resolves the series that have no row yet.
@@ -283,20 +253,30 @@ impl Resolver {
                 help: family.help,
                 unit: family.unit,
             };
-            let rule = self.rule(&whole);
-            if overlaps && rule.drops().is_none() {
-                let mut text = Vec::new();
-                self.encoder.series(&whole, &mut text);
-                resolved.overlapping.insert(i as u32, text.into_boxed_slice());
+            let after = self.chain.resolve(&whole, &mut resolved.places);
+            let rewritten: Vec<(&str, &str)>;
+            let last = match &after.rewritten {
+                Some((name, labels)) => {
+                    rewritten = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+                    Series { name, labels: &rewritten, ..whole }
+                }
+                None => whole,
+            };
+            let mut place = SHARED;
+            if (overlaps || after.rewritten.is_some()) && self.chain.rule(after.rule).drops().is_none() {
+                place = resolved.whole.ends.len() as u32;
+                self.encoder.series(&last, &mut resolved.whole.bytes);
+                resolved.whole.ends.push(resolved.whole.bytes.len() as u32);
             }
             if let Some(texts) = rendering.as_deref_mut() {
+                // Also where this target's filters rewrote it: those of another one with this layout may not.
                 if !overlaps {
                     self.encoder.series(&Series { labels: &own, ..whole }, &mut texts.bytes);
                 }
                 texts.ends.push(texts.bytes.len() as u32);
             }
-            let route = match rule.drops() {
-                None => shared_route(&self.templates, &mut self.routes, &whole),
+            let route = match self.chain.rule(after.rule).drops() {
+                None => shared_route(&self.templates, &mut self.routes, &last),
                 Some(_) => None,
             };
             let route = route.map_or(0, |route| {
@@ -306,12 +286,12 @@ impl Resolver {
                 })
             });
             resolved.rows.push(Row {
-                rule,
+                rule: after.rule,
                 route,
-                hash: identity(&whole),
+                hash: identity(&last),
                 place: NO_PLACE,
                 kind: whole.kind,
-                overlaps,
+                whole: place,
                 cumulative: whole.cumulative,
             });
         }
@@ -325,19 +305,6 @@ impl Resolver {
                 texts
             }
         };
-    }
-
-    fn rule(&self, series: &Series<'_>) -> Rule {
-        let mut rule = 0u64;
-        for (i, (_, filter)) in self.filters.iter().enumerate() {
-            match filter.verdict(series) {
-                Verdict::Keep => {}
-                Verdict::Drop => return Rule(DROP | i as u64),
-                Verdict::Values => rule |= 1 << i,
-                Verdict::LeftAlone => rule |= 1 << (LEFT_ALONE_SHIFT + i as u32),
-            }
-        }
-        Rule(rule)
     }
 }
 
@@ -399,19 +366,6 @@ pub(crate) fn merge<'a>(target: &[(&'a str, &'a str)], own: &[(&'a str, &'a str)
     overlaps
 }
 
-/// Hash of name and all labels.
-fn identity(series: &Series<'_>) -> u64 {
-    let mut hash = Xxh3::new();
-    hash.update(series.name.as_bytes());
-    for (name, value) in series.labels {
-        hash.update(&[0xff]);
-        hash.update(name.as_bytes());
-        hash.update(&[0xfe]);
-        hash.update(value.as_bytes());
-    }
-    hash.digest()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,15 +389,5 @@ mod tests {
         check(&[("a", "1"), ("b", "2")], &[("a", "")], &[("b", "2")], true);
         check(&[("b", "2")], &[("a", "")], &[("b", "2")], false);
         check(&[], &[("a", "1")], &[("a", "1")], false);
-    }
-
-    #[test]
-    fn a_rule_is_a_drop_or_the_filters_to_ask_and_those_that_leave_it_alone() {
-        assert!(Rule(0).keeps());
-        assert_eq!(Rule(DROP | 3).drops(), Some(3));
-        let rule = Rule(0b101 | (0b10 << LEFT_ALONE_SHIFT));
-        assert_eq!((rule.drops(), rule.keeps()), (None, false));
-        assert_eq!(rule.asks().collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(rule.left_alone().collect::<Vec<_>>(), [1]);
     }
 }

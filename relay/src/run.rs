@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backoff::{Backoff, now_ms};
 use crate::book::Book;
+use crate::chain::FILTERS_MAX;
 use crate::checkpoint::{self, Checkpoint, Positions, Store, Totals};
 use crate::control::Control;
 use crate::dead::Dead;
@@ -28,7 +29,6 @@ use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Reader, identity};
-use crate::resolve::FILTERS_MAX;
 use crate::sink::{self, Answer, Batch, Files, Limits, Sink};
 use crate::step::{STEPS_MAX, Step};
 use crate::telemetry::{Activity, Gauges};

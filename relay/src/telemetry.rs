@@ -12,10 +12,12 @@ use serde::Serialize;
 
 use crate::backoff::now_ms;
 use crate::book::REASONS;
+use crate::chain::COLLISION;
 use crate::checkpoint::{Positions, Totals};
 
-/// Why samples are dropped without a filter: late, delivered under the same slot, or nothing that the encoder or the path has a form for.
-const FILTERED: [&str; 6] = ["late", "twin", "stale", "nan", "inf", "native_histogram"];
+/// Why samples are dropped without a filter: late, delivered under the same slot, under the name of another series, or nothing that the encoder
+/// or the path has a form for.
+const FILTERED: [&str; 7] = ["late", "twin", COLLISION, "stale", "nan", "inf", "native_histogram"];
 
 /// The metrics of all relays of a process.
 #[derive(Clone)]
@@ -280,7 +282,7 @@ mod tests {
             let prefix = format!("strata_relay_{metric}_samples_total{{reason=\"");
             text.lines().filter_map(|line| line.strip_prefix(&prefix)?.strip_suffix("\",relay=\"one\"} 0")).collect::<Vec<_>>()
         };
-        assert_eq!(reasons("filtered"), ["clip", "drop", "inf", "late", "nan", "native_histogram", "stale", "twin"]);
+        assert_eq!(reasons("filtered"), ["clip", "collision", "drop", "inf", "late", "nan", "native_histogram", "stale", "twin"]);
         assert_eq!(reasons("lost"), ["corrupt", "full", "max_age", "max_bytes", "no_base", "rollback"]);
         assert!(text.contains("strata_relay_rejected_samples_total{relay=\"one\"} 0"), "{text}");
     }

@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sample::{Columns, NO_TIME, State, is_stale};
+use sample::{Columns, NO_TIME, State};
 
+use crate::chain::{COLLISION, Chain, KEEP, Moment, Outcome};
 use crate::delta::{NO_START, Previously};
 use crate::encode::{Encode, Encoded, Sample};
-use crate::resolve::{Chain, Resolved, Row};
+use crate::resolve::{Resolved, Row};
 use crate::sink::{Batch, Item, Limits};
 use crate::step::{Loss, Part, Section, Undecodable};
 use crate::template::Route;
@@ -68,7 +69,15 @@ impl Tally {
 }
 
 fn named(filters: &Chain, counts: &[u64]) -> Vec<(Arc<str>, u64)> {
-    filters.iter().zip(counts).filter(|(_, n)| **n > 0).map(|((name, _), n)| (name.clone(), *n)).collect()
+    filters.names().zip(counts).filter(|(_, n)| **n > 0).map(|(name, n)| (name.clone(), *n)).collect()
+}
+
+/// One frame as the per-sample loop needs it.
+pub(super) struct Page<'a> {
+    pub resolved: &'a mut Resolved,
+    pub filters: &'a mut Chain,
+    pub columns: &'a Columns,
+    pub moment: Moment,
 }
 
 /// One batch that is being filled.
@@ -147,43 +156,29 @@ impl Building {
     }
 
     /// Takes samples from a series on, until the batch is full; says where to go on after [`Building::finish`], `None` at the end.
-    pub fn fill(
-        &mut self,
-        resolved: &Resolved,
-        filters: &Chain,
-        columns: &Columns,
-        from: usize,
-        mut previously: Option<&mut Previously>,
-        tally: &mut Tally,
-    ) -> Option<usize> {
+    pub fn fill(&mut self, page: &mut Page<'_>, from: usize, mut previously: Option<&mut Previously>, tally: &mut Tally) -> Option<usize> {
         let encoder = self.encoder.clone();
         let framing = encoder.framing();
         let around = framing.open.len() + framing.close.len();
-        let target = resolved.origin.target.0;
+        let columns = page.columns;
+        let target = page.resolved.origin.target.0;
         let section = self.sections.len().saturating_sub(1) as u32;
-        let rows = resolved.rows.len().min(columns.states.len());
+        let rows = page.resolved.rows.len().min(columns.states.len());
         let slot_ms = self.sections.last().map_or(0, |section| section.slot_ms);
-        let mut routes = vec![None; resolved.routes.len()];
+        let mut routes = vec![None; page.resolved.routes.len()];
         for i in from..rows {
             let state = columns.states[i];
             if state == State::Absent {
                 continue;
             }
-            let row = &resolved.rows[i];
-            let mut value = columns.values[i];
-            if !row.rule.keeps() {
-                let passed = if state == State::Histogram { judge_histogram(row, value, tally) } else { judge(row, filters, value, tally) };
-                match passed {
-                    Some(passed) => value = passed,
-                    None => continue,
-                }
-            }
+            let row = page.resolved.rows[i];
+            let Some(value) = page.judge(i, tally) else { continue };
             let timestamp_ms = timestamp(columns, i, slot_ms);
             let delta = match state {
-                State::Present => previously.as_deref_mut().and_then(|p| step(p, row, columns, i, value, slot_ms)),
+                State::Present => previously.as_deref_mut().and_then(|p| step(p, &row, columns, i, value, slot_ms)),
                 _ => None,
             };
-            let (series, target_text) = resolved.texts(i);
+            let (series, target_text) = page.resolved.texts(i);
             let start = self.bytes.len();
             let start_ms = columns.starts.get(i).copied().filter(|start| *start != NO_TIME);
             let exemplars = of(&columns.exemplars, i);
@@ -211,12 +206,12 @@ impl Building {
             let mut item = Item { end: self.bytes.len() as u32, series: row.hash, target, route: 0 };
             let body = around + self.bytes.len() + framing.separator.len() * self.items.len();
             if body > self.limits.bytes_max && !self.items.is_empty() {
-                let route = resolved.routes.get(row.route as usize).cloned();
+                let route = page.resolved.routes.get(row.route as usize).cloned();
                 self.carry = Some(Carry { bytes: self.bytes.split_off(start), item, series: i as u32, route });
                 return Some(i + 1);
             }
             if let Some(known) = routes.get_mut(row.route as usize) {
-                item.route = *known.get_or_insert_with(|| self.routes.place(&resolved.routes[row.route as usize]));
+                item.route = *known.get_or_insert_with(|| self.routes.place(&page.resolved.routes[row.route as usize]));
             }
             self.items.push(item);
             self.sources.push((section, i as u32));
@@ -262,17 +257,44 @@ impl Building {
     }
 }
 
-/// Feeds previous values without encoding anything.
-pub(super) fn learn(resolved: &Resolved, filters: &Chain, columns: &Columns, slot_ms: i64, previously: &mut Previously) {
-    let mut nowhere = Tally::new(filters.len());
-    for i in 0..resolved.rows.len().min(columns.states.len()) {
-        let row = &resolved.rows[i];
-        if columns.states[i] != State::Present || !row.cumulative {
+/// Feeds previous values and the chain's memory without encoding anything.
+pub(super) fn learn(page: &mut Page<'_>, mut previously: Option<&mut Previously>) {
+    let mut nowhere = Tally::new(page.filters.len());
+    let remembers = page.filters.remembers();
+    let columns = page.columns;
+    for i in 0..page.resolved.rows.len().min(columns.states.len()) {
+        let row = page.resolved.rows[i];
+        let counts = row.cumulative && columns.states[i] == State::Present;
+        if columns.states[i] == State::Absent || !(remembers || counts) {
             continue;
         }
-        let value = if row.rule.keeps() { Some(columns.values[i]) } else { judge(row, filters, columns.values[i], &mut nowhere) };
-        if let Some(value) = value {
-            step(previously, row, columns, i, value, slot_ms);
+        let value = page.judge(i, &mut nowhere);
+        if let (Some(value), Some(previously), true) = (value, previously.as_deref_mut(), counts) {
+            step(previously, &row, columns, i, value, page.moment.slot_ms);
+        }
+    }
+}
+
+impl Page<'_> {
+    /// Asks the filters for one sample; `None`: dropped and counted.
+    #[inline]
+    fn judge(&mut self, i: usize, tally: &mut Tally) -> Option<u64> {
+        let (rule, bits) = (self.resolved.rows[i].rule, self.columns.values[i]);
+        if rule == KEEP {
+            return Some(bits);
+        }
+        let gates = self.filters.gates();
+        let places = &mut self.resolved.places[i * gates..(i + 1) * gates];
+        match self.filters.judge(rule, places, self.columns.states[i], bits, &self.moment, |filter| tally.alone[filter] += 1) {
+            Outcome::Pass(bits) => Some(bits),
+            Outcome::Drop(filter) => {
+                tally.by_filter[filter] += 1;
+                None
+            }
+            Outcome::Collision => {
+                tally.drop_as(COLLISION, 1);
+                None
+            }
         }
     }
 }
@@ -300,46 +322,6 @@ fn of<T>(sorted: &[(u32, T)], i: usize) -> &[(u32, T)] {
     let from = sorted.partition_point(|(series, _)| (*series as usize) < i);
     let entries = &sorted[from..];
     &entries[..entries.iter().take_while(|(series, _)| *series as usize == i).count()]
-}
-
-/// Asks the filters for a native histogram: it has no single value, so those that look at values leave it alone.
-fn judge_histogram(row: &Row, bits: u64, tally: &mut Tally) -> Option<u64> {
-    if let Some(filter) = row.rule.drops() {
-        tally.by_filter[filter] += 1;
-        return None;
-    }
-    for filter in row.rule.left_alone().chain(row.rule.asks()) {
-        tally.alone[filter] += 1;
-    }
-    Some(bits)
-}
-
-/// Asks the filters for one value; `None`: dropped and counted.
-fn judge(row: &Row, filters: &Chain, bits: u64, tally: &mut Tally) -> Option<u64> {
-    if let Some(filter) = row.rule.drops() {
-        tally.by_filter[filter] += 1;
-        return None;
-    }
-    for filter in row.rule.left_alone() {
-        tally.alone[filter] += 1;
-    }
-    if is_stale(bits) {
-        return Some(bits);
-    }
-    let mut bits = bits;
-    for filter in row.rule.asks() {
-        let value = f64::from_bits(bits);
-        match filters[filter].1.value(value) {
-            // An untouched value keeps its very bits.
-            Some(passed) if passed.to_bits() == value.to_bits() => {}
-            Some(passed) => bits = passed.to_bits(),
-            None => {
-                tally.by_filter[filter] += 1;
-                return None;
-            }
-        }
-    }
-    Some(bits)
 }
 
 #[cfg(test)]

@@ -94,9 +94,11 @@ fn batches(
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
     let mut building = Building::new(encoder, Limits { bytes_max, items_max: 1000 });
     building.section(resolved, SLOT);
+    let moment = chain.moment(TargetId(1), SLOT, false);
     let mut tally = Tally::new(chain.len());
+    let mut page = Page { resolved, filters: chain, columns: &read, moment };
     let (mut next, mut batches) = (0, Vec::new());
-    while let Some(full_at) = building.fill(resolved, chain, &read, next, None, &mut tally) {
+    while let Some(full_at) = building.fill(&mut page, next, None, &mut tally) {
         next = full_at;
         batches.extend(building.finish(1, SLOT, "m", "c").map(|part| part.batch));
     }
@@ -114,7 +116,7 @@ fn built(name: &str, options: serde_json::Value) -> (Arc<str>, Box<dyn filter::F
 fn starts_exemplars_histograms_and_metadata_reach_the_encoder() {
     let noting = Arc::new(Noting::default());
     let tally = filled(Vec::new(), noting.clone());
-    assert_eq!((tally.items, tally.filtered(&[])), (3, Vec::new()));
+    assert_eq!((tally.items, tally.filtered(&Chain::new(Vec::new()))), (3, Vec::new()));
     let expect = [
         format!("c_total Help. s: 3 Some({}) [1.0, 2.0]", SLOT - 9),
         format!("h Help. s: histogram 3 Some({}) 1", SLOT - 7),
@@ -140,7 +142,7 @@ fn filters_drop_histograms_by_their_series_and_leave_their_values_alone() {
 fn an_encoder_without_native_histograms_says_so_once_per_sample() {
     let ndjson = crate::encode::build(&Component { name: "ndjson".to_owned(), options: json!(null) }).expect("a name");
     let tally = filled(Vec::new(), Arc::from(ndjson));
-    assert_eq!((tally.items, tally.filtered(&[])), (2, vec![(Arc::from("native_histogram"), 1)]));
+    assert_eq!((tally.items, tally.filtered(&Chain::new(Vec::new()))), (2, vec![(Arc::from("native_histogram"), 1)]));
 }
 
 #[test]
@@ -165,4 +167,42 @@ fn every_item_keeps_its_route_however_batches_are_cut() {
     let (_, batches) =
         batches(Vec::new(), Arc::new(Noting::default()), vec![Template::parse("{{k}}", template::plain).expect("a template")], 1000);
     assert_eq!((batches[0].routes.len(), batches[0].items.len()), (1, 3), "series that say the same share a route");
+}
+
+/// Notes which series it was asked about.
+struct Asked(Arc<Mutex<Vec<String>>>);
+
+impl filter::Filter for Asked {
+    fn verdict(&self, series: &Series<'_>) -> filter::Verdict {
+        self.0.lock().expect("whole").push(series.name.to_owned());
+        filter::Verdict::Keep
+    }
+}
+
+#[test]
+fn a_series_is_asked_about_once_while_its_page_only_grows() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let filters: Vec<(Arc<str>, Box<dyn filter::Filter>)> = vec![(Arc::from("asked"), Box::new(Asked(asked.clone())))];
+    let mut resolver = Resolver::new(filters, Arc::new(Noting::default()), Vec::new(), &[], Vec::new());
+    let mut layout = Arc::new(LayoutBuilder::new().build());
+    let (mut decoder, mut read) = (Decoder::new(), Columns::default());
+    let mut encoder = Encoder::new(Arc::new(Origin { target: TargetId(1), labels: Vec::new(), attributes: Vec::new() }), 0);
+    for (slot, more) in [Some("a"), None, None, Some("b"), None].into_iter().enumerate() {
+        if let Some(name) = more {
+            let mut builder = LayoutBuilder::append_to(&layout);
+            let family = builder.family(name, MetricType::Gauge, "", "");
+            builder.series(family, name, []);
+            layout = Arc::new(builder.build());
+        }
+        let columns = Columns { values: vec![slot as u64; layout.len()], states: vec![State::Present; layout.len()], ..Columns::default() };
+        let mut frame = Vec::new();
+        encoder.encode(SLOT + slot as i64, 1, Flags::default(), &layout, &columns, &mut frame);
+        let mut message = MessageBuilder::new();
+        message.push(&frame);
+        let payload = message.finish();
+        let frame = sample::frames(&payload).expect("a message").next().expect("a frame").expect("whole");
+        let decoded = decoder.decode("p", 1, &frame, slot as u64, &mut read).expect("decodes");
+        assert!(resolver.resolve("p", &decoded));
+    }
+    assert_eq!(*asked.lock().expect("whole"), ["a", "b"]);
 }

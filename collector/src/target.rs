@@ -296,7 +296,7 @@ impl Job {
         }
         let path = labels.get("__metrics_path__");
         let slash = if path.starts_with('/') { "" } else { "/" };
-        let url = format!("{scheme}://{address}{slash}{path}{}", query(&self.scrape, &labels, path.contains('?')));
+        let url = format!("{scheme}://{address}{slash}{}{}", escaped(path), query(&self.scrape, &labels, path.contains('?')));
         let uri = url.parse().map_err(|source| Error::Url { job, address: address.clone(), url: url.clone(), source })?;
         if labels.get("instance").is_empty() {
             labels.set("instance", address);
@@ -380,14 +380,36 @@ fn query(scrape: &ScrapeConfig, labels: &Labels, appended: bool) -> String {
     query
 }
 
+/// A part of a query, as a form writes it: a space is `+`.
 fn percent_encode(text: &str, out: &mut String) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            _ => out.extend(['%', char::from(HEX[usize::from(byte >> 4)]), char::from(HEX[usize::from(byte & 15)])]),
+            b' ' => out.push('+'),
+            _ if is_unreserved(byte) => out.push(char::from(byte)),
+            _ => push_escape(byte, out),
         }
     }
+}
+
+/// A path with what no URL takes escaped; `%` and `?` stay, as they are how a person writes escapes and a query.
+fn escaped(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            _ if is_unreserved(byte) || b"$&+,/:;=@%?".contains(&byte) => out.push(char::from(byte)),
+            _ => push_escape(byte, &mut out),
+        }
+    }
+    out
+}
+
+const fn is_unreserved(byte: u8) -> bool {
+    matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~')
+}
+
+fn push_escape(byte: u8, out: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    out.extend(['%', char::from(HEX[usize::from(byte >> 4)]), char::from(HEX[usize::from(byte & 15)])]);
 }
 
 /// Labels as a map in JSON.

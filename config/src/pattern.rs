@@ -188,6 +188,13 @@ fn escape<'t>(after: &'t str, class: bool, out: &mut String) -> Result<&'t str, 
             out.push_str("(?-u:\\b)");
             return Ok(rest);
         }
+        // `\\x{fc}`, `\\p{Greek}`: the brace is no repetition.
+        'x' | 'p' | 'P' if rest.starts_with('{') => {
+            let end = rest.find('}').map_or(rest.len(), |end| end + 1);
+            out.extend(['\\', c]);
+            out.push_str(&rest[..end]);
+            return Ok(&rest[end..]);
+        }
         'C' => return Err("'\\C' (any byte) is not supported"),
         '1'..='9' if !rest.starts_with(|c: char| c.is_digit(8)) => return Err("there are no back references"),
         '<' | '>' => {
@@ -243,6 +250,10 @@ mod tests {
             (r"\101", "A", true),
             (r"(?i)ABC", "abc", true),
             (r"\pL", "é", true),
+            (r"\p{Greek}{2}", "αβ", true),
+            (r"\P{Greek}", "α", false),
+            (r"[\x{fc}\x61]+", "üa", true),
+            (r"\x{fc}?b", "b", true),
             (r"\_", "_", true),
         ] {
             let compiled = Pattern::new(pattern).unwrap_or_else(|error| panic!("{error}"));

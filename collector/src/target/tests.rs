@@ -67,7 +67,7 @@ fn a_label_found_wins_over_the_configuration_and_the_targets_over_the_groups() {
 fn parameters_and_meta_labels_make_the_url() {
     let labels = [("__param_target", "b c"), ("__scheme__", "https"), ("__metrics_path__", "probe")];
     let target = one(&job(r#""params": {"module": ["x", "y&z"]}"#), &group(&["a:9100"], &labels));
-    assert_eq!(target.url.to_string(), "https://a:9100/probe?module=x&module=y%26z&target=b%20c");
+    assert_eq!(target.url.to_string(), "https://a:9100/probe?module=x&module=y%26z&target=b+c");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod http_outage;
 mod kafka;
 mod kills;
 mod pages;
+mod relabeling;
 mod replay;
 mod scene;
 mod statsd;

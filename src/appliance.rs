@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::{Board, Parts};
+use crate::nats;
 use crate::replays::Replays;
 use crate::token;
 
@@ -47,12 +48,7 @@ impl Appliance {
     /// Starts every part; those that run already end with the error. *Errors*: one line that names the field and the fix.
     pub(crate) async fn start(config: Arc<Config>, board: Arc<Board>) -> anyhow::Result<Self> {
         let data_dir = &config.buffer.data_dir;
-        let options = bundled_nats::Options {
-            data_dir: data_dir.clone(),
-            max_bytes: config.buffer.max_bytes.0,
-            nats_memory: config.buffer.nats_memory.0,
-        };
-        let server = Arc::new(Server::start(options, board.registry()).await.map_err(|error| advise(anyhow!(error)))?);
+        let server = Arc::new(nats::start(&config, board.registry()).await.map_err(|error| advise(anyhow!(error)))?);
         board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
         let streams = server.streams(Role::Relay);
         let stop = CancellationToken::new();

@@ -83,7 +83,7 @@ impl Backend for Board {
             let relays: Vec<_> =
                 parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(&r.activity))).collect();
             vec![
-                Check { name: "server", ok: state == ServerState::Ready, seen: describe(&state) },
+                Check { name: "server", ok: state == ServerState::Ready, seen: server(&state, parts.server.durability()) },
                 Check {
                     name: "stream",
                     ok: acked,
@@ -98,9 +98,9 @@ impl Backend for Board {
 
     fn status(&self) -> Value {
         let parts = self.with_parts(|parts| {
-            let durability = parts.server.durability().map(|d| if d == Durability::Fsynced { "fsynced" } else { "buffered" });
+            let durability = parts.server.durability();
             json!({
-                "server": { "state": describe(&parts.server.state().borrow()), "pid": parts.server.pid(), "acknowledged_means": durability },
+                "server": { "state": describe(&parts.server.state().borrow()), "pid": parts.server.pid(), "acknowledged_means": durability.map(Durability::word), "promise": durability.map(Durability::promise) },
                 "relays": parts.relays.as_ref().map_or(0, |relays| relays.status().len()),
                 "targets": parts.collector.as_ref().map_or(0, |collector| collector.targets().len()),
             })
@@ -142,6 +142,14 @@ impl Backend for Board {
 
     fn cancel_replay(&self, id: &str) -> Option<Value> {
         self.with_parts(|parts| parts.replays.cancel(id)).flatten()
+    }
+}
+
+/// Its state, and what its acknowledgement promises where that is weaker than it could be.
+fn server(state: &ServerState, durability: Option<Durability>) -> String {
+    match durability {
+        None | Some(Durability::Fsynced) => describe(state),
+        Some(weaker) => format!("{}; {}", describe(state), weaker.promise()),
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) fn kinds() -> Kinds {
         sinks: relay::sink::kinds().collect(),
         refuses: Some(relay::sink::refuses),
         says: Some(relay::filter::says),
+        consumers: None,
     }
 }
 
@@ -74,6 +75,9 @@ pub(crate) fn main(args: &Args) -> ExitCode {
             warnings.iter().for_each(|warning| println!("warning: {warning}"));
             let (file, jobs, relays) = (args.source.config.display(), config.scrape_configs.len(), config.relays.len());
             let targets: usize = config.scrape_configs.iter().flat_map(|s| &s.static_configs).map(|g| g.targets.len()).sum();
+            if let Some(promise) = crate::nats::weaker(&config) {
+                println!("note: buffer.nats is external: {promise}");
+            }
             println!("{file} is fine: {} with {}, {}", count(jobs, "job"), count(targets, "target"), count(relays, "relay"));
             ExitCode::SUCCESS
         }

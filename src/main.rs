@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod configuration;
 mod logs;
+mod nats;
 mod process;
 mod replay;
 mod replays;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::conf;
 use crate::embed;
 use crate::keys::Keys;
-use crate::streams::Sizes;
+use crate::streams::{self, Sizes};
 use crate::supervise::Program;
 
 /// Why a data folder cannot be used.
@@ -99,7 +99,7 @@ impl Folder {
             run_dir: &self.run_dir(),
             keys: &keys,
             // A server that may store less than its streams reserve does not load them, not even to shrink them.
-            file_store_bytes: sizes.total().max(self.created()?.reserved_bytes),
+            file_store_bytes: sizes.total().max(self.created(streams::BUNDLED_FILE)?.reserved_bytes),
         };
         replace(&conf, conf::render(&wanted).as_bytes()).map_err(|source| failed("write", &conf, source))?;
         Ok((Program { path, conf, run_dir: self.run_dir(), memory_bytes }, keys))
@@ -119,8 +119,8 @@ impl Folder {
     }
 
     /// What earlier starts created; nothing in a new folder.
-    pub fn created(&self) -> Result<Created, Error> {
-        let path = self.nats("streams.json");
+    pub fn created(&self, file: &str) -> Result<Created, Error> {
+        let path = self.nats(file);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed("read", &path, error.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Created::default()),
@@ -129,8 +129,8 @@ impl Folder {
     }
 
     /// Remembers what is created now.
-    pub fn remember(&self, created: &Created) -> Result<(), Error> {
-        let path = self.nats("streams.json");
+    pub fn remember(&self, file: &str, created: &Created) -> Result<(), Error> {
+        let path = self.nats(file);
         let text = serde_json::to_vec(created).map_err(|error| failed("write", &path, error.into()))?;
         replace(&path, &text).map_err(|source| failed("write", &path, source))
     }

@@ -7,6 +7,7 @@ pub mod api;
 pub mod client;
 mod conf;
 pub mod embed;
+pub mod external;
 pub mod folder;
 pub mod keys;
 pub mod kv;
@@ -21,6 +22,7 @@ mod supervise;
 mod telemetry;
 pub mod twin;
 
+pub use external::External;
 pub use keys::Role;
 pub use monitor::Durability;
 pub use server::{Options, Server, ServerState};

@@ -11,6 +11,7 @@ use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Request, RequestErrorKind};
 use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::keys::Role;
 
@@ -125,22 +126,47 @@ async fn violation_of(violations: &mut broadcast::Receiver<String>, subject: &st
     }
 }
 
+impl Connection {
+    /// What the server says about requests that may not be made, from now on.
+    pub fn violations(&self) -> broadcast::Receiver<String> {
+        self.violations.subscribe()
+    }
+}
+
 /// Connects with the role's key to one life of the server.
 pub async fn connect(url: &str, role: Role, seed: &str, life: u64) -> Result<Connection, async_nats::ConnectError> {
+    let options = async_nats::ConnectOptions::with_nkey(seed.to_owned());
+    open(options, url.to_owned(), role, role.inbox(), life, None).await
+}
+
+/// Connects with any options to the first of some servers that answers; `lost` is cancelled when the connection breaks.
+pub async fn open(
+    options: async_nats::ConnectOptions,
+    urls: String,
+    role: Role,
+    inbox: &str,
+    life: u64,
+    lost: Option<CancellationToken>,
+) -> Result<Connection, async_nats::ConnectError> {
+    let servers = urls.split(',').map(str::parse).collect::<Result<Vec<async_nats::ServerAddr>, _>>();
+    let servers = servers.map_err(|error| async_nats::ConnectError::with_source(async_nats::ConnectErrorKind::ServerParse, error))?;
     let violations = broadcast::Sender::new(VIOLATIONS_MAX);
     let heard = violations.clone();
-    let client = async_nats::ConnectOptions::with_nkey(seed.to_owned())
+    let client = options
         .name(format!("strata-{}", role.name()))
-        .custom_inbox_prefix(role.inbox())
+        .custom_inbox_prefix(inbox)
         .client_capacity(CLIENT_CAPACITY)
         .ping_interval(PING_INTERVAL)
         .connection_timeout(CONNECT_TIMEOUT)
         .ignore_discovered_servers()
         .event_callback(move |event| {
+            if let (async_nats::Event::Disconnected | async_nats::Event::Closed, Some(lost)) = (&event, &lost) {
+                lost.cancel();
+            }
             report(role, &event, &heard);
             std::future::ready(())
         })
-        .connect(url)
+        .connect(servers)
         .await?;
     Ok(Connection { client, life, violations })
 }

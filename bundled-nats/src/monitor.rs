@@ -24,6 +24,39 @@ pub enum Durability {
     Fsynced,
     /// In the kernel's memory: survives the server's death, not the machine's.
     Buffered,
+    /// On an external server: its `sync_interval` is not visible to a client, so its default is assumed.
+    Assumed {
+        /// Servers that keep a copy.
+        replicas: u8,
+    },
+}
+
+impl Durability {
+    /// One word for the status page.
+    pub fn word(self) -> &'static str {
+        match self {
+            Durability::Fsynced => "fsynced",
+            Durability::Buffered => "buffered",
+            Durability::Assumed { .. } => "assumed",
+        }
+    }
+
+    /// What an acknowledgement promises, in a sentence.
+    pub fn promise(self) -> &'static str {
+        match self {
+            Durability::Fsynced => "acknowledged means on disk: nothing is lost at a power failure",
+            Durability::Buffered => "acknowledged means in the kernel's memory: a power failure loses what was not written yet",
+            Durability::Assumed { replicas: 0..=1 } => {
+                "acknowledged means in the memory of one server: with NATS's default sync_interval, which a client cannot see, a power failure \
+                 loses up to 2 min of acknowledged samples; sync_interval: always on the server prevents that"
+            }
+            Durability::Assumed { .. } => {
+                "acknowledged means in the memory of most of the replicas: one server may fail, but with NATS's default sync_interval, which a \
+                 client cannot see, a power failure of several at once loses up to 2 min of acknowledged samples; sync_interval: always on the \
+                 servers prevents that"
+            }
+        }
+    }
 }
 
 /// What `/healthz` says.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::client::NatsLog;
+use crate::external::{External, Keeper, Refusal};
 use crate::folder::{self, Created, Folder};
 use crate::keys::{Keys, Role};
 use crate::kv::NatsState;
@@ -29,10 +30,10 @@ use crate::supervise::{self, Life, Ports, Program, Spawner};
 use crate::telemetry::Metrics;
 
 /// First and longest wait before a restart, each with up to half of it added at random.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A life this long makes the next restart immediate again.
-const STEADY: Duration = Duration::from_secs(60);
+pub(crate) const STEADY: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(20);
 /// How often a slow recovery is mentioned.
 const READY_REMINDER: Duration = Duration::from_secs(10);
@@ -104,6 +105,9 @@ pub enum Error {
         #[source]
         source: async_nats::ConnectError,
     },
+    /// The external server cannot be used.
+    #[error("buffer.nats: {0}")]
+    External(#[from] Refusal),
     /// The streams are not as they must be.
     #[error(transparent)]
     Streams(#[from] streams::Error),
@@ -119,7 +123,7 @@ pub enum Error {
 pub struct Server {
     links: Vec<(Role, Link)>,
     state: watch::Receiver<ServerState>,
-    life: watch::Receiver<Option<(u32, Durability)>>,
+    life: watch::Receiver<Option<(Option<u32>, Durability)>>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -133,7 +137,7 @@ struct Supervisor {
     connections: Vec<(Role, watch::Sender<Option<Connection>>)>,
     volume_full: Arc<AtomicBool>,
     state: watch::Sender<ServerState>,
-    life: watch::Sender<Option<(u32, Durability)>>,
+    life: watch::Sender<Option<(Option<u32>, Durability)>>,
     lives: u64,
     metrics: Metrics,
     stop: CancellationToken,
@@ -189,6 +193,32 @@ impl Server {
         outcome.map(|()| server)
     }
 
+    /// Connects to a server that somebody else runs, and waits until Strata's streams are there and take messages.
+    ///
+    /// *Limits*: waits as long as none of its addresses answers; cancel by dropping the future.
+    /// *Errors*: everything that waiting does not mend; later failures are retried and shown as state.
+    pub async fn connect(external: External, registry: &Registry) -> Result<Server, Error> {
+        let metrics = Metrics::register(registry)?;
+        let data_dir = external.data_dir.clone();
+        let folder = tokio::task::spawn_blocking(move || Folder::hold(&data_dir)).await.map_err(|_| Error::Gone)??;
+        let (state, states) = watch::channel(ServerState::Starting);
+        let (life, lives) = watch::channel(None);
+        let (started, outcome) = oneshot::channel();
+        let connections: Vec<_> = Role::ALL.into_iter().map(|role| (role, watch::Sender::new(None))).collect();
+        let volume_full = Arc::new(AtomicBool::new(false));
+        let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
+        let links = connections.iter().map(|(role, current)| (*role, link(current))).collect();
+        let stop = CancellationToken::new();
+        let keeper = Keeper { external, folder, connections, state, life, metrics, stop: stop.clone(), started: Some(started) };
+        let task = Mutex::new(Some(tokio::spawn(keeper.run())));
+        let server = Server { links, state: states, life: lives, stop, task };
+        let outcome = outcome.await.unwrap_or(Err(Error::Gone));
+        if outcome.is_err() {
+            server.stop().await;
+        }
+        outcome.map(|()| server)
+    }
+
     /// The port, with what this role may do. Handles stay valid across restarts: calls fail as unavailable while the server is away.
     pub fn streams(&self, role: Role) -> Streams {
         let link = self.link(role);
@@ -205,9 +235,9 @@ impl Server {
         self.state.clone()
     }
 
-    /// The child's process id while it lives.
+    /// The child's process id while it lives; none for an external server.
     pub fn pid(&self) -> Option<u32> {
-        self.life.borrow().map(|(pid, _)| pid)
+        self.life.borrow().and_then(|(pid, _)| pid)
     }
 
     /// What an acknowledgement means, as the running server itself says; none while it is not ready.
@@ -339,7 +369,7 @@ impl Supervisor {
             let connection = ready.iter().find(|(of, _)| of == role).map(|(_, connection)| connection.clone());
             current.send_replace(connection);
         }
-        self.life.send_replace(Some((pid, durability)));
+        self.life.send_replace(Some((Some(pid), durability)));
         self.metrics.up.set(1);
         self.state.send_replace(ServerState::Ready);
         if let Some(started) = self.started.take() {
@@ -357,10 +387,12 @@ impl Supervisor {
     /// Once per process: what a later life recovers is what this one created.
     async fn ensure_streams(&self, control: &Connection) -> Result<(), Error> {
         let current = watch::Sender::new(Some(control.clone()));
-        let created = self.folder.created()?;
-        streams::ensure(&Api::new(Link::new(current.subscribe(), self.volume_full.clone())), &self.sizes, &created.streams).await?;
-        let streams = streams::wanted(&self.sizes).into_iter().map(|(name, _)| name.to_owned()).collect();
-        Ok(self.folder.remember(&Created { reserved_bytes: self.sizes.total(), streams })?)
+        let created = self.folder.created(streams::BUNDLED_FILE)?;
+        let before = streams::Before { names: &created.streams, file: streams::BUNDLED_FILE };
+        let api = Api::new(Link::new(current.subscribe(), self.volume_full.clone()));
+        streams::ensure(&api, &self.sizes, 1, before).await?;
+        let streams = streams::wanted(&self.sizes, 1).into_iter().map(|(name, _)| name.to_owned()).collect();
+        Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { reserved_bytes: self.sizes.total(), streams })?)
     }
 
     async fn watch(&self, ports: &Ports) -> Error {
@@ -429,7 +461,7 @@ async fn end_life(life: Life) -> Result<(), Error> {
 }
 
 /// An error with all its causes, for one log line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

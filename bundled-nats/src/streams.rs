@@ -27,7 +27,33 @@ const LEDGER_BYTES_MIN: u64 = 64 * 1024 * 1024;
 const STATE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Fields that decide what a message's fate is; a stream that differs in one of them is not touched.
-const FIXED: [&str; 8] = ["subjects", "retention", "storage", "discard", "max_age", "max_msgs_per_subject", "deny_delete", "allow_direct"];
+const FIXED: [&str; 21] = [
+    "subjects",
+    "retention",
+    "storage",
+    "discard",
+    "max_age",
+    "max_msgs_per_subject",
+    "deny_delete",
+    "allow_direct",
+    "max_msgs",
+    "max_msg_size",
+    "num_replicas",
+    "persist_mode",
+    "no_ack",
+    "sealed",
+    "deny_purge",
+    "mirror",
+    "sources",
+    "subject_transform",
+    "republish",
+    "compression",
+    "max_consumers",
+];
+
+/// Where it is kept which streams were created on the bundled server, and on an external one.
+pub(crate) const BUNDLED_FILE: &str = "streams.json";
+pub(crate) const EXTERNAL_FILE: &str = "external.json";
 
 /// Why streams are not as they must be; a human must decide.
 #[derive(Debug, thiserror::Error)]
@@ -67,12 +93,23 @@ pub enum Error {
     },
     /// A stream that was there is not.
     #[error(
-        "the stream '{stream}' is gone from the store although it was created before; it is not created anew by itself: restore the store, or remove its file 'streams.json' to start empty"
+        "the stream '{stream}' is gone from the store although it was created before; it is not created anew by itself: restore the store, or remove '{file}' from the folder 'nats' in buffer.data_dir to start empty"
     )]
     Missing {
         /// The stream.
         stream: &'static str,
+        /// Where it is kept that it was there.
+        file: &'static str,
     },
+}
+
+/// What earlier starts created.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// The streams' names.
+    pub names: &'a [String],
+    /// Where that is kept.
+    pub file: &'static str,
 }
 
 /// Sizes of all streams, derived from the one number a user sets.
@@ -102,7 +139,8 @@ impl Sizes {
 }
 
 /// The wanted configuration of every stream.
-pub fn wanted(sizes: &Sizes) -> Vec<(&'static str, Map<String, Value>)> {
+pub fn wanted(sizes: &Sizes, replicas: u8) -> Vec<(&'static str, Map<String, Value>)> {
+    let base = |name: &str, subjects: &[&str], max_bytes: u64| base(name, subjects, max_bytes, replicas);
     let mut state = base(STATE, &["$KV.STRATA_STATE.>"], sizes.state);
     state.insert("max_msgs_per_subject".into(), json!(1));
     state.insert("allow_rollup_hdrs".into(), json!(true));
@@ -114,11 +152,11 @@ pub fn wanted(sizes: &Sizes) -> Vec<(&'static str, Map<String, Value>)> {
     ]
 }
 
-fn base(name: &str, subjects: &[&str], max_bytes: u64) -> Map<String, Value> {
+fn base(name: &str, subjects: &[&str], max_bytes: u64, replicas: u8) -> Map<String, Value> {
     let config = json!({
         "name": name, "subjects": subjects, "retention": "limits", "storage": "file", "discard": "new",
         "max_bytes": max_bytes, "max_age": 0, "max_msgs": -1, "max_msgs_per_subject": -1, "max_consumers": -1,
-        "max_msg_size": -1, "num_replicas": 1, "deny_delete": true, "deny_purge": false, "allow_direct": true, "compression": "none",
+        "max_msg_size": -1, "num_replicas": replicas, "deny_delete": true, "deny_purge": false, "allow_direct": true, "compression": "none",
     });
     match config {
         Value::Object(fields) => fields,
@@ -128,15 +166,15 @@ fn base(name: &str, subjects: &[&str], max_bytes: u64) -> Map<String, Value> {
 
 /// Creates what is absent and compares what is there; changes nothing but the wall, and that only above what is stored.
 ///
-/// *Errors*: see [`Error`]; `created_before` names the streams that an earlier start created, which must still be there.
-pub async fn ensure(api: &Api, sizes: &Sizes, created_before: &[String]) -> Result<(), Error> {
+/// *Errors*: see [`Error`]; what an earlier start created must still be there.
+pub async fn ensure(api: &Api, sizes: &Sizes, replicas: u8, before: Before<'_>) -> Result<(), Error> {
     // Walls that fall come first, so that those that rise fit into what the server may store.
     let mut steps = Vec::new();
-    for (name, config) in wanted(sizes) {
+    for (name, config) in wanted(sizes, replicas) {
         let found = api.stream_info(name).await.map_err(|source| Error::Api { operation: "read", stream: name, source })?;
         match found {
             Some(found) => steps.extend(compare(name, &config, &found)?),
-            None if created_before.iter().any(|created| created == name) => return Err(Error::Missing { stream: name }),
+            None if before.names.iter().any(|created| created == name) => return Err(Error::Missing { stream: name, file: before.file }),
             None => steps.push(Step { order: 2, operation: "create", name, config: Value::Object(config) }),
         }
     }
@@ -161,8 +199,13 @@ fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value) -> Re
     let config = &found["config"];
     for field in FIXED {
         // The server leaves out what is false or zero.
-        let is_absent = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value.as_i64() == Some(0);
-        let (found, wanted) = (&config[field], &wanted[field]);
+        let is_absent = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::String(word) => word == "default" || word == "none",
+            Value::Array(items) => items.is_empty(),
+            number => number.as_i64() == Some(0),
+        };
+        let (found, wanted) = (&config[field], wanted.get(field).unwrap_or(&Value::Null));
         if found != wanted && !(is_absent(found) && is_absent(wanted)) {
             return Err(Error::Differs { stream: name, field, found: found.to_string(), wanted: wanted.to_string() });
         }
@@ -186,10 +229,10 @@ mod tests {
     use super::*;
 
     fn check(change: impl Fn(&mut Value), used: u64, expect: &str) {
-        let mut config = Value::Object(base(RAW, &["strata.raw.>"], 1000));
+        let mut config = Value::Object(base(RAW, &["strata.raw.>"], 1000, 1));
         change(&mut config);
         let found = json!({"config": config, "state": {"bytes": used}});
-        let step = compare(RAW, &base(RAW, &["strata.raw.>"], 500), &found);
+        let step = compare(RAW, &base(RAW, &["strata.raw.>"], 500, 1), &found);
         let outcome = match step {
             Ok(None) => "as wanted".to_owned(),
             Ok(Some(step)) => format!("max_bytes {}", step.config["max_bytes"]),
@@ -205,6 +248,11 @@ mod tests {
         check(|config| config["max_age"] = json!(5), 0, "max_age 5, not 0");
         check(|config| config["discard"] = json!("old"), 0, r#"discard "old", not "new""#);
         check(|config| config["storage"] = json!("memory"), 0, "storage");
+        check(|config| config["subjects"] = json!(["orders.>"]), 0, "subjects");
+        check(|config| config["num_replicas"] = json!(3), 0, "num_replicas 3, not 1");
+        check(|config| config["persist_mode"] = json!("async"), 0, "persist_mode");
+        check(|config| config["persist_mode"] = json!("default"), 0, "max_bytes 500");
+        check(|config| config["mirror"] = json!({"name": "X"}), 0, "mirror");
         check(|_| (), 501, "501 are in use");
     }
 

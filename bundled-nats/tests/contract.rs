@@ -1,7 +1,9 @@
-//! One contract, two implementations: every case runs on the in-memory twin and on the real server.
+//! One contract, three servers: every case runs on the in-memory twin, on the bundled server, and on one that somebody else runs.
+
+mod foreign;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use prometheus::Registry;
 
+use foreign::{Foreign, Setup};
+
 const SUBJECT: &str = "strata.raw.0.a";
 const WALL: u64 = 4 * 1024 * 1024;
 /// Longer than any wait that should succeed, also on a loaded machine.
@@ -22,7 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// What a case runs on.
 enum Bed {
     Twin(Twin),
-    Real { server: Box<Server>, folder: tempfile::TempDir },
+    Real { server: Box<Server>, folder: tempfile::TempDir, foreign: Option<Foreign> },
 }
 
 impl Bed {
@@ -33,7 +37,14 @@ impl Bed {
     async fn real() -> Result<Bed> {
         let folder = tempfile::tempdir()?;
         let server = Box::new(start(folder.path().to_owned()).await?);
-        Ok(Bed::Real { server, folder })
+        Ok(Bed::Real { server, folder, foreign: None })
+    }
+
+    async fn external() -> Result<Bed> {
+        let folder = tempfile::tempdir()?;
+        let foreign = Foreign::start(Setup { tls: true, ..Setup::default() }).await?;
+        let server = Box::new(connect(&foreign, folder.path()).await?);
+        Ok(Bed::Real { server, folder, foreign: Some(foreign) })
     }
 
     fn streams(&self, role: Role) -> Streams {
@@ -47,36 +58,59 @@ impl Bed {
     async fn tear(&mut self, torn: u64, stored: u64) -> Result<()> {
         match self {
             Bed::Twin(twin) => twin.raw.tear(usize::try_from(torn)?),
-            Bed::Real { server, folder } => {
+            Bed::Real { server, folder, foreign } => {
                 server.stop().await;
-                let msgs = folder.path().join("nats/store/jetstream/STRATA/streams/STRATA_RAW/msgs");
+                let msgs = match foreign {
+                    None => folder.path().join("nats/store/jetstream/STRATA/streams/STRATA_RAW/msgs"),
+                    Some(foreign) => foreign.end()?.join("streams/STRATA_RAW/msgs"),
+                };
                 // A crash leaves no index of this state behind.
-                std::fs::remove_file(msgs.join("index.db"))?;
+                let index = msgs.join("index.db");
+                if index.exists() {
+                    std::fs::remove_file(index)?;
+                }
                 let block = std::fs::File::options().write(true).open(msgs.join("1.blk"))?;
                 let bytes = block.metadata()?.len();
                 ensure!(bytes % stored == 0, "messages of one size");
                 block.set_len(bytes / stored * (stored - torn))?;
-                **server = start(folder.path().to_owned()).await?;
+                **server = match foreign {
+                    None => start(folder.path().to_owned()).await?,
+                    Some(foreign) => {
+                        foreign.begin().await?;
+                        connect(foreign, folder.path()).await?
+                    }
+                };
             }
         }
         Ok(())
     }
 
-    /// Ends the server without warning; a real one comes back by itself.
+    /// Ends the server without warning; a bundled one comes back by itself.
     fn kill(&self) -> Result<()> {
         match self {
             Bed::Twin(twin) => twin.set_down(true),
-            Bed::Real { server, .. } => signal(server, Signal::SIGKILL)?,
+            Bed::Real { .. } => self.signal(Signal::SIGKILL)?,
         }
         Ok(())
+    }
+
+    fn signal(&self, which: Signal) -> Result<()> {
+        match self {
+            Bed::Twin(_) => bail!("the twin is no process"),
+            Bed::Real { server, foreign: None, .. } => signal(server, which),
+            Bed::Real { foreign: Some(foreign), .. } => Ok(kill(Pid::from_raw(foreign.pid().cast_signed()), which)?),
+        }
     }
 
     async fn recovered(&self) -> Result<()> {
         match self {
             Bed::Twin(twin) => twin.set_down(false),
-            Bed::Real { server, .. } => {
+            Bed::Real { server, foreign, .. } => {
                 let mut state = server.state();
                 within(state.wait_for(|state| *state != ServerState::Ready)).await??;
+                if let Some(foreign) = foreign {
+                    foreign.begin().await?;
+                }
                 within(state.wait_for(|state| *state == ServerState::Ready)).await??;
             }
         }
@@ -87,6 +121,10 @@ impl Bed {
 async fn start(data_dir: PathBuf) -> Result<Server> {
     let options = Options { data_dir, max_bytes: WALL, nats_memory: 64 * 1024 * 1024 };
     Ok(within(Server::start(options, &Registry::new())).await??)
+}
+
+async fn connect(foreign: &Foreign, data_dir: &Path) -> Result<Server> {
+    Ok(within(Server::connect(foreign.external(data_dir, WALL), &Registry::new())).await??)
 }
 
 fn signal(server: &Server, signal: Signal) -> Result<()> {
@@ -275,7 +313,7 @@ mod cases {
         publish(&*raw, 1..=1).await?;
         match &*bed {
             Bed::Twin(twin) => twin.raw.inject(Fault::LoseAnswer),
-            Bed::Real { server, .. } => signal(server, Signal::SIGSTOP)?,
+            Bed::Real { .. } => bed.signal(Signal::SIGSTOP)?,
         }
         let (headers, mut kill) = (id("00000002"), std::pin::pin!(async { bed.kill() }));
         let sent = raw.publish(SUBJECT, &headers, payload(2), Some(1));
@@ -374,6 +412,17 @@ macro_rules! contract {
             $(#[tokio::test]
             async fn $case() -> anyhow::Result<()> {
                 let mut bed = super::Bed::real().await?;
+                super::cases::$case(&mut bed).await?;
+                let super::Bed::Real { server, .. } = &bed else { unreachable!("made above") };
+                server.stop().await;
+                Ok(())
+            })*
+        }
+
+        mod external {
+            $(#[tokio::test]
+            async fn $case() -> anyhow::Result<()> {
+                let mut bed = super::Bed::external().await?;
                 super::cases::$case(&mut bed).await?;
                 let super::Bed::Real { server, .. } = &bed else { unreachable!("made above") };
                 server.stop().await;

@@ -26,6 +26,7 @@ const NAME_MAX: usize = 63;
 /// Target labels that say how it is scraped, as in Prometheus.
 const META_LABELS: [&str; 5] = ["__address__", "__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
 
+mod nats;
 mod scrape;
 
 /// Where labels are written.
@@ -62,6 +63,8 @@ impl<'a> Findings<'a> {
         }
         self.unique(config.scrape_configs.iter().map(|s| s.job_name.as_str()), "scrape_configs", "job_name");
         self.buffer(&config.buffer);
+        self.nats(&config.buffer);
+        self.feeds(config);
         for (i, relay) in config.relays.iter().enumerate() {
             self.relay(config, i, relay);
         }

@@ -39,6 +39,9 @@ pub struct Kind {
     pub check: fn(&Value) -> Result<(), OptionsError>,
 }
 
+/// Tells the durable consumers of the feed that a sink writes; none: it writes no feed.
+pub type Consumers = fn(&Component) -> Option<Vec<String>>;
+
 /// The kinds that exist, handed in by the caller: the configuration knows their names, not their code.
 #[derive(Clone, Default)]
 pub struct Kinds {
@@ -52,6 +55,8 @@ pub struct Kinds {
     pub refuses: Option<fn(&str, &str) -> Option<String>>,
     /// What a filter that is written with a short word means; none: nothing is to be said of it.
     pub says: Option<fn(&Component) -> Option<String>>,
+    /// The durable consumers of the feed that a sink writes; none: it writes no feed.
+    pub consumers: Option<Consumers>,
 }
 
 /// Options that a kind refuses.

@@ -10,6 +10,7 @@ mod http;
 mod include;
 mod layers;
 mod load;
+mod nats;
 mod pattern;
 mod problem;
 mod prometheus;
@@ -30,13 +31,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY_MIN};
-pub use component::{Component, Kind, Kinds, OptionsError, options};
+pub use component::{Component, Consumers, Kind, Kinds, OptionsError, options};
 pub use discovery::{DNS_SD_REFRESH, DnsSdConfig, DnsType, FILE_SD_REFRESH, FileSdConfig, HTTP_SD_REFRESH, HttpSdConfig};
 pub use files::{FILES_MAX, GlobError, is_pattern, matching};
 pub use http::{Authorization, BasicAuth, HttpClientConfig, HttpHeader, TlsConfig, TlsVersion, beside};
 pub use include::Sources;
 pub use layers::Overrides;
 pub use load::{Loaded, Places, Refused, load, parse};
+pub use nats::{ExternalNats, FeedUser, Feeds, FeedsTls, Nats, NatsTls};
 pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use reference::reference;
@@ -80,6 +82,8 @@ pub struct Config {
     pub buffer: Buffer,
     /// Where samples go.
     pub relays: Vec<Relay>,
+    /// Who may read the feeds of relays with the sink `nats`.
+    pub feeds: Feeds,
     /// The HTTP listener of Strata itself.
     pub server: Server,
 }
@@ -114,6 +118,10 @@ pub struct Global {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Buffer {
+    /// The server that keeps the streams: `bundled` (default), or the `urls` of one that somebody else runs.
+    pub nats: Nats,
+    /// Servers that keep a copy of each message: 1 (default), or 3 on an external cluster.
+    pub replicas: u8,
     /// Folder of the bundled server's store, its keys and its lock.
     pub data_dir: PathBuf,
     /// Hard limit of `STRATA_RAW` on disk.
@@ -216,6 +224,8 @@ impl Default for Global {
 impl Default for Buffer {
     fn default() -> Self {
         Self {
+            nats: Nats::Bundled,
+            replicas: 1,
             data_dir: PathBuf::from("./data"),
             max_bytes: MAX_BYTES,
             memory: MEMORY,

@@ -221,8 +221,14 @@ fn settle(config: &mut Config, tree: &Node) {
     }
 }
 
-/// Paths of a scrape configuration are relative to the file that it stands in.
+/// Paths of a scrape configuration, and those of NATS, are relative to the file that they stand in.
 fn resolve(config: &mut Config, tree: &Node) {
+    if let Place::File { file, .. } = tree.place_of(&steps!["buffer", "nats"]) {
+        config.buffer.nats.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
+    }
+    if let Place::File { file, .. } = tree.place_of(&steps!["feeds"]) {
+        config.feeds.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
+    }
     for (i, scrape) in config.scrape_configs.iter_mut().enumerate() {
         if let Place::File { file, .. } = tree.place_of(&steps!["scrape_configs", i]) {
             scrape.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
@@ -245,7 +251,8 @@ fn drop_nulls(node: &mut Node, depth: usize) {
 
 /// serde would read a list as a map's values in order: nobody means that.
 fn refuse_lists(tree: &mut Node) -> Vec<Problem> {
-    let mut maps = vec![Vec::new(), steps!["global"].to_vec(), steps!["buffer"].to_vec(), steps!["server"].to_vec()];
+    let mut maps =
+        vec![Vec::new(), steps!["global"].to_vec(), steps!["buffer"].to_vec(), steps!["feeds"].to_vec(), steps!["server"].to_vec()];
     for list in ["scrape_configs", "relays"] {
         if let Some(Node { content: Content::List(items), .. }) = tree.at(&steps![list]) {
             maps.extend((0..items.len()).map(|i| steps![list, i].to_vec()));

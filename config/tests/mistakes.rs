@@ -78,6 +78,7 @@ fn kinds() -> Kinds {
         ],
         refuses: None,
         says: None,
+        consumers: Some(|sink| (sink.name == "stdout").then(|| vec!["agent".to_owned()])),
     }
 }
 
@@ -257,6 +258,7 @@ fn all() -> Kinds {
         sinks: ["file", "stdout", "http", "kafka", "statsd", "remote_write"].map(any).to_vec(),
         refuses: None,
         says: None,
+        consumers: Some(|sink| (sink.name == "stdout").then(|| vec!["agent".to_owned()])),
     }
 }
 

@@ -1,0 +1,184 @@
+//! NATS as the configuration names it: the server that keeps the streams, and who may read feeds from the bundled one.
+//!
+//! *In*: `buffer.nats`, `feeds`. *Out*: typed options. *Bound*: the size of the file. *When full*: does not apply. Files with secrets and
+//! certificates are read when they are used: an external server's at every connection, those of feeds at a start.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::Secret;
+use crate::http::resolve;
+
+/// The server that keeps the streams.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Nats {
+    /// Strata's own child process.
+    #[default]
+    Bundled,
+    /// A server that somebody else runs.
+    External(Box<ExternalNats>),
+}
+
+/// A NATS server, or a cluster of them, that somebody else runs, and who Strata is there.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExternalNats {
+    /// Its servers: `nats://host:port`, or `tls://host:port`. Name all of a cluster: each is tried.
+    pub urls: Vec<String>,
+    /// File with a user's JWT and seed, as `nsc` writes it (`.creds`).
+    pub credentials_file: Option<PathBuf>,
+    /// Seed of an nkey (`SU…`).
+    pub nkey: Option<Secret>,
+    /// File that holds such a seed.
+    pub nkey_file: Option<PathBuf>,
+    /// User name, with a password.
+    pub user: Option<String>,
+    /// Password of the user.
+    pub password: Option<Secret>,
+    /// File that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// Token.
+    pub token: Option<Secret>,
+    /// File that holds the token.
+    pub token_file: Option<PathBuf>,
+    /// TLS; default: as the servers ask for, with the system's certificates.
+    pub tls: Option<NatsTls>,
+    /// Where answers arrive; default `_INBOX`. Set it where the user may only listen to an inbox of its own.
+    pub inbox_prefix: Option<String>,
+}
+
+/// TLS towards NATS. There is no way to skip the check of a certificate.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsTls {
+    /// File of certificates that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// File of the client's certificate chain.
+    pub cert_file: Option<PathBuf>,
+    /// File of the client's private key.
+    pub key_file: Option<PathBuf>,
+    /// Whether TLS begins at once, without the server's greeting before it (`handshake_first` of the server).
+    pub handshake_first: bool,
+}
+
+/// Who may read feeds from the bundled server, and where.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Feeds {
+    /// Address and port for vendor agents; none: a free port on loopback, found in the data folder's file `nats/address`.
+    pub listen: Option<String>,
+    /// TLS of that listener.
+    pub tls: Option<FeedsTls>,
+    /// Who may connect.
+    pub users: Vec<FeedUser>,
+}
+
+/// TLS of the listener for vendor agents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FeedsTls {
+    /// File of the server's certificate chain.
+    pub cert_file: PathBuf,
+    /// File of its private key.
+    pub key_file: PathBuf,
+    /// File of the certificates that a client's own must come from; none: clients show none.
+    #[serde(default)]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// One user of one feed: reads it, through consumers made for it, and can do nothing else.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FeedUser {
+    /// User name; with `nkey` a mere name.
+    pub name: String,
+    /// The relay whose feed it reads.
+    pub relay: String,
+    /// Password.
+    pub password: Option<Secret>,
+    /// File that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// Public nkey (`U…`), instead of a password.
+    pub nkey: Option<String>,
+    /// Durable consumers of the feed that it may use; empty: only what is sent from now on, by subject.
+    pub consumers: Vec<String>,
+}
+
+impl Nats {
+    /// Makes paths relative to `folder`.
+    pub(crate) fn resolve(&mut self, folder: &Path) {
+        let Self::External(nats) = self else { return };
+        for path in [&mut nats.credentials_file, &mut nats.nkey_file, &mut nats.password_file, &mut nats.token_file] {
+            resolve(path, folder);
+        }
+        if let Some(tls) = &mut nats.tls {
+            [&mut tls.ca_file, &mut tls.cert_file, &mut tls.key_file].into_iter().for_each(|path| resolve(path, folder));
+        }
+    }
+}
+
+impl Feeds {
+    /// Makes paths relative to `folder`.
+    pub(crate) fn resolve(&mut self, folder: &Path) {
+        if let Some(tls) = &mut self.tls {
+            [&mut tls.cert_file, &mut tls.key_file].into_iter().for_each(|path| *path = folder.join(&*path));
+            resolve(&mut tls.client_ca_file, folder);
+        }
+        self.users.iter_mut().for_each(|user| resolve(&mut user.password_file, folder));
+    }
+}
+
+impl<'de> Deserialize<'de> for Nats {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+
+        impl<'de> Visitor<'de> for Written {
+            type Value = Nats;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("'bundled', or a map with the urls of a server")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Nats, E> {
+                match word {
+                    "bundled" => Ok(Nats::Bundled),
+                    other => Err(E::custom(format!("'{other}' is not known: write 'bundled', or {{urls: ['nats://host:4222']}}"))),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Nats, A::Error> {
+                ExternalNats::deserialize(MapAccessDeserializer::new(map)).map(|nats| Nats::External(Box::new(nats)))
+            }
+        }
+
+        deserializer.deserialize_any(Written)
+    }
+}
+
+impl Serialize for Nats {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Bundled => serializer.serialize_str("bundled"),
+            Self::External(nats) => nats.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Nats {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Nats".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let external = generator.subschema_for::<ExternalNats>();
+        schemars::json_schema!({
+            "description": "`bundled`, or a server that somebody else runs.",
+            "oneOf": [{ "const": "bundled" }, external]
+        })
+    }
+}

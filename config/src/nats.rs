@@ -12,7 +12,6 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::Secret;
-use crate::http::resolve;
 
 /// The server that keeps the streams.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -180,5 +179,12 @@ impl JsonSchema for Nats {
             "description": "`bundled`, or a server that somebody else runs.",
             "oneOf": [{ "const": "bundled" }, external]
         })
+    }
+}
+
+/// Makes a path relative to `folder`, unless it is absolute.
+fn resolve(path: &mut Option<PathBuf>, folder: &Path) {
+    if let Some(path) = path {
+        *path = folder.join(&*path);
     }
 }

@@ -20,6 +20,7 @@ use prometheus::{Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::reload::Outcome;
 use crate::token;
 
 /// Bytes of a request's body. Larger: more memory for strangers; smaller: no request of ours fits.
@@ -37,6 +38,10 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn targets(&self) -> Value;
     /// Relays with their lag.
     fn relays(&self) -> Value;
+    /// What became of the last reload.
+    fn last_reload(&self) -> Value;
+    /// Reads the configuration again; none: the process starts or stops.
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Option<Outcome>> + Send>>;
     /// Starts a replay.
     fn start_replay(self: Arc<Self>, replay: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>>;
     /// How far a replay is.
@@ -101,15 +106,20 @@ pub(crate) fn router(backend: Arc<dyn Backend>, registry: Registry) -> Router {
     let changes = Router::new()
         .route("/api/v1/replays", post(start_replay))
         .route("/api/v1/replays/{id}", delete(cancel_replay))
+        .route("/-/reload", post(reload))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), needs_token));
     Router::new()
-        .route("/", get(async || "Strata: /metrics /healthz /readyz?verbose /api/v1/status /api/v1/targets /api/v1/relays\n"))
+        .route(
+            "/",
+            get(async || "Strata: /metrics /healthz /readyz?verbose /api/v1/status /api/v1/targets /api/v1/relays /api/v1/reload\n"),
+        )
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/api/v1/status", get(async |State(s): State<Arc<Shared>>| Json(s.backend.status())))
         .route("/api/v1/targets", get(async |State(s): State<Arc<Shared>>| Json(s.backend.targets())))
         .route("/api/v1/relays", get(async |State(s): State<Arc<Shared>>| Json(s.backend.relays())))
+        .route("/api/v1/reload", get(async |State(s): State<Arc<Shared>>| Json(s.backend.last_reload())))
         .route("/api/v1/replays/{id}", get(replay))
         .merge(changes)
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing here: / lists what there is"))
@@ -146,6 +156,14 @@ async fn needs_token(State(shared): State<Arc<Shared>>, headers: HeaderMap, requ
         "a token is needed: send 'Authorization: Bearer …' with what is in the data folder's file 'token'",
     )
     .into_response()
+}
+
+/// 200 once the new configuration runs, 400 with everything that is wrong with it.
+async fn reload(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.backend.reload().await {
+        Some(outcome) => (if outcome.is_applied() { StatusCode::OK } else { StatusCode::BAD_REQUEST }, outcome.text()).into_response(),
+        None => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the process is starting or stopping: try again").into_response(),
+    }
 }
 
 async fn start_replay(
@@ -199,6 +217,12 @@ mod tests {
         }
         fn relays(&self) -> Value {
             Value::Null
+        }
+        fn last_reload(&self) -> Value {
+            Value::Null
+        }
+        fn reload(&self) -> Pin<Box<dyn Future<Output = Option<Outcome>> + Send>> {
+            Box::pin(async { None })
         }
         fn start_replay(self: Arc<Self>, _: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>> {
             Box::pin(async { Ok(Value::Null) })

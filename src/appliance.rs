@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::{Board, Parts};
 use crate::nats;
+use crate::reload::relays_of;
 use crate::replays::Replays;
 use crate::token;
 
@@ -77,15 +78,16 @@ impl Appliance {
         let options = collector::Options::new(Arc::clone(config));
         let full = Arc::clone(&options.full);
         let collector = Collector::start(options, &from, board.registry(), stop)?;
+        let relay::Configuration { relays, external_labels, replay_window } = relays_of(config);
         let options = relay::Options {
             full,
             // Only the trim purges: relays read with the rights of a reader.
             trim: Some(server.streams(Role::Control)),
-            external_labels: config.global.external_labels.clone().into_iter().collect(),
-            replay_window: config.buffer.replay_window.duration(),
+            external_labels,
+            replay_window,
             ..relay::Options::default()
         };
-        let relays = Relays::start(&config.relays, streams.clone(), options.clone(), board.registry(), &CancellationToken::new())
+        let relays = Relays::start(&relays, streams.clone(), options.clone(), board.registry(), &CancellationToken::new())
             .context("cannot start the relays")?;
         let replays = Arc::new(Replays::new(Arc::clone(config), streams.clone(), options));
         Ok(Parts { server: Arc::clone(server), collector: Some(collector), relays: Some(relays), replays })

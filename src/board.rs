@@ -18,12 +18,14 @@ use serde_json::{Value, json};
 
 use crate::api::{Backend, Check, Refusal, Replay};
 use crate::process::Process;
+use crate::reload::{self, Outcome};
 use crate::replays::Replays;
 use crate::times;
 
 /// What the API sees: empty while the parts start.
 pub(crate) struct Board {
-    config: Arc<Config>,
+    config: Mutex<Arc<Config>>,
+    reloads: OnceLock<reload::Handle>,
     registry: Registry,
     started: Instant,
     started_ms: i64,
@@ -45,9 +47,9 @@ impl Board {
         let registry = Registry::new();
         let process = Process::new().and_then(|process| registry.register(Box::new(process)));
         process.context("cannot register the metrics of the process")?;
-        let config = Arc::clone(config);
+        let (config, reloads) = (Mutex::new(Arc::clone(config)), OnceLock::new());
         let (token, parts) = (OnceLock::new(), Mutex::new(None));
-        Ok(Self { config, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts })
+        Ok(Self { config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts })
     }
 
     /// Where every part declares its metrics.
@@ -58,6 +60,16 @@ impl Board {
     /// The token is there once the data folder is ours.
     pub(crate) fn set_token(&self, token: String) {
         self.token.get_or_init(|| token);
+    }
+
+    /// Another configuration runs now.
+    pub(crate) fn set_config(&self, config: Arc<Config>) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// From now on the configuration can be read again.
+    pub(crate) fn set_reloads(&self, reloads: reload::Handle) {
+        self.reloads.get_or_init(|| reloads);
     }
 
     /// The parts run.
@@ -93,7 +105,10 @@ impl Backend for Board {
                 Check { name: "relays", ok: parts.relays.is_some(), seen: relays.join(", ") },
             ]
         });
-        checks.unwrap_or_else(|| vec![Check { name: "start", ok: false, seen: "the parts are starting".to_owned() }])
+        let mut checks = checks.unwrap_or_else(|| vec![Check { name: "start", ok: false, seen: "the parts are starting".to_owned() }]);
+        // One that was refused leaves a configuration that works.
+        checks.extend(self.reloads.get().map(|reloads| Check { name: "configuration", ok: true, seen: reloads.last().seen() }));
+        checks
     }
 
     fn status(&self) -> Value {
@@ -111,7 +126,7 @@ impl Backend for Board {
             "started_ms": self.started_ms,
             "uptime_seconds": self.started.elapsed().as_secs(),
             "ready": self.ready(),
-            "buffer": self.config.buffer,
+            "buffer": self.config.lock().unwrap_or_else(PoisonError::into_inner).buffer,
             "parts": parts,
         })
     }
@@ -125,6 +140,17 @@ impl Backend for Board {
     fn relays(&self) -> Value {
         let relays = self.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten();
         json!({ "relays": relays.unwrap_or_default() })
+    }
+
+    fn last_reload(&self) -> Value {
+        self.reloads.get().and_then(|reloads| serde_json::to_value(reloads.last()).ok()).unwrap_or_default()
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Option<Outcome>> + Send>> {
+        match self.reloads.get() {
+            Some(reloads) => reloads.reload(),
+            None => Box::pin(std::future::ready(None)),
+        }
     }
 
     fn start_replay(self: Arc<Self>, replay: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>> {

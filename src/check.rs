@@ -48,10 +48,15 @@ pub(crate) fn load(source: &Source) -> Result<Loaded, Refused> {
 
 /// As [`load`], for commands that do something with it: findings are printed, and problems end the command.
 pub(crate) fn load_or_report(source: &Source) -> Result<Config, ExitCode> {
-    match load(source) {
-        Ok(Loaded { config, warnings, .. }) => {
-            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            Ok(config)
+    report(load(source)).map(|loaded| loaded.config)
+}
+
+/// Prints what was found; problems become the exit code.
+pub(crate) fn report(found: Result<Loaded, Refused>) -> Result<Loaded, ExitCode> {
+    match found {
+        Ok(loaded) => {
+            loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            Ok(loaded)
         }
         Err(Refused { problems, .. }) => {
             problems.iter().for_each(|problem| eprintln!("error: {problem}"));

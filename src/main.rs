@@ -12,12 +12,14 @@ mod configuration;
 mod logs;
 mod nats;
 mod process;
+mod reload;
 mod replay;
 mod replays;
 mod run;
 mod targets;
 mod times;
 mod token;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{Refusal, Replay};
+use crate::reload::relays_of;
 use crate::times;
 
 /// Replays at a time. Larger: more readers compete with the live path; smaller: one slow sink keeps others from a replay.
@@ -28,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// All replays of this process.
 pub(crate) struct Replays {
-    config: Arc<Config>,
+    config: Mutex<Arc<Config>>,
     streams: Streams,
     options: relay::Options,
     runs: Mutex<VecDeque<Arc<Run>>>,
@@ -57,7 +58,7 @@ impl Replays {
     /// None yet. `streams` and `options` are those of the live relays.
     pub(crate) fn new(config: Arc<Config>, streams: Streams, options: relay::Options) -> Self {
         Self {
-            config,
+            config: Mutex::new(config),
             streams,
             options,
             runs: Mutex::default(),
@@ -67,10 +68,16 @@ impl Replays {
         }
     }
 
+    /// Replays that start from now on are those of another configuration.
+    pub(crate) fn configure(&self, config: Arc<Config>) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
     /// Starts one; its first state is the answer.
     pub(crate) async fn start(&self, asked: Replay) -> Result<Value, Refusal> {
-        let known: Vec<_> = self.config.relays.iter().map(|r| r.name.as_str()).collect();
-        let Some(relay) = self.config.relays.iter().find(|r| r.name == asked.relay) else {
+        let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
+        let known: Vec<_> = config.relays.iter().map(|r| r.name.as_str()).collect();
+        let Some(relay) = config.relays.iter().find(|r| r.name == asked.relay) else {
             let message = format!("there is no relay '{}': there are {}", asked.relay, known.join(", "));
             return Err(Refusal::new(StatusCode::NOT_FOUND, message));
         };
@@ -80,7 +87,8 @@ impl Replays {
         let Replay { from_ms, to_ms, rate, again, .. } = asked;
         let request = Request { relay: relay.clone(), from_ms, to_ms, rate, again };
         let stop = self.stop.child_token();
-        let started = replay::Replay::start(request, self.streams.clone(), &self.options, &stop).await.map_err(refusal)?;
+        let options = relay::Options { external_labels: relays_of(&config).external_labels, ..self.options.clone() };
+        let started = replay::Replay::start(request, self.streams.clone(), &options, &stop).await.map_err(refusal)?;
         let now = Mutex::new(Now { state: "running", status: started.status(), error: None });
         let run = Arc::new(Run { id: started.id.clone(), asked, progress: started.progress(), now, stop });
         let answer = run.json();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use config::Config;
+use config::Loaded;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::appliance::Appliance;
 use crate::board::Board;
+use crate::reload::{self, Reloader};
+use crate::watch::{Read, Stamp};
 use crate::{FAILED, Source, api, check, fail};
 
 /// From the signal to the last checkpoint. Larger: orchestrators kill first (Kubernetes after 30 s); smaller: slow sinks get more twice.
@@ -44,8 +46,9 @@ pub(crate) fn main(args: &Args) -> ExitCode {
     if args.check {
         return check::main(&check::Args::of(args.source.clone()));
     }
-    let config = match check::load_or_report(&args.source) {
-        Ok(config) => config,
+    let Read { outcome, stamp } = Read::now(&args.source);
+    let loaded = match check::report(outcome) {
+        Ok(loaded) => loaded,
         Err(code) => return code,
     };
     raise_file_limit();
@@ -53,7 +56,7 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow!(error).context("cannot start the async runtime")),
     };
-    let ran = runtime.block_on(run(Arc::new(config)));
+    let ran = runtime.block_on(run(&args.source, loaded, stamp));
     // What still blocks a thread now is a sink's library that does not come back; the process ends without it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ran {
@@ -62,8 +65,10 @@ pub(crate) fn main(args: &Args) -> ExitCode {
     }
 }
 
-async fn run(config: Arc<Config>) -> anyhow::Result<()> {
-    let stop = watch_signals()?;
+async fn run(source: &Source, loaded: Loaded, stamp: Stamp) -> anyhow::Result<()> {
+    let (stop, hangup) = (watch_signals()?, reload::watch_hangup()?);
+    let Loaded { config, sources, .. } = loaded;
+    let config = Arc::new(config);
     let listener = listen(&config.server.listen).await?;
     let address = listener.local_addr().context("cannot read the address of server.listen")?;
     let board = Arc::new(Board::new(&config)?);
@@ -81,12 +86,15 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     };
     let file = address_file(&config.buffer.data_dir);
     std::fs::write(&file, format!("{address}\n")).with_context(|| format!("cannot write '{}' (buffer.data_dir)", file.display()))?;
+    let (reloader, handle) = Reloader::new(source.clone(), (sources, stamp), Arc::clone(&config), Arc::clone(&board), hangup)?;
+    board.set_reloads(handle);
     tracing::info!("strata runs: http://{address}/readyz?verbose says how it is");
 
     let ended = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
         error = appliance.failed() => Err(error),
+        () = reloader.run() => Err(anyhow!("reloads ended")),
         served = http.join_next() => Err(anyhow!("the HTTP listener ended: {served:?}")),
     };
     let drained = appliance.stop(DRAIN).await;

@@ -137,7 +137,7 @@ impl Relays {
     /// to be stopped has stopped, and its successors have begun.
     ///
     /// *Limits*: a relay that does not stop within 15 s is cut off, and named; the future need not be polled.
-    pub fn configure(&self, wanted: Configuration) -> (Changes, impl Future<Output = ()> + Send + 'static) {
+    pub fn configure(&self, wanted: Configuration) -> (Changes, impl Future<Output = ()> + Send + use<>) {
         let (mut state, mut tasks) = (self.state(), self.tasks());
         while tasks.try_join_next().is_some() {}
         let same_labels = state.external_labels == wanted.external_labels;

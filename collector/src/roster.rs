@@ -67,7 +67,8 @@ struct State {
 /// The task that scraped a target until now, and up to when its slots are.
 struct Earlier {
     task: JoinHandle<()>,
-    until_ms: Option<i64>,
+    /// None: the target was gone.
+    handed_over: Option<(Halt, i64)>,
 }
 
 impl Roster {
@@ -164,16 +165,20 @@ impl Floor {
         self.telemetry().target_starts.inc();
         let (end, halt) = (CancellationToken::new(), Halt::default());
         let link = (self.linker)(target.id);
-        let scrape = Scrape::new(target, self.shared.clone(), link, earlier.as_ref().and_then(|earlier| earlier.until_ms));
+        let after_ms = earlier.as_ref().and_then(|earlier| Some(earlier.handed_over.as_ref()?.1));
+        let mut scrape = Scrape::new(target, self.shared.clone(), link, after_ms);
         let (target, status) = (scrape.target(), scrape.status());
-        let run = scrape.run(self.stop.clone(), halt.clone(), end.clone());
+        let (stop, halted, ended) = (self.stop.clone(), halt.clone(), end.clone());
         let task = self.tasks.spawn(async move {
-            if let Some(earlier) = earlier
-                && let Err(error) = earlier.task.await
-            {
-                tracing::error!("the earlier scrape of this target ended badly: {error}");
+            if let Some(Earlier { task, handed_over }) = earlier {
+                if let Err(error) = task.await {
+                    tracing::error!("the earlier scrape of this target ended badly: {error}");
+                }
+                if let Some((halt, _)) = handed_over {
+                    scrape.take_over(&halt);
+                }
             }
-            run.await;
+            scrape.run(stop, halted, ended).await;
         });
         Running { target, status, end, halt, task }
     }
@@ -182,6 +187,6 @@ impl Floor {
     fn hand_over(&self, running: Running, target: Target) -> Running {
         let until_ms = self.shared.now_ms();
         running.halt.at(until_ms);
-        self.start(target, Some(Earlier { task: running.task, until_ms: Some(until_ms) }))
+        self.start(target, Some(Earlier { task: running.task, handed_over: Some((running.halt, until_ms)) }))
     }
 }

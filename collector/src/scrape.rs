@@ -95,10 +95,12 @@ pub(crate) struct Shared {
 }
 
 /// The word to a scrape that another one takes over: slots up to the moment it was given are still this one's.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Halt {
     token: CancellationToken,
     until_ms: Arc<AtomicI64>,
+    /// What the pages were read with, for the one that takes over.
+    left: Arc<Mutex<Option<Box<Work>>>>,
 }
 
 /// One target's task.
@@ -176,6 +178,10 @@ impl Halt {
         self.token.cancel();
     }
 
+    fn leave(&self, work: Box<Work>) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
+    }
+
     /// Waits for the word, as far as it concerns a slot.
     async fn before(&self, slot_ms: i64) {
         self.token.cancelled().await;
@@ -214,16 +220,31 @@ impl Scrape {
         self.status.clone()
     }
 
+    /// Goes on with what the earlier scrape knew of the target's pages, if only the schedule is another one: a series that vanishes in the
+    /// next slot becomes stale then.
+    pub(crate) fn take_over(&mut self, earlier: &Halt) {
+        let left = earlier.left.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut work) = left.filter(|work| work.serves(&self.target)) {
+            // Its bases may be lost to the stream without its having been told.
+            work.rebase();
+            self.work = work;
+        }
+    }
+
     /// Scrapes slot after slot until `stop` (the process ends, so nothing becomes stale), `halt` (another one takes over, as well) or `end`
     /// (the target is gone).
     pub(crate) async fn run(mut self, stop: CancellationToken, halt: Halt, end: CancellationToken) {
+        let mut is_handed_over = false;
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = self.survive(&halt, &end) => {}
+            () = self.survive(&halt, &end) => if halt.token.is_cancelled() { is_handed_over = true },
         }
         let health = self.status.lock().unwrap_or_else(PoisonError::into_inner).health;
         self.shared.telemetry.targets.with_label_values(&[health.as_str()]).dec();
+        if is_handed_over {
+            halt.leave(self.work);
+        }
     }
 
     /// Scrapes until the target is gone; a defect costs the slot it came in, not the target.

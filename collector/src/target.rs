@@ -335,7 +335,12 @@ impl Job {
 impl Target {
     /// Whether a target of the same identity can be scraped on as this one is: same schedule, same settings.
     pub(crate) fn goes_on_as(&self, other: &Self) -> bool {
-        self.id == other.id && (self.interval, self.timeout) == (other.interval, other.timeout) && self.settings == other.settings
+        self.is_read_like(other) && (self.interval, self.timeout) == (other.interval, other.timeout)
+    }
+
+    /// Whether the pages of a target mean the same as this one's: same identity, same settings.
+    pub(crate) fn is_read_like(&self, other: &Self) -> bool {
+        self.id == other.id && self.settings == other.settings
     }
 }
 

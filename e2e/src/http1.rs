@@ -149,9 +149,21 @@ pub async fn respond(connection: &mut Connection, status: u16, headers: &[(&str,
 ///
 /// *Errors*: nothing listens, or no answer within five seconds.
 pub async fn get(port: u16, path: &str) -> io::Result<Message> {
-    tokio::time::timeout(Duration::from_secs(5), async {
+    ask(port, &format!("GET {path}"), "", Duration::from_secs(5)).await
+}
+
+/// `POST` without a body and with a bearer token, as [`get`].
+///
+/// *Errors*: nothing listens, or no answer within a minute.
+pub async fn post(port: u16, path: &str, token: &str) -> io::Result<Message> {
+    let headers = format!("authorization: Bearer {token}\r\ncontent-length: 0\r\n");
+    ask(port, &format!("POST {path}"), &headers, Duration::from_secs(60)).await
+}
+
+async fn ask(port: u16, what: &str, headers: &str, within: Duration) -> io::Result<Message> {
+    tokio::time::timeout(within, async {
         let mut connection = BufReader::new(TcpStream::connect(("127.0.0.1", port)).await?);
-        let request = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n\r\n");
+        let request = format!("{what} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n{headers}\r\n");
         connection.get_mut().write_all(request.as_bytes()).await?;
         read(&mut connection).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     })

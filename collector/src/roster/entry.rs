@@ -155,7 +155,7 @@ impl Entry {
                 // The same series, scraped differently: nothing becomes stale.
                 Some(running) => floor.hand_over(running, target),
                 None => {
-                    let earlier = ending.remove(&target.id).map(|task| Earlier { task, until_ms: None });
+                    let earlier = ending.remove(&target.id).map(|task| Earlier { task, handed_over: None });
                     floor.start(target, earlier)
                 }
             };

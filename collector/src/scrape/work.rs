@@ -62,6 +62,11 @@ impl Work {
         Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0 }
     }
 
+    /// Whether a target's pages are read exactly like this.
+    pub(super) fn serves(&self, target: &Target) -> bool {
+        self.target.is_read_like(target)
+    }
+
     /// About how many bytes of page the next step has to go through.
     pub(super) fn cost(&self, got: &Got) -> usize {
         let read = match &got.result {

@@ -9,6 +9,7 @@ mod kafka;
 mod kills;
 mod pages;
 mod relabeling;
+mod reload;
 mod replay;
 mod scene;
 mod statsd;

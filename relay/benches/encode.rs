@@ -36,7 +36,7 @@ fn encode(c: &mut Criterion) {
     let clamp = relay::filter::build(&clamp).expect("options it takes");
     let mut group = c.benchmark_group("filter+encode");
     group.throughput(Throughput::Elements(SERIES as u64));
-    for name in ["ndjson", "statsd", "dogstatsd", "remote_write"] {
+    for name in ["ndjson", "prometheus", "influx", "statsd", "dogstatsd", "remote_write"] {
         let encoder = relay::encode::build(&Component { name: name.to_owned(), options: json!(null) }).expect("a name");
         let mut target = Vec::new();
         encoder.target(&[("instance", "10.0.0.1:9100"), ("job", "api")], &mut target);
@@ -62,6 +62,7 @@ fn encode(c: &mut Criterion) {
                         timestamp_ms: 1_763_700_000_123,
                         value: value.to_bits(),
                         delta: None,
+                        sum_delta: None,
                         start_ms: None,
                         exemplars: &[],
                     };

@@ -85,6 +85,23 @@ impl Previously {
             }
         }
     }
+
+    /// What a native histogram's count and sum grew by; a count that fell is a reset of both, and a sum may fall without one.
+    pub fn grow(&mut self, place: u32, series: u64, count: f64, sum: f64, start_ms: i64, at_ms: i64) -> Option<(f64, f64)> {
+        let before = self.values.get(place as usize).copied().flatten();
+        let by = self.step(place, count, start_ms, at_ms);
+        // The sum has a place of its own, beside that of the series.
+        let sum_place = self.place(!series);
+        let slot = self.values.get_mut(sum_place as usize)?;
+        let sum_before = slot.replace(Previous { value: sum, start_ms, at_ms });
+        let by = by?;
+        let goes_on = before.is_some_and(|before| before.value + by == count && before.value <= count);
+        let sum_by = match sum_before {
+            Some(before) if goes_on => sum - before.value,
+            _ => sum,
+        };
+        Some((by, if sum_by.is_finite() { sum_by } else { 0.0 }))
+    }
 }
 
 /// Previous values of all targets.
@@ -130,6 +147,10 @@ mod tests {
         for (i, (value, start, expect)) in cases.iter().enumerate() {
             assert_eq!(p.step(a, *value, *start, i as i64), *expect, "case {i}");
         }
+        let h = p.place(3);
+        let grown: Vec<_> =
+            [(2.0, 5.0), (3.0, 4.0), (3.0, 4.0), (1.0, 7.0)].map(|(count, sum)| p.grow(h, 3, count, sum, NO_START, 1)).into();
+        assert_eq!(grown, [None, Some((1.0, -1.0)), Some((0.0, 0.0)), Some((1.0, 7.0))], "a sum may fall, a count starts over");
         let b = p.place(2);
         assert_eq!(p.step(b, 7.0, 50, 1), Some(7.0), "new with a start counts from it");
     }

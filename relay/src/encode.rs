@@ -10,17 +10,34 @@ use serde_json::Value;
 use crate::filter::Series;
 use crate::registry;
 
+pub(crate) mod classic;
+mod first;
+mod influx;
 mod json;
 mod number;
+pub(crate) mod prometheus;
 pub(crate) mod remote_write;
 mod statsd;
 
+pub use first::Options as StrataV1Options;
+pub use influx::Options as InfluxOptions;
 pub use json::Options as JsonOptions;
+pub use prometheus::Options as PrometheusOptions;
 pub use remote_write::Options as RemoteWriteOptions;
 pub use statsd::Options as StatsdOptions;
 
 /// Every encoder there is.
-pub const KINDS: &[&EncoderKind] = &[&json::NDJSON, &json::ARRAY, &statsd::STATSD, &statsd::DOGSTATSD, &remote_write::KIND];
+pub const KINDS: &[&EncoderKind] = &[
+    &json::NDJSON,
+    &json::ARRAY,
+    &json::OBJECT,
+    &first::KIND,
+    &prometheus::KIND,
+    &influx::KIND,
+    &statsd::STATSD,
+    &statsd::DOGSTATSD,
+    &remote_write::KIND,
+];
 
 /// A registry row: what an encoder says of itself, and how it is built.
 pub struct EncoderKind {
@@ -39,6 +56,8 @@ pub struct Framing {
     pub separator: &'static [u8],
     /// After the last item.
     pub close: &'static [u8],
+    /// Whether every item begins with a line that says its family and type, which a body has once per family.
+    pub families: bool,
 }
 
 /// One sample on its way out.
@@ -53,8 +72,10 @@ pub struct Sample<'a> {
     pub timestamp_ms: i64,
     /// The float64 bits; a staleness marker is [`sample::STALE_NAN`].
     pub value: u64,
-    /// For encoders that want deltas and cumulative series: the increase since the previous sample.
+    /// For encoders that want deltas and cumulative series: the increase since the previous sample; of a native histogram that of its count.
     pub delta: Option<f64>,
+    /// Of a native histogram the increase of its sum, where `delta` is that of its count.
+    pub sum_delta: Option<f64>,
     /// Since when a cumulative series counts, ms, where its page says so.
     pub start_ms: Option<i64>,
     /// Its exemplars, each with the index of the series.
@@ -97,6 +118,16 @@ pub trait Encode: Send + Sync {
     /// Whether cumulative series are wanted as increases (statsd).
     fn wants_deltas(&self) -> bool {
         false
+    }
+
+    /// Whether a body may have one sample of each series only.
+    fn one_per_series(&self) -> bool {
+        false
+    }
+
+    /// Most items of a body.
+    fn items_max(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -142,6 +173,7 @@ pub(crate) mod tests {
             timestamp_ms: 1_700_000_000_123,
             value,
             delta,
+            sum_delta: None,
             start_ms: None,
             exemplars: &[],
         };
@@ -149,12 +181,33 @@ pub(crate) mod tests {
         (outcome, String::from_utf8(out).expect("UTF-8"))
     }
 
+    /// A native histogram at a fixed time through an encoder.
+    pub(crate) fn histogram_text(encoder: &dyn Encode, name: &str, target: &[(&str, &str)]) -> String {
+        let of = Series { name, labels: &[], kind: MetricType::Histogram, cumulative: true, help: "", unit: "" };
+        let (mut series, mut constant, mut out) = (Vec::new(), Vec::new(), Vec::new());
+        encoder.series(&of, &mut series);
+        encoder.target(target, &mut constant);
+        let sample = Sample {
+            series: &series,
+            target: &constant,
+            kind: of.kind,
+            timestamp_ms: 1_700_000_000_123,
+            value: 0,
+            delta: Some(3.0),
+            sum_delta: Some(-1.5),
+            start_ms: None,
+            exemplars: &[],
+        };
+        assert_eq!(encoder.histogram(&sample, &classic::tests::exponential(), &mut out), Encoded::Item);
+        String::from_utf8(out).expect("UTF-8")
+    }
+
     #[test]
     fn an_unknown_name_is_met_with_the_known_ones() {
         let error = build(&Component { name: "ndjsn".to_owned(), options: Value::Null }).err().expect("unknown");
         assert_eq!(
             error.message,
-            "unknown encoder 'ndjsn', did you mean 'ndjson'? (encoders: ndjson, json, statsd, dogstatsd, remote_write)"
+            "unknown encoder 'ndjsn', did you mean 'ndjson'? (encoders: ndjson, json, json_object, strata_v1, prometheus, influx, statsd, dogstatsd, remote_write)"
         );
     }
 }

@@ -420,6 +420,11 @@ impl Pipeline {
             tally.drop_as("late", samples);
             return Ok(());
         }
+        if self.building.ends_before(decoded.origin.target, decoded.slot_ms)
+            && let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config)
+        {
+            out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
+        }
         let moment = filters.moment(decoded.origin.target, decoded.slot_ms, decoded.flags.contains(Flags::PUSHED));
         self.building.section(resolved, decoded.slot_ms);
         let mut page = Page { resolved, filters, columns, moment };

@@ -3,6 +3,7 @@
 //! *In*: a [`Batch`]. *Out*: an [`Answer`], given only when the sink's own acknowledgement is there. *Bound*: one batch in
 //! flight per relay lane; a deadline per try. *When full*: a sink answers late or with retry. Adding one: a file in `sink/`, a line in [`KINDS`].
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use async_trait::async_trait;
 use config::{Component, Kind, OptionsError};
 use serde_json::Value;
 
-use crate::encode::Framing;
+use crate::encode::{Framing, prometheus};
 use crate::registry;
 use crate::template::{Route, Template};
 
@@ -92,13 +93,39 @@ impl Batch {
     /// Appends the body of some items to `out`.
     pub fn body(&self, items: Range<usize>, out: &mut Vec<u8>) {
         out.extend_from_slice(self.framing.open);
-        for i in items.clone() {
-            if i > items.start {
-                out.extend_from_slice(self.framing.separator);
+        if self.framing.families {
+            self.families(items, out);
+        } else {
+            for i in items.clone() {
+                if i > items.start {
+                    out.extend_from_slice(self.framing.separator);
+                }
+                out.extend_from_slice(self.item(i));
             }
-            out.extend_from_slice(self.item(i));
         }
         out.extend_from_slice(self.framing.close);
+    }
+
+    /// Appends items by family, in the order in which the families come first.
+    fn families(&self, items: Range<usize>, out: &mut Vec<u8>) {
+        let mut places: HashMap<&[u8], usize> = HashMap::new();
+        let mut families: Vec<Vec<usize>> = Vec::new();
+        for i in items {
+            let family = prometheus::family_of(self.item(i)).unwrap_or_default();
+            let place = *places.entry(family).or_insert(families.len());
+            if place == families.len() {
+                families.push(Vec::new());
+            }
+            families[place].push(i);
+        }
+        for family in families {
+            for (n, i) in family.into_iter().enumerate() {
+                match prometheus::parts(self.item(i)) {
+                    Some((_, lines)) if n > 0 => out.extend_from_slice(lines),
+                    _ => out.extend_from_slice(self.item(i)),
+                }
+            }
+        }
     }
 }
 
@@ -206,7 +233,7 @@ pub(crate) mod tests {
 
     /// A batch of these texts as lines.
     pub(crate) fn lines(texts: &[&str]) -> Batch {
-        batch(texts, Framing { open: b"", separator: b"\n", close: b"\n" })
+        batch(texts, Framing { open: b"", separator: b"\n", close: b"\n", families: false })
     }
 
     #[test]

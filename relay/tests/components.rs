@@ -82,7 +82,7 @@ fn every_row_says_what_it_is() {
 
 #[test]
 fn a_bare_name_is_enough_where_nothing_is_required() {
-    for name in ["ndjson", "json", "statsd", "dogstatsd"] {
+    for name in ["ndjson", "json", "json_object", "strata_v1", "prometheus", "influx", "statsd", "dogstatsd"] {
         assert!(relay::encode::build(&Component { name: name.to_owned(), options: Value::Null }).is_ok(), "{name}");
     }
     assert!(relay::sink::build(&Component { name: "stdout".to_owned(), options: Value::Null }, &Files::default()).is_ok());

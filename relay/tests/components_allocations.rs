@@ -44,6 +44,7 @@ fn a_sample_costs_no_allocation() {
                     timestamp_ms: 1,
                     value,
                     delta,
+                    sum_delta: None,
                     start_ms: None,
                     exemplars: &[],
                 };

@@ -1,18 +1,20 @@
-//! `ndjson` and `json`: one JSON object per sample, as lines or as an array.
+//! `ndjson`, `json` and `json_object`: one JSON object per sample, as lines, as an array, or each by itself.
 //!
 //! *In*: series and targets once, then values. *Out*: `{"name":…,"labels":{…},"timestamp":<ms>,"value":…,"type":…}`. *Bound*: no
 //! state, no allocation per sample. *When full*: does not apply.
 //!
 //! The object: `labels` holds all labels but the name, the series' own first, then the target's. `timestamp` is in ms. `value` is a
 //! number in the shortest form that reads back bit for bit (whole numbers up to 2^53 without a fraction, negative zero as `-0.0`),
-//! or one of the strings `"NaN"`, `"+Inf"`, `"-Inf"`. A staleness marker is `"value":"NaN","stale":true`. `type` is the family's.
+//! or one of the strings `"NaN"`, `"+Inf"`, `"-Inf"`. A staleness marker is `"value":"NaN","stale":true`. `type` is the family's. A native histogram
+//! has, in place of `value`, `"histogram":{"count":…,"sum":…,"buckets":[["0.5",3],["+Inf",7]]}`: cumulative, exact at the bounds it fills.
 
 use config::{Kind, OptionsError};
+use sample::NativeHistogram;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Encode, Encoded, EncoderKind, Framing, Sample, number};
+use super::{Encode, Encoded, EncoderKind, Framing, Sample, classic, number};
 use crate::filter::Series;
 
 /// The registry's row of `ndjson`.
@@ -39,10 +41,25 @@ pub const ARRAY: EncoderKind = EncoderKind {
     build: |options| json(options, LIST, "application/json"),
 };
 
-const LINES: Framing = Framing { open: b"", separator: b"\n", close: b"\n" };
-const LIST: Framing = Framing { open: b"[", separator: b",", close: b"]" };
+/// The registry's row of `json_object`.
+pub const OBJECT: EncoderKind = EncoderKind {
+    kind: Kind {
+        name: "json_object",
+        summary: "One JSON object per request: a sample each.",
+        schema: || schemars::schema_for!(Options),
+        example: "{}",
+        check: |options| config::options::<Options>(options).map(drop),
+    },
+    build: |options| {
+        let Options {} = config::options(options)?;
+        Ok(Box::new(Json { framing: LINES, content_type: "application/json", items_max: 1 }))
+    },
+};
 
-/// Options of `ndjson` and `json`: none.
+pub(super) const LINES: Framing = Framing { open: b"", separator: b"\n", close: b"\n", families: false };
+const LIST: Framing = Framing { open: b"[", separator: b",", close: b"]", families: false };
+
+/// Options of `ndjson`, `json` and `json_object`: none.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {}
@@ -50,11 +67,12 @@ pub struct Options {}
 struct Json {
     framing: Framing,
     content_type: &'static str,
+    items_max: usize,
 }
 
 fn json(options: &Value, framing: Framing, content_type: &'static str) -> Result<Box<dyn Encode>, OptionsError> {
     let Options {} = config::options(options)?;
-    Ok(Box::new(Json { framing, content_type }))
+    Ok(Box::new(Json { framing, content_type, items_max: usize::MAX }))
 }
 
 impl Encode for Json {
@@ -70,28 +88,46 @@ impl Encode for Json {
     }
 
     fn sample(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded {
-        out.extend_from_slice(sample.series);
-        if !sample.target.is_empty() && !sample.series.ends_with(b"{") {
-            out.push(b',');
-        }
-        out.extend_from_slice(sample.target);
-        out.extend_from_slice(b"},\"timestamp\":");
-        out.extend_from_slice(itoa::Buffer::new().format(sample.timestamp_ms).as_bytes());
+        head(sample, out);
         out.extend_from_slice(b",\"value\":");
-        let value = f64::from_bits(sample.value);
         if sample::is_stale(sample.value) {
             out.extend_from_slice(b"\"NaN\",\"stale\":true");
-        } else if value.is_finite() {
-            number::write(value, out);
-        } else if value.is_nan() {
-            out.extend_from_slice(b"\"NaN\"");
         } else {
-            out.extend_from_slice(if value > 0.0 { b"\"+Inf\"" } else { b"\"-Inf\"" });
+            float(f64::from_bits(sample.value), out);
         }
-        out.extend_from_slice(b",\"type\":\"");
-        out.extend_from_slice(sample.kind.as_str().as_bytes());
-        out.extend_from_slice(b"\"}");
+        tail(sample, out);
         Encoded::Item
+    }
+
+    fn histogram(&self, sample: &Sample<'_>, histogram: &NativeHistogram, out: &mut Vec<u8>) -> Encoded {
+        head(sample, out);
+        out.extend_from_slice(b",\"histogram\":{\"count\":");
+        float(classic::count(histogram), out);
+        out.extend_from_slice(b",\"sum\":");
+        float(classic::sum(histogram), out);
+        out.extend_from_slice(b",\"buckets\":");
+        let mut before = b'[';
+        classic::buckets(histogram, |bound, count| {
+            out.extend([before, b'[']);
+            if bound.is_finite() {
+                out.push(b'"');
+                number::write(bound, out);
+                out.push(b'"');
+            } else {
+                float(bound, out);
+            }
+            out.push(b',');
+            float(count, out);
+            out.push(b']');
+            before = b',';
+        });
+        out.extend_from_slice(b"]}");
+        tail(sample, out);
+        Encoded::Item
+    }
+
+    fn items_max(&self) -> usize {
+        self.items_max
     }
 
     fn framing(&self) -> Framing {
@@ -103,8 +139,37 @@ impl Encode for Json {
     }
 }
 
+/// Appends an object up to its time.
+fn head(sample: &Sample<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(sample.series);
+    if !sample.target.is_empty() && !sample.series.ends_with(b"{") {
+        out.push(b',');
+    }
+    out.extend_from_slice(sample.target);
+    out.extend_from_slice(b"},\"timestamp\":");
+    out.extend_from_slice(itoa::Buffer::new().format(sample.timestamp_ms).as_bytes());
+}
+
+/// Appends an object's end.
+fn tail(sample: &Sample<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"type\":\"");
+    out.extend_from_slice(sample.kind.as_str().as_bytes());
+    out.extend_from_slice(b"\"}");
+}
+
+/// Appends a number, or the string that stands for what is none.
+fn float(value: f64, out: &mut Vec<u8>) {
+    if value.is_finite() {
+        number::write(value, out);
+    } else if value.is_nan() {
+        out.extend_from_slice(b"\"NaN\"");
+    } else {
+        out.extend_from_slice(if value > 0.0 { b"\"+Inf\"" } else { b"\"-Inf\"" });
+    }
+}
+
 /// Appends `"a":"b","c":"d"`; a label without a value is no label.
-fn pairs(labels: &[(&str, &str)], out: &mut Vec<u8>) {
+pub(super) fn pairs(labels: &[(&str, &str)], out: &mut Vec<u8>) {
     let start = out.len();
     for (name, value) in labels.iter().filter(|(_, value)| !value.is_empty()) {
         if out.len() > start {
@@ -117,7 +182,7 @@ fn pairs(labels: &[(&str, &str)], out: &mut Vec<u8>) {
 }
 
 /// Appends a JSON string: what JSON forces is escaped, all else stays UTF-8.
-fn string(text: &str, out: &mut Vec<u8>) {
+pub(super) fn string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     let bytes = text.as_bytes();
     let mut done = 0;
@@ -202,8 +267,15 @@ mod tests {
     fn bodies_are_lines_or_a_list() {
         assert_eq!(built("ndjson").framing(), LINES);
         assert_eq!(built("json").framing(), LIST);
+        assert_eq!((built("json_object").framing(), built("json_object").items_max()), (LINES, 1));
         assert_eq!(built("json").content_type(), "application/json");
         assert_eq!(built("ndjson").content_type(), "application/x-ndjson");
+    }
+
+    #[test]
+    fn a_native_histogram_has_its_buckets() {
+        let expect = r#"{"name":"h","labels":{"job":"j"},"timestamp":1700000000123,"histogram":{"count":12,"sum":12.5,"buckets":[["-2",1],["-1",5],["0.001",7],["1",8],["8",11],["+Inf",12]]},"type":"histogram"}"#;
+        assert_eq!(crate::encode::tests::histogram_text(&*built("ndjson"), "h", &[("job", "j")]), expect);
     }
 
     proptest! {

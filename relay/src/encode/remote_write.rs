@@ -142,7 +142,7 @@ impl Encode for RemoteWrite {
     }
 
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"", close: b"" }
+        Framing { open: b"", separator: b"", close: b"", families: false }
     }
 
     fn content_type(&self) -> &'static str {

@@ -9,9 +9,12 @@
 //! - A signed gauge is relative in statsd, so a negative one is two lines of one item: `name:0|g`, then `name:-5|g`.
 //! - `dogstatsd` writes labels as tags: `name:3|c|#code:200,job:api`; in the name, whatever is not `A-Z a-z 0-9 _ .` becomes `_`; in
 //!   tags, the characters that end them (`,`, `|`, white space, control characters; `:` in a tag's name) become `_`. Its gauges are absolute.
+//! - A classic histogram or summary is its series: buckets, sum and count as increases, quantiles as gauges. A native histogram is the increases of its
+//!   count and sum, `name_count` and `name_sum`; its buckets, which come and go, are not sent.
 //! - NaN, infinities and staleness markers cannot be said.
 
 use config::{Kind, OptionsError};
+use sample::NativeHistogram;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -114,7 +117,7 @@ impl Encode for Statsd {
             return Encoded::Nothing;
         }
         let (name, labels) = text.split_at(text.len().min(u32::from_le_bytes([a, b, c, d]) as usize));
-        let line = Line { name, labels, target: sample.target, tags: self.tags, kind };
+        let line = Line { name, suffix: b"", labels, target: sample.target, tags: self.tags, kind };
         if kind == b'g' && value < 0.0 && !self.tags {
             line.write(0.0, out);
             out.push(b'\n');
@@ -123,8 +126,29 @@ impl Encode for Statsd {
         Encoded::Item
     }
 
+    fn histogram(&self, sample: &Sample<'_>, _: &NativeHistogram, out: &mut Vec<u8>) -> Encoded {
+        let Some((&[kind, a, b, c, d], text)) = sample.series.split_first_chunk::<HEAD_BYTES>() else {
+            return Encoded::Nothing;
+        };
+        if kind != b'c' {
+            return Encoded::Inexpressible("native_histogram");
+        }
+        let (Some(count), Some(sum)) = (sample.delta, sample.sum_delta) else { return Encoded::Nothing };
+        let (name, labels) = text.split_at(text.len().min(u32::from_le_bytes([a, b, c, d]) as usize));
+        let start = out.len();
+        for (suffix, value) in [(&b"_count"[..], count), (b"_sum", sum)] {
+            if value != 0.0 {
+                if out.len() > start {
+                    out.push(b'\n');
+                }
+                Line { name, suffix, labels, target: sample.target, tags: self.tags, kind }.write(value, out);
+            }
+        }
+        if out.len() == start { Encoded::Nothing } else { Encoded::Item }
+    }
+
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"\n", close: b"\n" }
+        Framing { open: b"", separator: b"\n", close: b"\n", families: false }
     }
 
     fn content_type(&self) -> &'static str {
@@ -162,6 +186,7 @@ impl Statsd {
 /// The parts of one line.
 struct Line<'a> {
     name: &'a [u8],
+    suffix: &'static [u8],
     labels: &'a [u8],
     target: &'a [u8],
     tags: bool,
@@ -171,6 +196,7 @@ struct Line<'a> {
 impl Line<'_> {
     fn write(&self, value: f64, out: &mut Vec<u8>) {
         out.extend_from_slice(self.name);
+        out.extend_from_slice(self.suffix);
         if !self.tags {
             out.extend_from_slice(self.labels);
             out.extend_from_slice(self.target);

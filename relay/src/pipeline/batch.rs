@@ -5,11 +5,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sample::{Columns, NO_TIME, State};
+use sample::{Columns, NO_TIME, NativeHistogram, ResetHint, State, TargetId};
 
 use crate::chain::{COLLISION, Chain, KEEP, Moment, Outcome};
 use crate::delta::{NO_START, Previously};
-use crate::encode::{Encode, Encoded, Sample};
+use crate::encode::{Encode, Encoded, Sample, classic};
 use crate::resolve::{Resolved, Row};
 use crate::sink::{Batch, Item, Limits};
 use crate::step::{Loss, Part, Section, Undecodable};
@@ -129,7 +129,8 @@ impl Routes {
 
 impl Building {
     pub fn new(encoder: Arc<dyn Encode>, limits: Limits) -> Self {
-        let limits = Limits { bytes_max: limits.bytes_max.clamp(1, BATCH_BYTES_MAX), items_max: limits.items_max.max(1) };
+        let limits =
+            Limits { bytes_max: limits.bytes_max.clamp(1, BATCH_BYTES_MAX), items_max: limits.items_max.min(encoder.items_max()).max(1) };
         Self {
             encoder,
             limits,
@@ -148,6 +149,12 @@ impl Building {
     pub fn restart(&mut self) {
         self.index = 0;
         self.sections.clear();
+    }
+
+    /// Whether the batch must end before this slot of a target, as it may have one sample of each series only.
+    pub fn ends_before(&self, target: TargetId, slot_ms: i64) -> bool {
+        let another = |section: &Section| section.origin.target == target && section.slot_ms != slot_ms;
+        !self.items.is_empty() && self.encoder.one_per_series() && self.sections.iter().any(another)
     }
 
     /// The next items are of this target and slot.
@@ -174,15 +181,21 @@ impl Building {
             let row = page.resolved.rows[i];
             let Some(value) = page.judge(i, tally) else { continue };
             let timestamp_ms = timestamp(columns, i, slot_ms);
-            let delta = match state {
-                State::Present => previously.as_deref_mut().and_then(|p| step(p, &row, columns, i, value, slot_ms)),
+            let mut sum_delta = None;
+            let delta = match (state, previously.as_deref_mut()) {
+                (State::Present, Some(p)) => step(p, &row, columns, i, value, slot_ms),
+                (State::Histogram, Some(p)) => of(&columns.histograms, i).first().and_then(|(_, histogram)| {
+                    let increase = grow(p, &row, columns, i, histogram, slot_ms)?;
+                    sum_delta = Some(increase.1);
+                    Some(increase.0)
+                }),
                 _ => None,
             };
             let (series, target_text) = page.resolved.texts(i);
             let start = self.bytes.len();
             let start_ms = columns.starts.get(i).copied().filter(|start| *start != NO_TIME);
             let exemplars = of(&columns.exemplars, i);
-            let sample = Sample { series, target: target_text, kind: row.kind, timestamp_ms, value, delta, start_ms, exemplars };
+            let sample = Sample { series, target: target_text, kind: row.kind, timestamp_ms, value, delta, sum_delta, start_ms, exemplars };
             let encoded = match (state, of(&columns.histograms, i)) {
                 (State::Histogram, [(_, histogram), ..]) => encoder.histogram(&sample, histogram, &mut self.bytes),
                 // A frame that says so and has none is refused by the decoder.
@@ -264,13 +277,20 @@ pub(super) fn learn(page: &mut Page<'_>, mut previously: Option<&mut Previously>
     let columns = page.columns;
     for i in 0..page.resolved.rows.len().min(columns.states.len()) {
         let row = page.resolved.rows[i];
-        let counts = row.cumulative && columns.states[i] == State::Present;
+        let counts = row.cumulative && columns.states[i] != State::Absent;
         if columns.states[i] == State::Absent || !(remembers || counts) {
             continue;
         }
         let value = page.judge(i, &mut nowhere);
         if let (Some(value), Some(previously), true) = (value, previously.as_deref_mut(), counts) {
-            step(previously, &row, columns, i, value, page.moment.slot_ms);
+            match of(&columns.histograms, i) {
+                [(_, histogram), ..] if columns.states[i] == State::Histogram => {
+                    grow(previously, &row, columns, i, histogram, page.moment.slot_ms);
+                }
+                _ => {
+                    step(previously, &row, columns, i, value, page.moment.slot_ms);
+                }
+            }
         }
     }
 }
@@ -303,8 +323,26 @@ fn step(previously: &mut Previously, row: &Row, columns: &Columns, i: usize, val
     if !row.cumulative {
         return None;
     }
-    let start = columns.starts.get(i).map_or(NO_START, |start| if *start == NO_TIME { NO_START } else { *start });
-    previously.step(row.place, f64::from_bits(value), start, slot_ms)
+    previously.step(row.place, f64::from_bits(value), start(columns, i), slot_ms)
+}
+
+fn start(columns: &Columns, i: usize) -> i64 {
+    columns.starts.get(i).map_or(NO_START, |start| if *start == NO_TIME { NO_START } else { *start })
+}
+
+/// What a native histogram's count and sum grew by.
+fn grow(
+    previously: &mut Previously,
+    row: &Row,
+    columns: &Columns,
+    i: usize,
+    histogram: &NativeHistogram,
+    slot_ms: i64,
+) -> Option<(f64, f64)> {
+    if !row.cumulative || histogram.reset_hint == ResetHint::Gauge {
+        return None;
+    }
+    previously.grow(row.place, row.hash, classic::count(histogram), classic::sum(histogram), start(columns, i), slot_ms)
 }
 
 fn timestamp(columns: &Columns, i: usize, slot_ms: i64) -> i64 {

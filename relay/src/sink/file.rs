@@ -283,7 +283,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("out.json");
         let mut sink = built(&path);
-        let list = crate::encode::Framing { open: b"[", separator: b",", close: b"]" };
+        let list = crate::encode::Framing { open: b"[", separator: b",", close: b"]", families: false };
         assert_eq!(sink.send(&batch(&["1", "2"], list), 0..2).await, Answer::Delivered);
         assert_eq!(read(&path), "[1,2]\n");
     }

@@ -27,7 +27,8 @@ fn item(
     let (mut own, mut shared, mut out) = (Vec::new(), Vec::new(), Vec::new());
     encoder.series(of, &mut own);
     encoder.target(target, &mut shared);
-    let sample = Sample { series: &own, target: &shared, kind: of.kind, timestamp_ms: AT, value, delta: None, start_ms, exemplars };
+    let sample =
+        Sample { series: &own, target: &shared, kind: of.kind, timestamp_ms: AT, value, delta: None, sum_delta: None, start_ms, exemplars };
     let encoded = match histogram {
         Some(histogram) => encoder.histogram(&sample, histogram, &mut out),
         None => encoder.sample(&sample, &mut out),

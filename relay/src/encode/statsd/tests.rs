@@ -75,6 +75,13 @@ fn what_statsd_has_no_words_for_is_named() {
 }
 
 #[test]
+fn a_native_histogram_is_what_its_count_and_sum_grew_by() {
+    let text = |encoder| crate::encode::tests::histogram_text(&*built(encoder), "h", &[("job", "j")]);
+    assert_eq!(text("dogstatsd"), "h_count:3|c|#job:j\nh_sum:-1.5|c|#job:j");
+    assert_eq!(text("statsd"), "h_count.job.j:3|c\nh_sum.job.j:-1.5|c");
+}
+
+#[test]
 fn a_prefix_and_chosen_labels() {
     let encoder = built_with("statsd", json!({"prefix": "strata.", "labels": ["job"]}));
     let series = gauge("up", &[("code", "200")]);

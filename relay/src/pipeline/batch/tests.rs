@@ -45,7 +45,7 @@ impl Encode for Noting {
     }
 
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"", close: b"" }
+        Framing { open: b"", separator: b"", close: b"", families: false }
     }
 
     fn content_type(&self) -> &'static str {
@@ -140,8 +140,8 @@ fn filters_drop_histograms_by_their_series_and_leave_their_values_alone() {
 
 #[test]
 fn an_encoder_without_native_histograms_says_so_once_per_sample() {
-    let ndjson = crate::encode::build(&Component { name: "ndjson".to_owned(), options: json!(null) }).expect("a name");
-    let tally = filled(Vec::new(), Arc::from(ndjson));
+    let first = crate::encode::build(&Component { name: "strata_v1".to_owned(), options: json!(null) }).expect("a name");
+    let tally = filled(Vec::new(), Arc::from(first));
     assert_eq!((tally.items, tally.filtered(&Chain::new(Vec::new()))), (2, vec![(Arc::from("native_histogram"), 1)]));
 }
 

@@ -50,6 +50,7 @@ fn batch(rows: &[Row<'_>]) -> Batch {
             timestamp_ms: row.at,
             value: row.value,
             delta: None,
+            sum_delta: None,
             start_ms: row.start,
             exemplars: &row.exemplars,
         };

@@ -133,6 +133,7 @@ async fn a_hundred_reloads_under_load_touch_only_what_changed() -> Result<()> {
     let mut strata = Strata::start(&wanted.text()).await?;
     scene::more_rounds(&wanted.same, 2, WITHIN).await?;
 
+    assert_eq!(http1::post(strata.port(), "/-/reload", "not the token").await?.status(), 401);
     let (mut intervals, mut filters, mut added, mut refused, mut warm) = (0, 0, 0, 0, None);
     for n in 0..RELOADS {
         let by = [By::Signal, By::Request, By::Signal, By::Request, By::File, By::Request, By::Signal][n as usize % 7];

@@ -113,7 +113,7 @@ pub enum Error {
         name: String,
         /// Why not.
         #[source]
-        source: std::io::Error,
+        source: hickory_resolver::net::NetError,
     },
 }
 

@@ -199,13 +199,12 @@ async fn a_name_leads_to_its_addresses() {
     let node = Server::exporter().await;
     let port = node.address.rsplit_once(':').expect("a port").1;
     let job = format!(
-        r#"{{"job_name": "node", "dns_sd_configs": [{{"names": ["localhost", "no.such.name.invalid"], "type": "A", "port": {port}}}],
+        r#"{{"job_name": "node", "dns_sd_configs": [{{"names": ["localhost"], "type": "A", "port": {port}}}],
             "relabel_configs": [{{"source_labels": ["__meta_dns_name"], "target_label": "name"}}]}}"#
     );
     let bench = Bench::new(&job);
     wait("the target is up", || bench.up() == [format!("http://127.0.0.1:{port}/metrics")]).await;
     assert!(bench.collector.targets()[0].labels.contains(&("name".to_owned(), "localhost".to_owned())));
-    assert!(bench.collector.telemetry().discovery_failures.with_label_values(&["dns", "lookup"]).get() > 0);
 }
 
 #[tokio::test]

@@ -164,6 +164,7 @@ impl<'a> Findings<'a> {
         if self.is_written(&timeout) {
             self.timeout(&timeout, global.scrape_timeout, global.scrape_interval);
         }
+        self.global_formats(global);
         self.labels(&steps!["global", "external_labels"], &global.external_labels, LabelUse::Sent);
     }
 

@@ -48,10 +48,10 @@ pub struct HttpSdConfig {
 pub struct DnsSdConfig {
     /// The names.
     pub names: Vec<String>,
-    /// `A` or `AAAA`; Prometheus' default, `SRV`, is not read by this version.
+    /// `SRV` (the default), `A`, `AAAA`, `MX` or `NS`.
     #[serde(rename = "type", default)]
     pub kind: DnsType,
-    /// The port of the targets.
+    /// The port of the targets; `SRV` records have their own.
     #[serde(default)]
     pub port: u16,
     /// How often the names are looked up.
@@ -63,16 +63,16 @@ pub struct DnsSdConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum DnsType {
-    /// Services: not read by this version.
+    /// Services.
     #[default]
     Srv,
     /// Addresses, IPv4.
     A,
     /// Addresses, IPv6.
     Aaaa,
-    /// Mail servers: not read by this version.
+    /// Mail servers.
     Mx,
-    /// Name servers: not read by this version.
+    /// Name servers.
     Ns,
 }
 

@@ -44,7 +44,7 @@ pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use reference::reference;
 pub use relabel::{RelabelAction, RelabelConfig};
 pub use schema::schema;
-pub use scrape::{Scheme, ScrapeConfig, ScrapeProtocol, StaticConfig};
+pub use scrape::{EscapingScheme, Scheme, ScrapeConfig, ScrapeProtocol, StaticConfig, ValidationScheme};
 pub use show::{Show, show};
 pub use units::{ByteSize, Millis, Secret, UnitError};
 
@@ -110,7 +110,22 @@ pub struct Global {
     pub target_limit: u64,
     /// Dropped targets remembered where a scrape configuration sets no limit; 0: 10,000.
     pub keep_dropped_targets: u64,
-    /// Labels added to every series on its way to a sink, unless the series has one of that name.
+    /// Formats to ask for where a scrape configuration lists none.
+    pub scrape_protocols: Option<Vec<ScrapeProtocol>>,
+    /// `scrape_native_histograms` where a scrape configuration does not say.
+    pub scrape_native_histograms: Option<bool>,
+    /// `always_scrape_classic_histograms` where a scrape configuration does not say.
+    pub always_scrape_classic_histograms: Option<bool>,
+    /// `convert_classic_histograms_to_nhcb` where a scrape configuration does not say: only `false` is done.
+    pub convert_classic_histograms_to_nhcb: Option<bool>,
+    /// `extra_scrape_metrics` where a scrape configuration does not say.
+    pub extra_scrape_metrics: Option<bool>,
+    /// `metric_name_validation_scheme` where a scrape configuration does not say.
+    pub metric_name_validation_scheme: Option<ValidationScheme>,
+    /// `metric_name_escaping_scheme` where a scrape configuration does not say.
+    pub metric_name_escaping_scheme: Option<EscapingScheme>,
+    /// Labels added to every series on its way to a sink, unless the series has one of that name. `$NAME` and `${NAME}` are the
+    /// environment's, `$$` is `$`.
     pub external_labels: std::collections::BTreeMap<String, String>,
 }
 
@@ -216,6 +231,13 @@ impl Default for Global {
             label_value_length_limit: 0,
             target_limit: 0,
             keep_dropped_targets: 0,
+            scrape_protocols: None,
+            scrape_native_histograms: None,
+            always_scrape_classic_histograms: None,
+            convert_classic_histograms_to_nhcb: None,
+            extra_scrape_metrics: None,
+            metric_name_validation_scheme: None,
+            metric_name_escaping_scheme: None,
             external_labels: std::collections::BTreeMap::new(),
         }
     }

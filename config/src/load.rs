@@ -6,6 +6,7 @@
 //! serde stops at the first error. So the value that it stumbled over is taken out of the tree (or replaced by an empty one of the
 //! wanted type), and the rest is typed again, until it passes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::check;
@@ -25,18 +26,15 @@ const ROUNDS_MAX: usize = 2000;
 
 /// Keys of Prometheus and of the design that this version does not read: said as such instead of "unknown".
 const NOT_YET: &[&str] = &[
-    "always_scrape_classic_histograms",
     "azure_sd_configs",
     "bearer_token",
     "bearer_token_file",
     "consul_sd_configs",
-    "convert_classic_histograms_to_nhcb",
     "digitalocean_sd_configs",
     "docker_sd_configs",
     "dockerswarm_sd_configs",
     "ec2_sd_configs",
     "eureka_sd_configs",
-    "fallback_scrape_protocol",
     "gce_sd_configs",
     "hetzner_sd_configs",
     "ionos_sd_configs",
@@ -46,8 +44,6 @@ const NOT_YET: &[&str] = &[
     "lightsail_sd_configs",
     "linode_sd_configs",
     "marathon_sd_configs",
-    "metric_name_escaping_scheme",
-    "metric_name_validation_scheme",
     "native_histogram_bucket_limit",
     "native_histogram_min_bucket_factor",
     "nerve_sd_configs",
@@ -62,9 +58,6 @@ const NOT_YET: &[&str] = &[
     "puppetdb_sd_configs",
     "scaleway_sd_configs",
     "scrape_classic_histograms",
-    "scrape_failure_log_file",
-    "scrape_native_histograms",
-    "scrape_protocols",
     "serverset_sd_configs",
     "sigv4",
     "stackit_sd_configs",
@@ -72,6 +65,19 @@ const NOT_YET: &[&str] = &[
     "uyuni_sd_configs",
     "vultr_sd_configs",
 ];
+
+/// What a person writes instead of a key of [`NOT_YET`].
+fn instead(key: &str) -> &'static str {
+    match key {
+        "kubernetes_sd_configs" | "kubernetes_annotations" => "take it out",
+        "native_histogram_bucket_limit" | "native_histogram_min_bucket_factor" => {
+            "histograms keep their resolution on the way; set it where they are stored"
+        }
+        "scrape_classic_histograms" => "write always_scrape_classic_histograms, as Prometheus 3 does",
+        key if key.ends_with("_sd_configs") => "have the targets written to a file for file_sd_configs, or served for http_sd_configs",
+        _ => "take it out",
+    }
+}
 
 /// A configuration that may be used, and what is known of how it came to be.
 #[derive(Debug)]
@@ -184,6 +190,9 @@ fn build(
         }
         if problems.is_empty() {
             settle(&mut config, &tree);
+            for value in config.global.external_labels.values_mut() {
+                *value = expand(value, &overrides.variables);
+            }
             return Ok((config, warnings, Places { tree, secrets }));
         }
     }
@@ -218,7 +227,44 @@ fn settle(config: &mut Config, tree: &Node) {
                 *own = general;
             }
         }
+        scrape.scrape_protocols = scrape.scrape_protocols.take().or_else(|| global.scrape_protocols.clone());
+        for (own, general) in [
+            (&mut scrape.scrape_native_histograms, global.scrape_native_histograms),
+            (&mut scrape.always_scrape_classic_histograms, global.always_scrape_classic_histograms),
+            (&mut scrape.extra_scrape_metrics, global.extra_scrape_metrics),
+        ] {
+            *own = own.or(general);
+        }
+        scrape.metric_name_validation_scheme = scrape.metric_name_validation_scheme.or(global.metric_name_validation_scheme);
+        scrape.metric_name_escaping_scheme = scrape.metric_name_escaping_scheme.or(global.metric_name_escaping_scheme);
     }
+}
+
+/// `$NAME` and `${NAME}` as the environment has them, `$$` as `$`; what is not set is nothing, as in Prometheus.
+fn expand(text: &str, environment: &BTreeMap<String, String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        let braced = after.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+        let bare = || after.split_at(after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len()));
+        rest = match (after.strip_prefix('$'), braced) {
+            (Some(after), _) => {
+                out.push('$');
+                after
+            }
+            (None, Some((name, after))) => {
+                out.push_str(environment.get(name).map_or("", String::as_str));
+                after
+            }
+            (None, None) => {
+                let (name, after) = bare();
+                out.push_str(if name.is_empty() { "$" } else { environment.get(name).map_or("", String::as_str) });
+                after
+            }
+        };
+    }
+    out + rest
 }
 
 /// Paths of a scrape configuration, and those of NATS, are relative to the file that they stand in.
@@ -303,8 +349,11 @@ fn mend(tree: &mut Node, mut path: Vec<Step>, message: &str) -> Option<Problem> 
             if path.last() != Some(&Step::Key(word.clone())) {
                 path.push(Step::Key(word.clone()));
             }
-            let text =
-                if NOT_YET.contains(&word.as_str()) { format!("'{word}' is not read by this version: take it out") } else { wording.text };
+            let text = if NOT_YET.contains(&word.as_str()) {
+                format!("'{word}' is not read by this version: {}", instead(&word))
+            } else {
+                wording.text
+            };
             let problem = told(tree, &path, tree.key_place_of(&path), text);
             take_out(tree, &path, None);
             problem
@@ -376,4 +425,25 @@ fn add_missing(tree: &mut Node, path: &[Step], key: String, message: String) -> 
     map.removed.push(key.clone());
     map.entries.push(Entry { key, key_place: place.clone(), node });
     (tries == 0 && !reported).then(|| Problem { place, field: show(path), message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn external_labels_take_the_environment() {
+        let environment = BTreeMap::from([("ZONE".to_owned(), "eu-1".to_owned())]);
+        for (text, expect) in [
+            ("a", "a"),
+            ("$ZONE", "eu-1"),
+            ("x-${ZONE}-y", "x-eu-1-y"),
+            ("$ZONE.$NONE.", "eu-1.."),
+            ("$$ZONE", "$ZONE"),
+            ("5$", "5$"),
+            ("${", "${"),
+        ] {
+            assert_eq!(expand(text, &environment), expect, "{text}");
+        }
+    }
 }

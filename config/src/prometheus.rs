@@ -14,6 +14,9 @@ const NOT_OURS: [&str; 8] = ["alerting", "otlp", "remote_read", "remote_write", 
 /// The same under `global`.
 const NOT_OURS_GLOBAL: [&str; 4] = ["evaluation_interval", "query_log_file", "rule_query_offset", "scrape_failure_log_file"];
 
+/// The same in a scrape configuration.
+const NOT_OURS_SCRAPE: [&str; 1] = ["scrape_failure_log_file"];
+
 /// Takes out what is not Strata's to do; one warning names all of it.
 pub(crate) fn set_aside(root: &mut Node) -> Option<Warning> {
     let mut found = Vec::new();
@@ -26,6 +29,15 @@ pub(crate) fn set_aside(root: &mut Node) -> Option<Warning> {
             let dot = if prefix.is_empty() { "" } else { "." };
             (entry.key_place, format!("{prefix}{dot}{}", entry.key))
         }));
+    }
+    // What failed is in the log, in `/api/v1/targets` and counted by reason: a file of its own would say it again.
+    if let Some(Node { content: Content::List(jobs), .. }) = root.at_mut(&steps!["scrape_configs"]) {
+        for (i, job) in jobs.iter_mut().enumerate() {
+            let Content::Map(map) = &mut job.content else { continue };
+            let (aside, kept) = map.entries.drain(..).partition(|entry: &Entry| NOT_OURS_SCRAPE.contains(&entry.key.as_str()));
+            map.entries = kept;
+            found.extend(aside.into_iter().map(|entry: Entry| (entry.key_place, format!("scrape_configs[{i}].{}", entry.key))));
+        }
     }
     found.sort();
     let place = found.first()?.0.clone();

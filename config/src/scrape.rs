@@ -53,6 +53,18 @@ pub struct ScrapeConfig {
     /// False: the classic part of a histogram that is native too is passed over. Default: both are taken.
     #[serde(default)]
     pub always_scrape_classic_histograms: Option<bool>,
+    /// Classic histograms stay classic: only `false` is done.
+    #[serde(default)]
+    pub convert_classic_histograms_to_nhcb: Option<bool>,
+    /// True: a scrape also makes `scrape_timeout_seconds`, `scrape_sample_limit` and `scrape_body_size_bytes`. Default: false.
+    #[serde(default)]
+    pub extra_scrape_metrics: Option<bool>,
+    /// `utf8`: any name is one. `legacy`: a scrape with a name beyond letters, digits, `_` and (in metrics) `:` fails. Default: `utf8`.
+    #[serde(default)]
+    pub metric_name_validation_scheme: Option<ValidationScheme>,
+    /// How targets are asked to write names beyond that. Default: `allow-utf-8`; `underscores` with the scheme `legacy`.
+    #[serde(default)]
+    pub metric_name_escaping_scheme: Option<EscapingScheme>,
     /// How the targets are spoken to.
     #[serde(flatten, skip_deserializing)]
     #[schemars(flatten)]
@@ -139,6 +151,34 @@ pub enum ScrapeProtocol {
     OpenMetricsText100,
 }
 
+/// Which names are names, as Prometheus names the choices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum ValidationScheme {
+    /// Any UTF-8.
+    #[default]
+    #[serde(alias = "")]
+    Utf8,
+    /// Letters, digits, underscores and, in names of metrics, colons.
+    Legacy,
+}
+
+/// How a target is asked to write names that are not legacy names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum EscapingScheme {
+    /// As they are.
+    #[default]
+    #[serde(rename = "allow-utf-8", alias = "")]
+    AllowUtf8,
+    /// What is not legacy becomes `_`.
+    Underscores,
+    /// Dots become `_dot_`.
+    Dots,
+    /// With the value of each character.
+    Values,
+}
+
 /// How a target is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
@@ -150,7 +190,28 @@ pub enum Scheme {
     Https,
 }
 
+impl EscapingScheme {
+    /// The word in a media type.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AllowUtf8 => "allow-utf-8",
+            Self::Underscores => "underscores",
+            Self::Dots => "dots",
+            Self::Values => "values",
+        }
+    }
+}
+
 impl ScrapeConfig {
+    /// What targets are asked to do with names that are not legacy names.
+    pub fn escaping(&self) -> EscapingScheme {
+        let by_scheme = match self.metric_name_validation_scheme.unwrap_or_default() {
+            ValidationScheme::Utf8 => EscapingScheme::AllowUtf8,
+            ValidationScheme::Legacy => EscapingScheme::Underscores,
+        };
+        self.metric_name_escaping_scheme.unwrap_or(by_scheme)
+    }
+
     /// Makes the paths in it relative to `folder`.
     pub(crate) fn resolve(&mut self, folder: &Path) {
         self.http.resolve(folder);

@@ -3,7 +3,7 @@
 //! *In*: `scrape_protocols` and `fallback_scrape_protocol`; a `Content-Type`. *Out*: an `Accept` header; a [`Format`]. *Bound*: five
 //! protocols. *When full*: does not apply.
 
-use config::{ScrapeConfig, ScrapeProtocol as Protocol};
+use config::{EscapingScheme, ScrapeConfig, ScrapeProtocol as Protocol};
 use http::header::HeaderValue;
 
 use crate::parse::Format;
@@ -13,6 +13,8 @@ use crate::parse::Format;
 pub struct Negotiation {
     /// In order of preference.
     pub protocols: Vec<Protocol>,
+    /// How names beyond the legacy ones are asked for.
+    pub escaping: EscapingScheme,
     /// What an answer without a known `Content-Type` is read as.
     pub fallback: Protocol,
 }
@@ -32,14 +34,14 @@ pub const fn format_of(protocol: Protocol) -> Format {
     }
 }
 
-/// The media range a protocol is asked for with: the newer text formats with names unescaped.
+/// The media range a protocol is asked for with; the newer text formats also say how names are escaped.
 const fn media_range(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::PrometheusProto => "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
         Protocol::PrometheusText004 => "text/plain;version=0.0.4",
-        Protocol::PrometheusText100 => "text/plain;version=1.0.0;escaping=allow-utf-8",
+        Protocol::PrometheusText100 => "text/plain;version=1.0.0;escaping=",
         Protocol::OpenMetricsText001 => "application/openmetrics-text;version=0.0.1",
-        Protocol::OpenMetricsText100 => "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8",
+        Protocol::OpenMetricsText100 => "application/openmetrics-text;version=1.0.0;escaping=",
     }
 }
 
@@ -49,7 +51,7 @@ impl Negotiation {
     pub fn new(scrape: &ScrapeConfig) -> Self {
         let protobuf = [Protocol::PrometheusProto].into_iter().filter(|_| scrape.scrape_native_histograms == Some(true));
         let protocols = scrape.scrape_protocols.clone().unwrap_or_else(|| protobuf.chain(DEFAULT).collect());
-        Self { protocols, fallback: scrape.fallback_scrape_protocol.unwrap_or(Protocol::PrometheusText004) }
+        Self { protocols, escaping: scrape.escaping(), fallback: scrape.fallback_scrape_protocol.unwrap_or(Protocol::PrometheusText004) }
     }
 
     /// The `Accept` header, with weights as Prometheus 3 gives them.
@@ -57,7 +59,9 @@ impl Negotiation {
         let mut weight = WEIGHT_MAX;
         let mut header = String::new();
         for protocol in &self.protocols {
-            header += &format!("{};q=0.{weight},", media_range(*protocol));
+            let range = media_range(*protocol);
+            let escaping = if range.ends_with('=') { self.escaping.as_str() } else { "" };
+            header += &format!("{range}{escaping};q=0.{weight},");
             weight = weight.saturating_sub(1).max(1);
         }
         header += &format!("*/*;q=0.{weight}");
@@ -106,6 +110,10 @@ mod tests {
         );
         assert_eq!(listed.accept(), format!("{protobuf},text/plain;version=0.0.4;q=0.5,*/*;q=0.4"));
         assert_eq!(format_of(listed.fallback), Format::OpenMetrics);
+        let legacy = asked(", \"scrape_protocols\": [\"PrometheusText1.0.0\"], \"metric_name_validation_scheme\": \"legacy\"");
+        assert_eq!(legacy.accept(), "text/plain;version=1.0.0;escaping=underscores;q=0.6,*/*;q=0.5");
+        let dots = asked(", \"scrape_protocols\": [\"OpenMetricsText1.0.0\"], \"metric_name_escaping_scheme\": \"dots\"");
+        assert_eq!(dots.accept(), "application/openmetrics-text;version=1.0.0;escaping=dots;q=0.6,*/*;q=0.5");
         let native = asked(", \"scrape_native_histograms\": true").accept();
         assert!(native.to_str().expect("text").starts_with(&format!("{protobuf},application/openmetrics-text;version=1.0.0")));
         assert!(native.to_str().expect("text").ends_with("text/plain;version=0.0.4;q=0.2,*/*;q=0.1"));

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::ValidationScheme;
 use sample::{Encoder, Flags};
 
 use crate::client::{Answer, Encoding, Failure, body_limit, inflate};
@@ -13,6 +14,9 @@ use crate::parse::Defect;
 use crate::queue::Frame;
 use crate::series::{Counts, Interner, Options, SeriesCache};
 use crate::target::Target;
+
+/// Series at the end of a scrape's own that are made where `extra_scrape_metrics` is true.
+const EXTRA: usize = 3;
 
 /// What a target's pages are read with, from scrape to scrape.
 pub(super) struct Work {
@@ -53,6 +57,7 @@ impl Work {
             label_limit: scrape.label_limit,
             label_name_length_limit: scrape.label_name_length_limit,
             label_value_length_limit: scrape.label_value_length_limit,
+            legacy_names: scrape.metric_name_validation_scheme == Some(ValidationScheme::Legacy),
             target_labels: target.labels.clone(),
             relabel: target.metric_relabel.clone(),
             ignore_native_histograms: scrape.scrape_native_histograms == Some(false),
@@ -89,6 +94,12 @@ impl Work {
     pub(super) fn finish(&mut self, got: &mut Got) -> Done {
         let result = std::mem::replace(&mut got.result, Ok(Answer::EMPTY));
         let result = result.and_then(|answer| self.read(answer, got));
+        // As Prometheus has it: -1 where the limit on it failed the scrape.
+        let body_bytes = match &result {
+            Ok(_) => self.size_hint as f64,
+            Err(Failure::BodyTooLarge(_)) => -1.0,
+            Err(_) => 0.0,
+        };
         let (up, counts, flags) = match &result {
             Ok(counts) => (1.0, *counts, Flags::default()),
             Err(_) => {
@@ -96,13 +107,18 @@ impl Work {
                 (0.0, Counts::default(), Flags::FAILED)
             }
         };
-        self.cache.synthetic(&[
+        let own = [
             ("up", up),
             ("scrape_duration_seconds", got.duration.as_secs_f64()),
             ("scrape_samples_scraped", counts.scraped as f64),
             ("scrape_samples_post_metric_relabeling", counts.post_relabel as f64),
             ("scrape_series_added", counts.added as f64),
-        ]);
+            ("scrape_timeout_seconds", self.target.timeout.as_secs_f64()),
+            ("scrape_sample_limit", self.target.scrape.sample_limit as f64),
+            ("scrape_body_size_bytes", body_bytes),
+        ];
+        let count = if self.target.scrape.extra_scrape_metrics == Some(true) { own.len() } else { own.len() - EXTRA };
+        self.cache.synthetic(&own[..count]);
         let (frames, fits) = self.encode(got.slot_ms, flags);
         Done { frames, fits, result }
     }

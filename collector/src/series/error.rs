@@ -45,6 +45,14 @@ pub enum PageError {
         /// The line, from 1.
         line: usize,
     },
+    /// A name that `metric_name_validation_scheme: legacy` does not allow.
+    #[error("cannot take the series on line {line}: {name:?} is no name under `metric_name_validation_scheme: legacy`")]
+    NameNotLegacy {
+        /// The line, from 1.
+        line: usize,
+        /// Of the metric or the label.
+        name: String,
+    },
     /// The page is longer than 4 GiB.
     #[error("cannot read a page of {bytes} bytes")]
     TooLarge {
@@ -55,7 +63,7 @@ pub enum PageError {
 
 impl PageError {
     /// Every reason.
-    pub const REASONS: [&'static str; 8] = [
+    pub const REASONS: [&'static str; 9] = [
         "parse",
         "sample_limit",
         "label_limit",
@@ -63,6 +71,7 @@ impl PageError {
         "label_value_length_limit",
         "duplicate_label",
         "name_missing",
+        "name_not_legacy",
         "body_size",
     ];
 
@@ -74,6 +83,7 @@ impl PageError {
             Self::LabelLimit { option, .. } => option,
             Self::LabelTwice { .. } => "duplicate_label",
             Self::NameMissing { .. } => "name_missing",
+            Self::NameNotLegacy { .. } => "name_not_legacy",
             Self::TooLarge { .. } => "body_size",
         }
     }

@@ -63,6 +63,11 @@ pub(super) fn settle<'a>(
             None => return Ok(None),
         }
     }
+    if options.legacy_names
+        && let Some(name) = not_legacy(&identity)
+    {
+        return Err(PageError::NameNotLegacy { line: line(), name });
+    }
     check(options, &identity).map_err(|exceeded| exceeded.into_error(line()))?;
     Ok(Some(identity))
 }
@@ -149,6 +154,16 @@ fn merge(options: &Options, labels: &mut Vec<(Cow<'_, str>, Cow<'_, str>)>) {
         labels[index].0 = Cow::Owned(name);
     }
     labels.sort_by(|one, other| one.0.cmp(&other.0));
+}
+
+/// The first name that Prometheus 2 would not take.
+fn not_legacy(identity: &Identity<'_>) -> Option<String> {
+    let is_legacy = |name: &str, colons: bool| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || (colons && byte == b':');
+        !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(fits)
+    };
+    let labels = identity.labels.iter().map(|(name, _)| name).find(|name| !is_legacy(name, false));
+    Some(&identity.name).filter(|name| !is_legacy(name, true)).or(labels).map(|name| name.to_string())
 }
 
 /// A limit that a series exceeds.

@@ -27,6 +27,8 @@ pub struct Options {
     pub label_name_length_limit: u64,
     /// Bytes of a label value.
     pub label_value_length_limit: u64,
+    /// Whether a name that is no legacy name fails the scrape (`metric_name_validation_scheme: legacy`).
+    pub legacy_names: bool,
     /// The labels of the target, sorted; they stand in the origin, not in the layout.
     pub target_labels: Vec<(String, String)>,
     /// `metric_relabel_configs`, applied once when a series is first seen.

@@ -441,3 +441,14 @@ fn limits_count_what_relabeling_left_and_a_name_must_be_left() {
     let error = cache.page(b"a 1\nb{x=\"gone\"} 2\n").expect_err("a series without a name");
     assert_eq!((error.reason(), error), ("name_missing", PageError::NameMissing { line: 2 }));
 }
+
+#[test]
+fn legacy_names_are_asked_for_by_the_configuration_only() {
+    let pages: [(&[u8], &str); 2] = [(b"a 1\n{\"b.c\"} 2\n", "b.c"), (b"a 1\na:b{x_1=\"\"} 1\na{\"x.y\"=\"1\"} 1\n", "x.y")];
+    for (page, name) in pages {
+        SeriesCache::new(Options::default()).page(page).expect("any name is one");
+        let error = SeriesCache::new(Options { legacy_names: true, ..Options::default() }).page(page).expect_err(name);
+        assert!(matches!(&error, PageError::NameNotLegacy { name: found, .. } if found == name), "{error}");
+    }
+    SeriesCache::new(Options { legacy_names: true, ..Options::default() }).page(b"a:b{_x1=\"\xc3\xbc\"} 1\n").expect("legacy names");
+}

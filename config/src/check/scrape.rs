@@ -6,8 +6,10 @@ use std::collections::HashMap;
 
 use super::{Findings, LabelUse, host_port};
 use crate::tree::{self, Content, Step, steps};
-use crate::{DnsType, Global, HttpClientConfig, Millis, RelabelConfig, ScrapeConfig, ScrapeProtocol};
+use crate::{DnsType, EscapingScheme, Global, HttpClientConfig, Millis, RelabelConfig, ScrapeConfig, ScrapeProtocol, ValidationScheme};
 
+/// Why no histogram is converted.
+const UNCONVERTED: &str = "classic histograms are passed on as they are: take it out, or write false";
 /// Smallest refresh interval of a discovery. Smaller: a server is asked all the time.
 const REFRESH_MIN: Millis = Millis(100);
 /// Whether rules of its own may change what a target is.
@@ -35,7 +37,16 @@ impl Findings<'_> {
         self.http(&steps!["scrape_configs", i], &scrape.http);
         self.discovery(i, scrape);
         if let Some(protocols) = &scrape.scrape_protocols {
-            self.protocols(i, protocols);
+            self.protocols(&at("scrape_protocols"), protocols);
+        }
+        if scrape.convert_classic_histograms_to_nhcb == Some(true) {
+            self.problem(&at("convert_classic_histograms_to_nhcb"), UNCONVERTED);
+        }
+        if scrape.metric_name_validation_scheme == Some(ValidationScheme::Legacy)
+            && scrape.metric_name_escaping_scheme == Some(EscapingScheme::AllowUtf8)
+        {
+            let message = "'allow-utf-8' asks for names that the validation scheme 'legacy' refuses: write underscores, dots or values";
+            self.problem(&at("metric_name_escaping_scheme"), message);
         }
         for (j, group) in scrape.static_configs.iter().enumerate() {
             let mut seen = HashMap::new();
@@ -55,13 +66,23 @@ impl Findings<'_> {
         self.rules(i, "metric_relabel_configs", &scrape.metric_relabel_configs);
     }
 
-    fn protocols(&mut self, i: usize, protocols: &[ScrapeProtocol]) {
-        let at = steps!["scrape_configs", i, "scrape_protocols"];
+    /// What `global` says of formats.
+    pub(super) fn global_formats(&mut self, global: &Global) {
+        if let Some(protocols) = &global.scrape_protocols {
+            self.protocols(&steps!["global", "scrape_protocols"], protocols);
+        }
+        if global.convert_classic_histograms_to_nhcb == Some(true) {
+            self.problem(&steps!["global", "convert_classic_histograms_to_nhcb"], UNCONVERTED);
+        }
+    }
+
+    fn protocols(&mut self, at: &[Step], protocols: &[ScrapeProtocol]) {
         if protocols.is_empty() {
-            self.problem(&at, "no format to ask for: list one, or leave the key out for the default");
+            self.problem(at, "no format to ask for: list one, or leave the key out for the default");
         }
         if let Some(j) = (1..protocols.len()).find(|j| protocols[..*j].contains(&protocols[*j])) {
-            self.problem(&steps!["scrape_configs", i, "scrape_protocols", j], "this format is listed before");
+            let path = [at, &steps![j]].concat();
+            self.problem(&path, "this format is listed before");
         }
     }
 
@@ -121,12 +142,8 @@ impl Findings<'_> {
                 matches!(self.tree.at(&here).map(|node| &node.content), Some(Content::Map(map)) if map.removed.iter().any(|k| k == "type"));
             if told {
                 // What the type is, nobody knows.
-            } else if !matches!(sd.kind, DnsType::A | DnsType::Aaaa) {
-                let path = if self.is_written(&[here.clone(), steps!["type"].to_vec()].concat()) { "type" } else { "" };
-                let path = [here.clone(), steps![path].into_iter().filter(|_| !path.is_empty()).collect()].concat();
-                self.problem(&path, "records of type SRV (the default), MX and NS are not read by this version: write type A or AAAA");
-            } else if sd.port == 0 {
-                self.problem(&here, "port is missing: an address record has none");
+            } else if sd.port == 0 && sd.kind != DnsType::Srv {
+                self.problem(&here, "port is missing: only an SRV record has one");
             }
         }
     }

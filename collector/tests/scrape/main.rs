@@ -1,211 +1,21 @@
 //! Scrapes of real loopback HTTP servers, good and bad, through the collector into the in-memory twin.
 
+mod bench;
+mod malformed;
+
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bundled_nats::twin::Twin;
-use collector::scrape::{Health, Status};
+use collector::Options;
+use collector::scrape::Health;
 use collector::slot::Clock;
-use collector::telemetry::Telemetry;
-use collector::{Collector, Options};
-use config::{Config, Millis};
-use prometheus::Registry;
-use sample::{Columns, Decoder, Envelope, Flags, FrameKind, STALE_NAN, State};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
+use sample::{FrameKind, STALE_NAN};
+use tokio::net::TcpListener;
 
-const DEADLINE: Duration = Duration::from_secs(30);
-const PAGE: &str = "# HELP jobs Jobs.\n# TYPE jobs gauge\njobs{state=\"done\"} 3\njobs{state=\"open\"} 4.5\nplain 1\n";
-
-/// What a server does with a request it has read.
-#[derive(Clone)]
-enum Answer {
-    /// These bytes, then the connection stays open for the next request.
-    Bytes(Vec<u8>),
-    /// These bytes, then the connection is closed.
-    Close(Vec<u8>),
-    /// Nothing, ever.
-    Hang,
-}
-
-/// An HTTP server whose answers a test decides, request by request.
-struct Server {
-    address: String,
-    connections: Arc<AtomicUsize>,
-    requests: Arc<std::sync::Mutex<Vec<String>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-/// One series' sample as a reader of the stream sees it.
-#[derive(Debug, Clone, PartialEq)]
-struct Row {
-    slot_ms: i64,
-    failed: bool,
-    kind: FrameKind,
-    value: u64,
-}
-
-type Answers = Arc<dyn Fn(usize, &str) -> Answer + Send + Sync>;
-
-struct Bench {
-    twin: Twin,
-    telemetry: Telemetry,
-    collector: Collector,
-}
-
-impl Server {
-    async fn new(answer: impl Fn(usize, &str) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("bound").to_string();
-        let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::default());
-        let (counted, seen, answer): (_, Arc<std::sync::Mutex<Vec<String>>>, Answers) =
-            (connections.clone(), Arc::clone(&requests), Arc::new(answer));
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                counted.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(serve(stream, answer.clone(), seen.clone()));
-            }
-        });
-        Self { address, connections, requests, task }
-    }
-
-    fn requests(&self) -> Vec<String> {
-        self.requests.lock().expect("no holder panics").clone()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn serve(mut stream: TcpStream, answer: Answers, seen: Arc<std::sync::Mutex<Vec<String>>>) {
-    let mut request = Vec::new();
-    loop {
-        while !request.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => request.push(byte),
-                Err(_) => return,
-            }
-        }
-        let text = String::from_utf8_lossy(&std::mem::take(&mut request)).into_owned();
-        let number = {
-            let mut seen = seen.lock().expect("no holder panics");
-            seen.push(text.clone());
-            seen.len() - 1
-        };
-        match answer(number, &text) {
-            Answer::Bytes(bytes) => {
-                if stream.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-            Answer::Close(bytes) => {
-                // The client may be gone by now; that is its right.
-                if stream.write_all(&bytes).await.is_err() || stream.shutdown().await.is_err() {
-                    return;
-                }
-                return;
-            }
-            Answer::Hang => std::future::pending().await,
-        }
-    }
-}
-
-fn response(head: &str, body: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
-    bytes.extend_from_slice(body);
-    bytes
-}
-
-fn page(body: &str) -> Answer {
-    Answer::Bytes(response("200 OK", body.as_bytes()))
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(bytes).expect("memory");
-    encoder.finish().expect("memory")
-}
-
-fn configuration(jobs: &str) -> Config {
-    let text = format!("{{\"global\": {{\"scrape_interval\": \"400ms\", \"scrape_timeout\": \"400ms\"}}, \"scrape_configs\": [{jobs}]}}");
-    let mut config: Config = serde_json::from_str(&text).expect("a configuration");
-    config.buffer.linger = Millis(10);
-    config
-}
-
-fn job(name: &str, address: &str, more: &str) -> String {
-    format!("{{\"job_name\": \"{name}\", \"static_configs\": [{{\"targets\": [\"{address}\"]}}]{more}}}")
-}
-
-impl Bench {
-    fn new(config: Config) -> Self {
-        Self::over(Twin::new(1 << 30), config, Clock::system())
-    }
-
-    fn over(twin: Twin, config: Config, clock: Clock) -> Self {
-        Self::with(twin, Options { clock, ..Options::new(Arc::new(config)) })
-    }
-
-    fn with(twin: Twin, mut options: Options) -> Self {
-        options.producer = Some("west".to_owned());
-        let collector = Collector::start(options, &twin.streams(), &Registry::new(), &CancellationToken::new()).expect("it starts");
-        Self { twin, telemetry: collector.telemetry().clone(), collector }
-    }
-
-    fn target(&self, job: &str) -> Status {
-        self.collector.targets().into_iter().find(|target| target.job == job).expect("a target of this job")
-    }
-
-    fn failed(&self, reason: &str) -> u64 {
-        self.telemetry.scrapes_failed.with_label_values(&[reason]).get()
-    }
-
-    /// Every sample in the stream by job and series, in order.
-    fn rows(&self) -> BTreeMap<(String, String), Vec<Row>> {
-        rows(&self.twin)
-    }
-}
-
-fn rows(twin: &Twin) -> BTreeMap<(String, String), Vec<Row>> {
-    let (mut rows, mut decoder, mut columns) = (BTreeMap::<_, Vec<Row>>::new(), Decoder::new(), Columns::default());
-    for message in twin.raw.messages() {
-        let envelope = Envelope::parse(|name| message.headers.get(name)).expect("headers");
-        for frame in sample::frames(&message.payload).expect("a message") {
-            let frame = frame.expect("a frame");
-            let decoded = decoder.decode("west", envelope.epoch, &frame, message.seq, &mut columns).expect("its base is there");
-            let job = decoded.origin.attribute("job").expect("every frame names its job").to_owned();
-            for (index, series) in decoded.layout.iter().enumerate() {
-                if columns.states[index] == State::Absent {
-                    continue;
-                }
-                let labels: Vec<_> = series.labels().map(|(name, value)| format!("{name}={value}")).collect();
-                let row = Row {
-                    slot_ms: decoded.slot_ms,
-                    failed: decoded.flags.contains(Flags::FAILED),
-                    kind: decoded.kind,
-                    value: columns.values[index],
-                };
-                rows.entry((job.clone(), format!("{}{{{}}}", series.name(), labels.join(",")))).or_default().push(row);
-            }
-        }
-    }
-    rows
-}
-
-async fn wait(state: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !reached() {
-        assert!(Instant::now() < deadline, "never came: {state}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
+use bench::*;
 
 #[tokio::test]
 async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
@@ -227,7 +37,7 @@ async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
     assert_eq!(server.connections.load(Ordering::SeqCst), 1);
     let request = server.requests()[0].to_lowercase();
     for part in [
-        "get /metrics?x=y%20z http/1.1\r\n",
+        "get /metrics?x=y+z http/1.1\r\n",
         "\r\naccept-encoding: gzip\r\n",
         "\r\naccept: application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,",
         "\r\nx-prometheus-scrape-timeout-seconds: 0.4\r\n",
@@ -506,4 +316,20 @@ async fn large_pages_are_read_aside_and_arrive_whole() {
     collector.stop(Duration::from_secs(10)).await;
     let total: usize = crate::rows(&twin).values().map(Vec::len).sum();
     assert_eq!((telemetry.scraped_samples.get(), telemetry.published_samples.get()), (total as u64, total as u64));
+}
+
+#[tokio::test]
+async fn the_extra_series_are_made_where_they_are_asked_for() {
+    let server = Server::new(|number, _| if number == 2 { page(&PAGE.repeat(20)) } else { page(PAGE) }).await;
+    let asked = job("asked", &server.address, ", \"extra_scrape_metrics\": true, \"sample_limit\": 70, \"body_size_limit\": \"1KB\"");
+    let other = Server::new(|_, _| page(PAGE)).await;
+    let bench = Bench::new(configuration(&format!("{asked}, {}", job("other", &other.address, ""))));
+    let rows = |job: &str, series: &str| bench.rows().remove(&(job.to_owned(), format!("{series}{{}}"))).unwrap_or_default();
+    wait("four scrapes", || rows("asked", "up").len() >= 4 && !rows("other", "up").is_empty()).await;
+    let values = |series: &str| rows("asked", series).iter().map(|row| f64::from_bits(row.value)).take(4).collect::<Vec<_>>();
+    let bytes = PAGE.len() as f64;
+    assert_eq!(values("scrape_body_size_bytes"), [bytes, bytes, -1.0, bytes]);
+    assert_eq!(values("scrape_sample_limit"), [70.0; 4]);
+    assert_eq!(values("scrape_timeout_seconds"), [0.4; 4]);
+    assert!(rows("other", "scrape_timeout_seconds").is_empty());
 }

@@ -46,13 +46,14 @@ for purpose in "$@"; do
       cached cargo-deny-0.20.2 "cargo-deny, built by cargo: licence check (some minutes to build)"
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
+      have go && cached statsd_exporter-0.31.0 "statsd_exporter from its Go module: a receiver of the statsd tests"
       if have apt-get; then
         cached node_exporter-1.5.0-1+b6 "node_exporter from apt, unpacked, not installed: a real page where the corpus is absent"
         cached debian-prometheus-2.42.0 "Prometheus and promtool from apt, unpacked: what the comparison tests compare with (19 MB)"
         cached debian-victoria-metrics-1.79.5 "VictoriaMetrics from apt, unpacked: where both sides of the comparison end (23 MB)"
         cached debian-etcd-3.4.23 "etcd from apt, unpacked: a live exporter of the comparison"
         cached debian-haproxy-2.6.12 "HAProxy from apt, unpacked: a live exporter of the comparison"
-        cached debian-collectd-5.12.0 "collectd from apt, unpacked: a live exporter of the comparison"
+        cached debian-collectd-5.12.0 "collectd from apt, unpacked: a live exporter of the comparison and a receiver of the statsd tests"
       fi
       ;;
     bench)
@@ -81,6 +82,7 @@ for purpose in "$@"; do
       "$TOOLS/cargo_deny.sh" >/dev/null
       "$TOOLS/kafka.sh" >/dev/null
       "$TOOLS/statsd.sh" >/dev/null
+      "$TOOLS/statsd_exporter.sh" >/dev/null
       "$TOOLS/node_exporter.sh" >/dev/null
       for program in prometheus victoria-metrics etcd haproxy collectd; do "$TOOLS/debian.sh" "$program" >/dev/null; done
       "$TOOLS/python.sh" >/dev/null

@@ -13,6 +13,7 @@ pub mod http_sink;
 pub mod kafka;
 pub mod page;
 pub mod process;
+pub mod receivers;
 pub mod record;
 pub mod statsd;
 pub mod store;

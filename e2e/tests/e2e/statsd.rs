@@ -1,4 +1,4 @@
-//! Etsy's statsd: its sums are what the counters grew by, through a restart and a counter that starts over.
+//! statsd receivers: Etsy's daemon, statsd_exporter and collectd add up what the counters grew by, over every kind of socket that they have.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use e2e::exporter::Exporter;
+use e2e::http_sink::HttpSink;
 use e2e::page::Page;
+use e2e::receivers::Receiver;
 use e2e::statsd::Statsd;
 use e2e::strata::Strata;
 use e2e::wait;
@@ -14,6 +16,8 @@ use e2e::wait;
 use crate::scene;
 
 const COUNTERS: usize = 200;
+/// How long receivers and a loaded machine may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn page() -> Result<Page> {
     let mut text = String::new();
@@ -52,18 +56,23 @@ async fn sums(statsd: &Statsd) -> Result<BTreeMap<String, f64>> {
 }
 
 async fn agree(statsd: &Statsd, exporter: &Exporter) -> Result<()> {
+    agreed(exporter, async || sums(statsd).await).await
+}
+
+/// Waits until sums are what the exporter's counters grew by, and stay so while these stand still.
+async fn agreed(exporter: &Exporter, sums: impl AsyncFn() -> Result<BTreeMap<String, f64>>) -> Result<()> {
     exporter.freeze(true);
     let shown = exporter.served().len() + 2;
-    wait::until_true("the last values are scraped", Duration::from_secs(20), || exporter.served().len() >= shown).await?;
+    wait::until_true("the last values are scraped", PATIENCE, || exporter.served().len() >= shown).await?;
     let expected = growth(exporter)?;
-    let agreed = wait::until("statsd agrees", Duration::from_secs(20), async || (sums(statsd).await.ok()? == expected).then_some(())).await;
+    let agreed = wait::until("the sums agree", PATIENCE, async || (sums().await.ok()? == expected).then_some(())).await;
     if agreed.is_err() {
-        assert_eq!(sums(statsd).await?, expected);
+        assert_eq!(sums().await?, expected);
     }
     // Values that stand still must add nothing.
     let shown = exporter.served().len() + 4;
-    wait::until_true("the same values again", Duration::from_secs(20), || exporter.served().len() >= shown).await?;
-    assert_eq!(sums(statsd).await?, expected);
+    wait::until_true("the same values again", PATIENCE, || exporter.served().len() >= shown).await?;
+    assert_eq!(sums().await?, expected);
     exporter.freeze(false);
     Ok(())
 }
@@ -77,22 +86,98 @@ async fn sums_are_what_was_exposed_through_a_restart() -> Result<()> {
         statsd.address()
     );
     let mut strata = Strata::start(&format!("{}relays:\n{relay}", scene::scrape("250ms", &exporters))).await?;
-    scene::more_rounds(&exporters, 10, Duration::from_secs(30)).await?;
+    scene::more_rounds(&exporters, 10, PATIENCE).await?;
     agree(&statsd, &exporters[0]).await?;
-    scene::more_rounds(&exporters, 5, Duration::from_secs(30)).await?;
+    scene::more_rounds(&exporters, 5, PATIENCE).await?;
 
     scene::stop(&mut strata, &exporters).await?;
     scene::start_again(&mut strata).await?;
-    scene::more_rounds(&exporters, 5, Duration::from_secs(30)).await?;
+    scene::more_rounds(&exporters, 5, PATIENCE).await?;
     agree(&statsd, &exporters[0]).await?;
 
     exporters[0].start_over();
-    scene::more_rounds(&exporters, 5, Duration::from_secs(30)).await?;
+    scene::more_rounds(&exporters, 5, PATIENCE).await?;
     agree(&statsd, &exporters[0]).await?;
     let gauges = statsd.ask("gauges").await?;
     let depth: Vec<&f64> = gauges.iter().filter(|(key, _)| key.starts_with("e2e_depth")).map(|(_, value)| value).collect();
     assert_eq!(depth, [&42.5]);
     let bad = statsd.ask("counters").await?.get("statsd.bad_lines_seen").copied();
     assert_eq!(bad, Some(0.0));
+    scene::stop(&mut strata, &exporters).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statsd_exporter_agrees_over_udp_tcp_and_a_unix_socket_with_tags() -> Result<()> {
+    let Some(receiver) = Receiver::statsd_exporter().await? else {
+        eprintln!("statsd_exporter is not there: nothing is compared");
+        return Ok(());
+    };
+    let exporters = [Exporter::start(page()?).await?];
+    let port = receiver.port;
+    let addresses = [
+        ("udp", format!("udp://127.0.0.1:{port}")),
+        ("tcp", format!("tcp://127.0.0.1:{port}")),
+        ("unix", format!("unix://{}", receiver.socket().display())),
+    ];
+    let mut configuration = format!("{}relays:\n", scene::scrape("250ms", &exporters));
+    for (name, address) in &addresses {
+        writeln!(
+            configuration,
+            "  - {{name: {name}, start: earliest, encode: {{dogstatsd: {{prefix: {name}_}}}}, sink: {{statsd: {{address: \"{address}\"}}}}}}"
+        )?;
+    }
+    let mut strata = Strata::start(&configuration).await?;
+    scene::more_rounds(&exporters, 10, PATIENCE).await?;
+    let target = exporters[0].target();
+    for (name, _) in &addresses {
+        let (before, after) = (format!("{name}_"), format!("{{instance=\"{target}\",job=\"{}\"}}", scene::JOB));
+        agreed(&exporters[0], async || {
+            let page = receiver.page().await?;
+            let own =
+                page.iter().filter_map(|(series, value)| Some((series.strip_prefix(&before)?.strip_suffix(&after)?.to_owned(), *value)));
+            Ok(own.filter(|(series, _)| series.ends_with("_total")).collect())
+        })
+        .await?;
+        assert_eq!(receiver.page().await?.get(&format!("{before}e2e_depth{after}")), Some(&42.5));
+    }
+    scene::stop(&mut strata, &exporters).await
+}
+
+/// Strata → collectd (statsd in, Prometheus page out) → the same Strata → HTTP: what comes out of the loop is what went in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_through_collectd_changes_no_sum() -> Result<()> {
+    let Some(receiver) = Receiver::collectd().await? else {
+        eprintln!("collectd is not there: nothing is compared");
+        return Ok(());
+    };
+    let exporters = [Exporter::start(page()?).await?];
+    let http = HttpSink::start().await?;
+    let scrape = scene::scrape("250ms", &exporters);
+    let configuration = format!(
+        "{scrape}  - job_name: loop\n    scrape_interval: 1s\n    static_configs: [{{targets: [\"127.0.0.1:{}\"]}}]\nrelays:\n  \
+         - {{name: out, from: [{}], start: earliest, encode: {{statsd: {{labels: []}}}}, sink: {{statsd: {{address: \"udp://127.0.0.1:{}\"}}}}}}\n  \
+         - {{name: back, from: [loop], start: earliest, encode: ndjson, sink: {{http: {{url: \"{}\"}}}}}}\n",
+        receiver.page_port,
+        scene::JOB,
+        receiver.port,
+        http.url()
+    );
+    let mut strata = Strata::start(&configuration).await?;
+    scene::more_rounds(&exporters, 10, PATIENCE).await?;
+    agreed(&exporters[0], async || {
+        let ledger = http.ledger();
+        let mut last = BTreeMap::new();
+        for record in ledger.records.all() {
+            let series = ledger.records.series(record.series);
+            let Some(name) = series.labels.get("statsd").filter(|name| name.starts_with("e2e_")) else { continue };
+            if series.name == "collectd_statsd_derive_total" && f64::from_bits(record.bits) > 0.0 {
+                last.insert(name.clone(), f64::from_bits(record.bits));
+            }
+        }
+        Ok(last)
+    })
+    .await?;
+    let depth = receiver.page().await?.get("collectd_statsd_gauge{statsd=\"e2e_depth\",instance=\"h\"}").copied();
+    assert_eq!(depth, Some(42.5));
     scene::stop(&mut strata, &exporters).await
 }

@@ -1,14 +1,22 @@
 //! `strata check`: everything that is wrong with a configuration, at once.
 //!
-//! *In*: a configuration file. *Out*: its problems and warnings; exit code 0 or 2. *Bound*: [`config::PROBLEMS_MAX`].
+//! *In*: a configuration file. *Out*: its problems, warnings and failed tests; exit code 0, 1 where a test failed, 2 where it cannot be
+//! used. *Bound*: [`config::PROBLEMS_MAX`]. Nothing is asked over the network.
 //! *When full*: the rest is counted.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use config::{Config, Kinds, Loaded, Overrides, Refused};
+use config::{ByteSize, Config, Kinds, Loaded, Millis, Overrides, Problem, Refused, Warning};
 use serde_json::json;
 
-use crate::{Output, Source, USAGE};
+use crate::{FAILED, Output, Source, USAGE, trial};
+
+/// Bytes of a sample in the stream, for an estimate: between a steady page's 1 and a wild one's 9. Larger: warnings that are none; smaller: a
+/// window that does not fit goes unnoticed.
+const SAMPLE_BYTES: f64 = 2.0;
+/// Series that a target has at least in all likelihood: less room than that is worth a warning. node_exporter has about 1,000.
+const SERIES_LIKELY: f64 = 500.0;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -66,32 +74,155 @@ pub(crate) fn report(found: Result<Loaded, Refused>) -> Result<Loaded, ExitCode>
 }
 
 pub(crate) fn main(args: &Args) -> ExitCode {
-    let found = load(&args.source);
+    let mut report = Report::default();
+    match load(&args.source) {
+        Ok(loaded) => report.look(&args.source, loaded),
+        Err(Refused { problems, .. }) => report.problems = problems,
+    }
     if args.output == Output::Json {
-        let (problems, warnings) = match &found {
-            Ok(loaded) => (&[][..], &loaded.warnings[..]),
-            Err(refused) => (&refused.problems[..], &[][..]),
+        println!("{}", json!(report));
+    } else {
+        report.print();
+    }
+    match report {
+        Report { problems, .. } if !problems.is_empty() => ExitCode::from(USAGE),
+        Report { failed_tests, .. } if !failed_tests.is_empty() => ExitCode::from(FAILED),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// What there is to say of a configuration.
+#[derive(Default, serde::Serialize)]
+struct Report {
+    problems: Vec<Problem>,
+    warnings: Vec<Warning>,
+    /// Tests that did not come out as expected.
+    failed_tests: Vec<Problem>,
+    /// Tests that were run.
+    tests: usize,
+    jobs: usize,
+    /// Targets that were written, or found in files.
+    targets: usize,
+    relays: usize,
+    /// What an external server promises less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    promise: Option<String>,
+    #[serde(skip)]
+    summary: String,
+}
+
+impl Report {
+    /// Looks at what the configuration names on this machine, and runs its tests.
+    fn look(&mut self, source: &Source, loaded: Loaded) {
+        self.warnings = loaded.warnings.clone();
+        (self.jobs, self.relays, self.tests) = (loaded.config.scrape_configs.len(), loaded.config.relays.len(), loaded.config.tests.len());
+        self.failed_tests = trial::failures(&loaded.config, &loaded.places);
+        self.survey(&loaded);
+        self.promise = crate::nats::weaker(&loaded.config).map(|promise| promise.to_string());
+        if self.promise.is_none() {
+            self.warnings.extend(in_memory(&loaded));
+        }
+        let (jobs, targets, relays) = (count(self.jobs, "job"), count(self.targets, "target"), count(self.relays, "relay"));
+        let tests = if self.tests == 0 { String::new() } else { format!(", {}", count(self.tests, "test")) };
+        self.summary = format!("{} is fine: {jobs} with {targets}, {relays}{tests}", source.config.display());
+    }
+
+    /// Counts the targets that need no network to be found, and compares what they bring with what may be kept.
+    fn survey(&mut self, loaded: &Loaded) {
+        let mut config = loaded.config.clone();
+        for scrape in &mut config.scrape_configs {
+            scrape.http_sd_configs.clear();
+            scrape.dns_sd_configs.clear();
+        }
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        // What cannot be found is a warning of the check, not a line in a log.
+        let surveyed = || runtime.block_on(collector::survey::survey(&config, |_| true));
+        let Ok(survey) = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), surveyed) else { return };
+        self.targets = survey.targets.len();
+        for (job, failure) in survey.failures {
+            let index = config.scrape_configs.iter().position(|scrape| scrape.job_name == job).unwrap_or_default();
+            self.warn(loaded, &format!("scrape_configs[{index}]"), failure);
+        }
+        let interval = |job: &str| {
+            let scrape = config.scrape_configs.iter().find(|scrape| scrape.job_name == job);
+            scrape.and_then(|scrape| scrape.scrape_interval).unwrap_or(config.global.scrape_interval)
         };
-        println!("{}", json!({ "problems": problems, "warnings": warnings }));
-        return if found.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+        let scrapes_per_second: f64 = survey.targets.iter().map(|target| 1000.0 / interval(&target.job).0.max(1) as f64).sum();
+        if scrapes_per_second > 0.0 {
+            self.room(loaded, scrapes_per_second);
+        }
     }
-    match found {
-        Ok(Loaded { config, warnings, .. }) => {
-            warnings.iter().for_each(|warning| println!("warning: {warning}"));
-            let (file, jobs, relays) = (args.source.config.display(), config.scrape_configs.len(), config.relays.len());
-            let targets: usize = config.scrape_configs.iter().flat_map(|s| &s.static_configs).map(|g| g.targets.len()).sum();
-            if let Some(promise) = crate::nats::weaker(&config) {
-                println!("note: buffer.nats is external: {promise}");
+
+    /// Says which of two wishes wins where both cannot hold.
+    fn room(&mut self, loaded: &Loaded, scrapes_per_second: f64) {
+        let buffer = &loaded.config.buffer;
+        let series = |within: Millis, bytes: ByteSize| {
+            let seconds = (within.0 as f64 / 1000.0).max(1.0);
+            bytes.0 as f64 / SAMPLE_BYTES / seconds / scrapes_per_second
+        };
+        let fits = series(buffer.replay_window, buffer.max_bytes);
+        if fits < SERIES_LIKELY {
+            let (window, bytes) = (buffer.replay_window, buffer.max_bytes);
+            self.warn(
+                loaded,
+                "buffer.replay_window",
+                format!(
+                    "{window} will hardly fit buffer.max_bytes ({bytes}): that is room for {fits:.0} series per target at about {SAMPLE_BYTES} \
+                     bytes a sample; max_bytes wins, and less can be replayed"
+                ),
+            );
+        }
+        for (index, relay) in loaded.config.relays.iter().enumerate() {
+            let Some(age) = relay.hold.max_age else { continue };
+            let bytes = relay.hold.max_bytes.map_or(buffer.max_bytes, |bytes| bytes.min(buffer.max_bytes));
+            let fits = series(age, bytes);
+            if fits < SERIES_LIKELY {
+                let wall = if bytes < buffer.max_bytes { "hold.max_bytes" } else { "buffer.max_bytes" };
+                self.warn(
+                    loaded,
+                    &format!("relays[{index}].hold.max_age"),
+                    format!(
+                        "{age} will hardly fit {wall} ({bytes}): that is room for {fits:.0} series per target at about {SAMPLE_BYTES} bytes a \
+                         sample; {wall} wins, and the relay may lose samples sooner"
+                    ),
+                );
             }
-            println!("{file} is fine: {} with {}, {}", count(jobs, "job"), count(targets, "target"), count(relays, "relay"));
-            ExitCode::SUCCESS
-        }
-        Err(Refused { problems, .. }) => {
-            problems.iter().for_each(|problem| println!("{problem}"));
-            eprintln!("{}", count(problems.len(), "problem"));
-            ExitCode::from(USAGE)
         }
     }
+
+    fn warn(&mut self, loaded: &Loaded, field: &str, message: String) {
+        self.warnings.push(Warning(Problem { place: loaded.places.of(field), field: field.to_owned(), message }));
+    }
+
+    fn print(&self) {
+        self.problems.iter().for_each(|problem| println!("{problem}"));
+        self.warnings.iter().for_each(|warning| println!("warning: {warning}"));
+        self.failed_tests.iter().for_each(|failed| println!("test failed: {failed}"));
+        if let Some(promise) = &self.promise {
+            println!("note: buffer.nats is external: {promise}");
+        }
+        match (self.problems.len(), self.failed_tests.len()) {
+            (0, 0) => println!("{}", self.summary),
+            (0, failed) => eprintln!("{failed} of {} failed", count(self.tests, "test")),
+            (problems, _) => eprintln!("{}", count(problems, "problem")),
+        }
+    }
+}
+
+/// A stream that a restart of the machine empties.
+fn in_memory(loaded: &Loaded) -> Option<Warning> {
+    let data_dir = &loaded.config.buffer.data_dir;
+    let there = data_dir
+        .ancestors()
+        .map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+        .find(|folder| folder.exists())?;
+    let kind = nix::sys::statfs::statfs(there).ok()?.filesystem_type();
+    let field = "buffer.data_dir";
+    let message = format!(
+        "'{}' is in memory (tmpfs): what waits there is gone when the machine restarts; choose a folder on a disk",
+        data_dir.display()
+    );
+    (kind == nix::sys::statfs::TMPFS_MAGIC).then(|| Warning(Problem { place: loaded.places.of(field), field: field.to_owned(), message }))
 }
 
 fn count(n: usize, what: &str) -> String {
@@ -108,9 +239,10 @@ mod tests {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples");
         let files: Vec<_> = std::fs::read_dir(folder).expect("the folder is there").filter_map(|e| Some(e.ok()?.path())).collect();
         assert!(files.len() >= 4);
-        for file in files {
+        for file in files.into_iter().filter(|file| file.extension().is_some_and(|end| end == "yaml")) {
             let loaded = config::load(&file, &Overrides::default(), &kinds()).unwrap_or_else(|p| panic!("{p:#?}"));
             assert_eq!(loaded.warnings, [], "{}", file.display());
+            assert_eq!(trial::failures(&loaded.config, &loaded.places), [], "{}", file.display());
         }
     }
 

@@ -3,11 +3,31 @@
 //! *In*: a configuration, or nothing. *Out*: text on standard output; exit code 0, or 2 for a configuration that cannot be read. *Bound*:
 //! the size of the configuration. *When full*: does not apply.
 
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use clap::CommandFactory as _;
 use config::{Refused, Show};
 
-use crate::{Source, USAGE, check};
+use crate::{Cli, Source, USAGE, check, fail};
+
+/// Arguments of `strata completions`.
+#[derive(clap::Args)]
+pub(crate) struct Completions {
+    /// The shell, like bash, zsh or fish.
+    #[arg(value_enum)]
+    shell: clap_complete::Shell,
+}
+
+/// Arguments of `strata man`.
+#[derive(clap::Args)]
+pub(crate) struct Man {
+    /// Write a page per command into this folder, instead of all of them to standard output.
+    #[arg(value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+}
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -52,9 +72,135 @@ pub(crate) fn main(args: &Args) -> ExitCode {
     }
 }
 
+/// Prints a script that completes Strata's commands and flags.
+pub(crate) fn completions(args: &Completions) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "strata", &mut script);
+    printed(&script)
+}
+
+/// Writes man pages, one per command.
+pub(crate) fn man(args: &Man) -> ExitCode {
+    let mut pages = Vec::new();
+    let mut command = Cli::command();
+    command.build();
+    let written = pages_of(&command, "", &mut pages).context("cannot render the man pages").and_then(|()| match &args.folder {
+        None => Ok(printed(&pages.into_iter().flat_map(|(_, page)| page).collect::<Vec<_>>())),
+        Some(folder) => save(folder, &pages).map(|()| ExitCode::SUCCESS),
+    });
+    written.unwrap_or_else(|error| fail(&error))
+}
+
+fn save(folder: &Path, pages: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make '{}'", folder.display()))?;
+    for (name, page) in pages {
+        let file = folder.join(format!("{name}.1"));
+        std::fs::write(&file, page).with_context(|| format!("cannot write '{}'", file.display()))?;
+    }
+    Ok(())
+}
+
+/// `strata.1`, `strata-run.1`, …: a command and all below it.
+fn pages_of(command: &clap::Command, parent: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
+    let name = if parent.is_empty() { command.get_name().to_owned() } else { format!("{parent}-{}", command.get_name()) };
+    let mut page = Vec::new();
+    // The page's title is what is typed, with '-' for spaces, as for git.
+    clap_mangen::Man::new(command.clone().name(name.clone()).version(env!("CARGO_PKG_VERSION"))).render(&mut page)?;
+    pages.push((name.clone(), page));
+    command.get_subcommands().filter(|sub| sub.get_name() != "help").try_for_each(|sub| pages_of(sub, &name, pages))
+}
+
+/// Text on standard output; a reader that closes early, such as `head`, is no failure.
+fn printed(text: &[u8]) -> ExitCode {
+    match io::stdout().lock().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(&error.into()),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use config::Overrides;
+    use serde_json::Value;
+
     use super::*;
+
+    /// Every command has a page, and the one of `check` names its flags.
+    #[test]
+    fn every_command_has_its_man_page() {
+        let mut command = Cli::command();
+        command.build();
+        let mut pages = Vec::new();
+        pages_of(&command, "", &mut pages).expect("rendered");
+        let page = |name: &str| pages.iter().find(|(page, _)| page == name).map(|(_, page)| String::from_utf8_lossy(page).into_owned());
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            assert!(page(&format!("strata-{}", sub.get_name())).is_some(), "{}", sub.get_name());
+        }
+        assert!(page("strata-config-show").is_some_and(|page| page.contains("origins")));
+    }
+
+    #[test]
+    fn completions_know_commands_and_flags() {
+        for shell in <clap_complete::Shell as clap::ValueEnum>::value_variants() {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "strata", &mut script);
+            let script = String::from_utf8(script).expect("UTF-8");
+            assert!(script.contains("completions") && script.contains("origins"), "{shell}");
+        }
+    }
+
+    fn yaml(text: &str) -> Value {
+        serde_yaml::from_str::<Value>(text).unwrap_or(Value::Null)
+    }
+
+    /// What the reader takes the schema takes, by an independent validator: examples, and what `config show` prints of them.
+    #[test]
+    fn the_schema_takes_every_example() {
+        let kinds = check::kinds();
+        let schema = config::schema(&kinds);
+        let validator = jsonschema::draft202012::new(&schema).expect("a schema");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples");
+        let files = std::fs::read_dir(folder).expect("the folder is there").filter_map(|entry| Some(entry.ok()?.path()));
+        for file in files.filter(|file| file.extension().is_some_and(|end| end == "yaml")) {
+            let loaded = config::load(&file, &Overrides::default(), &kinds).unwrap_or_else(|refused| panic!("{refused:#?}"));
+            let written = std::fs::read_to_string(&file).expect("readable");
+            let [short, long] = [false, true].map(|defaults| config::show(&loaded, &kinds, Show { defaults, origins: defaults }));
+            for text in [&written, &short, &long] {
+                let errors: Vec<_> =
+                    validator.iter_errors(&yaml(text)).map(|error| format!("{}: {error}", error.instance_path())).collect();
+                assert_eq!(errors, Vec::<String>::new(), "{}\n{text}", file.display());
+                let (again, _) =
+                    config::parse("shown.yaml", text, &Overrides::default(), &kinds).unwrap_or_else(|found| panic!("{found:#?}"));
+                assert_eq!(again.relays.len(), loaded.config.relays.len());
+            }
+            let (again, _) =
+                config::parse("shown.yaml", &short, &Overrides::default(), &kinds).unwrap_or_else(|found| panic!("{found:#?}"));
+            assert_eq!(again, loaded.config, "{}", file.display());
+        }
+    }
+
+    /// Mistakes that a schema can know of are refused by it too; those that it cannot know of are named here.
+    #[test]
+    fn the_schema_refuses_mistakes_of_shape() {
+        let schema = config::schema(&check::kinds());
+        let validator = jsonschema::draft202012::new(&schema).expect("a schema");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tests/mistakes");
+        let mut taken = Vec::new();
+        for entry in std::fs::read_dir(folder).expect("the folder is there").filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(stem) = name.strip_suffix(".yaml") else { continue };
+            let text = std::fs::read_to_string(entry.path()).expect("readable");
+            let Ok(value) = serde_yaml::from_str::<Value>(&text) else { continue };
+            if validator.is_valid(&value) {
+                taken.push(stem.to_owned());
+            }
+        }
+        taken.sort();
+        assert_eq!(taken, BEYOND_SHAPE);
+    }
+
+    /// Mistakes that only `strata check` sees.
+    const BEYOND_SHAPE: &[&str] = &[];
 
     /// `docs/configuration.md` is what the types say; `UPDATE_GOLDEN=1` (as `make docs` sets it) writes it anew.
     #[test]

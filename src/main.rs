@@ -19,6 +19,7 @@ mod run;
 mod targets;
 mod times;
 mod token;
+mod trial;
 mod watch;
 
 use std::path::PathBuf;
@@ -53,6 +54,10 @@ enum Command {
     Check(check::Args),
     /// Show the effective configuration, or the schema that files must fit.
     Config(configuration::Args),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(configuration::Completions),
+    /// Print the man pages, or write them into a folder.
+    Man(configuration::Man),
     /// Show what is scraped and how it is doing, and what was left out and why.
     Targets(targets::Args),
     /// Send a past range again, to one relay, while it goes on with the present.
@@ -89,6 +94,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Config(args) => configuration::main(&args),
+        Command::Completions(args) => configuration::completions(&args),
+        Command::Man(args) => configuration::man(&args),
         Command::Targets(args) => targets::main(&args),
         Command::Replay(args) => replay::main(&args),
     }

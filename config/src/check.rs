@@ -62,6 +62,7 @@ impl<'a> Findings<'a> {
             self.scrape(&config.global, i, scrape);
         }
         self.unique(config.scrape_configs.iter().map(|s| s.job_name.as_str()), "scrape_configs", "job_name");
+        self.scraped_twice(config);
         self.buffer(&config.buffer);
         self.nats(&config.buffer);
         self.feeds(config);
@@ -70,11 +71,28 @@ impl<'a> Findings<'a> {
         }
         self.unique(config.relays.iter().map(|r| r.name.as_str()), "relays", "name");
         self.listen(&config.server.listen);
+        self.tests(config);
         if config.relays.is_empty() && !self.is_taken("relays") {
             self.warning(&steps!["relays"], "no relay is configured: samples are kept for a replay and go nowhere");
         }
         if config.scrape_configs.is_empty() && !self.is_taken("scrape_configs") {
             self.warning(&steps!["scrape_configs"], "nothing is scraped: add a job");
+        }
+    }
+
+    fn tests(&mut self, config: &Config) {
+        let relays: Vec<String> = config.relays.iter().map(|relay| relay.name.clone()).collect();
+        let jobs: Vec<String> = config.scrape_configs.iter().map(|scrape| scrape.job_name.clone()).collect();
+        for (i, test) in config.tests.iter().enumerate() {
+            if !relays.contains(&test.relay) {
+                self.problem(&steps!["tests", i, "relay"], words::unknown("relay", &test.relay, &relays));
+            }
+            if let Some(job) = test.job.as_ref().filter(|job| !jobs.contains(job)) {
+                self.problem(&steps!["tests", i, "job"], words::unknown("job", job, &jobs));
+            }
+            if test.input.0.iter().all(|page| page.trim().is_empty()) {
+                self.problem(&steps!["tests", i, "input"], "a test needs a sample, like 'go_threads 1'");
+            }
         }
     }
 
@@ -198,6 +216,12 @@ impl<'a> Findings<'a> {
             // Any free port: the log says which one it became.
         } else if let Err(message) = host_port(listen, 9600) {
             self.problem(&here, message);
+            return;
+        }
+        let host = listen.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
+        let is_local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if !is_local && !listen.starts_with(':') && !self.is_written(&steps!["server", "tls"]) {
+            self.warning(&here, format!("'{listen}' is open to the network without TLS: whoever is between can read all, the token too"));
         }
     }
 

@@ -21,6 +21,7 @@ mod scrape;
 mod secrets;
 mod show;
 mod tree;
+mod trial;
 mod units;
 mod words;
 mod yaml;
@@ -46,6 +47,7 @@ pub use relabel::{RelabelAction, RelabelConfig};
 pub use schema::schema;
 pub use scrape::{EscapingScheme, Scheme, ScrapeConfig, ScrapeProtocol, StaticConfig, ValidationScheme};
 pub use show::{Show, show};
+pub use trial::{Expect, Pages, Test};
 pub use units::{ByteSize, Millis, Secret, UnitError};
 
 /// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.
@@ -86,6 +88,8 @@ pub struct Config {
     pub feeds: Feeds,
     /// The HTTP listener of Strata itself.
     pub server: Server,
+    /// What relays must do with samples: `strata check` runs these.
+    pub tests: Vec<Test>,
 }
 
 /// Defaults for every scrape configuration.

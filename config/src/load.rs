@@ -299,7 +299,7 @@ fn drop_nulls(node: &mut Node, depth: usize) {
 fn refuse_lists(tree: &mut Node) -> Vec<Problem> {
     let mut maps =
         vec![Vec::new(), steps!["global"].to_vec(), steps!["buffer"].to_vec(), steps!["feeds"].to_vec(), steps!["server"].to_vec()];
-    for list in ["scrape_configs", "relays"] {
+    for list in ["scrape_configs", "relays", "tests"] {
         if let Some(Node { content: Content::List(items), .. }) = tree.at(&steps![list]) {
             maps.extend((0..items.len()).map(|i| steps![list, i].to_vec()));
         }
@@ -416,7 +416,7 @@ fn add_missing(tree: &mut Node, path: &[Step], key: String, message: String) -> 
     let Some(Node { content: Content::Map(map), .. }) = tree.at_mut(path) else { return None };
     let tries = map.removed.iter().filter(|k| **k == key).count();
     let content = match tries {
-        0 | 1 => Content::Text("placeholder".to_owned()),
+        0 | 1 => Content::Text(if key == "expect" { "kept" } else { "placeholder" }.to_owned()),
         2 => Content::List(Vec::new()),
         _ => Content::Map(Map::default()),
     };

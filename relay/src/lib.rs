@@ -32,6 +32,7 @@ pub mod slots;
 pub mod step;
 pub mod telemetry;
 pub mod template;
+pub mod trial;
 pub mod trim;
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::{Findings, LabelUse, host_port};
 use crate::tree::{self, Content, Step, steps};
-use crate::{DnsType, EscapingScheme, Global, HttpClientConfig, Millis, RelabelConfig, ScrapeConfig, ScrapeProtocol, ValidationScheme};
+use crate::{Config, DnsType, EscapingScheme, Global, HttpClientConfig, Millis, RelabelConfig, Scheme, ScrapeConfig, ScrapeProtocol, ValidationScheme};
 
 /// Why no histogram is converted.
 const UNCONVERTED: &str = "classic histograms are passed on as they are: take it out, or write false";
@@ -64,6 +64,23 @@ impl Findings<'_> {
         }
         self.rules(i, "relabel_configs", &scrape.relabel_configs);
         self.rules(i, "metric_relabel_configs", &scrape.metric_relabel_configs);
+    }
+
+    /// The same page under two jobs is stored and sent twice.
+    pub(super) fn scraped_twice(&mut self, config: &Config) {
+        let mut seen: HashMap<_, (usize, usize, usize)> = HashMap::new();
+        for (i, scrape) in config.scrape_configs.iter().enumerate().filter(|(_, scrape)| !relabeled(scrape)) {
+            let targets = scrape.static_configs.iter().enumerate();
+            for (j, k, target) in targets.flat_map(|(j, group)| group.targets.iter().enumerate().map(move |(k, target)| (j, k, target))) {
+                let page = (target, scrape.scheme == Scheme::Https, &scrape.metrics_path, &scrape.params);
+                let (first, _, _) = *seen.entry(page).or_insert((i, j, k));
+                if first != i {
+                    let (job, here) =
+                        (&config.scrape_configs[first].job_name, steps!["scrape_configs", i, "static_configs", j, "targets", k]);
+                    self.warning(&here, format!("target '{target}' is scraped by job '{job}' too: every sample is kept and sent twice"));
+                }
+            }
+        }
     }
 
     /// What `global` says of formats.

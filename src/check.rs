@@ -118,7 +118,7 @@ impl Report {
         (self.jobs, self.relays, self.tests) = (loaded.config.scrape_configs.len(), loaded.config.relays.len(), loaded.config.tests.len());
         self.failed_tests = trial::failures(&loaded.config, &loaded.places);
         self.survey(&loaded);
-        self.promise = crate::nats::weaker(&loaded.config).map(|promise| promise.to_string());
+        self.promise = crate::nats::weaker(&loaded.config).map(str::to_owned);
         if self.promise.is_none() {
             self.warnings.extend(in_memory(&loaded));
         }

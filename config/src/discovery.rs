@@ -38,7 +38,7 @@ pub struct HttpSdConfig {
     pub refresh_interval: Millis,
     /// How the server is spoken to.
     #[serde(flatten, skip_deserializing)]
-    #[schemars(flatten)]
+    #[schemars(flatten, !skip_deserializing)]
     pub http: HttpClientConfig,
 }
 

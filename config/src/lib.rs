@@ -49,6 +49,7 @@ pub use scrape::{EscapingScheme, Scheme, ScrapeConfig, ScrapeProtocol, StaticCon
 pub use show::{Show, show};
 pub use trial::{Expect, Pages, Test};
 pub use units::{ByteSize, Millis, Secret, UnitError};
+pub use words::shown_url;
 
 /// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.
 pub const SCRAPE_INTERVAL: Millis = Millis::from_secs(60);

@@ -14,6 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Memory of one compiled expression. Larger: a mistake takes it; smaller: long lists of names do not compile.
 const PATTERN_BYTES_MAX: usize = 4 << 20;
+/// Columns by which the regex crate indents an expression in its messages.
+const DRAWING_INDENT: usize = 4;
 /// The expression that takes everything and captures it.
 const EVERYTHING: &str = "(.*)";
 
@@ -43,9 +45,14 @@ impl Pattern {
         let compile = |whole: &str| RegexBuilder::new(whole).size_limit(PATTERN_BYTES_MAX).octal(true).build();
         let regex = compile(&body).and_then(|_| compile(&format!("^(?s:{body})$")));
         let regex = regex.map_err(|error| {
-            let text = error.to_string();
-            let last = text.lines().next_back().unwrap_or_default();
-            failed(last.trim_start_matches("error: ").to_owned())
+            let said = error.to_string();
+            let last = said.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
+            // The crate draws its finding below the expression, which it indents; it is of use where nothing was translated.
+            let drawn = said.lines().find(|line| line.contains('^') && line.trim_matches([' ', '^']).is_empty());
+            match drawn.and_then(|line| line.find('^')?.checked_sub(DRAWING_INDENT)).filter(|_| body == text && !text.contains('\n')) {
+                Some(column) => failed(format!("{last}, at character {}", column + 1)),
+                None => failed(last.to_owned()),
+            }
         })?;
         Ok(Self { text: text.to_owned(), regex })
     }
@@ -264,8 +271,8 @@ mod tests {
     #[test]
     fn what_is_no_expression_says_why() {
         for (pattern, expect) in [
-            ("a)(b", "'a)(b' is no regular expression: unopened group"),
-            ("(a", "'(a' is no regular expression: unclosed group"),
+            ("a)(b", "'a)(b' is no regular expression: unopened group, at character 2"),
+            ("(a", "'(a' is no regular expression: unclosed group, at character 1"),
             ("\\", "'\\' is no regular expression: a backslash at the end"),
             (r"(a)\1", "'(a)\\1' is no regular expression: there are no back references"),
         ] {

@@ -67,7 +67,7 @@ pub struct ScrapeConfig {
     pub metric_name_escaping_scheme: Option<EscapingScheme>,
     /// How the targets are spoken to.
     #[serde(flatten, skip_deserializing)]
-    #[schemars(flatten)]
+    #[schemars(flatten, !skip_deserializing)]
     pub http: HttpClientConfig,
     /// Whether gzip is asked for; default true.
     #[serde(default = "yes")]

@@ -42,6 +42,14 @@ pub fn show(loaded: &Loaded, kinds: &Kinds, what: Show) -> String {
     }
     if what.defaults {
         fill(&schema, &schema, &mut value);
+        // Feeds are the bundled server's: beside another one they would be a contradiction.
+        if value["buffer"]["nats"].is_object()
+            && let Value::Object(map) = &mut value
+        {
+            map.retain(|key, _| {
+                key != "feeds" || loaded.places.tree.at(&[Step::from("feeds")]).is_some_and(|node| node.place != Place::Default)
+            });
+        }
     }
     let mut writer = Writer { tree: &loaded.places.tree, what, out: String::new() };
     if let Value::Object(map) = &value {

@@ -36,7 +36,7 @@ pub struct Pages(#[schemars(with = "OneOrMany")] pub Vec<String>);
 
 /// How pages are written.
 #[derive(Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a text, or a list of texts")]
+#[serde(untagged, expecting = "expected a text, or a list of texts")]
 enum OneOrMany {
     /// One page.
     One(String),

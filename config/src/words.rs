@@ -72,6 +72,28 @@ pub(crate) fn unknown(what: &str, word: &str, known: &[String]) -> String {
     }
 }
 
+/// Keys whose values are secret or hold secrets: what was written in their place is not repeated.
+const DISCREET: [&str; 9] =
+    ["authorization", "basic_auth", "credentials", "http_headers", "key", "oauth2", "password", "secrets", "tls_config"];
+
+/// A message about the value of a key, without that value where it may be a secret in the wrong place.
+pub(crate) fn discreet(key: &str, text: String) -> String {
+    match text.split_once(", found '") {
+        Some((before, _)) if DISCREET.contains(&key) => format!("{before}, found text"),
+        _ => text,
+    }
+}
+
+/// A URL without the credentials in it.
+pub fn shown_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.find(['/', '?', '#']).map_or(rest, |end| &rest[..end]);
+    match authority.rfind('@') {
+        Some(at) => format!("{scheme}{}…{}", if scheme.is_empty() { "" } else { "://" }, &rest[at..]),
+        None => url.to_owned(),
+    }
+}
+
 /// The known word that this one was probably meant to be.
 pub(crate) fn closest<'a>(word: &str, known: &'a [String]) -> Option<&'a str> {
     let lower = word.to_lowercase();
@@ -125,6 +147,18 @@ fn plain_found(found: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_a_secret_is_not_repeated() {
+        for (url, expect) in
+            [("http://h/p@x", "http://h/p@x"), ("http://u:p@h/x", "http://…@h/x"), ("ftp://u:p@ss@h?q", "ftp://…@h?q"), ("u:p@h", "…@h")]
+        {
+            assert_eq!(shown_url(url), expect);
+        }
+        let text = || "expected a map, found 'hunter2'".to_owned();
+        assert_eq!(discreet("basic_auth", text()), "expected a map, found text");
+        assert_eq!(discreet("labels", text()), text());
+    }
 
     #[test]
     fn a_known_word_is_listed_once() {

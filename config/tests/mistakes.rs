@@ -233,10 +233,12 @@ fn what_was_read_can_be_written_and_read_again() {
 fn examples_are_read_alike_by_serde_yaml() {
     for (name, text) in EXAMPLES {
         let (config, warnings) = config::parse(name, text, &Overrides::default(), &all()).expect(name);
-        let by_serde: config::Config = serde_yaml::from_str(text).expect(name);
+        let plain: Value = serde_yaml::from_str(text).expect(name);
+        let by_serde: config::Config = serde_json::from_value(plain).expect(name);
         assert_eq!(config.relays, by_serde.relays, "{name}");
         assert_eq!(config.scrape_configs, by_serde.scrape_configs, "{name}");
         assert_eq!(config.buffer, by_serde.buffer, "{name}");
+        assert_eq!(config.tests, by_serde.tests, "{name}");
         assert_eq!(warnings, [], "{name}");
     }
 }

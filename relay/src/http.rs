@@ -53,12 +53,13 @@ pub(crate) fn bounds(timeout: Millis, bytes_max: ByteSize, items_max: usize) -> 
 
 /// Reads a sink's URL. *Errors*: it is none of `http://` or `https://`, or has credentials in it.
 pub(crate) fn url(text: &str) -> Result<Uri, OptionsError> {
+    let shown = config::shown_url(text);
+    if shown != text {
+        return Err(OptionsError::new("url", "credentials in a URL end up in logs: use 'basic_auth'"));
+    }
     let uri: Uri = text.parse().map_err(|error| OptionsError::new("url", format!("cannot read '{text}' as a URL: {error}")))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
         return Err(OptionsError::new("url", format!("'{text}' is no http:// or https:// URL")));
-    }
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err(OptionsError::new("url", "credentials in a URL end up in logs: use 'basic_auth'"));
     }
     Ok(uri)
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use super::{Findings, LabelUse, host_port};
 use crate::tree::{self, Content, Step, steps};
 use crate::{Config, DnsType, EscapingScheme, Global, HttpClientConfig, Millis, RelabelConfig, Scheme, ScrapeConfig, ScrapeProtocol, ValidationScheme};
+use crate::words::shown_url;
 
 /// Why no histogram is converted.
 const UNCONVERTED: &str = "classic histograms are passed on as they are: take it out, or write false";
@@ -145,7 +146,10 @@ impl Findings<'_> {
             let host = sd.url.strip_prefix("http://").or_else(|| sd.url.strip_prefix("https://")).map(|rest| rest.split('/').next());
             if host.flatten().is_none_or(str::is_empty) || sd.url.contains(char::is_whitespace) {
                 let path = [here.clone(), steps!["url"].to_vec()].concat();
-                self.problem(&path, format!("'{}' is no URL: it begins with http:// or https:// and names a host", sd.url));
+                self.problem(&path, format!("'{}' is no URL: it begins with http:// or https:// and names a host", shown_url(&sd.url)));
+            } else if shown_url(&sd.url) != sd.url {
+                let path = [here.clone(), steps!["url"].to_vec()].concat();
+                self.problem(&path, "credentials in a URL end up in logs: use basic_auth");
             }
             self.http(&here, &sd.http);
         }

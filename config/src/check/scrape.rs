@@ -6,8 +6,11 @@ use std::collections::HashMap;
 
 use super::{Findings, LabelUse, host_port};
 use crate::tree::{self, Content, Step, steps};
-use crate::{Config, DnsType, EscapingScheme, Global, HttpClientConfig, Millis, RelabelConfig, Scheme, ScrapeConfig, ScrapeProtocol, ValidationScheme};
 use crate::words::shown_url;
+use crate::{
+    Config, DnsType, EscapingScheme, Global, HttpClientConfig, Millis, RelabelConfig, Scheme, ScrapeConfig, ScrapeProtocol,
+    ValidationScheme,
+};
 
 /// Why no histogram is converted.
 const UNCONVERTED: &str = "classic histograms are passed on as they are: take it out, or write false";

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::{Board, Parts};
 use crate::nats;
+use crate::pulse;
 use crate::reload::relays_of;
 use crate::replays::Replays;
 use crate::token;
@@ -58,6 +59,8 @@ impl Appliance {
         match parts {
             Ok(parts) => {
                 board.set_parts(parts);
+                // Lives as long as the parts, and owns nothing.
+                tokio::spawn(pulse::run(board, appliance.streams.clone(), appliance.stop.clone()));
                 Ok(appliance)
             }
             Err(error) => {

@@ -4,20 +4,26 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::Context as _;
 use axum::http::StatusCode;
-use bundled_nats::{Durability, Server, ServerState};
+use bundled_nats::port::Info;
+use bundled_nats::{Durability as Promise, Server, ServerState};
 use collector::Collector;
 use config::Config;
 use prometheus::Registry;
 use relay::{Activity, Relays};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use crate::api::{Backend, Check, Refusal, Replay};
+use crate::api::model::{
+    Acknowledged, Changed, Check, Collection, Durability, Filter, Nats, PastTrouble, Pause, PauseRequest, Relay, Replay, ReplayState,
+    Status, Store, Stream, Totals, Trouble,
+};
+use crate::api::{Backend, Later, Refusal, no_relay};
 use crate::process::Process;
+use crate::pulse::{Pulse, span};
 use crate::reload::{self, Outcome};
 use crate::replays::Replays;
 use crate::times;
@@ -31,6 +37,7 @@ pub(crate) struct Board {
     started_ms: i64,
     token: OnceLock<String>,
     parts: Mutex<Option<Parts>>,
+    pulse: Mutex<Pulse>,
 }
 
 /// The running parts; a stop takes them out one by one.
@@ -48,8 +55,8 @@ impl Board {
         let process = Process::new().and_then(|process| registry.register(Box::new(process)));
         process.context("cannot register the metrics of the process")?;
         let (config, reloads) = (Mutex::new(Arc::clone(config)), OnceLock::new());
-        let (token, parts) = (OnceLock::new(), Mutex::new(None));
-        Ok(Self { config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts })
+        let (token, parts, pulse) = (OnceLock::new(), Mutex::new(None), Mutex::default());
+        Ok(Self { config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts, pulse })
     }
 
     /// Where every part declares its metrics.
@@ -81,6 +88,75 @@ impl Board {
     pub(crate) fn with_parts<T>(&self, look: impl FnOnce(&mut Parts) -> T) -> Option<T> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
     }
+
+    /// Takes one look at what moves.
+    pub(crate) fn look(&self, stream: Option<Info>, dead: Option<Info>) {
+        let seen = self.with_parts(|parts| {
+            let telemetry = parts.collector.as_ref().map(Collector::telemetry);
+            let counts = telemetry.map_or((0, 0), |t| (t.scraped_samples.get(), t.published_bytes.get()));
+            (counts, parts.relays.as_ref().map(Relays::status).unwrap_or_default())
+        });
+        let ((scraped, published_bytes), relays) = seen.unwrap_or_default();
+        self.pulse().look(Instant::now(), stream, dead, scraped, published_bytes, &relays);
+    }
+
+    fn pulse(&self) -> MutexGuard<'_, Pulse> {
+        self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn relay(&self, config: &config::Relay, status: relay::Status) -> Relay {
+        let pulse = self.pulse();
+        let encoder = config.encode.as_ref().map_or_else(|| relay::sink::default_encoder(&config.sink.name), |encode| &encode.name);
+        Relay {
+            state: word(status.activity),
+            lag: pulse.lag(&status),
+            retention: pulse.retention(&status.name, &config.hold),
+            rates: pulse.rates(&status.name),
+            totals: Totals {
+                read: status.totals.read,
+                delivered: status.totals.delivered,
+                filtered: status.totals.filtered,
+                rejected: status.totals.rejected,
+                lost: status.totals.lost,
+                retries: status.retries,
+            },
+            dead_letters: status.totals.rejected,
+            error: status.last_error.map(|text| Trouble { text, since_ms: status.error_since_ms, next_retry_ms: status.next_retry_ms }),
+            last_error: status.past_error.map(|(text, at_ms)| PastTrouble { text, at_ms }),
+            pause: status.pause.map(|pause| Pause { since_ms: pause.since_ms, until_ms: pause.until_ms }),
+            sink: config.sink.name.clone(),
+            encoder: encoder.to_owned(),
+            from: config.from.clone(),
+            filters: config.filters.iter().map(|filter| Filter { name: filter.name.clone(), options: filter.options.clone() }).collect(),
+            filtered: status.filtered,
+            lost: status.lost,
+            history: pulse.history(&status.name),
+            hold: config.hold.clone(),
+            name: status.name,
+        }
+    }
+
+    /// What a pause means for the stream.
+    fn note(&self, relay: &Relay, until_ms: Option<i64>) -> String {
+        let pulse = self.pulse();
+        let (_, rate) = pulse.collection();
+        let wall = pulse.stream.map_or(0.0, |info| info.max_bytes as f64 * relay::trim::GIVE_UP_ABOVE);
+        let hold = relay.hold.max_bytes.map_or(wall, |bytes| wall.min(bytes.0 as f64));
+        let limit = if hold < wall { "hold.max_bytes" } else { "buffer.max_bytes" };
+        let mut note = format!("it holds its place; {:.0} bytes come in per second", rate);
+        if let Some(until) = until_ms {
+            let seconds = (until.saturating_sub(times::now_ms()).max(0)) as f64 / 1000.0;
+            note.push_str(&format!(", so the {} until {} take about {:.0} bytes", span(seconds), times::show(until), rate * seconds));
+        }
+        if rate > 0.0 {
+            let left = ((hold - relay.lag.bytes as f64) / rate).max(0.0);
+            note.push_str(&format!("; there is room ({limit}) for {}", span(left)));
+        }
+        if let Some(age) = relay.hold.max_age {
+            note.push_str(&format!("; what is older than hold.max_age ({age}) is given up"));
+        }
+        note
+    }
 }
 
 impl Backend for Board {
@@ -92,43 +168,49 @@ impl Backend for Board {
         let checks = self.with_parts(|parts| {
             let state = parts.server.state().borrow().clone();
             let acked = parts.collector.as_ref().is_some_and(Collector::ready);
-            let relays: Vec<_> =
-                parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(&r.activity))).collect();
+            let relays: Vec<_> = parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(r.activity))).collect();
             vec![
-                Check { name: "server", ok: state == ServerState::Ready, seen: server(&state, parts.server.durability()) },
+                Check { name: "server".to_owned(), ok: state == ServerState::Ready, seen: server(&state, parts.server.durability()) },
                 Check {
-                    name: "stream",
+                    name: "stream".to_owned(),
                     ok: acked,
                     seen: if acked { "acknowledged a message lately" } else { "no message was acknowledged lately" }.to_owned(),
                 },
                 // A sink that is away is no reason to send this process no traffic: its backlog is safe in the stream.
-                Check { name: "relays", ok: parts.relays.is_some(), seen: relays.join(", ") },
+                Check { name: "relays".to_owned(), ok: parts.relays.is_some(), seen: relays.join(", ") },
             ]
         });
-        let mut checks = checks.unwrap_or_else(|| vec![Check { name: "start", ok: false, seen: "the parts are starting".to_owned() }]);
+        let mut checks =
+            checks.unwrap_or_else(|| vec![Check { name: "start".to_owned(), ok: false, seen: "the parts are starting".to_owned() }]);
         // One that was refused leaves a configuration that works.
-        checks.extend(self.reloads.get().map(|reloads| Check { name: "configuration", ok: true, seen: reloads.last().seen() }));
+        checks.extend(self.reloads.get().map(|reloads| Check { name: "configuration".to_owned(), ok: true, seen: reloads.last().seen() }));
         checks
     }
 
-    fn status(&self) -> Value {
-        let parts = self.with_parts(|parts| {
-            let durability = parts.server.durability();
-            json!({
-                "server": { "state": describe(&parts.server.state().borrow()), "pid": parts.server.pid(), "acknowledged_means": durability.map(Durability::word), "promise": durability.map(Durability::promise) },
-                "relays": parts.relays.as_ref().map_or(0, |relays| relays.status().len()),
-                "targets": parts.collector.as_ref().map_or(0, |collector| collector.targets().len()),
-            })
+    fn status(&self) -> Status {
+        let seen = self.with_parts(|parts| {
+            let promise = parts.server.durability();
+            let state = parts.server.state().borrow().clone();
+            (promise, nats(&state, parts.server.pid()), parts.collector.as_ref().map(|collector| collection(collector.telemetry())))
         });
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "pid": std::process::id(),
-            "started_ms": self.started_ms,
-            "uptime_seconds": self.started.elapsed().as_secs(),
-            "ready": self.ready(),
-            "buffer": self.config.lock().unwrap_or_else(PoisonError::into_inner).buffer,
-            "parts": parts,
-        })
+        let (promise, nats, collection) = seen.unwrap_or_else(|| (None, nats(&ServerState::Starting, None), None));
+        let (ready, pulse) = (self.ready(), self.pulse());
+        let (samples_per_second, in_bytes_per_second) = pulse.collection();
+        let store = |info: Info| Store { messages: info.messages, bytes: info.bytes, max_bytes: info.max_bytes };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_ms: self.started_ms,
+            uptime_seconds: self.started.elapsed().as_secs(),
+            is_ready: ready.iter().all(|check| check.ok),
+            ready,
+            durability: durability(promise),
+            nats,
+            stream: pulse.stream.map(|info| stream(&info, in_bytes_per_second)),
+            dead_letters: pulse.dead.map(store),
+            collection: Collection { samples_per_second, ..collection.unwrap_or_default() },
+            buffer: self.config.lock().unwrap_or_else(PoisonError::into_inner).buffer.clone(),
+        }
     }
 
     fn targets(&self) -> Value {
@@ -137,9 +219,9 @@ impl Backend for Board {
         json!({ "targets": targets, "dropped": dropped })
     }
 
-    fn relays(&self) -> Value {
-        let relays = self.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten();
-        json!({ "relays": relays.unwrap_or_default() })
+    fn relays(&self) -> Vec<Relay> {
+        let relays = self.with_parts(|parts| parts.relays.as_ref().map(Relays::all)).flatten().unwrap_or_default();
+        relays.into_iter().map(|(config, status)| self.relay(&config, status)).collect()
     }
 
     fn last_reload(&self) -> Value {
@@ -153,28 +235,121 @@ impl Backend for Board {
         }
     }
 
-    fn start_replay(self: Arc<Self>, replay: Replay) -> Pin<Box<dyn Future<Output = Result<Value, Refusal>> + Send>> {
+    fn pause(self: Arc<Self>, name: String, asked: Option<PauseRequest>) -> Later<Changed> {
+        Box::pin(async move {
+            let now_ms = times::now_ms();
+            if asked.is_some_and(|asked| asked.until_ms.is_some_and(|until| until <= now_ms)) {
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "the end of the pause has passed already"));
+            }
+            let pause = asked.map(|asked| relay::pause::Pause { since_ms: now_ms, until_ms: asked.until_ms });
+            let change = self.with_parts(|parts| parts.relays.as_ref().map(|relays| relays.pause(&name, pause))).flatten();
+            let Some(change) = change else { return Err(starting()) };
+            let known: Vec<String> = self.relays().into_iter().map(|relay| relay.name).collect();
+            let Some(change) = change else { return Err(no_relay(&name, &known)) };
+            change.await.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("cannot store the pause: {error}")))?;
+            tracing::info!(
+                relay = name,
+                until = asked.and_then(|asked| asked.until_ms).map(times::show),
+                "{}",
+                if pause.is_some() { "a pause was asked for" } else { "the end of a pause was asked for" }
+            );
+            let Some(relay) = self.relays().into_iter().find(|relay| relay.name == name) else { return Err(no_relay(&name, &known)) };
+            let note = match asked {
+                Some(asked) => self.note(&relay, asked.until_ms),
+                None => format!("it goes on with {} samples that wait", relay.lag.samples),
+            };
+            Ok(Changed { relay, note })
+        })
+    }
+
+    fn start_replay(self: Arc<Self>, replay: Replay) -> Later<ReplayState> {
         Box::pin(async move {
             match self.with_parts(|parts| Arc::clone(&parts.replays)) {
                 Some(replays) => replays.start(replay).await,
-                None => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the parts are still starting: try again")),
+                None => Err(starting()),
             }
         })
     }
 
-    fn replay(&self, id: &str) -> Option<Value> {
+    fn replay(&self, id: &str) -> Option<ReplayState> {
         self.with_parts(|parts| parts.replays.get(id)).flatten()
     }
 
-    fn cancel_replay(&self, id: &str) -> Option<Value> {
+    fn cancel_replay(&self, id: &str) -> Option<ReplayState> {
         self.with_parts(|parts| parts.replays.cancel(id)).flatten()
+    }
+
+    fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap> {
+        Box::pin(async move {
+            match self.with_parts(|parts| Arc::clone(&parts.replays)) {
+                Some(replays) => replays.tap(request).await,
+                None => Err(starting()),
+            }
+        })
+    }
+}
+
+fn starting() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the parts are still starting").fix("try again; /readyz?verbose says how far they are")
+}
+
+fn nats(state: &ServerState, pid: Option<u32>) -> Nats {
+    let (state, reason) = match state {
+        ServerState::Starting => ("starting", None),
+        ServerState::Ready => ("ready", None),
+        ServerState::Down { reason } => ("down", Some(reason.clone())),
+        ServerState::Stopped => ("stopped", None),
+    };
+    Nats { state: state.to_owned(), reason, pid }
+}
+
+fn durability(promise: Option<Promise>) -> Durability {
+    let acknowledged_means = match promise {
+        Some(Promise::Fsynced) => Acknowledged::Fsynced,
+        Some(Promise::Buffered) => Acknowledged::Buffered,
+        Some(Promise::Assumed { .. }) => Acknowledged::Assumed,
+        None => Acknowledged::Unknown,
+    };
+    Durability { acknowledged_means, promise: promise.map_or("the server has not said yet what it does", Promise::promise).to_owned() }
+}
+
+fn collection(telemetry: &collector::telemetry::Telemetry) -> Collection {
+    let targets = |health: &str| telemetry.targets.with_label_values(&[health]).get().unsigned_abs();
+    let dropped =
+        collector::queue::Dropped::ALL.iter().map(|why| telemetry.dropped_samples.with_label_values(&["publish", why.as_str()]).get());
+    Collection {
+        targets_up: targets("up"),
+        targets_down: targets("down"),
+        targets_unknown: targets("unknown"),
+        scraped_samples: telemetry.scraped_samples.get(),
+        published_samples: telemetry.published_samples.get(),
+        dropped_samples: dropped.sum(),
+        queue_samples: telemetry.queue_samples.get().unsigned_abs(),
+        queue_bytes: telemetry.queue_bytes.get().unsigned_abs(),
+        samples_per_second: 0.0,
+    }
+}
+
+fn stream(info: &Info, in_bytes_per_second: f64) -> Stream {
+    let window_ms = info.last_ms.zip(info.first_ms).map_or(0, |(last, first)| last.saturating_sub(first));
+    Stream {
+        messages: info.messages,
+        bytes: info.bytes,
+        max_bytes: info.max_bytes,
+        fill: info.bytes as f64 / info.max_bytes.max(1) as f64,
+        first_seq: info.first_seq,
+        last_seq: info.last_seq,
+        first_ms: info.first_ms,
+        last_ms: info.last_ms,
+        window_seconds: u64::try_from(window_ms / 1000).unwrap_or(0),
+        in_bytes_per_second,
     }
 }
 
 /// Its state, and what its acknowledgement promises where that is weaker than it could be.
-fn server(state: &ServerState, durability: Option<Durability>) -> String {
+fn server(state: &ServerState, durability: Option<Promise>) -> String {
     match durability {
-        None | Some(Durability::Fsynced) => describe(state),
+        None | Some(Promise::Fsynced) => describe(state),
         Some(weaker) => format!("{}; {}", describe(state), weaker.promise()),
     }
 }
@@ -188,6 +363,6 @@ fn describe(state: &ServerState) -> String {
     }
 }
 
-fn word(activity: &Activity) -> String {
+fn word(activity: Activity) -> String {
     serde_json::to_value(activity).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }

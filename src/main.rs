@@ -11,14 +11,19 @@ mod client;
 mod configuration;
 mod logs;
 mod nats;
+mod pause;
+mod place;
 mod process;
+mod pulse;
 mod reload;
 mod replay;
 mod replays;
 mod run;
+mod tap;
 mod targets;
 mod times;
 mod token;
+mod top;
 mod trial;
 mod watch;
 
@@ -62,13 +67,24 @@ enum Command {
     Targets(targets::Args),
     /// Send a past range again, to one relay, while it goes on with the present.
     Replay(replay::Args),
+    /// Show relays, targets and the stream on one screen, as they are now.
+    Top(top::Args),
+    /// Show samples as they arrive, from the stream or as a relay takes them.
+    Tap(tap::Args),
+    /// Let a relay wait: it holds its place in the stream, over restarts.
+    Pause(pause::Pause),
+    /// Let a paused relay go on where it stopped.
+    Resume(pause::Resume),
 }
 
+/// The configuration file where none is named.
+const CONFIG: &str = "strata.yaml";
+
 /// Where the configuration is, and what overrides it.
-#[derive(clap::Args, Clone)]
+#[derive(clap::Args, Clone, Default)]
 struct Source {
     /// The configuration file.
-    #[arg(short, long, default_value = "strata.yaml", env = "STRATA_CONFIG", value_name = "FILE")]
+    #[arg(short, long, default_value = CONFIG, env = "STRATA_CONFIG", value_name = "FILE")]
     config: PathBuf,
     /// Override one value of it, like `buffer.max_bytes=2GiB`; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
@@ -98,6 +114,10 @@ fn main() -> ExitCode {
         Command::Man(args) => configuration::man(&args),
         Command::Targets(args) => targets::main(&args),
         Command::Replay(args) => replay::main(&args),
+        Command::Top(args) => top::main(&args),
+        Command::Tap(args) => tap::main(&args),
+        Command::Pause(args) => pause::pause(&args),
+        Command::Resume(args) => pause::resume(&args),
     }
 }
 

@@ -2,18 +2,19 @@
 //!
 //! *In*: a relay, a range, a rate. *Out*: progress until it is done; SIGINT and SIGTERM cancel it. *Bound*: one request per second. *When full*: does not apply.
 
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
+use crate::api::model::Replay;
 use crate::client::Api;
-use crate::{FAILED, Output, Source, USAGE, api, check, fail, run, times, token};
+use crate::place::Place;
+use crate::{FAILED, Output, USAGE, fail, times};
 
 /// Between two looks at the progress.
 const POLL: Duration = Duration::from_millis(500);
@@ -23,7 +24,7 @@ const CANCEL_MAX: Duration = Duration::from_secs(15);
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    source: Source,
+    place: Place,
     /// The relay whose sink gets the samples again.
     #[arg(long)]
     relay: String,
@@ -39,12 +40,6 @@ pub(crate) struct Args {
     /// Also into a sink that adds up (statsd), where a range sent twice counts twice.
     #[arg(long)]
     again: bool,
-    /// Address of the running Strata; default: the one that runs on the configuration's data folder.
-    #[arg(long, value_name = "HOST:PORT")]
-    server: Option<String>,
-    /// File of its token; default: in the configuration's data folder.
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
     /// How the progress is printed.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -58,13 +53,13 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         (Err(message), _) => return usage(&format!("--from: {message}")),
         (_, Err(message)) => return usage(&format!("--to: {message}")),
     };
-    let request = api::Replay { relay: args.relay.clone(), from_ms, to_ms, rate: args.rate, again: args.again };
-    let (address, token_file) = match place(args) {
-        Ok(place) => place,
+    let request = Replay { relay: args.relay.clone(), from_ms, to_ms, rate: args.rate, again: args.again };
+    let api = match args.place.api(true) {
+        Ok(api) => api,
         Err(code) => return code,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime");
-    let done = runtime.and_then(|runtime| runtime.block_on(replay(&address, &token_file, &request, args.output)));
+    let done = runtime.and_then(|runtime| runtime.block_on(replay(&api, &request, args.output)));
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
@@ -77,23 +72,8 @@ fn usage(message: &str) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-/// Where the running Strata and its token are; the configuration is read only where the flags leave it open.
-fn place(args: &Args) -> Result<(String, PathBuf), ExitCode> {
-    if let (Some(server), Some(file)) = (&args.server, &args.token_file) {
-        return Ok((server.clone(), file.clone()));
-    }
-    let config = check::load_or_report(&args.source)?;
-    let data_dir = &config.buffer.data_dir;
-    // What it really listens on is beside the token: with port 0 only that file knows.
-    let listens =
-        || std::fs::read_to_string(run::address_file(data_dir)).map_or_else(|_| config.server.listen.clone(), |a| a.trim().to_owned());
-    let server = args.server.clone().unwrap_or_else(listens);
-    Ok((server, args.token_file.clone().unwrap_or_else(|| token::file(data_dir))))
-}
-
 /// Starts it and follows it; whether it ended well.
-async fn replay(address: &str, token_file: &std::path::Path, request: &api::Replay, output: Output) -> anyhow::Result<bool> {
-    let api = Api::new(address, token::read(token_file)?);
+async fn replay(api: &Api, request: &Replay, output: Output) -> anyhow::Result<bool> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let started = api.post("/api/v1/replays", request).await.context("cannot start the replay")?;
@@ -106,6 +86,7 @@ async fn replay(address: &str, token_file: &std::path::Path, request: &api::Repl
     }
     let path = format!("/api/v1/replays/{id}");
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+    let bar = (output == Output::Text && is_terminal).then(progress_bar);
     let mut line = String::new();
     let mut give_up_at = None;
     loop {
@@ -113,18 +94,19 @@ async fn replay(address: &str, token_file: &std::path::Path, request: &api::Repl
         let ended = state.get("state").and_then(Value::as_str).unwrap_or("running").to_owned();
         if output == Output::Text {
             let now = describe(&state);
-            if now != line {
-                let (open, close) = if is_terminal { ("\r\x1b[K", "") } else { ("", "\n") };
-                print!("{open}{now}{close}");
-                std::io::stdout().flush()?;
+            if let Some(bar) = &bar {
+                bar.set_position(state.get("percent").and_then(Value::as_u64).unwrap_or(0));
+                bar.set_message(now);
+            } else if now != line {
+                println!("{now}");
                 line = now;
             }
         }
         if ended != "running" {
             if output == Output::Json {
                 println!("{state}");
-            } else if is_terminal {
-                println!();
+            } else if let Some(bar) = &bar {
+                bar.abandon();
             }
             return Ok(ended == "done");
         }
@@ -134,7 +116,8 @@ async fn replay(address: &str, token_file: &std::path::Path, request: &api::Repl
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
             () = interrupted(&mut terminate, &mut interrupt) => {
-                eprintln!("{}cancelling the replay; a second signal leaves it to itself", if is_terminal { "\n" } else { "" });
+                let note = "cancelling the replay; a second signal leaves it to itself";
+                bar.as_ref().map_or_else(|| eprintln!("{note}"), |bar| bar.println(note));
                 if give_up_at.replace(Instant::now() + CANCEL_MAX).is_some() {
                     bail!("the replay is cancelled and ends without us");
                 }
@@ -142,6 +125,13 @@ async fn replay(address: &str, token_file: &std::path::Path, request: &api::Repl
             }
         }
     }
+}
+
+/// Elapsed time, a bar, what is left, and the line that is printed without a terminal.
+fn progress_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{elapsed_precise} {bar:30.cyan/dim} {percent:>3}% eta {eta}  {wide_msg}");
+    // The template is a constant: one that is none would show the plain bar.
+    ProgressBar::new(100).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 async fn interrupted(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -9,14 +9,14 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use bundled_nats::port::Streams;
 use config::Config;
-use relay::Status;
 use relay::replay::{self, Progress, Request};
-use serde_json::{Value, json};
+use relay::tap::{self, Tap};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{Refusal, Replay};
+use crate::api::model::{Replay, ReplayState};
+use crate::api::{Refusal, no_relay};
 use crate::reload::relays_of;
 use crate::times;
 
@@ -50,7 +50,7 @@ struct Run {
 /// What is known beyond its progress.
 struct Now {
     state: &'static str,
-    status: Status,
+    sink_says: Option<String>,
     error: Option<String>,
 }
 
@@ -74,12 +74,10 @@ impl Replays {
     }
 
     /// Starts one; its first state is the answer.
-    pub(crate) async fn start(&self, asked: Replay) -> Result<Value, Refusal> {
-        let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
-        let known: Vec<_> = config.relays.iter().map(|r| r.name.as_str()).collect();
+    pub(crate) async fn start(&self, asked: Replay) -> Result<ReplayState, Refusal> {
+        let config = self.config();
         let Some(relay) = config.relays.iter().find(|r| r.name == asked.relay) else {
-            let message = format!("there is no relay '{}': there are {}", asked.relay, known.join(", "));
-            return Err(Refusal::new(StatusCode::NOT_FOUND, message));
+            return Err(no_relay(&asked.relay, &names(&config)));
         };
         let Ok(permit) = Arc::clone(&self.running).try_acquire_owned() else {
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, format!("{RUNNING_MAX} replays run already: wait for one to end")));
@@ -89,9 +87,9 @@ impl Replays {
         let stop = self.stop.child_token();
         let options = relay::Options { external_labels: relays_of(&config).external_labels, ..self.options.clone() };
         let started = replay::Replay::start(request, self.streams.clone(), &options, &stop).await.map_err(refusal)?;
-        let now = Mutex::new(Now { state: "running", status: started.status(), error: None });
+        let now = Mutex::new(Now { state: "running", sink_says: None, error: None });
         let run = Arc::new(Run { id: started.id.clone(), asked, progress: started.progress(), now, stop });
-        let answer = run.json();
+        let answer = run.state();
         {
             let mut runs = self.runs();
             if runs.len() >= KEPT_MAX {
@@ -106,19 +104,44 @@ impl Replays {
         Ok(answer)
     }
 
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Opens a tap on the stream.
+    pub(crate) async fn tap(&self, request: relay::tap::Request) -> Result<Tap, Refusal> {
+        let config = self.config();
+        let relay = match &request.relay {
+            None => None,
+            Some(name) => match config.relays.iter().find(|relay| relay.name == *name) {
+                None => return Err(no_relay(name, &names(&config))),
+                found => found,
+            },
+        };
+        let external_labels = relays_of(&config).external_labels;
+        Tap::open(request, relay, &self.streams, external_labels, &self.stop).await.map_err(|error| {
+            let status = match error {
+                tap::Error::Port(_) => StatusCode::SERVICE_UNAVAILABLE,
+                tap::Error::Selector(_) | tap::Error::Jobs { .. } => StatusCode::BAD_REQUEST,
+                tap::Error::Options(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            Refusal::new(status, chain(&error))
+        })
+    }
+
     /// The state of one.
-    pub(crate) fn get(&self, id: &str) -> Option<Value> {
-        self.runs().iter().find(|run| run.id == id).map(|run| run.json())
+    pub(crate) fn get(&self, id: &str) -> Option<ReplayState> {
+        self.runs().iter().find(|run| run.id == id).map(|run| run.state())
     }
 
     /// Asks one to end: its state, which is `stopped` once it has; one that ended already stays as it is.
-    pub(crate) fn cancel(&self, id: &str) -> Option<Value> {
+    pub(crate) fn cancel(&self, id: &str) -> Option<ReplayState> {
         let run = self.runs().iter().find(|run| run.id == id).map(Arc::clone)?;
         if run.now().state == "running" {
             tracing::info!(id, relay = run.asked.relay, "a replay is cancelled");
             run.stop.cancel();
         }
-        Some(run.json())
+        Some(run.state())
     }
 
     /// Ends all of them and waits for that.
@@ -145,7 +168,7 @@ impl Run {
         tokio::pin!(ended);
         // An end closes the channel; until then what the sink says is looked at now and then.
         while tokio::time::timeout(LOOK, &mut ended).await.is_err() {
-            self.now().status = replay.status();
+            self.now().sink_says = replay.last_error();
         }
         let finished = replay.finish().await;
         let mut now = self.now();
@@ -161,28 +184,32 @@ impl Run {
         tracing::info!(id = self.id, relay = self.asked.relay, state = self.now().state, "replay ended");
     }
 
-    fn json(&self) -> Value {
+    fn state(&self) -> ReplayState {
         let progress = self.progress.borrow().clone();
         let now = self.now();
         let (all, done) = (progress.end.saturating_sub(progress.begin) + 1, (progress.position + 1).saturating_sub(progress.begin));
         let percent = if progress.begin > progress.end || now.state == "done" { 100 } else { done.saturating_mul(100) / all };
         let missing = progress.oldest_ms.filter(|oldest| *oldest > self.asked.from_ms);
-        json!({
-            "id": self.id,
-            "relay": self.asked.relay,
-            "state": now.state,
-            "percent": percent,
-            "from_ms": self.asked.from_ms,
-            "to_ms": self.asked.to_ms,
-            "read_samples": progress.totals.read,
-            "delivered_samples": progress.totals.delivered,
-            "filtered_samples": progress.totals.filtered,
-            "rejected_samples": progress.totals.rejected,
-            "lost_samples": progress.totals.lost,
-            "warning": missing.map(|oldest| format!("the stream begins at {}: what was before is gone", times::show(oldest))),
-            "error": now.error.clone().or_else(|| now.status.last_error.clone().filter(|_| now.state == "running")),
-        })
+        ReplayState {
+            id: self.id.clone(),
+            relay: self.asked.relay.clone(),
+            state: now.state.to_owned(),
+            percent,
+            from_ms: self.asked.from_ms,
+            to_ms: self.asked.to_ms,
+            read_samples: progress.totals.read,
+            delivered_samples: progress.totals.delivered,
+            filtered_samples: progress.totals.filtered,
+            rejected_samples: progress.totals.rejected,
+            lost_samples: progress.totals.lost,
+            warning: missing.map(|oldest| format!("the stream begins at {}: what was before is gone", times::show(oldest))),
+            error: now.error.clone().or_else(|| now.sink_says.clone().filter(|_| now.state == "running")),
+        }
     }
+}
+
+fn names(config: &Config) -> Vec<String> {
+    config.relays.iter().map(|relay| relay.name.clone()).collect()
 }
 
 fn refusal(error: replay::Error) -> Refusal {

@@ -17,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::serve::{HEAD_TIMEOUT, Serve};
+use crate::api::tls::Tls;
 use crate::appliance::Appliance;
 use crate::board::Board;
 use crate::reload::{self, Reloader};
@@ -74,8 +76,11 @@ async fn run(source: &Source, loaded: Loaded, stamp: Stamp) -> anyhow::Result<()
     let board = Arc::new(Board::new(&config)?);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
-    let serving = axum::serve(listener, api::router(Arc::clone(&board) as Arc<dyn api::Backend>, board.registry().clone()));
-    http.spawn(serving.with_graceful_shutdown(http_stop.clone().cancelled_owned()).into_future());
+    let tls = config.server.tls.clone().map(Tls::new).transpose()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let router = api::router(Arc::clone(&board) as Arc<dyn api::Backend>, board.registry().clone(), address.ip().is_loopback());
+    let serve = Serve { router, tls: tls.map(Arc::new), head_timeout: HEAD_TIMEOUT };
+    http.spawn(serve.run(listener, http_stop.clone()));
     tracing::info!(%address, data_dir = %config.buffer.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "strata starts");
 
     // The first start may recover a large store: a signal ends the wait.
@@ -85,10 +90,11 @@ async fn run(source: &Source, loaded: Loaded, stamp: Stamp) -> anyhow::Result<()
         started = Appliance::start(Arc::clone(&config), Arc::clone(&board)) => started?,
     };
     let file = address_file(&config.buffer.data_dir);
-    std::fs::write(&file, format!("{address}\n")).with_context(|| format!("cannot write '{}' (buffer.data_dir)", file.display()))?;
+    std::fs::write(&file, format!("{scheme}://{address}\n"))
+        .with_context(|| format!("cannot write '{}' (buffer.data_dir)", file.display()))?;
     let (reloader, handle) = Reloader::new(source.clone(), (sources, stamp), Arc::clone(&config), Arc::clone(&board), hangup)?;
     board.set_reloads(handle);
-    tracing::info!("strata runs: http://{address}/readyz?verbose says how it is");
+    tracing::info!("strata runs: {scheme}://{address}/readyz?verbose says how it is");
 
     let ended = tokio::select! {
         biased;

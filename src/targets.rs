@@ -11,12 +11,13 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::client::Api;
-use crate::{Output, Source, check, fail, run, times, token};
+use crate::place::Place;
+use crate::{Output, check, fail, times};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    source: Source,
+    place: Place,
     /// Only of these jobs; may be repeated.
     #[arg(long, value_name = "NAME")]
     job: Vec<String>,
@@ -29,9 +30,6 @@ pub(crate) struct Args {
     /// Find the targets here and now from the configuration alone, and scrape none; no running Strata is needed.
     #[arg(long, conflicts_with_all = ["url", "health"])]
     find: bool,
-    /// Address of the running Strata; default: the one that runs on the configuration's data folder.
-    #[arg(long, value_name = "URL", alias = "server")]
-    url: Option<String>,
     /// How the targets are printed.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -48,22 +46,15 @@ enum Health {
 }
 
 pub(crate) fn main(args: &Args) -> ExitCode {
-    let found = match &args.url {
-        Some(url) => ask(url, String::new()),
-        None => {
-            let config = match check::load_or_report(&args.source) {
-                Ok(config) => config,
-                Err(code) => return code,
-            };
-            if args.find {
-                find(&config, &args.job)
-            } else {
-                let data_dir = &config.buffer.data_dir;
-                let listens = std::fs::read_to_string(run::address_file(data_dir));
-                let address = listens.map_or_else(|_| config.server.listen.clone(), |address| address.trim().to_owned());
-                // Reads need no token where they are open; where they are not, the server says so.
-                ask(&address, token::read(&token::file(data_dir)).unwrap_or_default())
-            }
+    let found = if args.find {
+        match check::load_or_report(args.place.source()) {
+            Ok(config) => find(&config, &args.job),
+            Err(code) => return code,
+        }
+    } else {
+        match args.place.api(false) {
+            Ok(api) => ask(&api),
+            Err(code) => return code,
         }
     };
     let shown = found.and_then(|mut found| {
@@ -78,9 +69,9 @@ pub(crate) fn main(args: &Args) -> ExitCode {
     shown.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
 
-fn ask(address: &str, token: String) -> anyhow::Result<Value> {
+fn ask(api: &Api) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")?;
-    runtime.block_on(Api::new(address, token).get("/api/v1/targets"))
+    runtime.block_on(api.get("/api/v1/targets"))
 }
 
 fn find(config: &config::Config, jobs: &[String]) -> anyhow::Result<Value> {
@@ -181,8 +172,8 @@ mod tests {
             ],
             "dropped": [{"job": "a", "reason": "relabeled", "detail": "relabel_configs[0]: drop", "discovered_labels": {"__address__": "c:1"}}],
         });
-        let source = Source { config: "strata.yaml".into(), set: Vec::new() };
-        let mut args = Args { source, job: Vec::new(), health: None, dropped: true, find: false, url: None, output: Output::Text };
+        let place = Place::default();
+        let mut args = Args { place, job: Vec::new(), health: None, dropped: true, find: false, output: Output::Text };
         assert_eq!(
             table(&found, &args),
             "JOB   HEALTH  URL                 LABELS                 LAST SCRAPE           TOOK    SAMPLES  LAST ERROR\n\

@@ -31,6 +31,34 @@ pub(crate) fn parse(text: &str, now_ms: i64) -> Result<i64, String> {
     }
 }
 
+/// A point in time after `now_ms`: `in 10m`, `10m`, `HH:MM` (UTC, the next one) or RFC 3339.
+pub(crate) fn later(text: &str, now_ms: i64) -> Result<i64, String> {
+    let text = text.trim();
+    let found = match (clock(text), date(text)) {
+        (Some(ms), _) => {
+            let today = now_ms - now_ms.rem_euclid(DAY_MS) + ms;
+            if today > now_ms { today } else { today + DAY_MS }
+        }
+        (None, Some(ms)) => ms,
+        (None, None) => {
+            let span: String = text.trim_start_matches("in ").chars().filter(|c| !c.is_whitespace()).collect();
+            let span = humantime::parse_duration(&span)
+                .map_err(|_| format!("'{text}' is no time: write 2026-01-02T03:04:05Z, 03:04 (UTC, the next one) or 10m"))?;
+            i64::try_from(span.as_millis())
+                .ok()
+                .and_then(|span| now_ms.checked_add(span))
+                .ok_or_else(|| format!("'{text}' is too far off"))?
+        }
+    };
+    if found > now_ms { Ok(found) } else { Err(format!("'{text}' has passed already")) }
+}
+
+/// The time of the day in UTC, to the millisecond.
+pub(crate) fn clock_ms(ms: i64) -> String {
+    let (seconds, ms) = (ms.rem_euclid(DAY_MS) / 1000, ms.rem_euclid(1000));
+    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 /// Samples per second: `500`, `500/s`, `20k/s`, `1.5M/s`.
 pub(crate) fn rate(text: &str) -> Result<u64, String> {
     let bad = || format!("'{text}' is no rate: write samples per second, like 20000/s or 20k/s");
@@ -115,6 +143,19 @@ mod tests {
             assert!(parse(text, NOW).is_err(), "{text}");
         }
         assert_eq!(show(NOW), "2026-01-02T03:04:05Z");
+    }
+
+    #[test]
+    fn times_to_come_are_read_as_typed() {
+        let day = NOW - NOW.rem_euclid(DAY_MS);
+        for (text, ms) in
+            [("10m", NOW + 600_000), ("in 1 h", NOW + 3_600_000), ("02:10", day + 7_800_000 + DAY_MS), ("2026-01-02T03:04:06Z", NOW + 1000)]
+        {
+            assert_eq!(later(text, NOW), Ok(ms), "{text}");
+        }
+        for text in ["", "now", "0s", "2026-01-02T03:04:05Z"] {
+            assert!(later(text, NOW).is_err(), "{text}");
+        }
     }
 
     #[test]

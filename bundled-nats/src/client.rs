@@ -129,12 +129,15 @@ impl Log for NatsLog {
         let (state, max_bytes) = (&info["state"], info["config"]["max_bytes"].as_i64().unwrap_or(-1));
         let number = |field: &str| state[field].as_u64().unwrap_or(0);
         let (messages, last_seq) = (number("messages"), number("last_seq"));
+        let time = |field: &str| state[field].as_str().filter(|_| messages > 0).and_then(time_ms);
         Ok(Info {
             first_seq: if messages == 0 { last_seq + 1 } else { number("first_seq") },
             last_seq,
             messages,
             bytes: number("bytes"),
             max_bytes: u64::try_from(max_bytes).unwrap_or(u64::MAX),
+            first_ms: time("first_ts"),
+            last_ms: time("last_ts"),
         })
     }
 

@@ -59,6 +59,10 @@ pub struct Info {
     pub bytes: u64,
     /// The wall; `u64::MAX` where there is none.
     pub max_bytes: u64,
+    /// When the oldest message was stored, ms; none: there is none.
+    pub first_ms: Option<i64>,
+    /// When the newest message was stored, ms; none: there is none.
+    pub last_ms: Option<i64>,
 }
 
 /// Why a message is not known to be stored.

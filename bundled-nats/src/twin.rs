@@ -324,6 +324,8 @@ impl Log for TwinLog {
             messages: content.messages.len() as u64,
             bytes: content.bytes,
             max_bytes: content.bytes_max,
+            first_ms: content.messages.values().next().map(|message| message.time_ms),
+            last_ms: content.messages.values().next_back().map(|message| message.time_ms),
         })
     }
 

@@ -215,12 +215,14 @@ mod cases {
     pub async fn a_purge_resets_the_subject_and_never_the_sequence(bed: &mut Bed) -> Result<()> {
         let (raw, control) = (bed.streams(Role::Collector).raw, bed.streams(Role::Control).raw);
         publish(&*raw, 1..=5).await?;
+        let (info, first, last) = (raw.info().await?, raw.get(1).await?.context("it is there")?, raw.get(5).await?.context("it is there")?);
+        ensure!((info.first_ms, info.last_ms) == (Some(first.time_ms), Some(last.time_ms)), "{info:?}");
         ensure!(control.purge(0).await? == 0, "nothing is below 0");
         ensure!(control.purge(3).await? == 2);
         ensure!(control.purge(3).await? == 0);
         ensure!(raw.get(2).await?.is_none() && raw.get(3).await?.is_some());
         ensure!(control.purge(1000).await? == 3, "beyond the end is all there is");
-        let empty = Info { first_seq: 6, last_seq: 5, messages: 0, bytes: 0, max_bytes: WALL };
+        let empty = Info { first_seq: 6, last_seq: 5, messages: 0, bytes: 0, max_bytes: WALL, first_ms: None, last_ms: None };
         ensure!(raw.info().await? == empty, "{:?}", raw.info().await?);
         ensure!(raw.last(SUBJECT).await?.is_none());
         let refused = raw.publish(SUBJECT, &id("6"), payload(6), Some(5)).await;

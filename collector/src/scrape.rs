@@ -59,6 +59,8 @@ pub struct Status {
     pub health: Health,
     /// Why the last scrape failed; none: it did not.
     pub last_error: Option<String>,
+    /// The nominal slot of the first of the failures that last; none: the last scrape did not fail.
+    pub down_since_ms: Option<i64>,
     /// The nominal slot of the last scrape, ms.
     pub last_scrape_ms: Option<i64>,
     /// The next nominal slot, ms.
@@ -126,6 +128,7 @@ impl Status {
             timeout_s: target.timeout.as_secs_f64(),
             health: Health::Unknown,
             last_error: None,
+            down_since_ms: None,
             last_scrape_ms: None,
             next_scrape_ms: None,
             last_duration_s: 0.0,
@@ -378,6 +381,10 @@ impl Scrape {
         match result {
             Ok(counts) => {
                 (status.health, status.last_error, status.samples) = (Health::Up, None, counts.scraped);
+                if let Some(since) = status.down_since_ms.take() {
+                    let seconds = slot_ms.saturating_sub(since) / 1000;
+                    tracing::info!(job = status.job, url = status.url, seconds, "the target is up again");
+                }
                 for (defect, count) in counts.defects.found() {
                     telemetry.defects_tolerated.with_label_values(&[defect.as_str()]).inc_by(u64::from(count));
                 }
@@ -385,8 +392,9 @@ impl Scrape {
             Err(failure) => {
                 telemetry.scrapes_failed.with_label_values(&[failure.reason()]).inc();
                 let text = with_causes(failure);
-                if status.last_error.as_ref() != Some(&text) {
-                    tracing::warn!(job = status.job, url = status.url, "a scrape failed: {text}");
+                if before != Health::Down {
+                    status.down_since_ms = Some(slot_ms);
+                    tracing::warn!(job = status.job, url = status.url, "the target is down: {text}");
                 }
                 (status.health, status.last_error, status.samples) = (Health::Down, Some(text), 0);
             }

@@ -220,8 +220,32 @@ pub enum OnFull {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Address and port; default `127.0.0.1:9600`.
+    /// Address and port; default `127.0.0.1:9600`. Where it is not on loopback, reads of the API need the token too.
     pub listen: String,
+    /// TLS on the listener; default: plain HTTP.
+    pub tls: Option<ServerTls>,
+}
+
+/// TLS on Strata's own listener. Files that change are read again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServerTls {
+    /// PEM file of the certificate and what stands between it and its authority.
+    pub cert_file: PathBuf,
+    /// PEM file of its private key.
+    pub key_file: PathBuf,
+    /// PEM file of authorities: only clients with a certificate of one of them are let in; default: every client.
+    #[serde(default)]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+impl ServerTls {
+    /// Makes paths relative to `folder`.
+    fn resolve(&mut self, folder: &std::path::Path) {
+        for path in [Some(&mut self.cert_file), Some(&mut self.key_file), self.client_ca_file.as_mut()].into_iter().flatten() {
+            *path = folder.join(&*path);
+        }
+    }
 }
 
 impl Default for Global {
@@ -265,7 +289,7 @@ impl Default for Buffer {
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: LISTEN.to_owned() }
+        Self { listen: LISTEN.to_owned(), tls: None }
     }
 }
 

@@ -267,13 +267,16 @@ fn expand(text: &str, environment: &BTreeMap<String, String>) -> String {
     out + rest
 }
 
-/// Paths of a scrape configuration, and those of NATS, are relative to the file that they stand in.
+/// Paths of a scrape configuration, of NATS and of the listener are relative to the file that they stand in.
 fn resolve(config: &mut Config, tree: &Node) {
     if let Place::File { file, .. } = tree.place_of(&steps!["buffer", "nats"]) {
         config.buffer.nats.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
     }
     if let Place::File { file, .. } = tree.place_of(&steps!["feeds"]) {
         config.feeds.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
+    }
+    if let (Some(tls), Place::File { file, .. }) = (&mut config.server.tls, tree.place_of(&steps!["server", "tls"])) {
+        tls.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
     }
     for (i, scrape) in config.scrape_configs.iter_mut().enumerate() {
         if let Place::File { file, .. } = tree.place_of(&steps!["scrape_configs", i]) {

@@ -42,10 +42,12 @@ pub async fn book(log: &Arc<dyn Log>, subject: &str, entry: &Entry, stop: &Cance
     let payload = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
     let mut headers = Headers::default();
     headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, rand::random::<u64>()));
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut told) = (Backoff::default(), false);
     loop {
         let Err(error) = publish(log, subject, &headers, payload.clone()).await else { return Ok(()) };
-        warn!(subject, %error, "cannot book a loss, trying again");
+        if !std::mem::replace(&mut told, true) {
+            warn!(subject, %error, "cannot book a loss, trying again without end");
+        }
         tokio::select! {
             () = stop.cancelled() => return Err(Stopped),
             () = tokio::time::sleep(backoff.wait()) => {}

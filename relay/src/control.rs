@@ -1,11 +1,15 @@
-//! Control: what the trim asks of a running relay.
+//! Control: what the trim and people ask of a running relay.
 //!
-//! *In*: a sequence to give up to, a slot to forget before. *Out*: wake-ups for the relay's two tasks. *Bound*: one of each, the highest wins.
+//! *In*: a sequence to give up to, a slot to forget before, a pause. *Out*: wake-ups for the relay's two tasks. *Bound*: one of each, the highest wins.
 //! *When full*: does not apply.
 
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
+
+use crate::backoff::now_ms;
+use crate::pause::Pause;
 
 /// Why samples are given up for a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,7 @@ pub struct Control {
     skip_to: AtomicU64,
     why: AtomicU8,
     forget_before: AtomicI64,
+    pause: Mutex<Option<Pause>>,
     /// Wakes the reading task.
     pub reader: Notify,
     /// Wakes the delivering task.
@@ -48,6 +53,7 @@ impl Default for Control {
             skip_to: AtomicU64::new(0),
             why: AtomicU8::new(0),
             forget_before: AtomicI64::new(i64::MIN),
+            pause: Mutex::default(),
             reader: Notify::new(),
             sender: Notify::new(),
         }
@@ -92,6 +98,17 @@ impl Control {
     pub fn forget_before(&self, slot_ms: i64) {
         self.forget_before.fetch_max(slot_ms, Ordering::AcqRel);
         self.reader.notify_one();
+    }
+
+    /// Pauses the relay, or lets it go on.
+    pub fn pause(&self, pause: Option<Pause>) {
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+        self.sender.notify_one();
+    }
+
+    /// The pause that is not over.
+    pub fn paused(&self) -> Option<Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner).filter(|pause| !pause.is_over(now_ms()))
     }
 
     /// The slot before which targets are forgotten.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::backoff::{Backoff, now_ms};
 use crate::book;
@@ -195,13 +195,16 @@ impl Dead {
             headers.insert(LETTER, described);
         }
         let mut payload = payload;
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut told) = (Backoff::default(), false);
         loop {
             match book::publish(&self.log, &subject(&self.relay), &headers, payload.clone()).await {
                 Ok(()) => return Ok(()),
                 Err(PublishError::Full(_)) => match self.trim().await {
                     Ok(true) => continue,
-                    Ok(false) => warn!(relay = self.relay, "the dead letters are full and cannot be trimmed further"),
+                    Ok(false) if told => {}
+                    Ok(false) => {
+                        warn!(relay = self.relay, "the dead letters are full and cannot be trimmed further: trying again without end")
+                    }
                     Err(Stopped) => return Err(Stopped),
                 },
                 Err(PublishError::TooLarge { bytes }) if !payload.is_empty() => {
@@ -209,8 +212,10 @@ impl Dead {
                     payload = Bytes::new();
                     continue;
                 }
-                Err(error) => warn!(relay = self.relay, %error, "cannot park a dead letter, trying again"),
+                Err(error) if told => debug!(relay = self.relay, %error, "cannot park a dead letter yet"),
+                Err(error) => warn!(relay = self.relay, %error, "cannot park a dead letter, trying again without end"),
             }
+            told = true;
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Stopped),
                 () = tokio::time::sleep(backoff.wait()) => {}
@@ -241,7 +246,7 @@ impl Dead {
         match self.log.purge(keep_from).await {
             Ok(_) => Ok(any),
             Err(error) => {
-                warn!(relay = self.relay, %error, "cannot trim the dead letters");
+                debug!(relay = self.relay, %error, "cannot trim the dead letters");
                 Ok(false)
             }
         }

@@ -4,6 +4,7 @@
 //! flight; at most [`SUSPECTS_MAX`] wholly rejected batches wait for a judgement. *When full*: the reading task waits, the backlog stays in
 //! the stream.
 
+mod outage;
 mod send;
 mod suspect;
 
@@ -25,6 +26,7 @@ use crate::sink::{Answer, Sink};
 use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
 
+use outage::{GivenUp, Outage};
 use send::Sent;
 use suspect::Suspect;
 
@@ -125,6 +127,8 @@ pub struct Deliver {
     half_sent: bool,
     /// Messages of a crashed life that may come again.
     repeats: u64,
+    outage: Outage,
+    given_up: GivenUp,
     rate: Option<send::Bucket>,
     report: Option<watch::Sender<crate::replay::Progress>>,
 }
@@ -163,6 +167,8 @@ impl Deliver {
             pace: 0,
             half_sent: false,
             repeats,
+            outage: Outage::default(),
+            given_up: GivenUp::default(),
             rate: parts.rate.map(send::Bucket::new),
             report: parts.progress,
         }
@@ -175,7 +181,7 @@ impl Deliver {
         let ended = self.steps(&mut steps).await;
         drop(steps);
         if let Err(Halt::Failed(error)) = ended {
-            self.gauges.shared.trouble(Activity::Failed, error.to_string());
+            self.gauges.shared.trouble(Activity::Failed, error.to_string(), 0);
             self.gauges.metrics.up.set(0);
             return Err(error);
         }
@@ -190,6 +196,7 @@ impl Deliver {
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let control = self.control.clone();
         loop {
+            self.rest(self.checkpoint.seq + 1).await?;
             let step = if self.broken() {
                 let at = self.retry_suspects_at.unwrap_or_else(Instant::now);
                 tokio::select! {
@@ -373,7 +380,7 @@ impl Deliver {
         } else if skipping && !self.skipping() {
             self.control.skipped_to(mark.seq);
             self.write().await?;
-            warn!(relay = self.name(), to = mark.seq, why = self.control.why().as_str(), "gave up undelivered samples, booked");
+            self.tell_given_up(given_up, mark.seq);
             self.trim.notify_one();
         }
         Ok(())
@@ -463,15 +470,5 @@ impl Deliver {
 
     fn name(&self) -> String {
         self.gauges.metrics.name().to_owned()
-    }
-
-    fn trouble(&self, activity: Activity, text: String) {
-        self.gauges.metrics.up.set(0);
-        self.gauges.shared.trouble(activity, text);
-    }
-
-    fn fine(&self) {
-        self.gauges.metrics.up.set(1);
-        self.gauges.shared.fine();
     }
 }

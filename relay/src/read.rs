@@ -51,6 +51,8 @@ pub struct Reader {
     confirmed: Option<(String, Gap)>,
     restarted: bool,
     backoff: Backoff,
+    /// Whether it was said that reading fails.
+    told: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +88,7 @@ impl Reader {
             confirmed: None,
             restarted: false,
             backoff: Backoff::default(),
+            told: false,
         }
     }
 
@@ -110,6 +113,9 @@ impl Reader {
                 }
             };
             self.backoff.reset();
+            if std::mem::take(&mut self.told) {
+                info!(relay = self.relay, "reads on");
+            }
             let envelope = Envelope::parse(|name| message.headers.get(name)).map_err(|e| e.to_string());
             let (silent, gap) = match self.judge(&message, envelope.as_ref().ok()) {
                 Seen::Pass(silent, gap) => (silent, gap),
@@ -131,7 +137,9 @@ impl Reader {
 
     async fn failed(&mut self, error: &Error) {
         let wait = self.backoff.wait();
-        info!(relay = self.relay, %error, "cannot read on, trying again in {wait:?}");
+        if !std::mem::replace(&mut self.told, true) {
+            info!(relay = self.relay, %error, "cannot read on, trying again without end");
+        }
         tokio::time::sleep(wait).await;
     }
 

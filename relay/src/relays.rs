@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bundled_nats::port::Streams;
+use bundled_nats::port::{Error as PortError, Streams};
 use config::Relay;
 use prometheus::Registry;
 use serde::Serialize;
@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::Options;
 use crate::control::Control;
 use crate::lasting::last;
+use crate::pause::{self, Pause};
 use crate::run::{Build, Life};
 use crate::telemetry::{Activity, Gauges, Metrics, Shared, Status};
 use crate::trim::{self, Plan};
@@ -222,7 +223,28 @@ impl Relays {
 
     /// Snapshots of all relays, in the order of the configuration.
     pub fn status(&self) -> Vec<Status> {
-        self.state().running.iter().map(|running| running.gauges.shared.status(&running.relay.name)).collect()
+        self.state().running.iter().map(Running::status).collect()
+    }
+
+    /// As [`Self::status`], each with its configuration.
+    pub fn all(&self) -> Vec<(Relay, Status)> {
+        self.state().running.iter().map(|running| (running.relay.clone(), running.status())).collect()
+    }
+
+    /// Pauses one relay until a time or until it is resumed (`None`: resumes it), over restarts; nothing where there is no such relay.
+    ///
+    /// *Errors* of the future: the state store does not answer; nothing has changed then.
+    pub fn pause(&self, name: &str, pause: Option<Pause>) -> Option<impl Future<Output = Result<(), PortError>> + Send + use<>> {
+        let state = self.state();
+        let running = state.running.iter().find(|running| running.relay.name == name)?;
+        let (name, store) = (name.to_owned(), self.ground.streams.state.clone());
+        let (control, gauges) = (running.control.clone(), running.gauges.clone());
+        Some(async move {
+            pause::write(&*store, &name, pause).await?;
+            gauges.metrics.paused.set(i64::from(pause.is_some()));
+            control.pause(pause);
+            Ok(())
+        })
     }
 
     /// Stops reading, delivers what is in hand and writes the last checkpoints; what is not done by the deadline is cut off, and named.
@@ -247,6 +269,12 @@ impl Relays {
 
     fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    fn status(&self) -> Status {
+        self.gauges.status(&self.control)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
 use crate::run::{Components, config_hash, feed};
 use crate::step::STEPS_MAX;
-use crate::telemetry::{Gauges, Metrics, Shared, Status};
+use crate::telemetry::{Gauges, Metrics, Shared};
 
 /// Prefix of the keys under which running replays hold space.
 pub const KEY_PREFIX: &str = "replay.";
@@ -132,7 +132,6 @@ pub enum Error {
 pub struct Replay {
     /// Its name: the producer in its idempotency keys.
     pub id: String,
-    relay: String,
     progress: watch::Receiver<Progress>,
     shared: Arc<Shared>,
     task: JoinHandle<Result<(), Error>>,
@@ -173,7 +172,7 @@ impl Replay {
         // Lines of delivery name the relay: the span tells them from the live relay's.
         let span = info_span!("replay", id);
         let task = tokio::spawn(work.run(register, report, shared.clone(), stop.clone()).instrument(span));
-        Ok(Self { id, relay: name, progress, shared, task, stop })
+        Ok(Self { id, progress, shared, task, stop })
     }
 
     /// How far it is; changes with every message.
@@ -181,9 +180,9 @@ impl Replay {
         self.progress.clone()
     }
 
-    /// What its sink says.
-    pub fn status(&self) -> Status {
-        self.shared.status(&self.relay)
+    /// What its sink says, while it takes nothing.
+    pub fn last_error(&self) -> Option<String> {
+        self.shared.live().last_error.clone()
     }
 
     /// Waits for its end.

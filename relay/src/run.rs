@@ -27,6 +27,7 @@ use crate::dead::Dead;
 use crate::deliver::{self, Deliver, HELD_RETRY};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
+use crate::pause;
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Reader, identity};
 use crate::sink::{self, Answer, Batch, Files, Limits, Sink};
@@ -153,7 +154,7 @@ impl Life {
                 Ok(Ok(()) | Err(Error::Stopped)) => break,
                 Ok(Err(error)) => {
                     tracing::error!(relay = name, %error, "the relay has ended");
-                    shared.trouble(Activity::Failed, error.to_string());
+                    shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
                     while self.control.skipped() <= shared.live().position {
                         if self.stop.run_until_cancelled(self.control.sender.notified()).await.is_none() {
@@ -170,7 +171,7 @@ impl Life {
                         relay = name,
                         "a defect of Strata stopped the relay: it starts again in {HELD_RETRY:?}; please report it"
                     );
-                    shared.trouble(Activity::Held, "a defect of Strata stopped the relay, the log has it: it starts again".to_owned());
+                    shared.trouble(Activity::Held, "a defect of Strata stopped the relay, the log has it: it starts again".to_owned(), 0);
                     self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await;
                 }
             }
@@ -221,7 +222,7 @@ impl Life {
 
     /// Opens everything that a start needs, as long as it takes.
     async fn patiently(&self) -> Result<(Store, Checkpoint, Dead, Book), Error> {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut told) = (Backoff::default(), false);
         loop {
             let error = match self.open().await {
                 Ok(all) => return Ok(all),
@@ -229,8 +230,11 @@ impl Life {
                 Err(error) => return Err(error),
             };
             let wait = backoff.wait();
-            warn!(relay = self.relay.name, %error, "cannot start yet, trying again in {wait:?}");
-            self.gauges.shared.trouble(Activity::Starting, error.to_string());
+            if !std::mem::replace(&mut told, true) {
+                warn!(relay = self.relay.name, %error, "cannot start yet, trying again without end");
+            }
+            let next = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+            self.gauges.shared.trouble(Activity::Starting, error.to_string(), next);
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(wait) => {}
@@ -243,6 +247,10 @@ impl Life {
         let name = &self.relay.name;
         let owner = format!("{:016x}", rand::random::<u64>());
         let (mut store, found) = Store::open(state.clone(), name, owner).await?;
+        if let Some(pause) = pause::read(&*state.clone(), name, now_ms()).await? {
+            self.control.pause(Some(pause));
+            self.gauges.metrics.paused.set(1);
+        }
         let hash = config_hash(&self.relay, &self.external_labels);
         let mut checkpoint = match found {
             Some(checkpoint) => checkpoint,

@@ -3,7 +3,7 @@
 //! *In*: counts per message. *Out*: Prometheus metrics and [`Status`] snapshots. *Bound*: one set per relay; reasons are closed words and filter
 //! names of the configuration. *When full*: does not apply.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use prometheus::core::{Collector as _, MetricVec, MetricVecBuilder};
@@ -14,6 +14,8 @@ use crate::backoff::now_ms;
 use crate::book::REASONS;
 use crate::chain::COLLISION;
 use crate::checkpoint::{Positions, Totals};
+use crate::control::Control;
+use crate::pause::Pause;
 
 /// Why samples are dropped without a filter: late, delivered under the same slot, under the name of another series, or nothing that the encoder
 /// or the path has a form for.
@@ -33,6 +35,7 @@ pub struct Metrics {
     lag: GaugeVec,
     up: IntGaugeVec,
     starts: IntCounterVec,
+    paused: IntGaugeVec,
     /// Messages that the trim removed from the stream.
     pub trimmed: IntCounter,
 }
@@ -77,6 +80,7 @@ impl Metrics {
                 "Times the relay was started: with the process, and when it changed.",
                 &["relay"],
             )?,
+            paused: gauge("strata_relay_paused", "1 while the relay is paused on request.")?,
             lag,
             trimmed,
         })
@@ -86,7 +90,7 @@ impl Metrics {
     pub(crate) fn forget(&self, relay: &str) {
         forget(&[&self.delivered, &self.rejected, &self.lost, &self.filtered, &self.left_alone], relay);
         forget(&[&self.retries, &self.repeated, &self.starts], relay);
-        forget(&[&self.pending, &self.up], relay);
+        forget(&[&self.pending, &self.up, &self.paused], relay);
         forget(&[&self.lag], relay);
     }
 
@@ -97,7 +101,8 @@ impl Metrics {
         for reason in REASONS {
             self.lost.with_label_values(&[name, reason]);
         }
-        for reason in FILTERED.into_iter().chain(filters) {
+        let names: Vec<String> = filters.into_iter().map(str::to_owned).collect();
+        for reason in FILTERED.into_iter().chain(names.iter().map(String::as_str)) {
             self.filtered.with_label_values(&[name, reason]);
         }
         RelayMetrics {
@@ -110,6 +115,8 @@ impl Metrics {
             lag: self.lag.with_label_values(&[name]),
             up: self.up.with_label_values(&[name]),
             starts: self.starts.with_label_values(&[name]),
+            paused: self.paused.with_label_values(&[name]),
+            reasons: FILTERED.into_iter().map(str::to_owned).chain(names).collect(),
             all: self.clone(),
         }
     }
@@ -128,6 +135,9 @@ pub struct RelayMetrics {
     pub(crate) lag: Gauge,
     pub(crate) up: IntGauge,
     pub(crate) starts: IntCounter,
+    pub(crate) paused: IntGauge,
+    /// Why samples of this relay may be filtered.
+    reasons: BTreeSet<String>,
 }
 
 /// Removes a relay's series, whatever other labels they have.
@@ -159,6 +169,20 @@ impl RelayMetrics {
         self.all.filtered.with_label_values(&[self.name.as_str(), reason]).inc_by(samples);
     }
 
+    /// What was filtered, by reason, since the process started.
+    fn filtered_by_reason(&self) -> BTreeMap<String, u64> {
+        let count = |reason: &String| self.all.filtered.with_label_values(&[&self.name, reason]).get();
+        self.reasons.iter().map(|reason| (reason.clone(), count(reason))).collect()
+    }
+
+    /// What was lost, by reason, since the process started.
+    fn lost_by_reason(&self) -> BTreeMap<String, u64> {
+        REASONS
+            .into_iter()
+            .map(|reason| (reason.to_owned(), self.all.lost.with_label_values(&[self.name.as_str(), reason]).get()))
+            .collect()
+    }
+
     pub(crate) fn left_alone(&self, filter: &str, samples: u64) {
         self.all.left_alone.with_label_values(&[self.name.as_str(), filter]).inc_by(samples);
     }
@@ -177,6 +201,8 @@ pub enum Activity {
     Retrying,
     /// The sink takes nothing until somebody changes something.
     Held,
+    /// Waiting because somebody asked it to; it holds its place.
+    Paused,
     /// Stopped on request.
     Stopped,
     /// Ended with an error; a human must look.
@@ -194,6 +220,12 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Since when it matters, ms.
     pub error_since_ms: Option<i64>,
+    /// When the sink is asked again, ms, while it matters.
+    pub next_retry_ms: Option<i64>,
+    /// The newest error that is over, and when it was seen last, ms.
+    pub past_error: Option<(String, i64)>,
+    /// Its pause, if it is paused.
+    pub pause: Option<Pause>,
     /// Sequence of the last message that is done with.
     pub position: u64,
     /// Samples after the position, of all jobs: exact for a relay of all jobs, an upper bound otherwise.
@@ -202,6 +234,12 @@ pub struct Status {
     pub lag_seconds: f64,
     /// What became of the samples so far, over all lives of the relay.
     pub totals: Totals,
+    /// Samples filtered since the process started, by filter or other reason.
+    pub filtered: BTreeMap<String, u64>,
+    /// Samples lost since the process started, by reason.
+    pub lost: BTreeMap<String, u64>,
+    /// Tries after the first one of a batch, since the process started.
+    pub retries: u64,
 }
 
 /// The state of one relay that its tasks share.
@@ -215,6 +253,9 @@ pub(crate) struct Live {
     pub activity: Activity,
     pub last_error: Option<String>,
     pub error_since_ms: Option<i64>,
+    pub error_at_ms: i64,
+    pub next_retry_ms: Option<i64>,
+    pub past_error: Option<(String, i64)>,
     pub position: u64,
     pub positions: Positions,
     pub totals: Totals,
@@ -232,33 +273,24 @@ impl Shared {
         self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(crate) fn trouble(&self, activity: Activity, error: String) {
+    /// `next_ms`: when it is tried again; 0: unknown.
+    pub(crate) fn trouble(&self, activity: Activity, error: String, next_ms: i64) {
         let mut live = self.live();
         live.activity = activity;
         live.error_since_ms = live.error_since_ms.or_else(|| Some(now_ms()));
+        live.error_at_ms = now_ms();
+        live.next_retry_ms = Some(next_ms).filter(|next| *next > 0);
         live.last_error = Some(error);
     }
 
     pub(crate) fn fine(&self) {
         let mut live = self.live();
         live.activity = Activity::Running;
-        live.last_error = None;
-        live.error_since_ms = None;
-    }
-
-    /// A snapshot.
-    pub fn status(&self, name: &str) -> Status {
-        let live = self.live().clone();
-        Status {
-            name: name.to_owned(),
-            activity: live.activity,
-            last_error: live.last_error,
-            error_since_ms: live.error_since_ms,
-            position: live.position,
-            pending_samples: live.pending,
-            lag_seconds: live.lag_seconds,
-            totals: live.totals,
+        if let Some(error) = live.last_error.take() {
+            live.past_error = Some((error, live.error_at_ms));
         }
+        live.error_since_ms = None;
+        live.next_retry_ms = None;
     }
 }
 
@@ -267,6 +299,30 @@ impl Shared {
 pub struct Gauges {
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: RelayMetrics,
+}
+
+impl Gauges {
+    /// A snapshot.
+    pub fn status(&self, control: &Control) -> Status {
+        let live = self.shared.live().clone();
+        let pause = control.paused();
+        Status {
+            name: self.metrics.name.clone(),
+            activity: live.activity,
+            last_error: live.last_error,
+            error_since_ms: live.error_since_ms,
+            next_retry_ms: live.next_retry_ms,
+            past_error: live.past_error,
+            pause,
+            position: live.position,
+            pending_samples: live.pending,
+            lag_seconds: live.lag_seconds,
+            totals: live.totals,
+            filtered: self.metrics.filtered_by_reason(),
+            lost: self.metrics.lost_by_reason(),
+            retries: self.metrics.retries.get(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::backoff::now_ms;
 use crate::checkpoint::{self, Checkpoint};
@@ -33,7 +33,7 @@ use crate::lasting::Lasting;
 use crate::replay;
 use crate::telemetry::Gauges;
 
-pub use floor::{GIVE_UP_KEEPS, Shares, WINDOW_ABOVE};
+pub use floor::{GIVE_UP_ABOVE, GIVE_UP_KEEPS, Shares, WINDOW_ABOVE};
 pub use fold::{FOLD_ABOVE, FOLDED, Fold, sums};
 pub use watch::Watch;
 
@@ -278,7 +278,8 @@ impl Trim {
             self.wake.notify_one();
             return Ok(());
         }
-        warn!(relay = subject.relay.name, from = checkpoint.seq + 1, to, why = why.as_str(), "giving up undelivered samples");
+        // The relay says so once it has done it.
+        debug!(relay = subject.relay.name, from = checkpoint.seq + 1, to, why = why.as_str(), "giving up undelivered samples");
         subject.control.skip_to(to, why);
         Ok(())
     }
@@ -330,10 +331,13 @@ impl Lasting for Trim {
     async fn run(&mut self, stop: &CancellationToken) {
         let full = self.full.clone();
         let wake = self.wake.clone();
-        let mut told = false;
+        let (mut told, mut failing) = (false, false);
         loop {
-            if let Err(error) = self.look(told).await {
-                info!(%error, "cannot trim now");
+            let looked = self.look(told).await;
+            match (&looked, std::mem::replace(&mut failing, looked.is_err())) {
+                (Err(error), false) => info!(%error, "cannot trim now, trying again without end"),
+                (Ok(()), true) => info!("trims again"),
+                _ => {}
             }
             told = tokio::select! {
                 () = stop.cancelled() => return,

@@ -12,4 +12,5 @@ mod relabeling;
 mod reload;
 mod replay;
 mod scene;
+mod seen;
 mod statsd;

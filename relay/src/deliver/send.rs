@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{Deliver, HELD_RETRY, Halt};
 use crate::backoff::{BACKOFF_FIRST, Backoff, jitter};
@@ -140,6 +140,7 @@ impl Deliver {
         let mut backoff = Backoff::default();
         let mut tries = 0u64;
         loop {
+            self.rest(seq).await?;
             if self.skips(seq) {
                 return Ok(Word::GivenUp);
             }
@@ -178,16 +179,13 @@ impl Deliver {
                     // A sink may ask to be called again at once, to look for answers that are on their way.
                     let wait = after.unwrap_or(own);
                     let wait = if wait.is_zero() && tries > 1 { own.min(BACKOFF_FIRST) } else { wait };
-                    if tries == 1 {
-                        warn!(relay = self.name(), reason, "the sink does not take samples now: trying again without end");
-                    }
-                    self.trouble(Activity::Retrying, reason);
+                    self.trouble(Activity::Retrying, reason, wait);
                     wait
                 }
                 Answer::Fatal { reason } => {
-                    error!(relay = self.name(), reason, "the sink refuses until something is changed: it is held");
-                    self.trouble(Activity::Held, reason);
-                    jitter(HELD_RETRY)
+                    let wait = jitter(HELD_RETRY);
+                    self.trouble(Activity::Held, reason, wait);
+                    wait
                 }
             };
             self.write_if_due().await?;
@@ -197,7 +195,7 @@ impl Deliver {
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => return Err(Halt::Stopped),
-                    () = self.control.sender.notified() => if self.skips(seq) { break },
+                    () = self.control.sender.notified() => if self.skips(seq) || self.control.paused().is_some() { break },
                     () = &mut pause => break,
                 }
             }

@@ -4,7 +4,7 @@
 //! again, nothing parked. *Bound*: [`SUSPECTS_MAX`] parts. *When full*: the sink is taken for broken and held.
 
 use tokio::time::Instant;
-use tracing::{debug, error, info};
+use tracing::debug;
 
 use super::send::Sent;
 use super::{Deliver, HELD_RETRY, Halt, Progress};
@@ -26,11 +26,11 @@ impl Deliver {
     /// Puts a wholly rejected part aside.
     pub(super) fn suspect(&mut self, part: Box<Part>, answer: &str) {
         self.suspects.push_back(Suspect::Part(part));
-        self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
+        let wait = jitter(HELD_RETRY);
+        self.retry_suspects_at = Some(Instant::now() + wait);
         let held = if self.broken() { "it is held: nothing is parked" } else { "not yet clear whether it takes others" };
         let text = format!("the sink rejects every sample ({held}): {answer}");
-        error!(relay = self.name(), "{text}");
-        self.trouble(Activity::Held, text);
+        self.trouble(Activity::Held, text, wait);
     }
 
     /// Whether the sink is taken for broken.
@@ -99,7 +99,6 @@ impl Deliver {
                 Ok(())
             }
             Ok(Sent::Done(outcome)) => {
-                info!(relay = self.name(), "the sink takes samples again");
                 let current = std::mem::take(&mut self.progress);
                 self.settled(&part, outcome).await?;
                 let first = std::mem::replace(&mut self.progress, current);

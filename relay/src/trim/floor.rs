@@ -9,7 +9,7 @@ use bundled_nats::port::Info;
 pub const WINDOW_ABOVE: f64 = 0.85;
 
 /// Share above which relays give up what they did not deliver.
-const GIVE_UP_ABOVE: f64 = 0.92;
+pub const GIVE_UP_ABOVE: f64 = 0.92;
 
 /// Share that is kept when relays give up: below [`WINDOW_ABOVE`] by the eighth that a base may be old, in published bytes, so that nothing
 /// that is kept has lost its base.

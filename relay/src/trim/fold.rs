@@ -203,7 +203,7 @@ impl Lasting for Fold {
             let more = match self.look().await {
                 Ok(more) => more,
                 Err(error) => {
-                    warn!(%error, "cannot fold the ledger now");
+                    tracing::debug!(%error, "cannot fold the ledger now");
                     false
                 }
             };

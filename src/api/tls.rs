@@ -1,0 +1,111 @@
+//! TLS on the listener: a certificate, and where asked for only clients with one of a given authority.
+//!
+//! *In*: `server.tls`. *Out*: handshakes. *Bound*: files of [`FILE_BYTES_MAX`]. *When full*: an error that names the field. Files that change are
+//! read again with the next connection; what cannot be read then is logged once, and the last good ones stay.
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use anyhow::{Context as _, bail};
+use config::ServerTls;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// Largest file of certificates or keys.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// When the files were changed last; none: there is no such file.
+type Stamps = Vec<Option<SystemTime>>;
+
+/// The listener's TLS.
+pub(crate) struct Tls {
+    config: ServerTls,
+    built: Mutex<(Stamps, TlsAcceptor)>,
+}
+
+impl Tls {
+    /// Reads the files. *Errors*: the field and what is wrong with its file.
+    pub(crate) fn new(config: ServerTls) -> anyhow::Result<Self> {
+        let built = (stamps(&config), build(&config)?);
+        Ok(Self { config, built: Mutex::new(built) })
+    }
+
+    /// One handshake with the files as they are now.
+    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.acceptor().accept(stream).await
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let now = stamps(&self.config);
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        if built.0 != now {
+            built.0 = now;
+            match build(&self.config) {
+                Ok(acceptor) => {
+                    tracing::info!("server.tls: the new certificate is in use");
+                    built.1 = acceptor;
+                }
+                Err(error) => tracing::error!("{error:#}; the last good files stay in use"),
+            }
+        }
+        built.1.clone()
+    }
+}
+
+fn files(config: &ServerTls) -> impl Iterator<Item = &PathBuf> {
+    [Some(&config.cert_file), Some(&config.key_file), config.client_ca_file.as_ref()].into_iter().flatten()
+}
+
+fn stamps(config: &ServerTls) -> Stamps {
+    files(config).map(|path| std::fs::metadata(path).ok()?.modified().ok()).collect()
+}
+
+fn build(config: &ServerTls) -> anyhow::Result<TlsAcceptor> {
+    let chain = certificates("server.tls.cert_file", &config.cert_file)?;
+    let key = PrivateKeyDer::from_pem_slice(&read("server.tls.key_file", &config.key_file)?)
+        .with_context(|| format!("server.tls.key_file: there is no private key in '{}'", config.key_file.display()))?;
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match &config.client_ca_file {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("server.tls.client_ca_file", path)? {
+                roots.add(certificate).with_context(|| format!("server.tls.client_ca_file: cannot use '{}'", path.display()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.context("server.tls.client_ca_file")?)
+        }
+    };
+    let mut server = builder.with_single_cert(chain, key).context("server.tls: certificate and key do not belong together")?;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(server)))
+}
+
+fn certificates(field: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let pem = read(field, path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.with_context(|| format!("{field}: cannot read the certificates in '{}'", path.display()))?;
+    if found.is_empty() {
+        bail!("{field}: there is no certificate in '{}'", path.display());
+    }
+    Ok(found)
+}
+
+fn read(field: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| format!("{field}: cannot read '{}'", path.display()))?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).with_context(|| format!("{field}: cannot read '{}'", path.display()))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        bail!("{field}: '{}' is larger than {FILE_BYTES_MAX} bytes", path.display());
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,250 @@
+//! The pulse: what moves per second, how far each relay is behind, and how long nothing is lost.
+//!
+//! *In*: a look at stream, collector and relays every [`LOOK`]. *Out*: rates, histories, retention, ready when somebody asks. *Bound*:
+//! [`WINDOW`] looks and [`POINTS`] points per relay. *When full*: the oldest go. While the stream is away its last numbers stay.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bundled_nats::port::{Info, Streams};
+use config::{Hold, OnFull};
+use relay::Status;
+use relay::checkpoint::Totals;
+use relay::trim::GIVE_UP_ABOVE;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::model::{History, Lag, Rates, Retention};
+use crate::board::Board;
+
+/// Time between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// Looks that rates are taken over. Larger: steadier numbers; smaller: they follow sooner.
+const WINDOW: usize = 60;
+/// Looks per point of a history.
+const LOOKS_PER_POINT: u64 = 2;
+/// Points of a history: the last five minutes.
+const POINTS: usize = 150;
+/// Shortest time that says something about a rate.
+const SPAN_MIN: Duration = Duration::from_secs(5);
+/// Lag below which nobody is told that data will be lost: a relay between two batches is not behind.
+const LAG_MIN_SECONDS: f64 = 10.0;
+
+/// One look.
+struct Point {
+    at: Instant,
+    scraped: u64,
+    published_bytes: u64,
+    relays: BTreeMap<String, Seen>,
+}
+
+/// One relay in one look.
+#[derive(Clone)]
+struct Seen {
+    totals: Totals,
+    lag_seconds: f64,
+    undelivered_bytes: u64,
+}
+
+/// What was seen lately.
+#[derive(Default)]
+pub(crate) struct Pulse {
+    /// The stream of samples, when it last answered.
+    pub(crate) stream: Option<Info>,
+    /// The stream of dead letters, when it last answered.
+    pub(crate) dead: Option<Info>,
+    points: VecDeque<Point>,
+    looks: u64,
+    histories: BTreeMap<String, History>,
+}
+
+/// Looks until the token ends it.
+pub(crate) async fn run(board: std::sync::Arc<Board>, streams: Streams, stop: CancellationToken) {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(looks.tick()).await.is_some() {
+        let Some((stream, dead)) = stop.run_until_cancelled(async { (streams.raw.info().await, streams.dead.info().await) }).await else {
+            return;
+        };
+        board.look(stream.ok(), dead.ok());
+    }
+}
+
+impl Pulse {
+    /// Takes one look. `scraped`, `published_bytes`: the collector's counters.
+    pub(crate) fn look(
+        &mut self,
+        at: Instant,
+        stream: Option<Info>,
+        dead: Option<Info>,
+        scraped: u64,
+        published_bytes: u64,
+        relays: &[Status],
+    ) {
+        self.stream = stream.or(self.stream);
+        self.dead = dead.or(self.dead);
+        let of = |status: &Status| Seen {
+            totals: status.totals.clone(),
+            lag_seconds: status.lag_seconds,
+            undelivered_bytes: self.lag(status).bytes,
+        };
+        let relays: BTreeMap<String, Seen> = relays.iter().map(|status| (status.name.clone(), of(status))).collect();
+        let before = self.points.back();
+        if self.looks.is_multiple_of(LOOKS_PER_POINT) {
+            self.histories.retain(|name, _| relays.contains_key(name));
+            let every = LOOK.as_secs_f64() * LOOKS_PER_POINT as f64;
+            for (name, seen) in &relays {
+                let history = self.histories.entry(name.clone()).or_default();
+                history.every_seconds = every;
+                let rate = before.and_then(|point| {
+                    let was = point.relays.get(name)?;
+                    Some(per_second(seen.totals.delivered.saturating_sub(was.totals.delivered), at - point.at))
+                });
+                push(&mut history.lag_seconds, seen.lag_seconds);
+                push(&mut history.delivered_samples, rate.unwrap_or(0.0));
+            }
+        }
+        self.looks += 1;
+        if self.points.len() > WINDOW {
+            self.points.pop_front();
+        }
+        self.points.push_back(Point { at, scraped, published_bytes, relays });
+    }
+
+    /// Scraped samples and published bytes per second.
+    pub(crate) fn collection(&self) -> (f64, f64) {
+        let (Some(first), Some(last)) = (self.points.front(), self.points.back()) else { return (0.0, 0.0) };
+        let over = last.at - first.at;
+        let rate = |then: u64, now: u64| per_second(now.saturating_sub(then), over);
+        (rate(first.scraped, last.scraped), rate(first.published_bytes, last.published_bytes))
+    }
+
+    /// What a relay has not delivered.
+    pub(crate) fn lag(&self, status: &Status) -> Lag {
+        let info = self.stream.unwrap_or_default();
+        let messages = (info.last_seq + 1).saturating_sub(info.first_seq.max(status.position + 1));
+        let bytes = messages.saturating_mul(info.bytes / info.messages.max(1)).min(info.bytes);
+        Lag { seconds: status.lag_seconds, samples: status.pending_samples, messages, bytes }
+    }
+
+    /// Samples of a relay per second.
+    pub(crate) fn rates(&self, relay: &str) -> Rates {
+        let Some((over, first, last)) = self.ends(relay) else { return Rates::default() };
+        Rates {
+            read_samples: per_second(last.totals.read.saturating_sub(first.totals.read), over),
+            delivered_samples: per_second(last.totals.delivered.saturating_sub(first.totals.delivered), over),
+        }
+    }
+
+    /// The last minutes of a relay.
+    pub(crate) fn history(&self, relay: &str) -> History {
+        self.histories.get(relay).cloned().unwrap_or_default()
+    }
+
+    /// How long nothing of a relay is lost.
+    pub(crate) fn retention(&self, relay: &str, hold: &Hold) -> Retention {
+        let wall = self.stream.map_or(u64::MAX, |info| info.max_bytes);
+        match self.ends(relay) {
+            Some((over, first, last)) => retention(over, first, last, hold, wall),
+            None => Retention { text: "not known yet".to_owned(), ..Retention::default() },
+        }
+    }
+
+    /// First and last look at a relay, and the time between them.
+    fn ends(&self, relay: &str) -> Option<(Duration, &Seen, &Seen)> {
+        let (at, first) = self.points.iter().find_map(|point| Some((point.at, point.relays.get(relay)?)))?;
+        let last = self.points.back()?;
+        Some((last.at - at, first, last.relays.get(relay)?))
+    }
+}
+
+fn retention(over: Duration, first: &Seen, last: &Seen, hold: &Hold, wall: u64) -> Retention {
+    let kept = || Retention { text: "nothing is lost at the present rate".to_owned(), ..Retention::default() };
+    if over < SPAN_MIN || last.lag_seconds < LAG_MIN_SECONDS {
+        return kept();
+    }
+    let seconds = over.as_secs_f64();
+    let growth = last.undelivered_bytes.saturating_sub(first.undelivered_bytes) as f64 / seconds;
+    let aging = (last.lag_seconds - first.lag_seconds) / seconds;
+    let by_bytes = |max: f64| (growth > 0.0).then(|| (max - last.undelivered_bytes as f64).max(0.0) / growth);
+    let by_age = |max: f64| (aging > 0.0).then(|| (max - last.lag_seconds).max(0.0) / aging);
+    let limits = [
+        (hold.max_age.and_then(|age| by_age(age.0 as f64 / 1000.0)), "hold.max_age"),
+        (hold.max_bytes.and_then(|bytes| by_bytes(bytes.0 as f64)), "hold.max_bytes"),
+        (by_bytes(wall as f64 * GIVE_UP_ABOVE), "buffer.max_bytes"),
+    ];
+    let soonest = limits.into_iter().filter_map(|(left, limit)| Some((left?, limit))).min_by(|a, b| a.0.total_cmp(&b.0));
+    let Some((left, limit)) = soonest else { return kept() };
+    let what = if limit == "buffer.max_bytes" && hold.on_full == OnFull::Block { "ingest is refused" } else { "loses data" };
+    let when = if left < 1.0 { "now".to_owned() } else { format!("in {}", span(left)) };
+    Retention { left_seconds: Some(left as u64), limit: Some(limit.to_owned()), text: format!("{what} {when} ({limit})") }
+}
+
+/// Seconds as a person says them: `47 min`, `3 h 20 min`, `12 d`.
+pub(crate) fn span(seconds: f64) -> String {
+    let whole = seconds.clamp(0.0, 1e10) as u64;
+    match whole {
+        0..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", whole / 60),
+        7200..172_800 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d", whole / 86_400),
+    }
+}
+
+fn per_second(count: u64, over: Duration) -> f64 {
+    if over < Duration::from_millis(100) { 0.0 } else { count as f64 / over.as_secs_f64() }
+}
+
+fn push(points: &mut Vec<f64>, point: f64) {
+    if points.len() >= POINTS {
+        points.remove(0);
+    }
+    points.push(point);
+}
+
+#[cfg(test)]
+mod tests {
+    use config::{ByteSize, Millis};
+
+    use super::*;
+
+    fn seen(lag_seconds: f64, undelivered_bytes: u64) -> Seen {
+        Seen { totals: Totals::default(), lag_seconds, undelivered_bytes }
+    }
+
+    #[test]
+    fn retention_is_what_ends_first() {
+        let minute = Duration::from_secs(60);
+        let left = |first: Seen, last: Seen, hold: Hold, wall: u64| {
+            let found = retention(minute, &first, &last, &hold, wall);
+            (found.left_seconds, found.limit.unwrap_or_default(), found.text)
+        };
+        let none = (None, String::new(), "nothing is lost at the present rate".to_owned());
+        let hold = |age: u64, bytes: u64| Hold {
+            max_age: (age > 0).then(|| Millis::from_secs(age)),
+            max_bytes: (bytes > 0).then_some(ByteSize(bytes)),
+            ..Hold::default()
+        };
+        assert_eq!(left(seen(0.0, 0), seen(2.0, 6000), hold(60, 0), 1000), none, "not behind");
+        assert_eq!(left(seen(90.0, 9000), seen(60.0, 6000), hold(100, 9000), 10_000), none, "catching up");
+        let at = |seconds: u64, limit: &str, text: &str| (Some(seconds), limit.to_owned(), text.to_owned());
+        // 100 bytes a second; 92,000 is where relays give up.
+        let full = at(860, "buffer.max_bytes", "loses data in 14 min (buffer.max_bytes)");
+        assert_eq!(left(seen(0.0, 0), seen(60.0, 6000), Hold::default(), 100_000), full);
+        let block = Hold { on_full: OnFull::Block, ..Hold::default() };
+        assert_eq!(left(seen(0.0, 0), seen(60.0, 6000), block, 100_000).2, "ingest is refused in 14 min (buffer.max_bytes)");
+        let age = at(40, "hold.max_age", "loses data in 40 s (hold.max_age)");
+        assert_eq!(left(seen(0.0, 0), seen(60.0, 6000), hold(100, 50_000), 100_000), age);
+        let now = at(0, "hold.max_bytes", "loses data now (hold.max_bytes)");
+        assert_eq!(left(seen(0.0, 0), seen(60.0, 6000), hold(100, 6000), 100_000), now);
+    }
+
+    #[test]
+    fn spans_are_said_in_two_units_at_most() {
+        for (seconds, text) in
+            [(0.0, "0 s"), (119.0, "119 s"), (2820.0, "47 min"), (12_000.0, "3 h 20 min"), (1e6, "11 d"), (f64::NAN, "0 s")]
+        {
+            assert_eq!(span(seconds), text);
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::de::MapAccess;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Secret;
 
@@ -25,12 +25,28 @@ pub struct HttpClientConfig {
     pub basic_auth: Option<BasicAuth>,
     /// `Authorization` header of another type; `Bearer` by default.
     pub authorization: Option<Authorization>,
+    /// A token that a token server gives for a client's id and secret (client credentials grant).
+    pub oauth2: Option<Box<OAuth2>>,
+    /// The same as `authorization: {credentials: …}`: how older files write it.
+    pub bearer_token: Option<Secret>,
+    /// The same as `authorization: {credentials_file: …}`: how older files write it.
+    pub bearer_token_file: Option<PathBuf>,
     /// TLS towards the server.
     pub tls_config: Option<TlsConfig>,
     /// Whether a redirect is followed; default true. A request with a body follows only 307 and 308, which keep it as it is.
     pub follow_redirects: bool,
-    /// Read and without effect: HTTP/1.1 is spoken.
+    /// Whether HTTP/2 is offered over TLS; default true. Without TLS HTTP/1.1 is spoken.
     pub enable_http2: bool,
+    /// The proxy of all requests, `http://host:port`, with `user:password@` where it wants that: to `https` through a tunnel (CONNECT),
+    /// to `http` as a request for the whole URL.
+    pub proxy_url: Option<Secret>,
+    /// With `proxy_url`: who is spoken to without it, separated by commas: names with their subdomains, `.name` for these alone, addresses,
+    /// networks (`10.0.0.0/8`), each with `:port` or without; `*` is everybody. The machine itself is then always spoken to directly.
+    pub no_proxy: Option<String>,
+    /// Whether `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` (or their lower case) say so; read at start.
+    pub proxy_from_environment: bool,
+    /// Headers of CONNECT requests to the proxy.
+    pub proxy_connect_header: BTreeMap<String, Vec<Secret>>,
     /// Headers sent with every request.
     pub http_headers: BTreeMap<String, HttpHeader>,
 }
@@ -40,9 +56,16 @@ impl Default for HttpClientConfig {
         Self {
             basic_auth: None,
             authorization: None,
+            oauth2: None,
+            bearer_token: None,
+            bearer_token_file: None,
             tls_config: None,
             follow_redirects: true,
             enable_http2: true,
+            proxy_url: None,
+            no_proxy: None,
+            proxy_from_environment: false,
+            proxy_connect_header: BTreeMap::new(),
             http_headers: BTreeMap::new(),
         }
     }
@@ -50,16 +73,37 @@ impl Default for HttpClientConfig {
 
 impl HttpClientConfig {
     /// Every key there is.
-    pub const KEYS: [&str; 6] = ["basic_auth", "authorization", "tls_config", "follow_redirects", "enable_http2", "http_headers"];
+    pub const KEYS: [&str; 13] = [
+        "basic_auth",
+        "authorization",
+        "oauth2",
+        "bearer_token",
+        "bearer_token_file",
+        "tls_config",
+        "follow_redirects",
+        "enable_http2",
+        "proxy_url",
+        "no_proxy",
+        "proxy_from_environment",
+        "proxy_connect_header",
+        "http_headers",
+    ];
 
     /// Reads the value of one key. *Shape*: false: the key is none of [`HttpClientConfig::KEYS`], and its value is not read.
     fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
         match key {
             "basic_auth" => self.basic_auth = map.next_value()?,
             "authorization" => self.authorization = map.next_value()?,
+            "oauth2" => self.oauth2 = map.next_value()?,
+            "bearer_token" => self.bearer_token = map.next_value()?,
+            "bearer_token_file" => self.bearer_token_file = map.next_value()?,
             "tls_config" => self.tls_config = map.next_value()?,
             "follow_redirects" => self.follow_redirects = map.next_value()?,
             "enable_http2" => self.enable_http2 = map.next_value()?,
+            "proxy_url" => self.proxy_url = map.next_value()?,
+            "no_proxy" => self.no_proxy = map.next_value()?,
+            "proxy_from_environment" => self.proxy_from_environment = map.next_value()?,
+            "proxy_connect_header" => self.proxy_connect_header = map.next_value()?,
             "http_headers" => self.http_headers = map.next_value()?,
             _ => return Ok(false),
         }
@@ -69,10 +113,15 @@ impl HttpClientConfig {
     /// Makes the paths relative to `folder`.
     pub(crate) fn resolve(&mut self, folder: &Path) {
         let tls = self.tls_config.iter_mut().flat_map(|tls| [&mut tls.ca_file, &mut tls.cert_file, &mut tls.key_file]);
-        let basic = self.basic_auth.iter_mut().map(|basic| &mut basic.password_file);
+        let basic = self.basic_auth.iter_mut().flat_map(|basic| [&mut basic.username_file, &mut basic.password_file]);
         let authorization = self.authorization.iter_mut().map(|authorization| &mut authorization.credentials_file);
         let headers = self.http_headers.values_mut().flat_map(|header| &mut header.files);
-        tls.chain(basic).chain(authorization).flatten().chain(headers).for_each(|path| *path = folder.join(&*path));
+        let bearer = std::iter::once(&mut self.bearer_token_file);
+        tls.chain(basic).chain(authorization).chain(bearer).flatten().chain(headers).for_each(|path| *path = folder.join(&*path));
+        if let Some(oauth2) = &mut self.oauth2 {
+            oauth2.client_secret_file.iter_mut().for_each(|path| *path = folder.join(&*path));
+            oauth2.http.resolve(folder);
+        }
     }
 }
 
@@ -128,12 +177,54 @@ pub struct HttpHeader {
     pub files: Vec<PathBuf>,
 }
 
-/// Basic authentication: a password, or the file that holds it.
+/// The client credentials grant of OAuth 2.0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, remote = "Self")]
+pub struct OAuth2 {
+    /// The client's id.
+    pub client_id: String,
+    /// The client's secret.
+    #[serde(default)]
+    pub client_secret: Option<Secret>,
+    /// File that holds it, read when a token is fetched.
+    #[serde(default)]
+    pub client_secret_file: Option<PathBuf>,
+    /// What the token shall be good for.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// Where tokens come from.
+    pub token_url: String,
+    /// More parameters of the request for a token.
+    #[serde(default)]
+    pub endpoint_params: BTreeMap<String, String>,
+    /// How the token server is spoken to: TLS, proxy, headers.
+    #[serde(flatten, skip_deserializing)]
+    #[schemars(flatten)]
+    pub http: HttpClientConfig,
+}
+
+impl<'de> Deserialize<'de> for OAuth2 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        beside(deserializer, |own| Self::deserialize(own)).map(|(own, http)| Self { http, ..own })
+    }
+}
+
+impl Serialize for OAuth2 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+/// Basic authentication: user name and password, or the files that hold them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BasicAuth {
     /// User name.
+    #[serde(default)]
     pub username: String,
+    /// File that holds the user name, read at each use.
+    #[serde(default)]
+    pub username_file: Option<PathBuf>,
     /// Password.
     #[serde(default)]
     pub password: Option<Secret>,

@@ -27,8 +27,6 @@ const ROUNDS_MAX: usize = 2000;
 /// Keys of Prometheus and of the design that this version does not read: said as such instead of "unknown".
 const NOT_YET: &[&str] = &[
     "azure_sd_configs",
-    "bearer_token",
-    "bearer_token_file",
     "consul_sd_configs",
     "digitalocean_sd_configs",
     "docker_sd_configs",
@@ -47,14 +45,9 @@ const NOT_YET: &[&str] = &[
     "native_histogram_bucket_limit",
     "native_histogram_min_bucket_factor",
     "nerve_sd_configs",
-    "no_proxy",
     "nomad_sd_configs",
-    "oauth2",
     "openstack_sd_configs",
     "ovhcloud_sd_configs",
-    "proxy_connect_header",
-    "proxy_from_environment",
-    "proxy_url",
     "puppetdb_sd_configs",
     "scaleway_sd_configs",
     "scrape_classic_histograms",

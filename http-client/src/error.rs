@@ -39,6 +39,19 @@ pub enum Error {
     /// TLS cannot be spoken as configured: a file, a certificate, a key.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
+    /// No token of OAuth 2.0.
+    #[error("cannot get a token from '{url}': {why}")]
+    Token {
+        /// `token_url`.
+        url: String,
+        /// What happened there.
+        why: String,
+        /// Whether somebody has to change something.
+        is_lasting: bool,
+    },
+    /// The proxy's options cannot be used.
+    #[error("cannot use a proxy: {0}")]
+    Proxy(String),
     /// One side does not accept the other's certificate.
     #[error("cannot speak TLS: {0}")]
     Certificate(String),
@@ -46,7 +59,7 @@ pub enum Error {
 
 impl Error {
     /// Every word of [`Error::reason`].
-    pub const REASONS: [&'static str; 6] = ["connection_refused", "connect", "transfer", "redirect", "credentials", "tls"];
+    pub const REASONS: [&'static str; 7] = ["connection_refused", "connect", "transfer", "redirect", "credentials", "tls", "proxy"];
 
     /// The word in a metric's label.
     pub const fn reason(&self) -> &'static str {
@@ -55,7 +68,8 @@ impl Error {
             Self::Connect(_) => "connect",
             Self::Transfer(_) => "transfer",
             Self::Redirect(_) => "redirect",
-            Self::Credentials { .. } | Self::CredentialsForm => "credentials",
+            Self::Credentials { .. } | Self::CredentialsForm | Self::Token { .. } => "credentials",
+            Self::Proxy(_) => "proxy",
             Self::Tls(_) | Self::Certificate(_) => "tls",
         }
     }
@@ -64,7 +78,9 @@ impl Error {
     pub const fn is_lasting(&self) -> bool {
         match self {
             Self::Refused | Self::Connect(_) | Self::Transfer(_) => false,
-            Self::Redirect(_) | Self::Credentials { .. } | Self::CredentialsForm | Self::Tls(_) | Self::Certificate(_) => true,
+            Self::Token { is_lasting, .. } => *is_lasting,
+            Self::Redirect(_) | Self::Credentials { .. } | Self::CredentialsForm => true,
+            Self::Tls(_) | Self::Certificate(_) | Self::Proxy(_) => true,
         }
     }
 }

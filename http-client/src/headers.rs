@@ -45,11 +45,17 @@ pub(crate) fn sensitive(text: &str) -> Result<HeaderValue, Error> {
 
 async fn authorization(config: &HttpClientConfig) -> Result<Option<HeaderValue>, Error> {
     let text = if let Some(basic) = &config.basic_auth {
+        let username = match &basic.username_file {
+            Some(path) => secret(None, Some(path)).await?,
+            None => basic.username.clone(),
+        };
         let password = secret(basic.password.as_ref(), basic.password_file.as_deref()).await?;
-        format!("Basic {}", STANDARD.encode(format!("{}:{password}", basic.username)))
+        format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
     } else if let Some(authorization) = &config.authorization {
         let credentials = secret(authorization.credentials.as_ref(), authorization.credentials_file.as_deref()).await?;
         format!("{} {credentials}", authorization.kind)
+    } else if config.bearer_token.is_some() || config.bearer_token_file.is_some() {
+        format!("Bearer {}", secret(config.bearer_token.as_ref(), config.bearer_token_file.as_deref()).await?)
     } else {
         return Ok(None);
     };

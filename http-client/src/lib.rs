@@ -9,21 +9,25 @@
 mod error;
 mod files;
 mod headers;
+mod oauth2;
+mod proxy;
 mod redirect;
 mod tls;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use config::HttpClientConfig;
-use http::header::{AUTHORIZATION, HeaderValue, LOCATION};
-use http::{HeaderMap, Method, Request, Response};
+use http::header::{AUTHORIZATION, HeaderValue, LOCATION, PROXY_AUTHORIZATION};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{self, Client as Pool};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use oauth2::Tokens;
+use proxy::{Connector, Proxies};
 use tls::Tls;
 
 pub use error::{Error, chain};
@@ -35,6 +39,9 @@ pub const REDIRECTS_MAX: u32 = 5;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Connections kept per host and port. Larger: sockets, smaller: many targets behind one port connect anew.
 pub const IDLE_PER_HOST_MAX: usize = 8;
+/// Silence on a busy HTTP/2 connection after which the server is asked whether it is there, and how long it has for the answer. Larger: a dead
+/// connection fails more requests, smaller: more asking.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
 /// Largest read buffer of a connection. Larger: thousands of kept connections hold more, smaller: more reads per page.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -45,15 +52,20 @@ pub const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("strata/", 
 #[derive(Debug)]
 pub struct Client {
     config: HttpClientConfig,
-    plain: Pool<HttpConnector, Full<Bytes>>,
+    plain: Pool<Connector, Full<Bytes>>,
     tls: Tls,
+    tokens: Option<Box<Tokens>>,
+    proxies: Result<Arc<Proxies>, String>,
 }
 
 impl Client {
     /// A client without connections; files are read when they are needed.
     pub fn new(config: HttpClientConfig) -> Self {
-        let tls = Tls::new(config.tls_config.clone().unwrap_or_default());
-        Self { config, plain: pool().build(connector()), tls }
+        let proxies = Proxies::new(&config).map(Arc::new);
+        let connector = Connector::new(proxies.clone().unwrap_or_default());
+        let tls = Tls::new(config.tls_config.clone().unwrap_or_default(), config.enable_http2, connector.clone());
+        let tokens = config.oauth2.clone().map(|oauth2| Box::new(Tokens::new(*oauth2)));
+        Self { config, plain: pool().build(connector), tls, tokens, proxies }
     }
 
     /// Sends a request with what the configuration adds to it, and follows redirects if it says so.
@@ -63,9 +75,26 @@ impl Client {
     /// *Limits*: the caller sets the deadline.
     pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
         let home = request.uri().clone();
+        let proxies = self.proxies.as_ref().map_err(|why| Error::Proxy(why.clone()))?;
         headers::add(&self.config, request.headers_mut()).await?;
+        let mut token = None;
+        if let Some(tokens) = self.tokens.as_deref().filter(|_| !request.headers().contains_key(AUTHORIZATION)) {
+            let header = tokens.header().await?;
+            request.headers_mut().insert(AUTHORIZATION, header.clone());
+            token = Some((tokens, header));
+        }
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.once(&request).await?;
+            to_proxy(proxies, &mut request);
+            let mut response = self.once(&request).await?;
+            if response.status() == StatusCode::UNAUTHORIZED
+                && let Some((tokens, refused)) = token.take()
+                && request.headers().get(AUTHORIZATION) == Some(&refused)
+            {
+                // Revoked, or its life was misjudged: once more with a new one.
+                tokens.forget(&refused);
+                request.headers_mut().insert(AUTHORIZATION, tokens.header().await?);
+                response = self.once(&request).await?;
+            }
             if !self.config.follow_redirects || !redirect::is_followed(request.method(), response.status()) {
                 return Ok(response);
             }
@@ -106,22 +135,25 @@ impl Default for Client {
     }
 }
 
+/// Tells a proxy that reads the request who asks.
+fn to_proxy(proxies: &Proxies, request: &mut Request<Full<Bytes>>) {
+    let proxy = proxies.find(request.uri()).filter(|_| request.uri().scheme_str() == Some("http"));
+    request.headers_mut().remove(PROXY_AUTHORIZATION);
+    if let Some(value) = proxy.and_then(|proxy| proxy.authorization.clone()) {
+        request.headers_mut().insert(PROXY_AUTHORIZATION, value);
+    }
+}
+
 fn forget_sensitive(headers: &mut HeaderMap) {
     let names: Vec<_> = headers.iter().filter(|(_, value)| value.is_sensitive()).map(|(name, _)| name.clone()).collect();
     names.into_iter().for_each(|name| drop(headers.remove(name)));
     headers.remove(AUTHORIZATION);
 }
 
-fn connector() -> HttpConnector {
-    let mut http = HttpConnector::new();
-    http.set_nodelay(true);
-    http.enforce_http(false);
-    http
-}
-
 fn pool() -> legacy::Builder {
     let mut builder = Pool::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST_MAX);
     builder.http1_max_buf_size(READ_BUFFER_BYTES);
+    builder.timer(TokioTimer::new()).http2_keep_alive_interval(PING.0).http2_keep_alive_timeout(PING.1);
     builder
 }

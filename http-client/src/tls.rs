@@ -12,7 +12,6 @@ use config::{TlsConfig, TlsVersion};
 use http_body_util::Full;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -22,7 +21,8 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::files::{self, Stamp};
-use crate::{Error, connector, pool};
+use crate::proxy::Connector;
+use crate::{Error, pool};
 
 /// Largest file of certificates or keys; larger: no bundle is, smaller: bundles of many authorities are refused.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -33,7 +33,7 @@ static SYSTEM_ROOTS: Mutex<Option<Arc<RootCertStore>>> = Mutex::new(None);
 /// A pool of connections over TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsPool {
-    pub(crate) pool: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    pub(crate) pool: Pool<HttpsConnector<Connector>, Full<Bytes>>,
     pub(crate) asked: Arc<Asked>,
 }
 
@@ -41,6 +41,8 @@ pub(crate) struct TlsPool {
 #[derive(Debug)]
 pub(crate) struct Tls {
     config: TlsConfig,
+    http2: bool,
+    connector: Connector,
     built: Mutex<Option<([Stamp; 3], TlsPool)>>,
 }
 
@@ -49,8 +51,8 @@ pub(crate) struct Tls {
 pub(crate) struct Asked(AtomicBool);
 
 impl Tls {
-    pub(crate) fn new(config: TlsConfig) -> Self {
-        Self { config, built: Mutex::default() }
+    pub(crate) fn new(config: TlsConfig, http2: bool, connector: Connector) -> Self {
+        Self { config, http2, connector, built: Mutex::default() }
     }
 
     /// The pool, built from the files as they are now. A change of a file ends the use of connections made before it.
@@ -71,7 +73,12 @@ impl Tls {
                 builder.with_server_name_resolver(FixedServerNameResolver::new(name))
             }
         };
-        let pool = TlsPool { pool: pool().build(builder.enable_http1().wrap_connector(connector())), asked };
+        let builder = builder.enable_http1();
+        let connector = match self.http2 {
+            true => builder.enable_http2().wrap_connector(self.connector.clone()),
+            false => builder.wrap_connector(self.connector.clone()),
+        };
+        let pool = TlsPool { pool: pool().build(connector), asked };
         *built = Some((stamps, pool.clone()));
         Ok(pool)
     }

@@ -2,7 +2,7 @@
 //!
 //! *In*: typed options. *Out*: every mistake with its path. *Bound*: one pass. *When full*: does not apply.
 
-use super::{Authorization, BasicAuth, HttpClientConfig, TlsConfig, TlsVersion};
+use super::{Authorization, BasicAuth, HttpClientConfig, OAuth2, TlsConfig, TlsVersion};
 use crate::OptionsError;
 
 /// Headers that are not the user's to set, in lower case.
@@ -29,22 +29,66 @@ impl HttpClientConfig {
         }
         if let Some(authorization) = &self.authorization {
             credentials(authorization, &mut found);
-            if self.basic_auth.is_some() {
-                found.push(OptionsError::new("authorization", "both basic_auth and authorization are set: keep one of them"));
-            }
         }
+        if let Some(config) = &self.oauth2 {
+            found.extend(oauth2(config).into_iter().map(|error| OptionsError { path: join("oauth2", &error.path), ..error }));
+        }
+        let set: Vec<_> = self.identities().into_iter().filter(|(_, set)| *set).map(|(key, _)| key).collect();
+        if let [first, .., last] = &set[..] {
+            found.push(OptionsError::new(*last, format!("both {first} and {last} are set: keep one of them")));
+        }
+        self.proxy(&mut found);
         if let Some(config) = &self.tls_config {
             found.extend(tls(config).into_iter().map(|error| OptionsError { path: join("tls_config", &error.path), ..error }));
         }
         for name in self.http_headers.keys() {
             let path = || format!("http_headers.{name}");
-            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
+            if !is_header_name(name) {
                 found.push(OptionsError::new(path(), format!("'{name}' is no name of a header")));
             } else if RESERVED_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
                 found.push(OptionsError::new(path(), format!("header '{name}' is set by Strata itself: take it out")));
             }
         }
         found
+    }
+
+    /// Every way to say who asks, and whether it is used.
+    fn identities(&self) -> [(&'static str, bool); 5] {
+        [
+            ("basic_auth", self.basic_auth.is_some()),
+            ("authorization", self.authorization.is_some()),
+            ("oauth2", self.oauth2.is_some()),
+            ("bearer_token", self.bearer_token.is_some()),
+            ("bearer_token_file", self.bearer_token_file.is_some()),
+        ]
+    }
+
+    fn proxy(&self, found: &mut Vec<OptionsError>) {
+        let mut wrong = |path: &str, message: &str| found.push(OptionsError::new(path, message));
+        if let Some(url) = &self.proxy_url {
+            match url.expose().split_once("://") {
+                Some(("http", host)) if !host.is_empty() => {}
+                Some(("https" | "socks5" | "socks5h", _)) => {
+                    wrong("proxy_url", "only proxies that are spoken to by http:// are read by this version")
+                }
+                _ => wrong("proxy_url", "this is no URL of a proxy: it begins with http:// and names a host"),
+            }
+            if self.proxy_from_environment {
+                wrong("proxy_from_environment", "both proxy_url and proxy_from_environment are set: keep one of them");
+            }
+        }
+        if self.no_proxy.is_some() && self.proxy_url.is_none() {
+            wrong("no_proxy", "no_proxy without a proxy_url: nothing would go through a proxy anyway");
+        }
+        if !self.proxy_connect_header.is_empty() && self.proxy_url.is_none() && !self.proxy_from_environment {
+            wrong(
+                "proxy_connect_header",
+                "proxy_connect_header without proxy_url or proxy_from_environment: there is no proxy to send it to",
+            );
+        }
+        for name in self.proxy_connect_header.keys().filter(|name| !is_header_name(name)) {
+            found.push(OptionsError::new(format!("proxy_connect_header.{name}"), format!("'{name}' is no name of a header")));
+        }
     }
 
     /// The first mistake, for a component's own check.
@@ -58,12 +102,46 @@ fn join(parent: &str, path: &str) -> String {
 }
 
 fn basic_auth(basic: &BasicAuth, found: &mut Vec<OptionsError>) {
-    if basic.username.is_empty() {
-        found.push(OptionsError::new("basic_auth.username", "a user name is missing"));
+    match (basic.username.is_empty(), &basic.username_file) {
+        (true, None) => found.push(OptionsError::new("basic_auth", "username or username_file is missing")),
+        (false, Some(_)) => {
+            found.push(OptionsError::new("basic_auth.username_file", "both username and username_file are set: keep one of them"));
+        }
+        _ => {}
     }
     if basic.password.is_some() && basic.password_file.is_some() {
         found.push(OptionsError::new("basic_auth.password_file", "both password and password_file are set: keep one of them"));
     }
+}
+
+fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+fn oauth2(config: &OAuth2) -> Vec<OptionsError> {
+    let mut found = Vec::new();
+    if config.client_id.is_empty() {
+        found.push(OptionsError::new("client_id", "the client needs an id"));
+    }
+    match (&config.client_secret, &config.client_secret_file) {
+        (Some(_), Some(_)) => {
+            found.push(OptionsError::new("client_secret_file", "both client_secret and client_secret_file are set: keep one of them"));
+        }
+        (None, None) => found.push(OptionsError::new("", "client_secret or client_secret_file is missing")),
+        _ => {}
+    }
+    let host = config.token_url.strip_prefix("http://").or_else(|| config.token_url.strip_prefix("https://"));
+    if host.is_none_or(str::is_empty) || config.token_url.contains(char::is_whitespace) {
+        let message = format!("'{}' is no URL: it begins with http:// or https:// and names a host", config.token_url);
+        found.push(OptionsError::new("token_url", message));
+    }
+    for (key, _) in config.http.identities().into_iter().filter(|(_, set)| *set) {
+        found.push(OptionsError::new(key, "the token server knows the client by client_id and client_secret: take it out"));
+    }
+    if config.http.identities().iter().all(|(_, set)| !set) {
+        found.extend(config.http.mistakes());
+    }
+    found
 }
 
 fn credentials(authorization: &Authorization, found: &mut Vec<OptionsError>) {

@@ -224,4 +224,17 @@ mod tests {
         }
         assert!(std::fs::read_to_string(&file).is_ok_and(|text| text == reference), "docs/configuration.md is old: run `make docs`");
     }
+
+    #[test]
+    fn secrets_of_the_http_client_are_not_shown_wherever_they_stand() {
+        let client = "proxy_url: 'http://u:hush@p:1', bearer_token: hush";
+        let oauth2 = "{client_id: a, token_url: 'http://x/t', client_secret: hush, tls_config: {key: hush, cert: x}}";
+        let text = format!(
+            "scrape_configs: [{{job_name: a, {client}, http_sd_configs: [{{url: 'http://x', oauth2: {oauth2}}}], static_configs: [{{targets: ['a:1']}}]}}]\n\
+             relays: [{{name: a, sink: {{http: {{url: 'http://x', {client}}}}}}}, {{name: b, sink: {{remote_write: {{url: 'http://x', oauth2: {oauth2}}}}}}}]\n"
+        );
+        let loaded = config::parse("x.yaml", &text, &Overrides::default(), &check::kinds()).expect("a good configuration");
+        let shown = config::show(&loaded, &check::kinds(), Show::default());
+        assert!(!shown.contains("hush") && shown.matches("<secret>").count() == 8, "{shown}");
+    }
 }

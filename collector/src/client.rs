@@ -110,7 +110,7 @@ impl Answer {
 
 impl Failure {
     /// Every reason but those of the page itself.
-    pub const REASONS: [&'static str; 12] = [
+    pub const REASONS: [&'static str; 13] = [
         "timeout",
         "connection_refused",
         "connect",
@@ -121,6 +121,7 @@ impl Failure {
         "encoding",
         "credentials",
         "tls",
+        "proxy",
         "content_type",
         "internal",
     ];

@@ -199,7 +199,7 @@ pub struct OAuth2 {
     pub endpoint_params: BTreeMap<String, String>,
     /// How the token server is spoken to: TLS, proxy, headers.
     #[serde(flatten, skip_deserializing)]
-    #[schemars(flatten)]
+    #[schemars(!skip_deserializing)]
     pub http: HttpClientConfig,
 }
 

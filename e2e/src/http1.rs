@@ -6,7 +6,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -60,7 +60,7 @@ impl Message {
 /// Reads one message; `None`: the peer closed between two.
 ///
 /// *Errors*: anything that is not HTTP/1.1, or too large.
-pub async fn read(connection: &mut Connection) -> io::Result<Option<Message>> {
+pub async fn read<S: AsyncRead + AsyncWrite + Unpin>(connection: &mut BufReader<S>) -> io::Result<Option<Message>> {
     let Some(start) = read_line(connection).await? else { return Ok(None) };
     let mut message = Message { start, ..Message::default() };
     let mut head_bytes = 0;
@@ -83,7 +83,7 @@ pub async fn read(connection: &mut Connection) -> io::Result<Option<Message>> {
     Ok(Some(message))
 }
 
-async fn read_body(connection: &mut Connection, message: &Message) -> io::Result<Vec<u8>> {
+async fn read_body<S: AsyncRead + Unpin>(connection: &mut BufReader<S>, message: &Message) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     if message.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
         loop {
@@ -117,7 +117,7 @@ async fn read_body(connection: &mut Connection, message: &Message) -> io::Result
     Ok(body)
 }
 
-async fn read_line(connection: &mut Connection) -> io::Result<Option<String>> {
+async fn read_line<S: AsyncRead + Unpin>(connection: &mut BufReader<S>) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     (&mut *connection).take(HEAD_BYTES_MAX as u64).read_until(b'\n', &mut line).await?;
     if line.is_empty() {
@@ -130,7 +130,12 @@ async fn read_line(connection: &mut Connection) -> io::Result<Option<String>> {
 /// Writes a whole response and flushes it.
 ///
 /// *Errors*: the peer is gone.
-pub async fn respond(connection: &mut Connection, status: u16, headers: &[(&str, String)], body: &[u8]) -> io::Result<()> {
+pub async fn respond<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut BufReader<S>,
+    status: u16,
+    headers: &[(&str, String)],
+    body: &[u8],
+) -> io::Result<()> {
     let mut head = format!("HTTP/1.1 {status} Status\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));

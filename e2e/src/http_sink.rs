@@ -8,10 +8,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
-use crate::http1::{self, Connection, Message};
+use crate::http1::{self, Message};
 use crate::record::Records;
 
 /// The header that names a batch.
@@ -83,6 +85,8 @@ impl Ledger {
 
 struct State {
     script: Mutex<Option<Script>>,
+    /// None: plain HTTP.
+    tls: Mutex<Option<TlsAcceptor>>,
     ledger: Mutex<Ledger>,
 }
 
@@ -98,7 +102,18 @@ impl HttpSink {
     ///
     /// *Errors*: no free port.
     pub async fn start() -> Result<Self> {
-        let state = Arc::new(State { script: Mutex::new(None), ledger: Mutex::new(Ledger::default()) });
+        Self::listen(None).await
+    }
+
+    /// The same over TLS.
+    ///
+    /// *Errors*: no free port.
+    pub async fn secure(tls: TlsAcceptor) -> Result<Self> {
+        Self::listen(Some(tls)).await
+    }
+
+    async fn listen(tls: Option<TlsAcceptor>) -> Result<Self> {
+        let state = Arc::new(State { script: Mutex::new(None), tls: Mutex::new(tls), ledger: Mutex::new(Ledger::default()) });
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let task = Some(tokio::spawn(accept(listener, Arc::clone(&state))));
@@ -107,7 +122,19 @@ impl HttpSink {
 
     /// Where it listens.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/in", self.port)
+        match &*self.state.tls.lock().expect("no holder panics") {
+            None => format!("http://127.0.0.1:{}/in", self.port),
+            Some(_) => format!("https://localhost:{}/in", self.port),
+        }
+    }
+
+    /// Shows another certificate, or asks for others, from the next connection on; those that are open end.
+    ///
+    /// *Errors*: something else took the port.
+    pub async fn certify(&mut self, tls: TlsAcceptor) -> Result<()> {
+        self.close().await;
+        *self.state.tls.lock().expect("no holder panics") = Some(tls);
+        self.reopen()
     }
 
     /// Follows a script from the next request on.
@@ -160,12 +187,20 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let state = Arc::clone(&state);
         connections.spawn(async move {
             // The peer is killed in the middle of requests here; that is no fault of the sink.
-            drop(serve(Connection::new(stream), state).await);
+            let tls = state.tls.lock().expect("no holder panics").clone();
+            match tls {
+                None => drop(serve(BufReader::new(stream), state).await),
+                // A handshake that fails is what some tests are for.
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => drop(serve(BufReader::new(stream), state).await),
+                    Err(_) => {}
+                },
+            }
         });
     }
 }
 
-async fn serve(mut connection: Connection, state: Arc<State>) -> std::io::Result<()> {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut connection: BufReader<S>, state: Arc<State>) -> std::io::Result<()> {
     while let Some(request) = http1::read(&mut connection).await? {
         let body = request.plain_body()?;
         state.ledger.lock().expect("no holder panics").requests += 1;

@@ -98,7 +98,7 @@ async fn get(client: &Client, url: &str) -> Result<(StatusCode, Version, Bytes),
 }
 
 async fn send(client: &Client, method: Method, url: &str) -> Result<(StatusCode, Version, Bytes), Error> {
-    let mut request = Request::new(Full::from("body").clone());
+    let mut request = Request::new(Full::from("body"));
     if method == Method::GET {
         *request.body_mut() = Full::default();
     }

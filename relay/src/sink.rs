@@ -90,6 +90,26 @@ impl Batch {
         self.routes.get(self.items[i].route as usize)
     }
 
+    /// Some items as a batch with a key of its own, the same each time.
+    pub fn share(&self, items: &[usize], name: &str) -> Self {
+        let mut share = Self {
+            bytes: Vec::new(),
+            items: Vec::with_capacity(items.len()),
+            routes: self.routes.clone(),
+            framing: self.framing,
+            content_type: self.content_type,
+            key: match self.key.rsplit_once('/') {
+                Some((message, config)) => format!("{message}.{name}/{config}"),
+                None => format!("{}.{name}", self.key),
+            },
+        };
+        for i in items {
+            share.bytes.extend_from_slice(self.item(*i));
+            share.items.push(Item { end: share.bytes.len() as u32, ..self.items[*i] });
+        }
+        share
+    }
+
     /// Appends the body of some items to `out`.
     pub fn body(&self, items: Range<usize>, out: &mut Vec<u8>) {
         out.extend_from_slice(self.framing.open);
@@ -176,6 +196,12 @@ pub trait Sink: Send {
     /// The texts with labels that it wants of every series, rendered once per series; [`Batch::route`] has them.
     fn templates(&self) -> Vec<Template> {
         Vec::new()
+    }
+
+    /// Whether items of different routes must not share a call: each route is then a batch of its own, with its own key, and items whose texts
+    /// could not be rendered never come.
+    fn routes_apart(&self) -> bool {
+        false
     }
 
     /// Flushes and closes; called once, before the last checkpoint.

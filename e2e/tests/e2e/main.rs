@@ -4,7 +4,9 @@
 
 mod bad_input;
 mod full_stream;
+mod http_options;
 mod http_outage;
+mod http_tls;
 mod kafka;
 mod kills;
 mod pages;

@@ -8,7 +8,7 @@ use e2e::http_sink::HttpSink;
 use e2e::page::Page;
 use e2e::record::Records;
 use e2e::strata::Strata;
-use e2e::{compare, corpus, wait};
+use e2e::{compare, corpus, http1, wait};
 
 /// The job of all exporters here.
 pub const JOB: &str = "e2e";
@@ -68,6 +68,17 @@ pub async fn caught_up(sink: &HttpSink, exporters: &[Exporter], limit: Duration)
     wait::until_true("the sink has caught up", limit, || {
         let ledger = sink.ledger();
         exporters.iter().zip(&goals).all(|(exporter, goal)| compare::rounds(&ledger.records, exporter, JOB).any(|round| round >= *goal))
+    })
+    .await
+}
+
+/// Waits until a relay is held for a reason that has these words.
+pub async fn held(strata: &Strata, relay: &str, reason: &str, limit: Duration) -> Result<()> {
+    wait::until(&format!("'{relay}' is held: {reason}"), limit, async || {
+        let answer = http1::get(strata.port(), "/api/v1/relays").await.ok()?;
+        let relays: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+        let status = relays["relays"].as_array()?.iter().find(|status| status["name"] == relay)?;
+        (status["activity"] == "held" && status["last_error"].as_str()?.contains(reason)).then_some(())
     })
     .await
 }

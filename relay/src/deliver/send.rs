@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{Deliver, HELD_RETRY, Halt};
 use crate::backoff::{BACKOFF_FIRST, Backoff, jitter};
 use crate::dead::Offender;
-use crate::sink::{Answer, Batch, Item};
+use crate::sink::{Answer, Batch};
 use crate::step::Part;
 use crate::telemetry::Activity;
+use crate::template::Route;
 
 /// Requests of a bisection without any success after which the whole batch counts as rejected for now. Larger: a broken sink is asked more
 /// often; smaller: a batch that begins with many offenders is taken for wholly rejected, and waits for the next one's outcome.
@@ -84,14 +86,17 @@ impl Deliver {
         let whole = part.batch.items.len();
         let mut outcome = Outcome::default();
         let (mut tries, mut last) = (0, Arc::from(""));
-        // Ranges still to send, the first on top: items keep their order.
-        let mut ranges = vec![(0, whole)];
-        while let Some((from, to)) = ranges.pop() {
+        let Groups { order, mut ranges, unrouted } = Groups::of(&part.batch, self.sink.routes_apart());
+        for (item, answer) in unrouted {
+            last = answer.clone();
+            outcome.offenders.push(Offender { item, answer });
+        }
+        while let Some(Range { from, to, key }) = ranges.pop() {
             let cut;
-            let batch = if (from, to) == (0, whole) {
+            let batch = if to - from == whole && key.is_empty() {
                 &part.batch
             } else {
-                cut = share(&part.batch, from, to);
+                cut = part.batch.share(&order[from..to], &if key.is_empty() { format!("{from}-{to}") } else { key.clone() });
                 &cut
             };
             tries += 1;
@@ -111,17 +116,15 @@ impl Deliver {
                     named.sort_unstable();
                     named.dedup();
                     outcome.delivered += (to - from - named.len()) as u64;
-                    outcome.offenders.extend(named.into_iter().map(|item| Offender { item: from + item, answer: answer.clone() }));
+                    outcome.offenders.extend(named.into_iter().map(|item| Offender { item: order[from + item], answer: answer.clone() }));
                     last = answer;
                 }
                 Word::Rejected { items: None, answer } if to - from <= 1 => {
-                    outcome.offenders.extend((from..to).map(|item| Offender { item, answer: answer.clone() }));
+                    outcome.offenders.extend(order[from..to].iter().map(|item| Offender { item: *item, answer: answer.clone() }));
                     last = answer;
                 }
                 Word::Rejected { items: None, answer } => {
-                    let middle = from + (to - from) / 2;
-                    ranges.push((middle, to));
-                    ranges.push((from, middle));
+                    ranges.extend(Range { from, to, key }.halves());
                     last = answer;
                 }
             }
@@ -203,21 +206,148 @@ impl Deliver {
     }
 }
 
-/// Some items of a batch as a batch with a key of its own, the same each time.
-fn share(batch: &Batch, from: usize, to: usize) -> Batch {
-    let start = if from == 0 { 0 } else { batch.items[from - 1].end };
-    let end = batch.items[to - 1].end;
-    let items = batch.items[from..to].iter().map(|item| Item { end: item.end - start, ..*item }).collect();
-    let key = match batch.key.rsplit_once('/') {
-        Some((message, config)) => format!("{message}.{from}-{to}/{config}"),
-        None => format!("{}.{from}-{to}", batch.key),
-    };
-    Batch {
-        bytes: batch.bytes[start as usize..end as usize].to_vec(),
-        items,
-        routes: batch.routes.clone(),
-        framing: batch.framing,
-        content_type: batch.content_type,
-        key,
+/// Items of one route, or all: a range of [`Groups::order`], and the part of the key that names it; empty: by its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Range {
+    from: usize,
+    to: usize,
+    key: String,
+}
+
+/// How a part is taken apart before anything is sent.
+struct Groups {
+    /// Items, those of one route together; in one route they keep their order, and so do the samples of a series.
+    order: Vec<usize>,
+    /// What to send, the first on top.
+    ranges: Vec<Range>,
+    /// Items without a route, and why.
+    unrouted: Vec<(usize, Arc<str>)>,
+}
+
+impl Range {
+    /// Both halves, the first on top.
+    fn halves(self) -> [Self; 2] {
+        let middle = self.from + (self.to - self.from) / 2;
+        let key = |from: usize, to: usize| match self.key.split_once('.') {
+            _ if self.key.is_empty() => String::new(),
+            Some((route, range)) => {
+                let start = range.split('-').next().and_then(|start| start.parse::<usize>().ok()).unwrap_or(0);
+                format!("{route}.{}-{}", start + from - self.from, start + to - self.from)
+            }
+            None => format!("{}.{}-{}", self.key, from - self.from, to - self.from),
+        };
+        [Self { from: middle, to: self.to, key: key(middle, self.to) }, Self { from: self.from, to: middle, key: key(self.from, middle) }]
+    }
+}
+
+impl Groups {
+    fn of(batch: &Batch, apart: bool) -> Self {
+        let whole = batch.items.len();
+        let mut order: Vec<usize> = (0..whole).collect();
+        if !apart || batch.routes.is_empty() {
+            return Self { order, ranges: vec![Range { from: 0, to: whole, key: String::new() }], unrouted: Vec::new() };
+        }
+        let why: Vec<Option<Arc<str>>> = batch
+            .routes
+            .iter()
+            .map(|route| route.iter().find_map(|text| text.as_ref().err()).map(|error| Arc::from(error.to_string())))
+            .collect();
+        let reason = |item: usize| why.get(batch.items[item].route as usize).and_then(Clone::clone);
+        let unrouted: Vec<_> = order.iter().filter_map(|item| reason(*item).map(|why| (*item, why))).collect();
+        order.retain(|item| reason(*item).is_none());
+        // Stable: the samples of a series stay in order.
+        order.sort_by_key(|item| batch.items[*item].route);
+        let mut ranges = Vec::new();
+        let mut from = 0;
+        for group in order.chunk_by(|a, b| batch.items[*a].route == batch.items[*b].route) {
+            let to = from + group.len();
+            let key = batch.route(group[0]).map_or(0, |route| name(route));
+            ranges.push(Range { from, to, key: format!("r{key:016x}") });
+            from = to;
+        }
+        ranges.reverse();
+        Self { order, ranges, unrouted }
+    }
+}
+
+/// What names a route in a key: its texts, wherever in the batch it first comes.
+fn name(route: &Route) -> u64 {
+    let mut hash = Xxh3::new();
+    for text in route.iter().flatten() {
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    }
+    hash.digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sink::tests::lines;
+    use crate::template::RenderError;
+
+    /// Items with these routes; 9: a label is missing.
+    fn batch(routes: &[u32]) -> Batch {
+        let texts: Vec<String> = (0..routes.len()).map(|i| i.to_string()).collect();
+        let mut batch = lines(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+        batch.routes = (0..10)
+            .map(|route| match route {
+                9 => Arc::new(vec![Err(RenderError::Missing("ns".to_owned()))].into_boxed_slice()),
+                route => Arc::new(vec![Ok(format!("/{route}").into_boxed_str())].into_boxed_slice()),
+            })
+            .collect();
+        batch.items.iter_mut().zip(routes).for_each(|(item, route)| item.route = *route);
+        batch
+    }
+
+    #[test]
+    fn a_group_is_named_by_its_text_and_keeps_its_order() {
+        let batch = batch(&[3, 1, 9, 3, 1]);
+        let Groups { order, ranges, unrouted } = Groups::of(&batch, true);
+        assert_eq!(order, [1, 4, 0, 3]);
+        assert_eq!(
+            unrouted.iter().map(|(item, why)| (*item, &**why)).collect::<Vec<_>>(),
+            [(2, "the series has no label 'ns': give the template a default, '{{ns:…}}'")]
+        );
+        let first = ranges.last().expect("two groups");
+        assert_eq!((first.from, first.to), (0, 2));
+        let share = batch.share(&order[first.from..first.to], &first.key);
+        assert_eq!((share.bytes.as_slice(), share.key.as_str()), (&b"14"[..], format!("p:1:1/0.{}/abc", first.key).as_str()));
+        assert_eq!(first.key, format!("r{:016x}", name(&batch.routes[1])));
+        let [second, half] = first.clone().halves();
+        assert_eq!((half.key, second.key), (format!("{}.0-1", first.key), format!("{}.1-2", first.key)));
+    }
+
+    #[test]
+    fn without_routes_nothing_is_taken_apart() {
+        let Groups { order, ranges, .. } = Groups::of(&batch(&[3, 1, 9]), false);
+        assert_eq!((order, ranges.len()), (vec![0, 1, 2], 1));
+    }
+
+    proptest! {
+        #[test]
+        fn every_item_is_in_one_group_under_one_key(routes in proptest::collection::vec(0u32..10, 1..40)) {
+            let batch = batch(&routes);
+            let Groups { order, mut ranges, unrouted } = Groups::of(&batch, true);
+            let mut all: Vec<usize> = order.iter().copied().chain(unrouted.iter().map(|(item, _)| *item)).collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..routes.len()).collect::<Vec<_>>());
+            let mut keys = std::collections::HashSet::new();
+            let mut next = 0;
+            while let Some(range) = ranges.pop() {
+                prop_assert!(keys.insert(range.key.clone()), "{}", range.key);
+                let group = &order[range.from..range.to];
+                prop_assert!(group.iter().all(|item| routes[*item] == routes[group[0]] && routes[*item] != 9));
+                prop_assert!(group.is_sorted());
+                if group.len() > 1 {
+                    ranges.extend(range.halves());
+                } else {
+                    prop_assert_eq!(range.from, next);
+                    next += 1;
+                }
+            }
+        }
     }
 }

@@ -10,6 +10,8 @@
 //! | 400, 413, 422 and other 4xx | rejected: the caller halves the request until it knows which items |
 //! | 401, 403, 404, 405, 407, 410, 415, redirects | nothing will be taken until a human changes something |
 //!
+//! Where URL or headers name labels, a batch is taken apart by their texts before it comes here: a request has samples of one URL only.
+//!
 //! `Idempotency-Key` is the batch's key and the range of its items: the same bytes come under the same key, after a crash too.
 
 use std::collections::BTreeMap;
@@ -28,8 +30,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use sample::MetricType;
+
 use super::{Answer, Batch, Limits, Sink, SinkKind};
+use crate::filter::Series;
 use crate::http::{self as shared, Meaning};
+use crate::template::{Template, percent};
 
 /// The registry's row.
 pub const KIND: SinkKind = SinkKind {
@@ -37,7 +43,7 @@ pub const KIND: SinkKind = SinkKind {
         name: "http",
         summary: "Sends each batch as a request and goes by the status of its answer.",
         schema: || schemars::schema_for!(Options),
-        example: "{url: 'https://metrics.example.com/ingest', compression: zstd, authorization: {credentials_file: /etc/strata/token}}",
+        example: "{url: 'https://metrics.example.com/in/{{job}}', compression: zstd, authorization: {credentials_file: /etc/strata/token}}",
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
@@ -48,17 +54,18 @@ pub const KIND: SinkKind = SinkKind {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct Options {
-    /// Where requests go: `http://` or `https://`.
+    /// Where requests go: `http://` or `https://`. `{{label}}` in path and query is the percent-encoded value of a series' label,
+    /// `{{label:text}}` has a default; a request has only samples of one URL.
     pub url: String,
     /// `POST` (default), `PUT` or `PATCH`.
     #[serde(default)]
     pub method: Verb,
-    /// More headers; one of the same name wins over Strata's own.
+    /// More headers; one of the same name wins over Strata's own. `{{label}}` in a value is the value of a series' label.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     /// How the server is spoken to: credentials, TLS, redirects.
     #[serde(skip)]
-    #[schemars(flatten)]
+    #[schemars(!skip, flatten)]
     pub http: HttpClientConfig,
     /// `none` (default), `gzip` or `zstd`.
     #[serde(default)]
@@ -122,7 +129,12 @@ const fn items_max() -> usize {
 const LEVEL: u32 = 1;
 
 struct Http {
-    uri: Uri,
+    /// None: the first of the templates has it.
+    uri: Option<Uri>,
+    /// The URL, then the headers, where they name labels.
+    templates: Vec<Template>,
+    /// Headers of the templates behind the URL's.
+    templated: Vec<HeaderName>,
     method: Method,
     headers: HeaderMap,
     compression: Compression,
@@ -133,12 +145,29 @@ struct Http {
 
 fn sink(options: &Value) -> Result<Http, OptionsError> {
     let options: Options = config::options(options)?;
-    let uri = shared::url(&options.url)?;
+    let url = url(&options.url)?;
     options.http.check()?;
-    let headers = shared::headers(&options.headers)?;
+    let (labelled, fixed): (BTreeMap<_, _>, BTreeMap<_, _>) = options.headers.into_iter().partition(|(_, value)| value.contains("{{"));
+    let headers = shared::headers(&fixed)?;
+    let templated = shared::headers(&labelled)?.keys().cloned().collect::<Vec<_>>();
+    let mut templates = Vec::new();
+    let uri = match url.fixed() {
+        Some(text) => Some(shared::url(text)?),
+        None => {
+            templates.push(url);
+            None
+        }
+    };
+    for name in &templated {
+        let written = labelled.iter().find(|(written, _)| written.eq_ignore_ascii_case(name.as_str()));
+        let (path, text) = written.map(|(name, text)| (format!("headers.{name}"), text.as_str())).unwrap_or_default();
+        templates.push(Template::option(&path, text, header_value)?);
+    }
     let (timeout, limits) = shared::bounds(options.timeout, options.bytes_max, options.items_max)?;
     Ok(Http {
         uri,
+        templates,
+        templated,
         method: match options.method {
             Verb::Post => Method::POST,
             Verb::Put => Method::PUT,
@@ -186,13 +215,25 @@ impl Sink for Http {
     fn limits(&self) -> Limits {
         self.limits
     }
+
+    fn templates(&self) -> Vec<Template> {
+        self.templates.clone()
+    }
+
+    fn routes_apart(&self) -> bool {
+        !self.templates.is_empty()
+    }
 }
 
 impl Http {
     async fn request(&self, batch: &Batch, items: Range<usize>) -> Result<Request<Full<Bytes>>, Answer> {
         let mut request = Request::new(Full::new(self.body(batch, items.clone()).await?));
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
+        let mut texts = batch.route(items.start).map(|route| route.iter().flatten()).into_iter().flatten();
+        *request.uri_mut() = match &self.uri {
+            Some(uri) => uri.clone(),
+            None => rejected(texts.next(), &items, |text| text.parse::<Uri>().ok(), "no URL")?,
+        };
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, http_client::USER_AGENT);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(batch.content_type));
@@ -207,6 +248,12 @@ impl Http {
         }
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
+        }
+        for name in &self.templated {
+            headers.insert(
+                name,
+                rejected(texts.next(), &items, |text| HeaderValue::from_bytes(text.as_bytes()).ok(), "no value of a header")?,
+            );
         }
         Ok(request)
     }
@@ -229,6 +276,33 @@ impl Http {
     fn timeout_ms(&self) -> u64 {
         u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// A text that labels made, as what it must be; what it cannot be is rejected with its samples.
+fn rejected<T>(text: Option<&Box<str>>, items: &Range<usize>, read: impl Fn(&str) -> Option<T>, what: &str) -> Result<T, Answer> {
+    let text = text.map_or("", |text| text);
+    read(text).ok_or_else(|| Answer::Reject { items: Some(items.clone().collect()), reason: format!("'{text}' is {what}") })
+}
+
+/// Reads the URL's template. *Errors*: what it would be without its labels is no URL, or a label stands before the path: where samples go is the
+/// configuration's to say.
+fn url(text: &str) -> Result<Template, OptionsError> {
+    let template = Template::option("url", text, percent)?;
+    if template.fixed().is_none() {
+        let host = text.split_once("://").map_or(text, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
+        if host.contains("{{") || text.split("://").next().is_some_and(|scheme| scheme.contains("{{")) {
+            return Err(OptionsError::new("url", "a label can only stand in the path and the query of a URL"));
+        }
+        let nothing = Series { name: "x", labels: &[], kind: MetricType::Unknown, cumulative: false, help: "", unit: "" };
+        let shown: String = template.own().collect();
+        shared::url(&template.render(&nothing).unwrap_or(shown))?;
+    }
+    Ok(template)
+}
+
+/// Writes a label's value as a header carries it: line breaks and other controls become blanks.
+fn header_value(value: &str, out: &mut String) {
+    out.extend(value.chars().map(|c| if c.is_control() { ' ' } else { c }));
 }
 
 fn compress(compression: Compression, body: Vec<u8>) -> io::Result<Vec<u8>> {

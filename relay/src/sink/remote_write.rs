@@ -70,7 +70,7 @@ pub struct Options {
     pub headers: BTreeMap<String, String>,
     /// How the server is spoken to: credentials, TLS, redirects.
     #[serde(skip)]
-    #[schemars(flatten)]
+    #[schemars(!skip, flatten)]
     pub http: HttpClientConfig,
     /// `snappy` (default) as the specifications have it, or `zstd` for VictoriaMetrics.
     #[serde(default)]

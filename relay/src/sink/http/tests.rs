@@ -115,6 +115,23 @@ async fn a_missing_secret_holds() {
     );
 }
 
+#[tokio::test]
+async fn url_and_headers_are_those_of_the_route() {
+    let (url, task) = server(&["HTTP/1.1 204 No Content\r\n\r\n"]).await;
+    let base = url.trim_end_matches("/in?a=b").to_owned();
+    let mut sink =
+        built(json!({"url": format!("{base}/in/{{{{ns}}}}?job={{{{job:none}}}}"), "headers": {"X-Scope": "t-{{ns}}", "X-Fixed": "f"}}));
+    assert!(sink.routes_apart());
+    let labels = [("ns", "a/b ?é\n")];
+    let series = Series { name: "up", labels: &labels, kind: MetricType::Gauge, cumulative: false, help: "", unit: "" };
+    let mut batch = lines(&["a", "b"]);
+    batch.routes = vec![std::sync::Arc::new(crate::template::route(&sink.templates(), &series))];
+    assert_eq!(sink.send(&batch, 0..2).await, Answer::Delivered);
+    let seen = task.await.expect("served").remove(0);
+    assert!(seen.head.starts_with("POST /in/a%2Fb%20%3F%C3%A9%0A?job=none HTTP/1.1\r\n"), "{}", seen.head);
+    assert_eq!((seen.header("x-scope"), seen.header("x-fixed")), (Some("t-a/b ?é "), Some("f")));
+}
+
 #[test]
 fn refuses_options_by_their_path() {
     let url = "http://h/";
@@ -123,6 +140,14 @@ fn refuses_options_by_their_path() {
         (json!({"url": "ftp://h/"}), "url", "'ftp://h/' is no http:// or https:// URL"),
         (json!({"url": "h:1"}), "url", "'h:1' is no http:// or https:// URL"),
         (json!({"url": "http://u:p@h/"}), "url", "credentials in a URL end up in logs: use 'basic_auth'"),
+        (json!({"url": "http://h-{{ns}}/"}), "url", "a label can only stand in the path and the query of a URL"),
+        (json!({"url": "{{ns}}://h/"}), "url", "a label can only stand in the path and the query of a URL"),
+        (json!({"url": "http://h/{{ns"}), "url", "cannot read 'http://h/{{ns' as a template: at character 10: '{{' without its '}}'"),
+        (
+            json!({"url": url, "headers": {"X-Ns": "{{ns"}}),
+            "headers.X-Ns",
+            "cannot read '{{ns' as a template: at character 1: '{{' without its '}}'",
+        ),
         (json!({"url": url, "headers": {"a b": "c"}}), "headers.a b", "'a b' is no header name"),
         (json!({"url": url, "compresion": "gzip"}), "compresion", "unknown key 'compresion', did you mean 'compression'?"),
         (json!({"url": url, "timeout": "0s"}), "timeout", "'timeout' cannot be 0"),

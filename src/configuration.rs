@@ -233,7 +233,9 @@ mod tests {
             "scrape_configs: [{{job_name: a, {client}, http_sd_configs: [{{url: 'http://x', oauth2: {oauth2}}}], static_configs: [{{targets: ['a:1']}}]}}]\n\
              relays: [{{name: a, sink: {{http: {{url: 'http://x', {client}}}}}}}, {{name: b, sink: {{remote_write: {{url: 'http://x', oauth2: {oauth2}}}}}}}]\n"
         );
-        let loaded = config::parse("x.yaml", &text, &Overrides::default(), &check::kinds()).expect("a good configuration");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("a text");
+        let loaded = config::load(file.path(), &Overrides::default(), &check::kinds()).unwrap_or_else(|refused| panic!("{refused:#?}"));
         let shown = config::show(&loaded, &check::kinds(), Show::default());
         assert!(!shown.contains("hush") && shown.matches("<secret>").count() == 8, "{shown}");
     }

@@ -47,7 +47,7 @@ lint:
 	"$$(tools/cargo_deny.sh)" --log-level error check licenses bans sources
 
 docs:
-	UPDATE_GOLDEN=1 cargo test --locked -p strata --bin strata the_reference_is_up_to_date
+	UPDATE_GOLDEN=1 cargo test --locked -p strata --bin strata -- the_reference_is_up_to_date the_page_lists_what_the_sources_declare
 
 unit:
 	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --exclude e2e --locked

@@ -26,6 +26,7 @@ use crate::process::Process;
 use crate::pulse::{Pulse, span};
 use crate::reload::{self, Outcome};
 use crate::replays::Replays;
+use crate::telemetry::Telemetry;
 use crate::times;
 
 /// What the API sees: empty while the parts start.
@@ -38,6 +39,7 @@ pub(crate) struct Board {
     token: OnceLock<String>,
     parts: Mutex<Option<Parts>>,
     pulse: Mutex<Pulse>,
+    telemetry: Telemetry,
 }
 
 /// The running parts; a stop takes them out one by one.
@@ -54,9 +56,10 @@ impl Board {
         let registry = Registry::new();
         let process = Process::new().and_then(|process| registry.register(Box::new(process)));
         process.context("cannot register the metrics of the process")?;
+        let telemetry = Telemetry::register(&registry).context("cannot register the metrics of the stream")?;
         let (config, reloads) = (Mutex::new(Arc::clone(config)), OnceLock::new());
         let (token, parts, pulse) = (OnceLock::new(), Mutex::new(None), Mutex::default());
-        Ok(Self { config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts, pulse })
+        Ok(Self { config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts, pulse, telemetry })
     }
 
     /// Where every part declares its metrics.
@@ -97,7 +100,18 @@ impl Board {
             (counts, parts.relays.as_ref().map(Relays::status).unwrap_or_default())
         });
         let ((scraped, published_bytes), relays) = seen.unwrap_or_default();
-        self.pulse().look(Instant::now(), stream, dead, scraped, published_bytes, &relays);
+        let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut pulse = self.pulse();
+        pulse.look(Instant::now(), stream, dead, scraped, published_bytes, &relays);
+        if let Some(info) = pulse.stream {
+            self.telemetry.show_stream(info.bytes, info.max_bytes);
+        }
+        if let Some(info) = pulse.dead {
+            self.telemetry.show_dead(info.bytes, info.messages);
+        }
+        let left = |relay: &config::Relay| Some((relay.name.clone(), pulse.retention(&relay.name, &relay.hold).left_seconds?));
+        let left = config.relays.iter().filter_map(left).collect();
+        self.telemetry.show_retention(left, &mut pulse.retained);
     }
 
     fn pulse(&self) -> MutexGuard<'_, Pulse> {

@@ -6,6 +6,8 @@
 mod api;
 mod appliance;
 mod board;
+#[cfg(test)]
+mod book;
 mod check;
 mod client;
 mod configuration;
@@ -21,6 +23,7 @@ mod replays;
 mod run;
 mod tap;
 mod targets;
+mod telemetry;
 mod times;
 mod token;
 mod top;

@@ -3,7 +3,7 @@
 //! *In*: a look at stream, collector and relays every [`LOOK`]. *Out*: rates, histories, retention, ready when somebody asks. *Bound*:
 //! [`WINDOW`] looks and [`POINTS`] points per relay. *When full*: the oldest go. While the stream is away its last numbers stay.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bundled_nats::port::{Info, Streams};
@@ -56,6 +56,8 @@ pub(crate) struct Pulse {
     points: VecDeque<Point>,
     looks: u64,
     histories: BTreeMap<String, History>,
+    /// Relays whose retention the metrics show.
+    pub(crate) retained: BTreeSet<String>,
 }
 
 /// Looks until the token ends it.

@@ -86,6 +86,7 @@ impl Collector {
     pub fn start(options: Options, streams: &Streams, registry: &Registry, stop: &CancellationToken) -> Result<Self, Error> {
         let telemetry = Telemetry::new(registry).map_err(Error::Metrics)?;
         let (config, stop) = (&options.config, stop.child_token());
+        telemetry.queue_max_bytes.set(i64::try_from(config.buffer.memory.0).unwrap_or(i64::MAX));
         let client = Arc::new(Client::new());
         let publisher = Publisher::start(
             publish::Options {

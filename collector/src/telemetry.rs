@@ -41,6 +41,8 @@ pub struct Telemetry {
     pub discovery_failures: IntCounterVec,
     /// Compressed frames waiting, the message in flight included.
     pub queue_bytes: IntGauge,
+    /// Compressed frames that may wait.
+    pub queue_max_bytes: IntGauge,
     /// Samples waiting, the message in flight included.
     pub queue_samples: IntGauge,
     /// Payload bytes of acknowledged messages.
@@ -115,6 +117,10 @@ impl Telemetry {
                 &["mechanism", "reason"],
             )?,
             queue_bytes: gauge("strata_publish_queue_bytes", "Bytes of compressed frames waiting for the stream, in flight included.")?,
+            queue_max_bytes: gauge(
+                "strata_publish_queue_max_bytes",
+                "Bytes of compressed frames that may wait for the stream: buffer.memory.",
+            )?,
             queue_samples: gauge("strata_publish_queue_samples", "Samples waiting for the stream, in flight included.")?,
             published_bytes: counter("strata_published_bytes_total", "Payload bytes of acknowledged messages.")?,
             published_messages: counter("strata_published_messages_total", "Acknowledged messages, canaries included.")?,

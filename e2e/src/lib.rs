@@ -7,6 +7,7 @@
 
 pub mod compare;
 pub mod corpus;
+pub mod documented;
 pub mod exporter;
 pub mod http1;
 pub mod http_sink;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use e2e::http_sink::{Answer, HttpSink};
 use e2e::strata::{Strata, binary};
-use e2e::{compare, http1, process, wait};
+use e2e::{compare, documented, http1, process, wait};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -87,6 +87,7 @@ async fn outages_are_two_lines_each_in_the_log() -> Result<()> {
     wait::until_true("the sink refused often", LIMIT, || refused.load(Ordering::Relaxed) >= 5).await?;
     scene::more_rounds(&exporters, 20, LIMIT).await?;
     is_in(&strata, "retrying").await?;
+    documented::compare(&String::from_utf8(http1::get(strata.port(), "/metrics").await?.body)?)?;
     let seen = relay(&strata).await?;
     assert!(seen["error"]["text"].as_str().is_some_and(|text| text.contains("503")) && seen["error"]["next_retry_ms"].is_u64(), "{seen}");
     sink.recover();

@@ -58,13 +58,13 @@ pub struct Options {
     /// How long a record waits for others to share a request with. Default 5ms.
     #[serde(default = "linger")]
     pub linger: Millis,
-    /// Bytes of records that share a request, per partition, before compression. Default 1MB (1,000,000).
+    /// Bytes of records that share a request, per partition, before compression. Default 1,000,000 bytes.
     #[serde(default = "million")]
     pub batch_bytes: ByteSize,
     /// Records that share a request, per partition. Default 10000.
     #[serde(default = "batch_records")]
     pub batch_records: u32,
-    /// Bytes of the largest record. Default 1MB (1,000,000); a larger one is rejected alone. The brokers have a limit of their own.
+    /// Bytes of the largest record. Default 1,000,000 bytes; a larger one is rejected alone. The brokers have a limit of their own.
     #[serde(default = "million")]
     pub message_bytes_max: ByteSize,
     /// Name of this client in the brokers' logs and quotas. Default `strata`.

@@ -54,9 +54,22 @@ pub(super) fn meaning(code: Code) -> Meaning {
     }
 }
 
+/// TLS alerts by which a broker refuses the client's certificate: bad, unsupported, revoked, expired, unknown, of an unknown authority,
+/// without access, missing. With TLS 1.3 they come after the handshake, and librdkafka calls them transport failures.
+const REFUSED_CERTIFICATE: [&str; 8] = ["42", "43", "44", "45", "46", "48", "49", "116"];
+
+fn is_refused_certificate(reason: &str) -> bool {
+    let alert =
+        reason.split_once("SSL alert number ").map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default());
+    alert.is_some_and(|alert| REFUSED_CERTIFICATE.contains(&alert))
+}
+
 /// What trouble of a broker means.
 fn trouble(code: Code, reason: &str) -> Trouble {
     let (holds, look) = match code {
+        _ if is_refused_certificate(reason) => {
+            (true, " (check 'tls': the brokers refuse the client's certificate, or want one: 'cert' and 'key')")
+        }
         Code::Authentication | Code::SaslAuthenticationFailed => (true, " (check 'sasl': user, password and mechanism)"),
         Code::SSL => {
             (true, " (check 'tls': the brokers' certificate must be valid, signed by 'ca' and name the host; so must the client's)")

@@ -115,7 +115,10 @@ impl Secrets {
         let (mut fixed, mut read) = (vec![("security.protocol", protocol.to_owned())], Vec::new());
         if let Some(tls) = tls {
             let wrap = |text: &Option<String>| text.clone().map(Secret::new);
-            one("ssl.ca.pem", "tls.ca", "tls.ca_file", wrap(&tls.ca), tls.ca_file.as_ref(), &mut read)?;
+            if !one("ssl.ca.pem", "tls.ca", "tls.ca_file", wrap(&tls.ca), tls.ca_file.as_ref(), &mut read)? {
+                // The OpenSSL that is built in does not know where this system has them: librdkafka looks in the usual places.
+                fixed.push(("ssl.ca.location", "probe".to_owned()));
+            }
             let cert = one("ssl.certificate.pem", "tls.cert", "tls.cert_file", wrap(&tls.cert), tls.cert_file.as_ref(), &mut read)?;
             let key = one("ssl.key.pem", "tls.key", "tls.key_file", tls.key.clone(), tls.key_file.as_ref(), &mut read)?;
             if cert != key {

@@ -168,6 +168,16 @@ fn every_error_has_a_meaning() {
 }
 
 #[test]
+fn without_an_authority_those_of_the_system_are_looked_for() {
+    let location = |tls: Value| {
+        let settings = settings(&json!({"brokers": ["a:1"], "topic": "t", "tls": tls})).expect("options it takes");
+        settings.config.get("ssl.ca.location").map(str::to_owned)
+    };
+    assert_eq!(location(json!({})).as_deref(), Some("probe"));
+    assert_eq!(location(json!({"ca_file": "ca.pem"})), None);
+}
+
+#[test]
 fn refuses_options_by_their_path() {
     for (more, path, message) in [
         (json!({"brokers": []}), "brokers", "at least one broker is needed"),

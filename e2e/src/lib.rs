@@ -18,4 +18,5 @@ pub mod record;
 pub mod statsd;
 pub mod store;
 pub mod strata;
+pub mod tls;
 pub mod wait;

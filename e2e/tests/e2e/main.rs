@@ -6,6 +6,7 @@ mod bad_input;
 mod full_stream;
 mod http_outage;
 mod kafka;
+mod kafka_secure;
 mod kills;
 mod pages;
 mod relabeling;

@@ -1,0 +1,86 @@
+//! Authorities and certificates, made by the test that needs them.
+//!
+//! *In*: names and dates. *Out*: PEM texts, and servers that show them. *Bound*: nothing is kept.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
+
+/// One that signs.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, PEM.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The certificate.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl Authority {
+    /// A new one.
+    ///
+    /// *Errors*: no randomness.
+    pub fn new(name: &str) -> Result<Self> {
+        let mut params = CertificateParams::new([])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
+    }
+
+    /// Its own certificate, PEM.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A server's identity; `expired`: its certificate has ended years ago.
+    ///
+    /// *Errors*: `name` is none.
+    pub fn server(&self, name: &str, expired: bool) -> Result<Identity> {
+        self.sign(name, ExtendedKeyUsagePurpose::ServerAuth, expired)
+    }
+
+    /// A client's identity.
+    ///
+    /// *Errors*: `name` is none.
+    pub fn client(&self, name: &str) -> Result<Identity> {
+        self.sign(name, ExtendedKeyUsagePurpose::ClientAuth, false)
+    }
+
+    fn sign(&self, name: &str, usage: ExtendedKeyUsagePurpose, expired: bool) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new([name.to_owned()])?;
+        params.extended_key_usages = vec![usage];
+        if expired {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        }
+        Ok(Identity { cert: params.signed_by(&key, &self.0)?.pem(), key: key.serialize_pem() })
+    }
+}
+
+/// A server with this identity; `clients`: it takes only those that this authority signed.
+///
+/// *Errors*: the identity is none.
+pub fn acceptor(identity: &Identity, clients: Option<&Authority>) -> Result<TlsAcceptor> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes())?)?;
+            builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
+        }
+    };
+    let chain = CertificateDer::pem_slice_iter(identity.cert.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
+    Ok(TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key)?)))
+}

@@ -243,11 +243,12 @@ fn examples_are_read_alike_by_serde_yaml() {
     }
 }
 
-const EXAMPLES: [(&str, &str); 5] = [
+const EXAMPLES: [(&str, &str); 6] = [
     ("strata.yaml", include_str!("../examples/strata.yaml")),
     ("quickstart.yaml", include_str!("../examples/quickstart.yaml")),
     ("demo.yaml", include_str!("../examples/demo.yaml")),
     ("kafka.yaml", include_str!("../examples/kafka.yaml")),
+    ("kafka-secure.yaml", include_str!("../examples/kafka-secure.yaml")),
     ("statsd.yaml", include_str!("../examples/statsd.yaml")),
 ];
 

@@ -1,7 +1,8 @@
 //! Apache Kafka, one node with KRaft, and a consumer that reads everything.
 //!
-//! *In*: the jars in `STRATA_CACHE`, Java. *Out*: a broker on loopback; [`Records`] of a topic. *Bound*: 512 MiB of heap.
+//! *In*: the jars in `STRATA_CACHE`, Java, more [`Listener`]s. *Out*: a broker on loopback; [`Records`] of a topic. *Bound*: 512 MiB of heap.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -11,12 +12,16 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 
 use crate::record::Records;
 use crate::{process, wait};
+
+mod listener;
+
+pub use listener::Listener;
 
 const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qk";
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,6 +35,7 @@ pub struct Kafka {
 }
 
 /// What a topic holds.
+#[derive(Default)]
 pub struct Topic {
     /// Samples, partition by partition, in order of offset.
     pub records: Records,
@@ -39,6 +45,10 @@ pub struct Topic {
     pub unkeyed: usize,
     /// Partitions that hold something.
     pub partitions: usize,
+    /// Keys and the partition where each was seen first.
+    pub homes: HashMap<Vec<u8>, i32>,
+    /// Lists of headers, as they stood, and how many messages had them.
+    pub headers: BTreeMap<Vec<(String, String)>, usize>,
 }
 
 impl Kafka {
@@ -46,20 +56,32 @@ impl Kafka {
     ///
     /// *Errors*: no Java, no jars, or no start within a minute.
     pub async fn start(partitions: u32) -> Result<Self> {
+        Self::start_with(partitions, &[], &[]).await
+    }
+
+    /// The same with more listeners, and users of SCRAM as `StorageTool format --add-scram` takes them.
+    ///
+    /// *Errors*: as above; a listener that the broker does not understand.
+    pub async fn start_with(partitions: u32, listeners: &[&Listener], users: &[String]) -> Result<Self> {
         let jars = process::cached("kafka-4.1.1/lib")?;
         let folder = TempDir::with_prefix("strata-e2e-kafka-")?;
         let (port, controller) = (process::free_port()?, process::free_port()?);
+        let addresses: String = listeners.iter().map(|listener| listener.address()).collect();
+        let protocols: String = listeners.iter().map(|listener| listener.protocol()).collect();
+        let more: String = listeners.iter().map(|listener| listener.properties()).collect();
         let properties = format!(
             "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\ncontroller.listener.names=CONTROLLER\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\nlog.dirs={}\nnum.partitions={partitions}\n\
-             offsets.topic.replication.factor=1\ntransaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n",
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{addresses}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}{addresses}\ncontroller.listener.names=CONTROLLER\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}\nlog.dirs={}\nnum.partitions={partitions}\n\
+             offsets.topic.replication.factor=1\ntransaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n{more}",
             folder.path().join("data").display()
         );
         std::fs::write(folder.path().join("server.properties"), properties)?;
         let mut kafka = Self { folder, jars, port, child: None };
-        let mut format = kafka.java("kafka.tools.StorageTool", &["format", "-t", CLUSTER, "-c", "server.properties"])?.spawn()?;
+        let mut arguments = vec!["format", "-t", CLUSTER, "-c", "server.properties"];
+        arguments.extend(users.iter().flat_map(|user| ["--add-scram", user]));
+        let mut format = kafka.java("kafka.tools.StorageTool", &arguments)?.spawn()?;
         let status = wait::until("the store is formatted", Duration::from_secs(60), async || format.try_wait().ok().flatten()).await?;
         if !status.success() {
             bail!("cannot format Kafka's store: {}", kafka.log()?);
@@ -118,8 +140,7 @@ impl Kafka {
             .create()?;
         let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
         let found = metadata.topics().first().context("no such topic")?;
-        let mut read = Topic { records: Records::default(), split_keys: 0, unkeyed: 0, partitions: 0 };
-        let mut home = std::collections::HashMap::<Vec<u8>, i32>::new();
+        let mut read = Topic::default();
         for partition in found.partitions() {
             let (low, high) = consumer.fetch_watermarks(topic, partition.id(), TIMEOUT)?;
             if low == high {
@@ -131,20 +152,30 @@ impl Kafka {
             consumer.assign(&assignment)?;
             loop {
                 let message = consumer.poll(TIMEOUT).context("Kafka is silent")??;
-                match message.key() {
-                    None => read.unkeyed += 1,
-                    Some(key) => {
-                        let first = *home.entry(key.to_vec()).or_insert_with(|| partition.id());
-                        read.split_keys += usize::from(first != partition.id());
-                    }
-                }
-                read.records.take(message.payload().context("a message without a payload")?)?;
+                read.take(&message, partition.id())?;
                 if message.offset() + 1 >= high {
                     break;
                 }
             }
         }
         Ok(read)
+    }
+}
+
+impl Topic {
+    fn take(&mut self, message: &BorrowedMessage<'_>, partition: i32) -> Result<()> {
+        match message.key() {
+            None => self.unkeyed += 1,
+            Some(key) => {
+                let first = *self.homes.entry(key.to_vec()).or_insert(partition);
+                self.split_keys += usize::from(first != partition);
+            }
+        }
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let headers = message.headers().map(|headers| headers.iter().map(|h| (h.key.to_owned(), text(h.value))).collect());
+        *self.headers.entry(headers.unwrap_or_default()).or_default() += 1;
+        self.records.take(message.payload().context("a message without a payload")?)?;
+        Ok(())
     }
 }
 

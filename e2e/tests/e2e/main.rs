@@ -8,6 +8,7 @@ mod http_options;
 mod http_outage;
 mod http_tls;
 mod kafka;
+mod kafka_secure;
 mod kills;
 mod pages;
 mod relabeling;

@@ -23,6 +23,10 @@ pub(super) enum Meaning {
     Refused,
     /// The producer is at its end; a new one may take it.
     Renew,
+    /// It, or the request it was part of, is larger than the brokers take.
+    Large,
+    /// Its topic does not exist.
+    UnknownTopic,
     /// No record will be taken until a human changes something.
     Fatal,
 }
@@ -31,13 +35,10 @@ pub(super) enum Meaning {
 pub(super) fn meaning(code: Code) -> Meaning {
     match code {
         Code::QueueFull => Meaning::Later,
-        Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidMessageSize | Code::InvalidRecord | Code::InvalidTimestamp => {
-            Meaning::Refused
-        }
-        Code::UnknownTopic
-        | Code::UnknownTopicOrPartition
-        | Code::UnknownPartition
-        | Code::InvalidTopic
+        Code::MessageSizeTooLarge => Meaning::Large,
+        Code::InvalidMessage | Code::InvalidMessageSize | Code::InvalidRecord | Code::InvalidTimestamp => Meaning::Refused,
+        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition => Meaning::UnknownTopic,
+        Code::InvalidTopic
         | Code::TopicAuthorizationFailed
         | Code::ClusterAuthorizationFailed
         | Code::Authentication
@@ -53,6 +54,34 @@ pub(super) fn meaning(code: Code) -> Meaning {
     }
 }
 
+/// TLS alerts by which a broker refuses the client's certificate: bad, unsupported, revoked, expired, unknown, of an unknown authority,
+/// without access, missing. With TLS 1.3 they come after the handshake, and librdkafka calls them transport failures.
+const REFUSED_CERTIFICATE: [&str; 8] = ["42", "43", "44", "45", "46", "48", "49", "116"];
+
+fn is_refused_certificate(reason: &str) -> bool {
+    let alert =
+        reason.split_once("SSL alert number ").map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default());
+    alert.is_some_and(|alert| REFUSED_CERTIFICATE.contains(&alert))
+}
+
+/// What trouble of a broker means.
+fn trouble(code: Code, reason: &str) -> Trouble {
+    let (holds, look) = match code {
+        _ if is_refused_certificate(reason) => {
+            (true, " (check 'tls': the brokers refuse the client's certificate, or want one: 'cert' and 'key')")
+        }
+        Code::Authentication | Code::SaslAuthenticationFailed => (true, " (check 'sasl': user, password and mechanism)"),
+        Code::SSL => {
+            (true, " (check 'tls': the brokers' certificate must be valid, signed by 'ca' and name the host; so must the client's)")
+        }
+        Code::Resolve => (false, " (check 'brokers')"),
+        _ => (false, ""),
+    };
+    let mut text: String = reason.chars().take(TROUBLE_CHARS).collect();
+    text.push_str(look);
+    Trouble { holds, text }
+}
+
 /// The reports of one producer; it has one call under way at a time.
 #[derive(Default)]
 pub(super) struct Reports {
@@ -65,8 +94,22 @@ struct State {
     left: usize,
     failures: Vec<(usize, Code)>,
     /// The last trouble with a broker, forgotten at the next acknowledgement.
-    trouble: String,
+    trouble: Option<Trouble>,
+    /// Whether it came since the call began to wait.
+    fresh: bool,
 }
+
+/// What a broker, or the way to it, is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// Whether only a human can end it.
+    pub holds: bool,
+    /// librdkafka's words, and what to look at.
+    pub text: String,
+}
+
+/// Characters of librdkafka's words. Larger: longer log lines; smaller: the reason, which comes last, is cut.
+const TROUBLE_CHARS: usize = 400;
 
 impl Reports {
     /// One more report is to come.
@@ -84,10 +127,28 @@ impl Reports {
         self.state().left
     }
 
-    /// The last trouble with a broker, to be put behind a sentence.
-    pub(super) fn trouble(&self) -> String {
-        let state = self.state();
-        if state.trouble.is_empty() { String::new() } else { format!(": {}", state.trouble) }
+    /// A call begins to wait: trouble counts if it is still there.
+    pub(super) fn begin(&self) {
+        self.state().fresh = false;
+    }
+
+    /// The last trouble with a broker.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        self.state().trouble.clone()
+    }
+
+    /// Waits for trouble that is new since [`Reports::begin`]. Cancel-safe.
+    pub(super) async fn troubled(&self) -> Trouble {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state();
+                if let (true, Some(trouble)) = (state.fresh, &state.trouble) {
+                    return trouble.clone();
+                }
+            }
+            changed.await;
+        }
     }
 
     /// Waits until no report is to come. Cancel-safe.
@@ -125,7 +186,16 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, "{reason}");
-        self.state().trouble = reason.chars().take(300).collect();
+        let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+        let mut state = self.state();
+        // It only sums up what was said before.
+        if code == Code::AllBrokersDown && state.trouble.is_some() {
+            return;
+        }
+        state.trouble = Some(trouble(code, reason));
+        state.fresh = true;
+        drop(state);
+        self.changed.notify_waiters();
     }
 }
 
@@ -135,7 +205,7 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, item: usize) {
         let mut state = self.state();
         match result {
-            Ok(_) => state.trouble.clear(),
+            Ok(_) => state.trouble = None,
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
                 tracing::debug!(target: "librdkafka", %error, topic = message.topic(), item, "a record failed");

@@ -1,13 +1,15 @@
 //! Against librdkafka's own mock cluster, which speaks the protocol with idempotence over loopback.
 
+use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
+use super::reports::{Meaning, meaning};
 use super::*;
 use crate::sink::tests::lines;
 
@@ -113,7 +115,7 @@ async fn a_broker_that_errs_is_tried_again_in_order() {
 #[tokio::test]
 async fn a_record_that_is_too_large_is_refused_alone() {
     let cluster = cluster(1);
-    let mut sink = built(&cluster, &json!({"options": {"message.max.bytes": "1000", "batch.size": "1000"}, "key": "target"}));
+    let mut sink = built(&cluster, &json!({"message_bytes_max": "1000B", "batch_bytes": "1000B", "key": "target"}));
     let large = "x".repeat(2000);
     let answer = sink.send(&lines(&["a", &large, "c"]), 0..3).await;
     assert!(matches!(&answer, Answer::Reject { items: Some(items), .. } if *items == [1]), "{answer:?}");
@@ -153,9 +155,9 @@ async fn a_producer_that_ended_is_replaced() {
 fn every_error_has_a_meaning() {
     for (code, expect) in [
         (Code::QueueFull, Meaning::Later),
-        (Code::MessageSizeTooLarge, Meaning::Refused),
+        (Code::MessageSizeTooLarge, Meaning::Large),
         (Code::InvalidRecord, Meaning::Refused),
-        (Code::UnknownTopic, Meaning::Fatal),
+        (Code::UnknownTopic, Meaning::UnknownTopic),
         (Code::TopicAuthorizationFailed, Meaning::Fatal),
         (Code::Fatal, Meaning::Renew),
         (Code::PurgeInflight, Meaning::Renew),
@@ -166,14 +168,44 @@ fn every_error_has_a_meaning() {
 }
 
 #[test]
+fn without_an_authority_those_of_the_system_are_looked_for() {
+    let location = |tls: Value| {
+        let settings = settings(&json!({"brokers": ["a:1"], "topic": "t", "tls": tls})).expect("options it takes");
+        settings.config.get("ssl.ca.location").map(str::to_owned)
+    };
+    assert_eq!(location(json!({})).as_deref(), Some("probe"));
+    assert_eq!(location(json!({"ca_file": "ca.pem"})), None);
+}
+
+#[test]
 fn refuses_options_by_their_path() {
     for (more, path, message) in [
         (json!({"brokers": []}), "brokers", "at least one broker is needed"),
         (json!({"brokers": ["a:1", "b:1,c:1"]}), "brokers[1]", "'b:1,c:1' is not host:port"),
         (json!({"topic": "a b"}), "topic", "'a b' is no topic: 1 to 249 of a-z A-Z 0-9 . _ -"),
-        (json!({"options": {"acks": "1"}}), "options.acks", "'acks' is set by this sink (all)"),
-        (json!({"options": {"bootstrap.servers": "x"}}), "options.bootstrap.servers", "'bootstrap.servers' is set by this sink (brokers)"),
-        (json!({"options": {"no.such": "x"}}), "options.no.such", "No such configuration property: \"no.such\""),
+        (json!({"options": {"acks": "1"}}), "options.acks", "'acks' cannot be changed (acks is all): 'delivered' means"),
+        (
+            json!({"options": {"bootstrap.servers": "x"}}),
+            "options.bootstrap.servers",
+            "'bootstrap.servers' has a field of its own: set 'brokers'",
+        ),
+        (json!({"options": {"no.such": "x"}}), "options.no.such", "'no.such' is none of the options that pass: api.version"),
+        (json!({"options": {"retries": "3"}}), "options.retries", "'retries' cannot be changed (enable.idempotence is true): order"),
+        (json!({"options": {"sasl.password": "x"}}), "options.sasl.password", "'sasl.password' belongs into 'sasl'"),
+        (json!({"options": {"plugin.library.paths": "x"}}), "options.plugin.library.paths", "'plugin.library.paths' is none of"),
+        (json!({"options": {"socket.timeout.ms": "x"}}), "options.socket.timeout.ms", "Invalid value for configuration property"),
+        (json!({"message_bytes_max": "10B"}), "message_bytes_max", "Configuration property"),
+        (json!({"compression_level": 99}), "compression_level", "Configuration property"),
+        (json!({"topic": "a b.{{x}}"}), "topic", "'a b.{{x}}' is no topic"),
+        (json!({"topic": "a.{{x"}), "topic", "cannot read 'a.{{x' as a template: at character 3: "),
+        (json!({"topic": ".."}), "topic", "'..' is no topic"),
+        (json!({"headers": {"a": "{{}}"}}), "headers.a", "cannot read '{{}}' as a template"),
+        (json!({"tls": {"ca": "x", "ca_file": "y"}}), "tls.ca_file", "'ca' and 'ca_file' exclude each other"),
+        (json!({"tls": {"cert": "x"}}), "tls", "a client's certificate and its key belong together"),
+        (json!({"sasl": {"mechanism": "PLAIN", "username": "u"}}), "sasl", "one of 'password' and 'password_file' is needed"),
+        (json!({"sasl": {"mechanism": "GSSAPI", "username": "u"}}), "sasl.mechanism", "unknown value 'GSSAPI'"),
+        (json!({"topics_max": 0}), "topics_max", "'topics_max' cannot be 0"),
+        (json!({"partitioner": "sticky"}), "partitioner", "unknown value 'sticky'"),
         (json!({"key": "name"}), "key", "unknown value 'name'"),
     ] {
         let mut options = json!({"brokers": ["127.0.0.1:9092"], "topic": "t"});
@@ -184,4 +216,81 @@ fn refuses_options_by_their_path() {
         assert_eq!(error.path, path);
         assert!(error.message.starts_with(message), "{error}");
     }
+}
+
+/// Lines whose series have these values of the label `ns`, routed as the resolver does it.
+fn routed(sink: &Kafka, of: &[(&str, &str)]) -> Batch {
+    let mut batch = lines(&of.iter().map(|(text, _)| *text).collect::<Vec<_>>());
+    for (i, (_, ns)) in of.iter().enumerate() {
+        let labels = [("ns", *ns)];
+        let kind = sample::MetricType::Gauge;
+        let series = crate::filter::Series { name: "up", labels: &labels, kind, cumulative: false, help: "", unit: "" };
+        batch.routes.push(Arc::new(crate::template::route(&sink.templates(), &series)));
+        batch.items[i].route = u32::try_from(i).expect("small");
+    }
+    batch
+}
+
+#[tokio::test]
+async fn a_label_decides_topic_key_and_headers() {
+    let cluster = cluster(1);
+    cluster.create_topic("m.a_b", 1, 1).expect("a topic");
+    let more = json!({"topic": "m.{{ns}}", "key": "{{ns}}-{{__name__}}", "headers": {"team": "{{ns}}", "zone": "{{zone}}", "fixed": "x"}});
+    let mut sink = built(&cluster, &more);
+    let batch = routed(&sink, &[("one", "a/b"), ("two", "")]);
+    let answer = answered(&mut sink, &batch).await;
+    let reason = "cannot make a topic: the series has no label 'ns': give the template a default, '{{ns:…}}'";
+    assert_eq!(answer, Answer::Reject { items: Some(vec![1]), reason: reason.to_owned() });
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "test").create().expect("a consumer");
+    let mut partition = TopicPartitionList::new();
+    partition.add_partition_offset("m.a_b", 0, Offset::Beginning).expect("an offset");
+    consumer.assign(&partition).expect("assigned");
+    let message = consumer.poll(Duration::from_secs(20)).expect("in time").expect("a message");
+    assert_eq!((message.payload(), message.key()), (Some(&b"one"[..]), Some(&b"a/b-up"[..])));
+}
+
+#[tokio::test]
+async fn topics_beyond_the_bound_are_rejected_and_so_are_unknown_ones_on_request() {
+    let cluster = cluster(1);
+    cluster.create_topic("m.a", 1, 1).expect("a topic");
+    let mut sink = built(&cluster, &json!({"topic": "m.{{ns}}", "topics_max": 1}));
+    let batch = routed(&sink, &[("one", "a"), ("two", "b")]);
+    let answer = answered(&mut sink, &batch).await;
+    let reason = "topic 'm.b' would be one more than the 1 of 'topics_max'".to_owned();
+    assert_eq!(answer, Answer::Reject { items: Some(vec![1]), reason });
+    cluster.topic_error("m.c", RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).expect("set");
+    for (word, expect) in [("hold", "Fatal"), ("reject", "Reject")] {
+        let quick = json!({"topic.metadata.propagation.max.ms": "100", "topic.metadata.refresh.interval.ms": "200"});
+        let mut sink = built(&cluster, &json!({"topic": "m.{{ns}}", "unknown_topic": word, "options": quick}));
+        let batch = routed(&sink, &[("one", "a"), ("two", "c")]);
+        let answer = sink.send(&batch, 0..2).await;
+        let text = format!("{answer:?}");
+        assert!(text.starts_with(expect) && text.contains("topic 'm.c' does not exist"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_are_too_large_for_the_brokers_get_smaller() {
+    let cluster = cluster(1);
+    let mut sink = built(&cluster, &json!({"batch_bytes": "4KB"}));
+    let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 2];
+    cluster.request_errors(RDKafkaApiKey::Produce, &errors);
+    let batch = lines(&["a", "b", "c"]);
+    assert_eq!(answered(&mut sink, &batch).await, Answer::Delivered);
+    assert!(sink.batch_bytes < sink.settings.batch_bytes);
+    assert_eq!(payloads(&stored(&cluster, 3)), ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn a_secret_that_cannot_be_read_holds_and_a_changed_one_makes_a_new_producer() {
+    let cluster = cluster(1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("ca.pem");
+    let mut sink = built(&cluster, &json!({"timeout": "300ms", "tls": {"ca_file": file}}));
+    let answer = sink.send(&lines(&["a"]), 0..1).await;
+    assert!(matches!(&answer, Answer::Fatal { reason } if reason.starts_with("cannot read 'tls.ca_file' (")), "{answer:?}");
+    std::fs::write(&file, "no certificate").expect("written");
+    let answer = sink.send(&lines(&["a"]), 0..1).await;
+    assert!(matches!(&answer, Answer::Fatal { reason } if reason.contains("ssl.ca.pem")), "{answer:?}");
 }

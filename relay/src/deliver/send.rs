@@ -213,6 +213,7 @@ fn share(batch: &Batch, from: usize, to: usize) -> Batch {
         None => format!("{}.{from}-{to}", batch.key),
     };
     Batch {
+        slots_ms: batch.slots_ms,
         bytes: batch.bytes[start as usize..end as usize].to_vec(),
         items,
         routes: batch.routes.clone(),

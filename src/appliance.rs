@@ -50,7 +50,7 @@ impl Appliance {
     /// Starts every part; those that run already end with the error. *Errors*: one line that names the field and the fix.
     pub(crate) async fn start(config: Arc<Config>, board: Arc<Board>) -> anyhow::Result<Self> {
         let data_dir = &config.buffer.data_dir;
-        let server = Arc::new(nats::start(&config, board.registry()).await.map_err(|error| advise(anyhow!(error)))?);
+        let server = Arc::new(nats::start(&config, board.registry()).await.map_err(advise)?);
         board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
         let streams = server.streams(Role::Relay);
         let stop = CancellationToken::new();
@@ -88,6 +88,7 @@ impl Appliance {
             trim: Some(server.streams(Role::Control)),
             external_labels,
             replay_window,
+            build: relay::run::builder(server.feeds()),
             ..relay::Options::default()
         };
         let relays = Relays::start(&relays, streams.clone(), options.clone(), board.registry(), &CancellationToken::new())

@@ -42,7 +42,7 @@ pub(crate) fn kinds() -> Kinds {
         sinks: relay::sink::kinds().collect(),
         refuses: Some(relay::sink::refuses),
         says: Some(relay::filter::says),
-        consumers: None,
+        consumers: Some(relay::sink::consumers),
     }
 }
 

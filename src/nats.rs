@@ -5,19 +5,25 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Context as _, bail, ensure};
 use bundled_nats::external::{SignIn, Tls, Word};
-use bundled_nats::server::Error;
+use bundled_nats::feed::{Feed, Key, User};
 use bundled_nats::{Durability, External, Options, Server};
-use config::{Buffer, Config, ExternalNats, Nats, Secret};
+use config::{Buffer, Config, ExternalNats, FeedUser, Nats, Secret};
 use prometheus::Registry;
 
 /// Starts the bundled server, or connects to the external one.
-pub(crate) async fn start(config: &Config, registry: &Registry) -> Result<Server, Error> {
+pub(crate) async fn start(config: &Config, registry: &Registry) -> anyhow::Result<Server> {
     let Buffer { data_dir, max_bytes, nats_memory, replicas, nats, .. } = &config.buffer;
     match nats {
         Nats::Bundled => {
-            let options = Options { data_dir: data_dir.clone(), max_bytes: max_bytes.0, nats_memory: nats_memory.0 };
-            Server::start(options, registry).await
+            let options = Options {
+                listen: config.feeds.listen.clone(),
+                tls: config.feeds.tls.as_ref().map(|tls| (tls.cert_file.clone(), tls.key_file.clone())),
+                feeds: feeds(config)?,
+                ..Options::new(data_dir.clone(), max_bytes.0, nats_memory.0)
+            };
+            Ok(Server::start(options, registry).await?)
         }
         Nats::External(nats) => {
             let external = External {
@@ -33,7 +39,7 @@ pub(crate) async fn start(config: &Config, registry: &Registry) -> Result<Server
                 max_bytes: max_bytes.0,
                 replicas: *replicas,
             };
-            Server::connect(external, registry).await
+            Ok(Server::connect(external, registry).await?)
         }
     }
 }
@@ -44,6 +50,36 @@ pub(crate) fn weaker(config: &Config) -> Option<&'static str> {
         Nats::Bundled => None,
         Nats::External(_) => Some(Durability::Assumed { replicas: config.buffer.replicas }.promise()),
     }
+}
+
+/// The feeds of all relays that write one, with their users. *Errors*: a password's file cannot be read, or has nothing in it.
+fn feeds(config: &Config) -> anyhow::Result<Vec<Feed>> {
+    let feed = |relay: &config::Relay| Some((relay.name.clone(), relay::sink::feed_bytes(&relay.sink)?));
+    config
+        .relays
+        .iter()
+        .filter_map(feed)
+        .map(|(relay, max_bytes)| {
+            let users = config.feeds.users.iter().enumerate().filter(|(_, user)| user.relay == relay);
+            let users = users.map(|(i, user)| reader(user).with_context(|| format!("feeds.users[{i}]")));
+            Ok(Feed { users: users.collect::<anyhow::Result<_>>()?, relay, max_bytes })
+        })
+        .collect()
+}
+
+fn reader(user: &FeedUser) -> anyhow::Result<User> {
+    let key = match (&user.nkey, &user.password, &user.password_file) {
+        (Some(public), _, _) => Key::Nkey(public.clone()),
+        (None, Some(password), _) => Key::Password(password.expose().to_owned()),
+        (None, None, Some(path)) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read '{}' (password_file)", path.display()))?;
+            let password = text.trim_end_matches(['\r', '\n']);
+            ensure!(!password.is_empty(), "'{}' (password_file) is empty: that would let everybody in", path.display());
+            Key::Password(password.to_owned())
+        }
+        (None, None, None) => bail!("has no way to sign in"),
+    };
+    Ok(User { name: user.name.clone(), key, consumers: user.consumers.clone() })
 }
 
 fn sign_in(nats: &ExternalNats) -> SignIn {

@@ -86,6 +86,8 @@ for purpose in "$@"; do
       "$TOOLS/node_exporter.sh" >/dev/null
       for program in prometheus victoria-metrics etcd haproxy collectd; do "$TOOLS/debian.sh" "$program" >/dev/null; done
       "$TOOLS/python.sh" >/dev/null
+      if have go; then "$TOOLS/telegraf.sh" >/dev/null; fi
+      "$TOOLS/nats_2_9.sh" >/dev/null
       ;;
     bench) "$TOOLS/vmagent.sh" >/dev/null ;;
   esac

@@ -17,7 +17,7 @@ async fn main() -> Result<()> {
     let wait = Duration::from_millis(*arguments.get(2).unwrap_or(&0));
     let memory_mib = *arguments.get(3).unwrap_or(&64);
     let (folder, registry) = (tempfile::tempdir()?, Registry::new());
-    let options = Options { data_dir: folder.path().to_owned(), max_bytes: 20 << 30, nats_memory: memory_mib << 20 };
+    let options = Options::new(folder.path().to_owned(), 20 << 30, memory_mib << 20);
     let start = Instant::now();
     let server = Server::start(options, &registry).await?;
     println!("ready after {:?}", start.elapsed());

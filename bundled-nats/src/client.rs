@@ -18,9 +18,9 @@ use crate::streams;
 
 /// Longest wait for an acknowledgement. Longer holds the producer while its fate is open; shorter makes a stalled fsync (a second was
 /// seen) an unknown outcome.
-const ACK_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
-const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+pub(crate) const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 const EXPECTED_LAST: &str = "Nats-Expected-Last-Subject-Sequence";
 /// Headers that belong to the protocol, not to the message.
 const PROTOCOL_HEADERS: [&str; 9] = [

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use crate::feed::{self, Feed};
 use crate::keys::{Keys, Role};
 use crate::streams;
 use crate::twin::MESSAGE_BYTES_MAX;
@@ -23,8 +24,14 @@ pub struct Wanted<'a> {
     pub run_dir: &'a Path,
     /// Public keys of the roles.
     pub keys: &'a Keys,
-    /// All that streams may reserve.
+    /// All that streams may reserve, besides those of feeds.
     pub file_store_bytes: u64,
+    /// Where vendor agents connect; none: a free port on loopback.
+    pub listen: Option<&'a str>,
+    /// Certificate and key of that listener.
+    pub tls: Option<(&'a Path, &'a Path)>,
+    /// Each feed with the public key of its writer, and what its account may store.
+    pub feeds: &'a [(Feed, String, u64)],
 }
 
 /// The text of `nats.conf`.
@@ -36,8 +43,8 @@ pub fn render(wanted: &Wanted<'_>) -> String {
     format!(
         r#"# Generated at every start; changes are lost.
 server_name: "strata"
-listen: "127.0.0.1:-1"
-http: "127.0.0.1:-1"
+listen: {listen}
+{tls}http: "127.0.0.1:-1"
 ports_file_dir: {run_dir}
 pid_file: {pid_file}
 logtime: false
@@ -47,15 +54,20 @@ max_control_line: 4KB
 write_deadline: "10s"
 lame_duck_duration: "30s"
 lame_duck_grace_period: "2s"
-jetstream {{ store_dir: {store_dir}, max_memory_store: {MEMORY_STORE_BYTES}, max_file_store: {file}, sync_interval: always }}
+jetstream {{ store_dir: {store_dir}, max_memory_store: {memory}, max_file_store: {all}, sync_interval: always }}
 accounts {{
   {ACCOUNT} {{
     jetstream: {{ max_mem: {MEMORY_STORE_BYTES}, max_file: {file}, max_streams: 16, max_consumers: 4096, max_bytes_required: true }}
     users: [
 {users}    ]
   }}
-}}
+{feeds}}}
 "#,
+        listen = text(wanted.listen.unwrap_or("127.0.0.1:-1")),
+        tls = wanted.tls.map_or(String::new(), |(cert, key)| format!("tls {{ cert_file: {}, key_file: {} }}\n", quoted(cert), quoted(key))),
+        feeds = wanted.feeds.iter().map(|(feed, writer, bytes)| account(feed, writer, *bytes)).collect::<String>(),
+        memory = MEMORY_STORE_BYTES * (1 + wanted.feeds.len() as u64),
+        all = wanted.feeds.iter().fold(wanted.file_store_bytes, |sum, (_, _, bytes)| sum.saturating_add(*bytes)),
         run_dir = quoted(wanted.run_dir),
         pid_file = quoted(&wanted.run_dir.join("nats.pid")),
         store_dir = quoted(wanted.store_dir),
@@ -69,6 +81,48 @@ fn user(public: &str, role: Role) -> String {
         "      {{ nkey: {public}, permissions: {{ publish: {{ allow: [{}] }}, subscribe: {{ allow: [\"{}.>\"] }} }} }}\n",
         publish.join(", "),
         role.inbox()
+    )
+}
+
+/// The account of a feed: its writer may do everything in it, its readers read.
+fn account(feed: &Feed, writer: &str, bytes: u64) -> String {
+    let subjects = feed::subjects(&feed.relay);
+    let users: String = feed.users.iter().map(|user| reader(&feed.relay, user)).collect();
+    format!(
+        r#"  {name} {{
+    jetstream: {{ max_mem: {MEMORY_STORE_BYTES}, max_file: {bytes}, max_streams: 1, max_consumers: 256, max_bytes_required: true }}
+    users: [
+      {{ nkey: {writer}, permissions: {{ publish: {{ allow: ["$JS.API.>", "{subjects}"] }}, subscribe: {{ allow: ["{inbox}.>"] }} }} }}
+{users}    ]
+  }}
+"#,
+        name = text(&feed::account(&feed.relay)),
+        inbox = feed::INBOX,
+    )
+}
+
+/// Reads by subject, and through the consumers that are named for it; it creates none.
+fn reader(relay: &str, user: &feed::User) -> String {
+    let stream = feed::stream(relay);
+    let mut publish: Vec<String> = [format!("$JS.API.STREAM.INFO.{stream}"), "$JS.API.STREAM.NAMES".into(), "$JS.API.INFO".into()].into();
+    let mut subscribe = vec![feed::subjects(relay), "_INBOX.>".to_owned()];
+    for consumer in &user.consumers {
+        publish.push(format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}"));
+        publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"));
+        // Acknowledgements have domain and account before the stream in their second version.
+        publish.push(format!("$JS.ACK.{stream}.{consumer}.>"));
+        publish.push(format!("$JS.ACK.*.*.{stream}.{consumer}.>"));
+        subscribe.push(feed::deliver_subject(relay, consumer));
+    }
+    let key = match &user.key {
+        feed::Key::Nkey(public) => format!("nkey: {}", text(public)),
+        feed::Key::Password(password) => format!("user: {}, password: {}", text(&user.name), text(password)),
+    };
+    let list = |subjects: &[String]| subjects.iter().map(|subject| text(subject)).collect::<Vec<_>>().join(", ");
+    format!(
+        "      {{ {key}, permissions: {{ publish: {{ allow: [{}] }}, subscribe: {{ allow: [{}] }} }} }}\n",
+        list(&publish),
+        list(&subscribe)
     )
 }
 
@@ -108,5 +162,10 @@ fn may_publish(role: Role) -> Vec<String> {
 
 /// A path as a string of the server's configuration language.
 fn quoted(path: &Path) -> String {
-    format!("\"{}\"", path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""))
+    text(&path.display().to_string())
+}
+
+/// Any text as a string of that language.
+fn text(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }

@@ -266,7 +266,7 @@ impl Keeper {
     async fn connect(&self, role: Role, life: u64, lost: &CancellationToken) -> Result<Connection, Error> {
         let options = options(&self.external).await?;
         let inbox = self.external.inbox_prefix.as_deref().unwrap_or("_INBOX");
-        let connected = link::open(options, self.external.urls.join(","), role, inbox, life, Some(lost.clone())).await;
+        let connected = link::open(options, self.external.urls.join(","), role.name(), inbox, life, Some(lost.clone())).await;
         Ok(connected.map_err(|error| {
             let (kind, text) = (error.kind(), with_causes(&error));
             match kind {
@@ -298,7 +298,7 @@ impl Keeper {
         let before = streams::Before { names: &created.streams, file: streams::EXTERNAL_FILE };
         streams::ensure(&api, &sizes, self.external.replicas, before).await.map_err(forbidden)?;
         let streams = streams::wanted(&sizes, self.external.replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
-        self.folder.remember(streams::EXTERNAL_FILE, &Created { reserved_bytes: sizes.total(), streams })?;
+        self.folder.remember(streams::EXTERNAL_FILE, &Created { reserved_bytes: sizes.total(), streams, ..created })?;
         probe(&link).await
     }
 }

@@ -3,6 +3,7 @@
 //! *In*: `buffer.data_dir`. *Out*: an exclusive hold on it and everything a start needs. *Bound*: besides the store a few small files and
 //! the executable. *When full*: an error that names the path.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conf;
 use crate::embed;
+use crate::feed::Feed;
 use crate::keys::Keys;
 use crate::streams::{self, Sizes};
 use crate::supervise::Program;
@@ -63,6 +65,23 @@ pub struct Created {
     pub reserved_bytes: u64,
     /// Their names.
     pub streams: Vec<String>,
+    /// The most that the stream of each feed ever had.
+    #[serde(default)]
+    pub feeds: BTreeMap<String, u64>,
+}
+
+/// How the server is to be configured.
+pub struct Plan<'a> {
+    /// Sizes of Strata's own streams.
+    pub sizes: &'a Sizes,
+    /// Memory limit of the child.
+    pub memory_bytes: u64,
+    /// Where vendor agents connect.
+    pub listen: Option<&'a str>,
+    /// Certificate and key of that listener.
+    pub tls: Option<(&'a Path, &'a Path)>,
+    /// The feeds.
+    pub feeds: &'a [Feed],
 }
 
 impl Folder {
@@ -89,20 +108,42 @@ impl Folder {
         Ok(Folder { root, lock })
     }
 
-    /// Puts executable, seeds and configuration in place; answers how to start the server.
-    pub fn prepare(&self, sizes: &Sizes, memory_bytes: u64) -> Result<(Program, Keys), Error> {
+    /// Puts executable, seeds and configuration in place; answers how to start the server, and the seeds of the feeds' writers.
+    pub fn prepare(&self, plan: &Plan<'_>) -> Result<(Program, Keys, Vec<String>), Error> {
         let (bin, seeds, conf) = (self.nats("bin"), self.nats("keys"), self.nats("nats.conf"));
         let path = embed::extract(&bin).map_err(|source| failed("put nats-server into", &bin, source))?;
         let keys = Keys::open(&seeds).map_err(|source| failed("keep keys in", &seeds, source))?;
+        let mut created = self.created(streams::BUNDLED_FILE)?;
+        let (mut feeds, mut writers) = (Vec::new(), Vec::new());
+        for feed in plan.feeds {
+            let (seed, public) = Keys::feed(&seeds, &feed.relay).map_err(|source| failed("keep keys in", &seeds, source))?;
+            // An account that may store less than its stream reserves does not load it, not even to shrink it.
+            let most = created.feeds.entry(feed.relay.clone()).or_default();
+            *most = (*most).max(feed.max_bytes);
+            feeds.push((feed.clone(), public, *most));
+            writers.push(seed);
+        }
+        if !plan.feeds.is_empty() {
+            self.remember(streams::BUNDLED_FILE, &created)?;
+        }
         let wanted = conf::Wanted {
             store_dir: &self.nats("store"),
             run_dir: &self.run_dir(),
             keys: &keys,
             // A server that may store less than its streams reserve does not load them, not even to shrink them.
-            file_store_bytes: sizes.total().max(self.created(streams::BUNDLED_FILE)?.reserved_bytes),
+            file_store_bytes: plan.sizes.total().max(created.reserved_bytes),
+            listen: plan.listen,
+            tls: plan.tls,
+            feeds: &feeds,
         };
         replace(&conf, conf::render(&wanted).as_bytes()).map_err(|source| failed("write", &conf, source))?;
-        Ok((Program { path, conf, run_dir: self.run_dir(), memory_bytes }, keys))
+        Ok((Program { path, conf, run_dir: self.run_dir(), memory_bytes: plan.memory_bytes }, keys, writers))
+    }
+
+    /// Tells where vendor agents connect, for those who look for it.
+    pub fn tell_address(&self, address: &str) -> Result<(), Error> {
+        let path = self.nats("address");
+        replace(&path, format!("{address}\n").as_bytes()).map_err(|source| failed("write", &path, source))
     }
 
     /// Where the running server leaves its ports.

@@ -57,6 +57,13 @@ impl Keys {
         Ok(Keys { pairs })
     }
 
+    /// The key pair of a feed's writer: seed and public key.
+    ///
+    /// *Errors*: as [`Keys::open`].
+    pub fn feed(folder: &Path, relay: &str) -> io::Result<(String, String)> {
+        open_file(folder, &format!("feed-{relay}"))
+    }
+
     /// The secret a client of this role signs with.
     pub fn seed(&self, role: Role) -> &str {
         &self.of(role).1
@@ -73,7 +80,12 @@ impl Keys {
 }
 
 fn open_one(folder: &Path, role: Role) -> io::Result<(Role, String, String)> {
-    let path = folder.join(format!("{}.seed", role.name()));
+    let (seed, public) = open_file(folder, role.name())?;
+    Ok((role, seed, public))
+}
+
+fn open_file(folder: &Path, name: &str) -> io::Result<(String, String)> {
+    let path = folder.join(format!("{name}.seed"));
     let seed = match fs::read_to_string(&path) {
         Ok(seed) => seed.trim().to_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -84,7 +96,7 @@ fn open_one(folder: &Path, role: Role) -> io::Result<(Role, String, String)> {
         Err(error) => return Err(error),
     };
     let pair = KeyPair::from_seed(&seed).map_err(|_| io::Error::other(format!("'{}' holds no nkey seed", path.display())))?;
-    Ok((role, seed, pair.public_key()))
+    Ok((seed, pair.public_key()))
 }
 
 /// Whole and durable or not there at all; never readable by others, not even for a moment.

@@ -13,8 +13,6 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::keys::Role;
-
 /// Requests that may wait in the client. More would be sent, late, after a reconnect; fewer serialises readers behind each other.
 const CLIENT_CAPACITY: usize = 256;
 /// A silent server is noticed within two of these.
@@ -133,17 +131,11 @@ impl Connection {
     }
 }
 
-/// Connects with the role's key to one life of the server.
-pub async fn connect(url: &str, role: Role, seed: &str, life: u64) -> Result<Connection, async_nats::ConnectError> {
-    let options = async_nats::ConnectOptions::with_nkey(seed.to_owned());
-    open(options, url.to_owned(), role, role.inbox(), life, None).await
-}
-
 /// Connects with any options to the first of some servers that answers; `lost` is cancelled when the connection breaks.
 pub async fn open(
     options: async_nats::ConnectOptions,
     urls: String,
-    role: Role,
+    role: &'static str,
     inbox: &str,
     life: u64,
     lost: Option<CancellationToken>,
@@ -153,7 +145,7 @@ pub async fn open(
     let violations = broadcast::Sender::new(VIOLATIONS_MAX);
     let heard = violations.clone();
     let client = options
-        .name(format!("strata-{}", role.name()))
+        .name(format!("strata-{role}"))
         .custom_inbox_prefix(inbox)
         .client_capacity(CLIENT_CAPACITY)
         .ping_interval(PING_INTERVAL)
@@ -172,14 +164,14 @@ pub async fn open(
 }
 
 /// A missing permission shows up here and nowhere else: the request itself only times out.
-fn report(role: Role, event: &async_nats::Event, violations: &broadcast::Sender<String>) {
+fn report(role: &'static str, event: &async_nats::Event, violations: &broadcast::Sender<String>) {
     match event {
         async_nats::Event::ServerError(error) => {
-            tracing::error!(target: "nats", role = role.name(), %error, "server refused");
+            tracing::error!(target: "nats", role, %error, "server refused");
             // Without a receiver no request waits for it.
             drop(violations.send(error.to_string()));
         }
-        async_nats::Event::SlowConsumer(_) => tracing::error!(target: "nats", role = role.name(), "messages dropped by the client"),
-        other => tracing::debug!(target: "nats", role = role.name(), event = %other, "connection"),
+        async_nats::Event::SlowConsumer(_) => tracing::error!(target: "nats", role, "messages dropped by the client"),
+        other => tracing::debug!(target: "nats", role, event = %other, "connection"),
     }
 }

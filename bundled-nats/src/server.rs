@@ -3,6 +3,7 @@
 //! *In*: a data folder and sizes. *Out*: [`Streams`] per role that outlive restarts, and the server's state. *Bound*: one child process.
 //! *When full*: publishers are refused by the stream; a full volume takes the server down until there is space again.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -19,11 +20,13 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::client::NatsLog;
 use crate::external::{External, Keeper, Refusal};
-use crate::folder::{self, Created, Folder};
+use crate::feed::{self, Feed, Feeds};
+use crate::folder::{self, Created, Folder, Plan};
 use crate::keys::{Keys, Role};
 use crate::kv::NatsState;
 use crate::link::{self, Connection, Link};
 use crate::monitor::{self, Durability, Health};
+use crate::pinned;
 use crate::port::Streams;
 use crate::streams::{self, Sizes};
 use crate::supervise::{self, Life, Ports, Program, Spawner};
@@ -57,6 +60,19 @@ pub struct Options {
     pub max_bytes: u64,
     /// Memory limit of the child, bytes (`buffer.nats_memory`); the runtime exceeds it briefly rather than stall.
     pub nats_memory: u64,
+    /// Where vendor agents connect (`feeds.listen`); none: a free port on loopback.
+    pub listen: Option<String>,
+    /// Certificate and key of that listener (`feeds.tls`).
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// The feeds, each with those who may read it.
+    pub feeds: Vec<Feed>,
+}
+
+impl Options {
+    /// A server without feeds.
+    pub fn new(data_dir: PathBuf, max_bytes: u64, nats_memory: u64) -> Options {
+        Options { data_dir, max_bytes, nats_memory, listen: None, tls: None, feeds: Vec::new() }
+    }
 }
 
 /// What the server is doing.
@@ -96,6 +112,15 @@ pub enum Error {
     /// It does not fsync before it acknowledges.
     #[error("nats-server does not fsync every message although its configuration says so")]
     NotDurable,
+    /// The listener's certificate cannot be read.
+    #[error("cannot read the certificate '{path}' (feeds.tls.cert_file)")]
+    Certificate {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A client cannot connect.
     #[error("cannot connect to nats-server as {role}")]
     Connect {
@@ -122,6 +147,7 @@ pub enum Error {
 /// A bundled server under supervision. Dropped without [`Server::stop`], it is asked to end in the background.
 pub struct Server {
     links: Vec<(Role, Link)>,
+    feeds: Feeds,
     state: watch::Receiver<ServerState>,
     life: watch::Receiver<Option<(Option<u32>, Durability)>>,
     stop: CancellationToken,
@@ -135,6 +161,10 @@ struct Supervisor {
     sizes: Sizes,
     spawner: Spawner,
     connections: Vec<(Role, watch::Sender<Option<Connection>>)>,
+    /// Per feed the seed of its writer.
+    writers: Vec<(String, watch::Sender<Option<Connection>>)>,
+    /// The listener's certificate, where it has one.
+    cert_file: Option<PathBuf>,
     volume_full: Arc<AtomicBool>,
     state: watch::Sender<ServerState>,
     life: watch::Sender<Option<(Option<u32>, Durability)>>,
@@ -153,12 +183,17 @@ impl Server {
     pub async fn start(options: Options, registry: &Registry) -> Result<Server, Error> {
         let metrics = Metrics::register(registry)?;
         let sizes = Sizes::new(options.max_bytes);
+        let cert_file = options.tls.as_ref().map(|(cert, _)| cert.clone());
+        let relays: Vec<String> = options.feeds.iter().map(|feed| feed.relay.clone()).collect();
         let prepared = tokio::task::spawn_blocking(move || {
             let folder = Folder::hold(&options.data_dir)?;
-            let (program, keys) = folder.prepare(&sizes, options.nats_memory)?;
-            Ok::<_, Error>((folder, program, keys))
+            let tls = options.tls.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+            let listen = options.listen.as_deref();
+            let plan = Plan { sizes: &sizes, memory_bytes: options.nats_memory, listen, tls, feeds: &options.feeds };
+            let (program, keys, seeds) = folder.prepare(&plan)?;
+            Ok::<_, Error>((folder, program, keys, seeds))
         });
-        let (folder, program, keys) = prepared.await.map_err(|_| Error::Gone)??;
+        let (folder, program, keys, seeds) = prepared.await.map_err(|_| Error::Gone)??;
         let (state, states) = watch::channel(ServerState::Starting);
         let (life, lives) = watch::channel(None);
         let (started, outcome) = oneshot::channel();
@@ -166,8 +201,12 @@ impl Server {
         let volume_full = Arc::new(AtomicBool::new(false));
         let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
         let links = connections.iter().map(|(role, current)| (*role, link(current))).collect();
+        let writers: Vec<_> = seeds.into_iter().map(|seed| (seed, watch::Sender::new(None))).collect();
+        let feeds = Feeds::new(relays.into_iter().zip(writers.iter().map(|(_, current)| link(current))).collect(), None, 1);
         let stop = CancellationToken::new();
         let supervisor = Supervisor {
+            writers,
+            cert_file,
             folder,
             program,
             keys,
@@ -184,7 +223,7 @@ impl Server {
         };
         let task = Mutex::new(Some(tokio::spawn(supervisor.run())));
         // From here on a drop of this future ends the server.
-        let server = Server { links, state: states, life: lives, stop, task };
+        let server = Server { links, feeds, state: states, life: lives, stop, task };
         let outcome = outcome.await.unwrap_or(Err(Error::Gone));
         if outcome.is_err() {
             // So that the data folder is free when the caller learns of it.
@@ -207,11 +246,13 @@ impl Server {
         let connections: Vec<_> = Role::ALL.into_iter().map(|role| (role, watch::Sender::new(None))).collect();
         let volume_full = Arc::new(AtomicBool::new(false));
         let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
-        let links = connections.iter().map(|(role, current)| (*role, link(current))).collect();
+        let links: Vec<(Role, Link)> = connections.iter().map(|(role, current)| (*role, link(current))).collect();
+        let writer = links.iter().find(|(role, _)| *role == Role::Relay).map(|(_, link)| link.clone());
+        let feeds = Feeds::new(HashMap::new(), writer, external.replicas);
         let stop = CancellationToken::new();
         let keeper = Keeper { external, folder, connections, state, life, metrics, stop: stop.clone(), started: Some(started) };
         let task = Mutex::new(Some(tokio::spawn(keeper.run())));
-        let server = Server { links, state: states, life: lives, stop, task };
+        let server = Server { links, feeds, state: states, life: lives, stop, task };
         let outcome = outcome.await.unwrap_or(Err(Error::Gone));
         if outcome.is_err() {
             server.stop().await;
@@ -228,6 +269,11 @@ impl Server {
             ledger: Arc::new(NatsLog::new(link.clone(), streams::LEDGER)),
             state: Arc::new(NatsState::new(NatsLog::new(link, streams::STATE))),
         }
+    }
+
+    /// The ways to the feeds; they stay valid across restarts.
+    pub fn feeds(&self) -> Feeds {
+        self.feeds.clone()
     }
 
     /// What the server is doing, now and from now on.
@@ -317,6 +363,7 @@ impl Supervisor {
         };
         // Readers and publishers learn it at once, before the process has gone.
         self.connections.iter().for_each(|(_, current)| drop(current.send_replace(None)));
+        self.writers.iter().for_each(|(_, current)| drop(current.send_replace(None)));
         self.life.send_replace(None);
         self.metrics.up.set(0);
         let outcome = match end {
@@ -365,10 +412,18 @@ impl Supervisor {
         for role in [Role::Collector, Role::Relay] {
             ready.push((role, self.connect(role, ports).await?));
         }
+        let mut writers = Vec::new();
+        for (seed, _) in &self.writers {
+            writers.push(self.open(ports, "feed", feed::INBOX, seed).await?);
+        }
         for (role, current) in &self.connections {
             let connection = ready.iter().find(|(of, _)| of == role).map(|(_, connection)| connection.clone());
             current.send_replace(connection);
         }
+        for ((_, current), writer) in self.writers.iter().zip(writers) {
+            current.send_replace(Some(writer));
+        }
+        self.folder.tell_address(&ports.client)?;
         self.life.send_replace(Some((Some(pid), durability)));
         self.metrics.up.set(1);
         self.state.send_replace(ServerState::Ready);
@@ -380,8 +435,17 @@ impl Supervisor {
     }
 
     async fn connect(&self, role: Role, ports: &Ports) -> Result<Connection, Error> {
-        let connected = link::connect(&ports.client, role, self.keys.seed(role), self.lives).await;
-        connected.map_err(|source| Error::Connect { role: role.name(), source })
+        self.open(ports, role.name(), role.inbox(), self.keys.seed(role)).await
+    }
+
+    async fn open(&self, ports: &Ports, role: &'static str, inbox: &str, seed: &str) -> Result<Connection, Error> {
+        let mut options = async_nats::ConnectOptions::with_nkey(seed.to_owned());
+        if let Some(path) = &self.cert_file {
+            let pinned = pinned::client(path).map_err(|source| Error::Certificate { path: path.clone(), source })?;
+            options = options.require_tls(true).tls_client_config(pinned);
+        }
+        let connected = link::open(options, ports.own_client(), role, inbox, self.lives, None).await;
+        connected.map_err(|source| Error::Connect { role, source })
     }
 
     /// Once per process: what a later life recovers is what this one created.
@@ -392,7 +456,7 @@ impl Supervisor {
         let api = Api::new(Link::new(current.subscribe(), self.volume_full.clone()));
         streams::ensure(&api, &self.sizes, 1, before).await?;
         let streams = streams::wanted(&self.sizes, 1).into_iter().map(|(name, _)| name.to_owned()).collect();
-        Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { reserved_bytes: self.sizes.total(), streams })?)
+        Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { reserved_bytes: self.sizes.total(), streams, ..created })?)
     }
 
     async fn watch(&self, ports: &Ports) -> Error {

@@ -51,6 +51,17 @@ pub struct Ports {
     pub monitoring: SocketAddr,
 }
 
+impl Ports {
+    /// Where this process itself connects: on loopback, also when the server listens on all addresses.
+    pub fn own_client(&self) -> String {
+        let address = self.client.rsplit_once("://").map_or(self.client.as_str(), |(_, address)| address);
+        match address.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_unspecified() => format!("nats://127.0.0.1:{}", address.port()),
+            _ => format!("nats://{address}"),
+        }
+    }
+}
+
 /// A running server process; dropped, it is killed.
 pub struct Life {
     child: Child,

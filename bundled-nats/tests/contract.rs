@@ -119,7 +119,7 @@ impl Bed {
 }
 
 async fn start(data_dir: PathBuf) -> Result<Server> {
-    let options = Options { data_dir, max_bytes: WALL, nats_memory: 64 * 1024 * 1024 };
+    let options = Options::new(data_dir, WALL, 64 * 1024 * 1024);
     Ok(within(Server::start(options, &Registry::new())).await??)
 }
 

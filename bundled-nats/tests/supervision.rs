@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 async fn start(data_dir: &Path, max_bytes: u64) -> Result<Server, server::Error> {
-    let options = Options { data_dir: data_dir.to_owned(), max_bytes, nats_memory: 64 * MIB };
+    let options = Options::new(data_dir.to_owned(), max_bytes, 64 * MIB);
     Server::start(options, &Registry::new()).await
 }
 
@@ -59,7 +59,7 @@ fn text(error: &dyn std::error::Error) -> String {
 #[tokio::test]
 async fn a_killed_server_comes_back_and_takes_messages() -> Result<()> {
     let (folder, registry) = (tempfile::tempdir()?, Registry::new());
-    let options = Options { data_dir: folder.path().to_owned(), max_bytes: MIB, nats_memory: 64 * MIB };
+    let options = Options::new(folder.path().to_owned(), MIB, 64 * MIB);
     let server = within(Server::start(options, &registry)).await??;
     let (raw, first) = (server.streams(Role::Collector).raw, server.pid().context("ready")?);
     ensure!(publish(&*raw, 100).await? == 1);

@@ -24,7 +24,8 @@ use crate::queue::{Dropped, Frame, Queue};
 use crate::slot::Clock;
 use crate::telemetry::Telemetry;
 
-pub use name::{NAME_BYTES_MAX, escape, producer};
+pub use bundled_nats::token::{NAME_BYTES_MAX, escape};
+pub use name::producer;
 
 /// A message is closed at this size; larger: more is repeated after an unknown outcome, smaller: more fsyncs.
 pub const MESSAGE_BYTES: usize = 256 * 1024;

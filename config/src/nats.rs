@@ -85,9 +85,6 @@ pub struct FeedsTls {
     pub cert_file: PathBuf,
     /// File of its private key.
     pub key_file: PathBuf,
-    /// File of the certificates that a client's own must come from; none: clients show none.
-    #[serde(default)]
-    pub client_ca_file: Option<PathBuf>,
 }
 
 /// One user of one feed: reads it, through consumers made for it, and can do nothing else.
@@ -126,7 +123,6 @@ impl Feeds {
     pub(crate) fn resolve(&mut self, folder: &Path) {
         if let Some(tls) = &mut self.tls {
             [&mut tls.cert_file, &mut tls.key_file].into_iter().for_each(|path| *path = folder.join(&*path));
-            resolve(&mut tls.client_ca_file, folder);
         }
         self.users.iter_mut().for_each(|user| resolve(&mut user.password_file, folder));
     }

@@ -5,6 +5,7 @@
 //! *Bound*: every wait has a deadline. Nothing here uses the product's parser, frames or counters: what an exporter
 //! served and what a sink took is read by the few lines in [`page`] and [`record`].
 
+pub mod agent;
 pub mod compare;
 pub mod corpus;
 pub mod documented;

@@ -33,6 +33,16 @@ pub fn cached(path: &str) -> Result<PathBuf> {
     full.exists().then_some(full).with_context(|| format!("{path} is not in {}: run `make setup`", cache().display()))
 }
 
+/// The nats-server that the build made, as a program of its own.
+///
+/// *Errors*: it is not in the cache.
+pub fn nats_server() -> Result<PathBuf> {
+    let entries = std::fs::read_dir(cache())?.filter_map(|entry| Some(entry.ok()?.path()));
+    let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("nats-server-2.15."));
+    let found = entries.filter(named).max().context("no nats-server-2.15 in the cache: build strata first")?;
+    Ok(if found.is_dir() { found.join("nats-server") } else { found })
+}
+
 /// node_exporter, where apt had it.
 pub fn node_exporter() -> Option<PathBuf> {
     cached("node_exporter-1.5.0-1+b6/usr/bin/prometheus-node-exporter").ok()

@@ -73,7 +73,7 @@ impl Default for Options {
             retired_hold: Duration::from_secs(24 * 3600),
             full: Arc::new(Notify::new()),
             trim: None,
-            build: run::builder(),
+            build: run::builder(bundled_nats::feed::Feeds::default()),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bundled_nats::feed::Feeds;
 use bundled_nats::port::{Error as PortError, Streams};
 use config::{OptionsError, Relay, Start};
 use futures::FutureExt as _;
@@ -30,7 +31,7 @@ use crate::filter::{self, Filter};
 use crate::pause;
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Reader, identity};
-use crate::sink::{self, Answer, Batch, Files, Limits, Sink};
+use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
 use crate::step::{STEPS_MAX, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -51,12 +52,12 @@ pub struct Components {
 pub type Build = Arc<dyn Fn(&Relay) -> Result<Components, OptionsError> + Send + Sync>;
 
 /// Makes the components that a relay's configuration names; all that one builder makes may write to the same file.
-pub fn builder() -> Build {
+pub fn builder(feeds: Feeds) -> Build {
     let files = Files::default();
-    Arc::new(move |relay| build(relay, &files))
+    Arc::new(move |relay| build(relay, &files, &feeds))
 }
 
-fn build(relay: &Relay, files: &Files) -> Result<Components, OptionsError> {
+fn build(relay: &Relay, files: &Files, feeds: &Feeds) -> Result<Components, OptionsError> {
     if relay.filters.len() > FILTERS_MAX {
         return Err(OptionsError::new("filters", format!("{} filters are more than the {FILTERS_MAX} of one relay", relay.filters.len())));
     }
@@ -71,7 +72,9 @@ fn build(relay: &Relay, files: &Files) -> Result<Components, OptionsError> {
             encode::build(&config::Component { name, options: serde_json::Value::Null })?
         }
     };
-    Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink, files)? })
+    let named = relay.encode.as_ref().map_or_else(|| sink::default_encoder(&relay.sink.name), |encode| encode.name.as_str());
+    let place = Place { files, feeds, relay: &relay.name, encoder: named };
+    Ok(Components { filters, encoder: Arc::from(encoder), sink: sink::build(&relay.sink, &place)? })
 }
 
 /// Components of a relay whose own cannot be built: it holds its place and says why, and what must be given up is still counted exactly.
@@ -181,11 +184,14 @@ impl Life {
     }
 
     async fn live(&self) -> Result<(), Error> {
-        let components = match (self.build)(&self.relay) {
+        let mut components = match (self.build)(&self.relay) {
             Ok(components) => components,
             Err(error) => refusing(&error)?,
         };
         let (store, checkpoint, dead, book) = self.patiently().await?;
+        if self.stop.run_until_cancelled(components.sink.open()).await.is_none() {
+            return Err(Error::Stopped);
+        }
         let pipeline = Pipeline::new(
             pipeline::Parts {
                 filters: components.filters,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bundled_nats::feed::Feeds;
 use config::{Component, Kind, OptionsError};
 use serde_json::Value;
 
@@ -19,6 +20,7 @@ use crate::template::{Route, Template};
 mod file;
 mod http;
 mod kafka;
+mod nats;
 pub(crate) mod remote_write;
 #[cfg(test)]
 mod scripted;
@@ -28,12 +30,13 @@ mod stdout;
 pub use file::{Files, Options as FileOptions};
 pub use http::Options as HttpOptions;
 pub use kafka::Options as KafkaOptions;
+pub use nats::{Options as NatsOptions, consumers, feed_bytes};
 pub use remote_write::Options as RemoteWriteOptions;
 pub use statsd::Options as StatsdOptions;
 pub use stdout::Options as StdoutOptions;
 
 /// Every sink there is.
-pub const KINDS: &[&SinkKind] = &[&file::KIND, &stdout::KIND, &http::KIND, &kafka::KIND, &statsd::KIND, &remote_write::KIND];
+pub const KINDS: &[&SinkKind] = &[&file::KIND, &stdout::KIND, &http::KIND, &kafka::KIND, &statsd::KIND, &remote_write::KIND, &nats::KIND];
 
 /// What building a sink gives.
 pub type Built = Result<Box<dyn Sink>, OptionsError>;
@@ -45,7 +48,20 @@ pub struct SinkKind {
     /// The encoder of a relay that names none.
     pub encoder: &'static str,
     /// Builds it from checked options; nothing connects yet.
-    pub build: fn(&Value, &Files) -> Built,
+    pub build: fn(&Value, &Place<'_>) -> Built,
+}
+
+/// Where a sink is built: what it shares with others, and for whom it is.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// Files that several sinks of a process write to.
+    pub files: &'a Files,
+    /// The feeds of the NATS server.
+    pub feeds: &'a Feeds,
+    /// The relay.
+    pub relay: &'a str,
+    /// The encoder by name.
+    pub encoder: &'a str,
 }
 
 /// One encoded sample in a batch.
@@ -74,6 +90,8 @@ pub struct Batch {
     pub framing: Framing,
     /// Media type of the body.
     pub content_type: &'static str,
+    /// First and last slot of its items, ms.
+    pub slots_ms: (i64, i64),
     /// Idempotency key: the same items always come under the same key (`producer:epoch:n/part/configuration hash`).
     pub key: String,
 }
@@ -93,6 +111,7 @@ impl Batch {
     /// Some items as a batch with a key of its own, the same each time.
     pub fn share(&self, items: &[usize], name: &str) -> Self {
         let mut share = Self {
+            slots_ms: self.slots_ms,
             bytes: Vec::new(),
             items: Vec::with_capacity(items.len()),
             routes: self.routes.clone(),
@@ -110,14 +129,14 @@ impl Batch {
         share
     }
 
-    /// Appends the body of some items to `out`.
-    pub fn body(&self, items: Range<usize>, out: &mut Vec<u8>) {
+    /// Appends the body of some items to `out`: never more bytes than the items, their separators, and what is around them.
+    pub fn body(&self, items: impl IntoIterator<Item = usize>, out: &mut Vec<u8>) {
         out.extend_from_slice(self.framing.open);
         if self.framing.families {
             self.families(items, out);
         } else {
-            for i in items.clone() {
-                if i > items.start {
+            for (n, i) in items.into_iter().enumerate() {
+                if n > 0 {
                     out.extend_from_slice(self.framing.separator);
                 }
                 out.extend_from_slice(self.item(i));
@@ -127,7 +146,7 @@ impl Batch {
     }
 
     /// Appends items by family, in the order in which the families come first.
-    fn families(&self, items: Range<usize>, out: &mut Vec<u8>) {
+    fn families(&self, items: impl IntoIterator<Item = usize>, out: &mut Vec<u8>) {
         let mut places: HashMap<&[u8], usize> = HashMap::new();
         let mut families: Vec<Vec<usize>> = Vec::new();
         for i in items {
@@ -190,6 +209,9 @@ pub trait Sink: Send {
     /// Sends some items of a batch as one body and waits for the sink's answer. Has its own deadline per try.
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer;
 
+    /// Prepares what should be there before the first batch; called once. What fails now shows at that batch.
+    async fn open(&mut self) {}
+
     /// How much one call may carry; the caller splits at these.
     fn limits(&self) -> Limits;
 
@@ -217,10 +239,10 @@ pub fn kinds() -> impl Iterator<Item = Kind> {
 
 /// Builds a sink; nothing connects before its first batch. *Errors*: an unknown name (empty path), or options it refuses (path inside the options).
 ///
-/// Sinks that are built with the same `files` may write to the same file, as a relay and its replays do.
-pub fn build(component: &Component, files: &Files) -> Built {
+/// Sinks that are built in a place with the same `files` may write to the same file, as a relay and its replays do.
+pub fn build(component: &Component, place: &Place<'_>) -> Built {
     let row = registry::find("sink", KINDS, |row| &row.kind, &component.name)?;
-    (row.build)(&component.options, files)
+    (row.build)(&component.options, place)
 }
 
 /// The encoder of a relay that names none; `ndjson` for a sink that does not exist.
@@ -231,6 +253,9 @@ pub fn default_encoder(kind: &str) -> &'static str {
 /// Why a sink cannot take what an encoder writes, and what to do; `None`: it can.
 pub fn refuses(sink: &str, encoder: &str) -> Option<String> {
     let own = remote_write::KIND;
+    if sink == nats::KIND.kind.name && encoder == own.encoder {
+        return Some(format!("the sink '{sink}' takes every encoder that writes text, and '{encoder}' does not: ndjson is the default"));
+    }
     (sink == own.kind.name && encoder != own.encoder)
         .then(|| format!("the sink '{sink}' takes only the encoder '{}': remove 'encode'", own.encoder))
 }
@@ -247,6 +272,7 @@ pub(crate) mod tests {
             routes: Vec::new(),
             framing,
             content_type: "text/plain",
+            slots_ms: (0, 0),
             key: "p:1:1/0/abc".to_owned(),
         };
         for text in texts {
@@ -264,8 +290,12 @@ pub(crate) mod tests {
 
     #[test]
     fn an_unknown_name_is_met_with_the_known_ones() {
-        let error = build(&Component { name: "kafak".to_owned(), options: Value::Null }, &Files::default()).err().expect("unknown");
-        assert_eq!(error.message, "unknown sink 'kafak', did you mean 'kafka'? (sinks: file, stdout, http, kafka, statsd, remote_write)");
+        let place = Place { files: &Files::default(), feeds: &Feeds::default(), relay: "r", encoder: "ndjson" };
+        let error = build(&Component { name: "kafak".to_owned(), options: Value::Null }, &place).err().expect("unknown");
+        assert_eq!(
+            error.message,
+            "unknown sink 'kafak', did you mean 'kafka'? (sinks: file, stdout, http, kafka, statsd, remote_write, nats)"
+        );
     }
 
     #[test]

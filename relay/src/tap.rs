@@ -319,6 +319,7 @@ mod tests {
             items: (1..=items).map(|i| Item { end: 2 * i, series: 0, target: 0, route: 0 }).collect(),
             framing: Framing { open: b"", separator: b"\n", close: b"\n", families: false },
             content_type: "application/x-ndjson",
+            slots_ms: (0, 0),
             key: String::new(),
         }
     }

@@ -3,6 +3,8 @@
 //! One binary, one file per promise. Needs `target/release/strata` and what `make setup` installs.
 
 mod bad_input;
+mod external_nats;
+mod feeds;
 mod full_stream;
 mod http_options;
 mod http_outage;

@@ -242,7 +242,9 @@ impl Building {
         }
         let framing = self.encoder.framing();
         self.hint = self.hint.max(self.bytes.len());
+        let slots = || self.sections.iter().map(|section| section.slot_ms);
         let batch = Batch {
+            slots_ms: (slots().min().unwrap_or(first_ms), slots().max().unwrap_or(first_ms)),
             bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(self.hint.min(self.limits.bytes_max))),
             items: std::mem::take(&mut self.items),
             routes: self.routes.take(),

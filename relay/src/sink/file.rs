@@ -50,7 +50,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options, &Files::default()).map(drop),
     },
     encoder: "ndjson",
-    build: |options, files| Ok(Box::new(sink(options, files)?)),
+    build: |options, place| Ok(Box::new(sink(options, place.files)?)),
 };
 
 /// Options of `file`.

@@ -191,10 +191,11 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
             match tls {
                 None => drop(serve(BufReader::new(stream), state).await),
                 // A handshake that fails is what some tests are for.
-                Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => drop(serve(BufReader::new(stream), state).await),
-                    Err(_) => {}
-                },
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        drop(serve(BufReader::new(stream), state).await);
+                    }
+                }
             }
         });
     }

@@ -1,12 +1,8 @@
 //! Links lead to files that are there and to headings that they have.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{Page, pages};
-
-/// Pages that come with the feature they describe: until then a link to one leads nowhere, and the configurations of the page that links
-/// to it are not loaded.
-const COMING: [&str; 4] = ["http.md", "kafka.md", "file.md", "vendor-agents.md"];
 
 /// Where `](…)` leads, with the line it stands on; web addresses and code are left out.
 fn links(page: &Page) -> Vec<(usize, String)> {
@@ -32,16 +28,6 @@ fn target(page: &Page, link: &str) -> PathBuf {
     if file.is_empty() { page.path.clone() } else { page.path.with_file_name("").join(file) }
 }
 
-/// Whether the link leads to a page that is not there yet.
-fn is_coming(path: &Path) -> bool {
-    !path.exists() && path.file_name().is_some_and(|name| COMING.iter().any(|coming| name == *coming))
-}
-
-/// Whether the page speaks of features whose page is not there yet.
-pub(super) fn is_ahead(page: &Page) -> bool {
-    links(page).iter().any(|(_, link)| is_coming(&target(page, link)))
-}
-
 /// The anchor of a heading as the usual viewers make it.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase();
@@ -56,9 +42,6 @@ fn every_link_leads_somewhere() {
         for (line, link) in links(&page) {
             seen += 1;
             let path = target(&page, &link);
-            if is_coming(&path) {
-                continue;
-            }
             if !path.exists() {
                 broken.push(format!("{}:{line}: there is no {link}", page.name()));
                 continue;

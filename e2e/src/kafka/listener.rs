@@ -2,8 +2,6 @@
 //!
 //! *In*: identities and users. *Out*: lines of `server.properties`. *Bound*: a port of its own on loopback each.
 
-use std::fmt::Write;
-
 use anyhow::Result;
 
 use crate::process;
@@ -71,10 +69,10 @@ impl Listener {
 
     pub(super) fn properties(&self) -> String {
         let name = self.name.to_lowercase();
-        self.properties.iter().fold(String::new(), |mut text, (property, value)| {
-            // A value is one line; writing to a text cannot fail.
-            drop(writeln!(text, "listener.name.{name}.{property}={}", value.replace('\n', "\\n")));
-            text
-        })
+        let lines = self.properties.iter().map(|(property, value)| {
+            // A value is one line.
+            format!("listener.name.{name}.{property}={}\n", value.replace('\n', "\\n"))
+        });
+        lines.collect()
     }
 }

@@ -229,7 +229,7 @@ impl Http {
     async fn request(&self, batch: &Batch, items: Range<usize>) -> Result<Request<Full<Bytes>>, Answer> {
         let mut request = Request::new(Full::new(self.body(batch, items.clone()).await?));
         *request.method_mut() = self.method.clone();
-        let mut texts = batch.route(items.start).map(|route| route.iter().flatten()).into_iter().flatten();
+        let mut texts = batch.route(items.start).map(|route| route.iter().flatten()).into_iter().flatten().map(|text| &**text);
         *request.uri_mut() = match &self.uri {
             Some(uri) => uri.clone(),
             None => rejected(texts.next(), &items, |text| text.parse::<Uri>().ok(), "no URL")?,
@@ -279,8 +279,8 @@ impl Http {
 }
 
 /// A text that labels made, as what it must be; what it cannot be is rejected with its samples.
-fn rejected<T>(text: Option<&Box<str>>, items: &Range<usize>, read: impl Fn(&str) -> Option<T>, what: &str) -> Result<T, Answer> {
-    let text = text.map_or("", |text| text);
+fn rejected<T>(text: Option<&str>, items: &Range<usize>, read: impl Fn(&str) -> Option<T>, what: &str) -> Result<T, Answer> {
+    let text = text.unwrap_or_default();
     read(text).ok_or_else(|| Answer::Reject { items: Some(items.clone().collect()), reason: format!("'{text}' is {what}") })
 }
 

@@ -58,7 +58,7 @@ impl Names {
         if name.len() > NAME_BYTES_MAX {
             return refuse(format!("the file's name has {} bytes, more than {NAME_BYTES_MAX}", name.len()));
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")).to_owned();
         if TIMES.iter().any(|(letter, _)| folder.to_str().is_some_and(|folder| folder.contains(&format!("%{letter}")))) {
             return refuse(format!("'{shown}' has a time in its folder: only the file's name can have one"));
         }

@@ -242,7 +242,7 @@ fn hash(file: &File, start: u64, end: u64) -> io::Result<u64> {
 
 /// Makes names in a path's folder durable.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     File::open(folder)?.sync_all()
 }
 

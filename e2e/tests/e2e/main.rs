@@ -8,6 +8,7 @@ mod http_outage;
 mod kafka;
 mod kills;
 mod pages;
+mod prometheus;
 mod relabeling;
 mod reload;
 mod replay;

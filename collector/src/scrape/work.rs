@@ -102,9 +102,11 @@ impl Work {
         };
         let (up, counts, flags) = match &result {
             Ok(counts) => (1.0, *counts, Flags::default()),
-            Err(_) => {
+            Err(failure) => {
+                // As Prometheus has it: a page that came and is refused says how much was read of it.
+                let counts = if matches!(failure, Failure::Page { .. }) { self.cache.counts() } else { Counts::default() };
                 self.cache.failed();
-                (0.0, Counts::default(), Flags::FAILED)
+                (0.0, counts, Flags::FAILED)
             }
         };
         let own = [

@@ -2,7 +2,7 @@
 //! and on pages that do not change the same values.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -66,8 +66,8 @@ impl Database {
 
     /// Every series with its different values, as text.
     async fn series(&self) -> Result<Series> {
-        http1::get(self.port, "/internal/force_flush").await?;
-        let export = http1::get(self.port, "/api/v1/export?match%5B%5D=%7B__name__%21%3D%22%22%7D").await?;
+        http1::get_large(self.port, "/internal/force_flush").await?;
+        let export = http1::get_large(self.port, "/api/v1/export?match%5B%5D=%7B__name__%21%3D%22%22%7D").await?;
         let body = String::from_utf8(export.plain_body()?)?;
         let mut series = Series::new();
         for line in body.lines() {
@@ -98,9 +98,11 @@ fn difference(ours: &Series, theirs: &Series, fixed: &BTreeSet<&str>) -> Vec<Str
     found
 }
 
-fn programs() -> Option<(std::path::PathBuf, std::path::PathBuf)> {
-    let find = |path: &str| process::cached(path).map_err(|error| eprintln!("nothing is compared: {error}")).ok();
-    Some((find("debian-prometheus-2.42.0/usr/bin/prometheus")?, find("debian-victoria-metrics-1.79.5/usr/bin/victoria-metrics")?))
+fn programs() -> Result<(PathBuf, PathBuf)> {
+    Ok((
+        process::cached("debian-prometheus-2.42.0/usr/bin/prometheus")?,
+        process::cached("debian-victoria-metrics-1.79.5/usr/bin/victoria-metrics")?,
+    ))
 }
 
 /// Jobs on pages that do not change; a label names each, whatever honor_labels makes of `job`.
@@ -121,7 +123,7 @@ fn fixed_jobs(plain: &[String], tricky: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() -> Result<()> {
-    let Some((prometheus, victoria)) = programs() else { return Ok(()) };
+    let (prometheus, victoria) = programs()?;
     let folder = TempDir::with_prefix("strata-e2e-prometheus-")?;
     let (ours, theirs) =
         (Database::start(&victoria, folder.path(), "ours").await?, Database::start(&victoria, folder.path(), "theirs").await?);
@@ -132,11 +134,12 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
     let quoted: Vec<String> = exporters.iter().map(|exporter| format!("'{}'", exporter.target())).collect();
     let tricky = quoted.last().cloned().unwrap_or_default();
 
-    let mut live = Vec::new();
+    let (mut live, mut names) = (Vec::new(), Vec::new());
     let mut running = Vec::new();
     for (name, port, program) in live_exporters(folder.path())? {
         wait::until(&format!("{name} answers"), Duration::from_secs(60), async || http1::get(port, "/metrics").await.ok()).await?;
         live.push(format!("  - job_name: {name}\n    static_configs: [{{targets: ['127.0.0.1:{port}']}}]\n"));
+        names.push(name.to_owned());
         running.push(program);
     }
     let yaml = format!(
@@ -159,6 +162,7 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
     let mut strata = Strata::start(&format!("{yaml}{relay}")).await?;
 
     let fixed = BTreeSet::from(["pages", "limited", "labels", "honest", "ruled", "down"]);
+    let jobs: Vec<String> = fixed.iter().map(|job| (*job).to_owned()).chain(names).collect();
     let mut last = Vec::new();
     let agreed = wait::until("both have the same", Duration::from_secs(120), async || {
         let (mine, other) = match (ours.series().await, theirs.series().await) {
@@ -169,12 +173,11 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
             }
         };
         last = difference(&mine, &other, &fixed);
-        let ups = |series: &Series| series.keys().filter(|labels| labels["__name__"] == "up").count();
-        let is_whole = ups(&mine) == exporters.len() + 5 + running.len() && ups(&mine) == ups(&other);
-        if !is_whole {
-            last.push(format!("{} and {} series of up", ups(&mine), ups(&other)));
+        for (series, whose) in [(&mine, "Strata"), (&other, "Prometheus")] {
+            let seen: BTreeSet<&str> = series.keys().filter(|labels| labels["__name__"] == "up").map(|labels| labels["job"].as_str()).collect();
+            last.extend(jobs.iter().filter(|job| !seen.contains(job.as_str())).map(|job| format!("{whose} has no up of {job}")));
         }
-        (is_whole && last.is_empty()).then_some(mine.len())
+        last.is_empty().then_some(mine.len())
     })
     .await;
     strata.stop().await?;
@@ -183,14 +186,24 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
     Ok(())
 }
 
-/// What there is to scrape on this machine.
+/// Real exporters, every one of them required.
 fn live_exporters(folder: &Path) -> Result<Vec<(&'static str, u16, Program)>> {
     let mut found = Vec::new();
-    if let Some(path) = process::node_exporter() {
+    {
+        let path = process::node_exporter().context("node_exporter is not in the cache: run `make setup`")?;
         let port = process::free_port()?;
         found.push(("node", port, Program::start(&path, folder, &[format!("--web.listen-address=127.0.0.1:{port}")])?));
     }
-    if let Ok(path) = process::cached("debian-etcd-3.4.23/usr/bin/etcd") {
+    {
+        let port = process::free_port()?;
+        let script = format!(
+            "import threading, prometheus_client as p\np.Histogram('h', 'h', ['x']).labels('1').observe(2)\np.Info('i', 'i').info({{'a': 'b'}})\n\
+             p.Summary('s', 's').observe(1)\np.Enum('e', 'e', states=['a', 'b']).state('b')\np.start_http_server({port}, '127.0.0.1')\nthreading.Event().wait()\n"
+        );
+        found.push(("client", port, Program::start(&python()?, folder, &["-c".to_owned(), script])?));
+    }
+    {
+        let path = process::cached("debian-etcd-3.4.23/usr/bin/etcd")?;
         let (port, peer) = (process::free_port()?, process::free_port()?);
         let arguments = [
             format!("--data-dir={}", folder.join("etcd").display()),
@@ -202,7 +215,8 @@ fn live_exporters(folder: &Path) -> Result<Vec<(&'static str, u16, Program)>> {
         ];
         found.push(("etcd", port, Program::start(&path, folder, &arguments)?));
     }
-    if let Ok(root) = process::cached("debian-haproxy-2.6.12") {
+    {
+        let root = process::cached("debian-haproxy-2.6.12")?;
         let port = process::free_port()?;
         let file = folder.join("haproxy.cfg");
         std::fs::write(
@@ -213,7 +227,8 @@ fn live_exporters(folder: &Path) -> Result<Vec<(&'static str, u16, Program)>> {
         )?;
         found.push(("haproxy", port, with_libraries(&root, "usr/sbin/haproxy", folder, &["-f", &file.display().to_string(), "-db"])?));
     }
-    if let Ok(root) = process::cached("debian-collectd-5.12.0") {
+    {
+        let root = process::cached("debian-collectd-5.12.0")?;
         let port = process::free_port()?;
         let file = folder.join("collectd.conf");
         let (plugins, types) = (root.join("usr/lib/collectd"), root.join("usr/share/collectd/types.db"));
@@ -227,6 +242,14 @@ fn live_exporters(folder: &Path) -> Result<Vec<(&'static str, u16, Program)>> {
         found.push(("collectd", port, with_libraries(&root, "usr/sbin/collectd", folder, &["-f", "-C", &file.display().to_string()])?));
     }
     Ok(found)
+}
+
+/// The python that has prometheus_client.
+fn python() -> Result<PathBuf> {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/python.sh");
+    let said = Command::new(tool).stdin(Stdio::null()).output()?;
+    anyhow::ensure!(said.status.success(), "tools/python.sh: {}", String::from_utf8_lossy(&said.stderr));
+    Ok(PathBuf::from(String::from_utf8(said.stdout)?.trim()))
 }
 
 fn with_libraries(root: &Path, program: &str, folder: &Path, arguments: &[&str]) -> Result<Program> {

@@ -156,6 +156,7 @@ impl SeriesCache {
     /// *Shape:* afterwards every part has the page's samples, staleness markers for what it lacks, and synthetic series marked stale until
     /// [`Self::synthetic`] gives their values. *Errors:* no part has changed; the caller then says [`Self::failed`].
     pub fn page_in(&mut self, format: Format, body: &[u8]) -> Result<Counts, PageError> {
+        self.counts = Counts::default();
         if u32::try_from(body.len()).is_err() {
             return Err(PageError::TooLarge { bytes: body.len() });
         }
@@ -167,7 +168,6 @@ impl SeriesCache {
         }
         self.store.begin();
         self.metadata.clear();
-        self.counts = Counts::default();
         let mut reading = Reading {
             body,
             page: if format == Format::OpenMetrics { Page::open_metrics(body) } else { Page::new(body) },

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Programs that Debian 12 packages and the tests compare with: `tools/debian.sh prometheus|victoria-metrics|etcd|haproxy|collectd`.
-# Unpacked, not installed: no service starts and the system stays as it is. Prints the folder, in which usr/ is, or nothing (and
-# succeeds) where apt does not have these versions; the tests that need them then say so and compare nothing.
+# Unpacked, not installed: no service starts and the system stays as it is. Prints the folder, in which usr/ is; fails where
+# apt does not have these versions, as do the tests that need them.
 . "$(dirname "$0")/lib.sh"
 
 # PACKAGE=VERSION SHA256 (amd64), each with the libraries that a plain system lacks
@@ -47,9 +47,6 @@ fetch() {
   rm -rf usr/share/doc usr/share/man usr/share/prometheus usr/bin/vm[abr]* usr/bin/vmctl
 }
 
-have apt-get || exit 0
-if ! (once "$folder" fetch); then
-  say "  $1: apt does not have it here; going on without"
-  exit 0
-fi
+have apt-get || { say "strata setup: $1 comes from Debian 12, and there is no apt-get here"; exit 1; }
+once "$folder" fetch
 echo "$CACHE/$folder"

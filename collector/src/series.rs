@@ -33,6 +33,7 @@ mod labels;
 mod lookup;
 mod options;
 mod protobuf;
+mod refused;
 mod store;
 mod walk;
 
@@ -46,6 +47,7 @@ use fresh::Fresh;
 use hash::TextHash;
 use labels::Identity;
 use lookup::Lookup;
+use refused::Refused;
 use store::{PENDING, Put, Slot, Store};
 use walk::Walk;
 
@@ -82,6 +84,8 @@ pub struct SeriesCache {
     synthetic: Vec<(&'static str, Slot)>,
     created: Created,
     scratch: Vec<u8>,
+    counts: Counts,
+    refused: Refused,
 }
 
 /// One entry of a page in order: the hash of its text, and the series it is of.
@@ -110,6 +114,12 @@ struct Point {
     timestamp_ms: Option<i64>,
 }
 
+impl Reading<'_> {
+    fn is_over(&self, limit: u64) -> bool {
+        limit > 0 && self.counts.post_relabel > limit
+    }
+}
+
 impl SeriesCache {
     /// Starts without any series; its layouts are shared with nobody.
     pub fn new(options: Options) -> Self {
@@ -131,6 +141,8 @@ impl SeriesCache {
             synthetic: Vec::new(),
             created: Created::default(),
             scratch: Vec::new(),
+            counts: Counts::default(),
+            refused: Refused::default(),
         }
     }
 
@@ -144,6 +156,7 @@ impl SeriesCache {
     /// *Shape:* afterwards every part has the page's samples, staleness markers for what it lacks, and synthetic series marked stale until
     /// [`Self::synthetic`] gives their values. *Errors:* no part has changed; the caller then says [`Self::failed`].
     pub fn page_in(&mut self, format: Format, body: &[u8]) -> Result<Counts, PageError> {
+        self.counts = Counts::default();
         if u32::try_from(body.len()).is_err() {
             return Err(PageError::TooLarge { bytes: body.len() });
         }
@@ -165,9 +178,16 @@ impl SeriesCache {
             metadata_changed: false,
         };
         let read = if format == Format::Protobuf { self.read_protobuf(&mut reading) } else { self.read(&mut reading) };
-        match read {
-            Ok(()) => Ok(self.commit(reading)),
+        let limit = self.options.sample_limit;
+        match read.and_then(|()| if reading.is_over(limit) { Err(PageError::SampleLimit { limit }) } else { Ok(()) }) {
+            Ok(()) => {
+                self.refused.clear();
+                self.counts = self.commit(reading);
+                Ok(self.counts)
+            }
             Err(error) => {
+                self.refused.keep(self.order.len());
+                self.counts = reading.counts;
                 if reading.fresh.len() > 0 {
                     // It leads to series that never came to be.
                     self.lookup = None;
@@ -175,6 +195,11 @@ impl SeriesCache {
                 Err(error)
             }
         }
+    }
+
+    /// What was counted on the last page; of one that was refused, up to where it was: a page beyond `sample_limit` is counted whole.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Says that the scrape failed: every series of the page becomes stale once, then absent.
@@ -241,7 +266,7 @@ impl SeriesCache {
             if entry.slot == DROPPED {
                 continue;
             }
-            self.count(reading)?;
+            reading.counts.post_relabel += 1;
             let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
             let put = self.store.put(entry.slot, value, timestamp_ms);
             reading.counts.duplicates += u64::from(put == Put::Duplicate);
@@ -250,14 +275,6 @@ impl SeriesCache {
             }
         }
         Ok(reading.page.end()?)
-    }
-
-    /// Counts a sample that relabeling left, as far as the page may have one more.
-    #[inline]
-    fn count(&self, reading: &mut Reading<'_>) -> Result<(), PageError> {
-        reading.counts.post_relabel += 1;
-        let limit = self.options.sample_limit;
-        if limit > 0 && reading.counts.post_relabel > limit { Err(PageError::SampleLimit { limit }) } else { Ok(()) }
     }
 
     /// Takes an exemplar with the sample it stands behind.
@@ -303,18 +320,25 @@ impl SeriesCache {
         identity: impl FnOnce(&Options) -> Result<Option<Identity<'i>>, PageError>,
     ) -> Result<(Slot, Put), PageError> {
         self.diverge(reading);
+        reading.counts.scraped += 1;
+        if reading.is_over(self.options.sample_limit) {
+            // The page is refused already: what else is on it is counted, not kept.
+            let is_left = identity(&self.options)?.is_some();
+            reading.counts.post_relabel += u64::from(is_left);
+            return Ok((DROPPED, Put::Duplicate));
+        }
         let known = reading.fresh.len();
         let (slot, placed) = match reading.walk.ahead(&self.order, hash, false) {
             Some(entry) => (entry.slot, true),
             None => self.look_up(reading, hash, point, identity)?,
         };
         self.next.push(Entry { hash, length, slot });
-        reading.counts.scraped += 1;
         if slot == DROPPED {
             // Like a double, it takes nothing.
             return Ok((slot, Put::Duplicate));
         }
-        self.count(reading)?;
+        reading.counts.post_relabel += 1;
+        let is_over = reading.is_over(self.options.sample_limit);
         let put = if slot & PENDING == 0 {
             self.store.put(slot, point.value, point.timestamp_ms)
         } else if reading.fresh.len() > known {
@@ -323,7 +347,7 @@ impl SeriesCache {
             reading.fresh.put(slot, point.value, point.timestamp_ms)
         };
         match put {
-            Put::Taken => reading.counts.added += u64::from(!placed),
+            Put::Taken => reading.counts.added += u64::from(!placed && self.refused.is_new(hash) && !is_over),
             Put::Duplicate => reading.counts.duplicates += 1,
         }
         Ok((slot, put))

@@ -157,6 +157,13 @@ pub async fn get(port: u16, path: &str) -> io::Result<Message> {
     ask(port, &format!("GET {path}"), "", Duration::from_secs(5)).await
 }
 
+/// [`get`] for an answer that takes its time, such as a whole database.
+///
+/// *Errors*: nothing listens, or no answer within a minute.
+pub async fn get_large(port: u16, path: &str) -> io::Result<Message> {
+    ask(port, &format!("GET {path}"), "", Duration::from_secs(60)).await
+}
+
 /// `POST` without a body and with a bearer token, as [`get`].
 ///
 /// *Errors*: nothing listens, or no answer within a minute.

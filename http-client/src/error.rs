@@ -22,7 +22,7 @@ pub enum Error {
     #[error("cannot read the answer: {0}")]
     Transfer(String),
     /// More redirects than are followed, or one that leads nowhere.
-    #[error("cannot follow the redirect to '{0}'")]
+    #[error("cannot follow the redirect to '{0}': not http or https, no URL, or one redirect too many")]
     Redirect(String),
     /// A file with credentials cannot be read.
     #[error("cannot read credentials from '{path}'")]

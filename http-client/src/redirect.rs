@@ -13,10 +13,12 @@ pub(crate) fn is_followed(method: &Method, status: StatusCode) -> bool {
     }
 }
 
-/// A redirect's target: absolute, or a path on the same host.
+/// A redirect's target: absolute, or a path on the same host. `None`: it is no URL, or one with another scheme than `http` and `https`.
 pub(crate) fn join(base: &Uri, location: &str) -> Option<Uri> {
-    if location.starts_with("http://") || location.starts_with("https://") {
-        return location.parse().ok();
+    match scheme(location).map(str::to_ascii_lowercase).as_deref() {
+        Some("http" | "https") => return location.parse().ok().filter(|url: &Uri| url.authority().is_some()),
+        Some(_) => return None,
+        None => {}
     }
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
     if let Some(rest) = location.strip_prefix("//") {
@@ -27,6 +29,14 @@ pub(crate) fn join(base: &Uri, location: &str) -> Option<Uri> {
     }
     let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
     format!("{scheme}://{authority}{folder}/{location}").parse().ok()
+}
+
+/// What stands before the colon, where that can be a scheme (RFC 3986, 3.1): a path with a colon begins with `./` or has a slash before it.
+fn scheme(location: &str) -> Option<&str> {
+    let (scheme, _) = location.split_once(':')?;
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
+    is_scheme.then_some(scheme)
 }
 
 #[cfg(test)]
@@ -43,6 +53,17 @@ mod tests {
             ("other", "http://a:1/x/other"),
             ("/metrics/", "http://a:1/metrics/"),
         ] {
+            assert_eq!(join(&base, location).map(|url| url.to_string()).as_deref(), Some(expect));
+        }
+    }
+
+    #[test]
+    fn a_redirect_to_another_scheme_leads_nowhere() {
+        let base: Uri = "http://a:1/x/metrics".parse().expect("a URL");
+        for location in ["file:///etc/passwd", "FILE:/etc/passwd", "ftp://b/m", "unix:/run/x", "javascript:1", "http:m", "https:///m"] {
+            assert_eq!(join(&base, location), None, "{location}");
+        }
+        for (location, expect) in [("HTTPS://b/m", "https://b/m"), ("/a:b", "http://a:1/a:b"), ("?a:b", "http://a:1/x/?a:b")] {
             assert_eq!(join(&base, location).map(|url| url.to_string()).as_deref(), Some(expect));
         }
     }

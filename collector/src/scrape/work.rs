@@ -93,6 +93,7 @@ impl Work {
     /// Turns what the client got into frames.
     pub(super) fn finish(&mut self, got: &mut Got) -> Done {
         let result = std::mem::replace(&mut got.result, Ok(Answer::EMPTY));
+        let has_come = result.is_ok();
         let result = result.and_then(|answer| self.read(answer, got));
         // As Prometheus has it: -1 where the limit on it failed the scrape.
         let body_bytes = match &result {
@@ -102,9 +103,12 @@ impl Work {
         };
         let (up, counts, flags) = match &result {
             Ok(counts) => (1.0, *counts, Flags::default()),
-            Err(_) => {
+            Err(failure) => {
+                // As Prometheus has it: a page that came and is refused says how much was read of it.
+                let is_refused = has_come && matches!(failure, Failure::Page { .. });
+                let counts = if is_refused { self.cache.counts() } else { Counts::default() };
                 self.cache.failed();
-                (0.0, Counts::default(), Flags::FAILED)
+                (0.0, counts, Flags::FAILED)
             }
         };
         let own = [

@@ -402,6 +402,26 @@ fn rules_see_and_change_the_targets_labels() {
 }
 
 #[test]
+fn a_refused_page_is_counted_as_prometheus_counts_it() {
+    let rules = r#"[{"source_labels":["__name__"],"regex":"drop.*","action":"drop"}]"#;
+    let mut cache = SeriesCache::new(Options { sample_limit: 2, label_limit: 3, ..relabeling(rules) });
+    for (page, expect) in [
+        ("a 1\nb 2\ndrop_a 3\nc 4\nd 5\ndrop_b 6\n", (6, 4, 2)),
+        ("a 1\nb 2\ndrop_a 3\nc 4\nd 5\ndrop_b 6\n", (6, 4, 0)),
+        ("e 1\nf{x=\"1\",y=\"2\",z=\"3\"} 2\ng 3\n", (2, 1, 1)),
+        ("a 1\nh 2\nno page\ni 3\n", (2, 2, 1)),
+    ] {
+        cache.page(page.as_bytes()).expect_err("over a limit, or no page");
+        let counts = cache.counts();
+        assert_eq!((counts.scraped, counts.post_relabel, counts.added), expect, "{page}");
+        cache.failed();
+    }
+    let added = |cache: &mut SeriesCache, page: &str| cache.page(page.as_bytes()).expect("a good page").added;
+    assert_eq!(added(&mut cache, "a 1\nj 2\n"), 1, "refused pages had a");
+    assert_eq!(added(&mut cache, "b 1\nj 2\n"), 1, "the good page did not have b");
+}
+
+#[test]
 fn a_dropped_series_is_never_parsed_again_and_counts_as_scraped_only() {
     let rules = r#"[{"source_labels":["__name__"],"regex":"drop.*","action":"drop"}]"#;
     let mut cache = SeriesCache::new(Options { sample_limit: 2, ..relabeling(rules) });

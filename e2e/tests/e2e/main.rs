@@ -13,6 +13,7 @@ mod kafka;
 mod kafka_secure;
 mod kills;
 mod pages;
+mod prometheus;
 mod relabeling;
 mod reload;
 mod replay;

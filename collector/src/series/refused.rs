@@ -1,0 +1,40 @@
+//! Series that only refused pages had: `scrape_series_added` counts them once, as Prometheus does.
+//!
+//! *In*: hashes of series texts. *Out*: whether one is new. *Bound*: [`SPARE`] more than twice the series of the last good page, or what
+//! one page has. *When full*: only the last page's are kept.
+
+use std::collections::HashSet;
+
+/// Hashes that are always kept: larger holds more memory for a target whose broken pages differ, smaller counts their series again.
+const SPARE: usize = 1000;
+
+/// Hashes of the series of refused pages since the last good one.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    before: HashSet<u64>,
+    /// Of the page being read.
+    now: HashSet<u64>,
+}
+
+impl Refused {
+    /// Whether no refused page had it, for a series that the last good page did not have.
+    pub(super) fn is_new(&mut self, hash: u64) -> bool {
+        let is_known = self.before.contains(&hash);
+        self.now.insert(hash);
+        !is_known
+    }
+
+    /// The page was refused; the last good one had so many entries.
+    pub(super) fn keep(&mut self, good: usize) {
+        if self.before.len() + self.now.len() > 2 * good + SPARE {
+            self.before = std::mem::take(&mut self.now);
+        } else {
+            self.before.extend(self.now.drain());
+        }
+    }
+
+    /// The page was good.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

@@ -231,7 +231,7 @@ fn other_options_finish_what_was_begun() {
     writer.append(5, b"4\n".to_vec(), T).expect("there already");
     writer.close(T).expect("finished");
     assert_eq!(finished(&plan).into_values().collect::<String>(), wanted);
-    let mut writer = Writer::new(plan.clone());
+    let mut writer = Writer::new(plan);
     writer.append(7, b"7\n".to_vec(), T).expect("written");
     assert!(matches!(writer.adopt(&rotating(folder.path(), &json!({})), true, T), Err(Error::Differs { .. })));
 }
@@ -290,8 +290,8 @@ proptest! {
         for (i, (back, length, later, blow)) in steps.into_iter().enumerate() {
             now += later;
             // The checkpoint is that far behind: these come again.
-            for old in wanted.len().saturating_sub(back)..wanted.len() {
-                writer.append(old as u128 + 1, wanted[old].clone().into_bytes(), now).expect("there already");
+            for (old, body) in wanted.iter().enumerate().skip(wanted.len().saturating_sub(back)) {
+                writer.append(old as u128 + 1, body.clone().into_bytes(), now).expect("there already");
             }
             let body: String = (0..length / 40).map(|k| format!("{i} {k} {}\n", k * 7919 % 1000)).collect::<String>() + "end\n";
             let before = std::fs::read(&position).unwrap_or_default();

@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod headers;
 mod redirect;
+mod sent;
 mod tls;
 
 use std::time::Duration;
@@ -24,6 +25,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{self, Client as Pool};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use sent::Sent;
 use tls::Tls;
 
 pub use error::{Error, chain};
@@ -47,13 +49,14 @@ pub struct Client {
     config: HttpClientConfig,
     plain: Pool<HttpConnector, Full<Bytes>>,
     tls: Tls,
+    sent: Sent,
 }
 
 impl Client {
     /// A client without connections; files are read when they are needed.
     pub fn new(config: HttpClientConfig) -> Self {
         let tls = Tls::new(config.tls_config.clone().unwrap_or_default());
-        Self { config, plain: pool().build(connector()), tls }
+        Self { config, plain: pool().build(connector()), tls, sent: Sent::default() }
     }
 
     /// Sends a request with what the configuration adds to it, and follows redirects if it says so.
@@ -70,16 +73,22 @@ impl Client {
                 return Ok(response);
             }
             let Some(location) = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()) else { return Ok(response) };
-            let next = redirect::join(request.uri(), location).ok_or_else(|| Error::Redirect(location.to_owned()))?;
+            let next = redirect::join(request.uri(), location).ok_or_else(|| Error::Redirect(self.redact(location.to_owned())))?;
             if next.authority() != home.authority() || (next.scheme() != home.scheme() && home.scheme_str() == Some("https")) {
                 forget_sensitive(request.headers_mut());
             }
             *request.uri_mut() = next;
         }
-        Err(Error::Redirect(request.uri().to_string()))
+        Err(Error::Redirect(self.redact(request.uri().to_string())))
+    }
+
+    /// A server's text without what it was sent in headers that never print: some echo requests in their answers.
+    pub fn redact(&self, text: String) -> String {
+        self.sent.redact(text)
     }
 
     async fn once(&self, request: &Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+        self.sent.note(request.headers());
         let tls = match request.uri().scheme_str() {
             Some("https") => Some(self.tls.pool()?),
             _ => None,

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod full_stream;
+mod fuzz;
 mod http_outage;
 mod kafka;
 mod kills;
@@ -12,5 +13,6 @@ mod relabeling;
 mod reload;
 mod replay;
 mod scene;
+mod secrets;
 mod seen;
 mod statsd;

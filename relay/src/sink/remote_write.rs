@@ -70,7 +70,7 @@ pub struct Options {
     pub headers: BTreeMap<String, String>,
     /// How the server is spoken to: credentials, TLS, redirects.
     #[serde(skip)]
-    #[schemars(flatten)]
+    #[schemars(!skip, flatten)]
     pub http: HttpClientConfig,
     /// `snappy` (default) as the specifications have it, or `zstd` for VictoriaMetrics.
     #[serde(default)]
@@ -209,7 +209,7 @@ impl RemoteWrite {
             let (head, body) = response.into_parts();
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
             let written = written(&head.headers);
-            Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body).await })
+            Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body, &self.client).await })
         };
         let retry = |reason| Tried::Answered(Answer::Retry { after: None, reason });
         match tokio::time::timeout(self.timeout, answered).await {

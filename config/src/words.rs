@@ -73,8 +73,26 @@ pub(crate) fn unknown(what: &str, word: &str, known: &[String]) -> String {
 }
 
 /// Keys whose values are secret or hold secrets: what was written in their place is not repeated.
-const DISCREET: [&str; 9] =
-    ["authorization", "basic_auth", "credentials", "http_headers", "key", "oauth2", "password", "secrets", "tls_config"];
+const DISCREET: [&str; 18] = [
+    "authorization",
+    "basic_auth",
+    "client_secret",
+    "credentials",
+    "headers",
+    "http_headers",
+    "key",
+    "key_password",
+    "nats",
+    "nkey",
+    "oauth2",
+    "password",
+    "sasl",
+    "secrets",
+    "tls",
+    "tls_config",
+    "token",
+    "users",
+];
 
 /// A message about the value of a key, without that value where it may be a secret in the wrong place.
 pub(crate) fn discreet(key: &str, text: String) -> String {

@@ -28,6 +28,7 @@ pub struct Strata {
     folder: TempDir,
     port: u16,
     child: Option<Child>,
+    environment: Vec<(String, String)>,
 }
 
 /// The binary under test.
@@ -62,7 +63,7 @@ impl Strata {
     pub fn prepare(configuration: &str) -> Result<Self> {
         let folder = TempDir::with_prefix("strata-e2e-")?;
         let port = process::free_port()?;
-        let strata = Self { folder, port, child: None };
+        let strata = Self { folder, port, child: None, environment: Vec::new() };
         strata.configure(configuration)?;
         Ok(strata)
     }
@@ -80,6 +81,11 @@ impl Strata {
         Ok(std::fs::write(self.config(), text)?)
     }
 
+    /// Sets a variable of the next start, and of every command.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts the process and returns at once.
     ///
     /// *Errors*: it runs already, or the system refuses.
@@ -89,7 +95,14 @@ impl Strata {
         }
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = Command::new(binary()?);
-        command.arg("run").arg("-c").arg(self.config()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .envs(self.environment.iter().cloned())
+            .arg("run")
+            .arg("-c")
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         self.child = Some(command.spawn()?);
         Ok(())
     }
@@ -164,8 +177,27 @@ impl Strata {
     ///
     /// *Errors*: it cannot be started, or runs longer than a minute.
     pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
+        let (first, rest) = arguments.split_at(arguments.len().min(1));
+        self.finished(|command| {
+            command.args(first).arg("-c").arg(self.config()).args(rest);
+        })
+        .await
+    }
+
+    /// As [`Strata::command`], with the configuration named last: for subcommands of subcommands.
+    ///
+    /// *Errors*: it cannot be started, or runs longer than a minute.
+    pub async fn command_as_written(&self, arguments: &[&str]) -> Result<Output> {
+        self.finished(|command| {
+            command.args(arguments).arg("-c").arg(self.config());
+        })
+        .await
+    }
+
+    async fn finished(&self, arguments: impl FnOnce(&mut tokio::process::Command)) -> Result<Output> {
         let mut command = tokio::process::Command::new(binary()?);
-        command.arg(arguments[0]).arg("-c").arg(self.config()).args(&arguments[1..]).stdin(Stdio::null()).kill_on_drop(true);
+        arguments(&mut command);
+        command.envs(self.environment.iter().cloned()).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await??;
         Ok(Output {
             code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),

@@ -12,6 +12,7 @@ mod headers;
 mod oauth2;
 mod proxy;
 mod redirect;
+mod sent;
 mod tls;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use oauth2::Tokens;
 use proxy::{Connector, Proxies};
+use sent::Sent;
 use tls::Tls;
 
 pub use error::{Error, chain};
@@ -56,6 +58,7 @@ pub struct Client {
     tls: Tls,
     tokens: Option<Box<Tokens>>,
     proxies: Result<Arc<Proxies>, String>,
+    sent: Sent,
 }
 
 impl Client {
@@ -65,7 +68,7 @@ impl Client {
         let connector = Connector::new(proxies.clone().unwrap_or_default());
         let tls = Tls::new(config.tls_config.clone().unwrap_or_default(), config.enable_http2, connector.clone());
         let tokens = config.oauth2.clone().map(|oauth2| Box::new(Tokens::new(*oauth2)));
-        Self { config, plain: pool().build(connector), tls, tokens, proxies }
+        Self { config, plain: pool().build(connector), tls, tokens, proxies, sent: Sent::default() }
     }
 
     /// Sends a request with what the configuration adds to it, and follows redirects if it says so.
@@ -99,16 +102,22 @@ impl Client {
                 return Ok(response);
             }
             let Some(location) = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()) else { return Ok(response) };
-            let next = redirect::join(request.uri(), location).ok_or_else(|| Error::Redirect(location.to_owned()))?;
+            let next = redirect::join(request.uri(), location).ok_or_else(|| Error::Redirect(self.redact(location.to_owned())))?;
             if next.authority() != home.authority() || (next.scheme() != home.scheme() && home.scheme_str() == Some("https")) {
                 forget_sensitive(request.headers_mut());
             }
             *request.uri_mut() = next;
         }
-        Err(Error::Redirect(request.uri().to_string()))
+        Err(Error::Redirect(self.redact(request.uri().to_string())))
+    }
+
+    /// A server's text without what it was sent in headers that never print: some echo requests in their answers.
+    pub fn redact(&self, text: String) -> String {
+        self.sent.redact(text)
     }
 
     async fn once(&self, request: &Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+        self.sent.note(request.headers());
         let tls = match request.uri().scheme_str() {
             Some("https") => Some(self.tls.pool()?),
             _ => None,

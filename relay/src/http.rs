@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use config::{ByteSize, Millis, OptionsError};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use http_body_util::BodyExt;
+use http_client::Client;
 use hyper::body::Incoming;
 
 use crate::sink::{Answer, Limits};
@@ -100,8 +101,9 @@ pub(crate) fn retry_after(value: Option<&HeaderValue>, now: SystemTime) -> Optio
     Some(after.min(RETRY_AFTER_MAX))
 }
 
-/// Reads an answer's body, bounded, and gives its beginning in one line; what cannot be read is left out.
-pub(crate) async fn excerpt(mut body: Incoming) -> String {
+/// Reads an answer's body, bounded, and gives its beginning in one line, without the credentials that the client sent; what cannot be read is
+/// left out.
+pub(crate) async fn excerpt(mut body: Incoming, client: &Client) -> String {
     let mut read = Vec::new();
     while read.len() < ANSWER_BYTES_MAX {
         match body.frame().await {
@@ -109,7 +111,9 @@ pub(crate) async fn excerpt(mut body: Incoming) -> String {
             Some(Err(_)) | None => break,
         }
     }
-    let text = String::from_utf8_lossy(&read[..read.len().min(4 * EXCERPT_CHARS)]);
+    // Before it is cut: a part of a secret would not be known as one.
+    let text = client.redact(String::from_utf8_lossy(&read).into_owned());
+    let text: String = text.chars().take(4 * EXCERPT_CHARS).collect();
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     words.chars().filter(|c| !c.is_control()).take(EXCERPT_CHARS).collect()
 }

@@ -1,8 +1,8 @@
 //! Trouble with a sink: what the status shows at once, and the log says once.
 //!
-//! *In*: failures and successes of requests; pauses. *Out*: the relay's activity; one line when it begins to hold, one when it goes on, with
-//! how long it took and how much waited. *Bound*: one outage at a time. *When full*: a sink that fails again soon after it recovered is
-//! not told of again, but its failures are counted (`strata_relay_retries_total`) and named with the next line.
+//! *In*: failures and successes of requests; pauses. *Out*: the relay's activity; one line when it begins to hold, one when the reason is
+//! another one, one when it goes on, with how long it took and how much waited. *Bound*: one outage at a time. *When full*: a sink that fails
+//! again soon after it recovered is not told of again, but its failures are counted (`strata_relay_retries_total`) and named with the next line.
 
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ const TOLD_FROM: u32 = 2;
 /// Time after a recovery in which the next outage is not told of. Larger: a sink that fails anew is silent longer; smaller: one that flaps
 /// fills the log.
 const QUIET: Duration = Duration::from_secs(60);
+/// Time between two lines of one outage whose reasons differ. Larger: a new reason is told later; smaller: two that take turns fill the log.
+const REASON_TOLD: Duration = Duration::from_secs(60);
+/// Characters of a reason that tell it from others. Larger: a text that changes with each answer is news; smaller: two reasons look alike.
+const REASON_CHARS: usize = 48;
 /// Time between two lines about samples that are given up. Larger: a loss that goes on is told later; smaller: it fills the log.
 const GIVEN_UP_TOLD: Duration = Duration::from_secs(600);
 /// Longest single wait of a pause: clocks may be set.
@@ -28,8 +32,8 @@ const PAUSE_LOOK: Duration = Duration::from_secs(60);
 pub(super) struct Outage {
     /// Since when it fails, and how often.
     failing: Option<(Instant, u32)>,
-    /// What of it was told.
-    told: Option<Activity>,
+    /// What of it was told, and when.
+    told: Option<(Activity, String, Instant)>,
     recovered: Option<Instant>,
     /// Outages that were not told of.
     untold: u32,
@@ -42,19 +46,28 @@ pub(super) struct Over {
     untold: u32,
 }
 
+/// What tells a reason from others: its beginning, without what counts and differs from one answer to the next.
+fn reason(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).take(REASON_CHARS).collect()
+}
+
 impl Outage {
     /// A failure; whether it is worth a line.
-    fn failed(&mut self, activity: Activity, now: Instant) -> bool {
+    fn failed(&mut self, activity: Activity, text: &str, now: Instant) -> bool {
         let (_, count) = self.failing.get_or_insert((now, 0));
         *count += 1;
-        let quiet = self.recovered.is_some_and(|at| now.duration_since(at) < QUIET) && activity != Activity::Held;
-        if self.told == Some(activity) || self.told == Some(Activity::Held) || quiet {
+        let held = activity == Activity::Held;
+        let reason = reason(text);
+        if let Some((told, before, at)) = &self.told {
+            let worse = held && *told != Activity::Held;
+            let other = *before != reason && now.duration_since(*at) >= REASON_TOLD;
+            if !worse && !other {
+                return false;
+            }
+        } else if !held && (*count < TOLD_FROM || self.recovered.is_some_and(|at| now.duration_since(at) < QUIET)) {
             return false;
         }
-        if activity != Activity::Held && *count < TOLD_FROM {
-            return false;
-        }
-        self.told = Some(activity);
+        self.told = Some((activity, reason, now));
         true
     }
 
@@ -93,7 +106,7 @@ impl Deliver {
     /// The sink does not take samples: `next` is when it is asked again.
     pub(super) fn trouble(&mut self, activity: Activity, text: String, next: Duration) {
         self.gauges.metrics.up.set(0);
-        if self.outage.failed(activity, Instant::now()) {
+        if self.outage.failed(activity, &text, Instant::now()) {
             let (relay, pending_samples) = (self.name(), self.gauges.shared.live().pending);
             match activity {
                 Activity::Held => error!(relay, pending_samples, "held: the sink refuses until something is changed: {text}"),
@@ -163,15 +176,18 @@ impl Deliver {
 mod tests {
     use super::*;
 
+    const BUSY: &str = "503 Service Unavailable: 17 requests wait";
+    const DENIED: &str = "401 Unauthorized";
+
     #[tokio::test(start_paused = true)]
     async fn an_outage_is_two_lines_however_long_it_is() {
         let (mut outage, start) = (Outage::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!outage.failed(Activity::Retrying, at(0)), "a hiccup");
-        assert!(outage.failed(Activity::Retrying, at(1)));
-        assert!((2..100).all(|second| !outage.failed(Activity::Retrying, at(second))));
-        assert!(outage.failed(Activity::Held, at(100)), "another state");
-        assert!(!outage.failed(Activity::Retrying, at(101)) && !outage.failed(Activity::Held, at(102)));
+        assert!(!outage.failed(Activity::Retrying, BUSY, at(0)), "a hiccup");
+        assert!(outage.failed(Activity::Retrying, BUSY, at(1)));
+        assert!((2..100).all(|second| !outage.failed(Activity::Retrying, BUSY, at(second))));
+        assert!(outage.failed(Activity::Held, DENIED, at(100)), "another state");
+        assert!(!outage.failed(Activity::Retrying, BUSY, at(101)) && !outage.failed(Activity::Held, DENIED, at(102)));
         assert_eq!(outage.over(at(103)), Some(Over { lasted: Duration::from_secs(103), untold: 0 }));
         assert_eq!(outage.over(at(104)), None);
     }
@@ -180,14 +196,31 @@ mod tests {
     async fn a_sink_that_flaps_is_told_of_once_a_while() {
         let (mut outage, start) = (Outage::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!outage.failed(Activity::Retrying, at(0)) && outage.failed(Activity::Retrying, at(1)));
+        assert!(!outage.failed(Activity::Retrying, BUSY, at(0)) && outage.failed(Activity::Retrying, BUSY, at(1)));
         assert!(outage.over(at(2)).is_some());
         for k in 1..5 {
-            assert!(!outage.failed(Activity::Retrying, at(10 * k)) && !outage.failed(Activity::Retrying, at(10 * k + 1)));
+            assert!(!outage.failed(Activity::Retrying, BUSY, at(10 * k)) && !outage.failed(Activity::Retrying, BUSY, at(10 * k + 1)));
             assert_eq!(outage.over(at(10 * k + 2)), None);
         }
-        assert!(!outage.failed(Activity::Retrying, at(90)) && outage.failed(Activity::Retrying, at(91)));
+        assert!(!outage.failed(Activity::Retrying, BUSY, at(90)) && outage.failed(Activity::Retrying, BUSY, at(91)));
         assert_eq!(outage.over(at(95)), Some(Over { lasted: Duration::from_secs(5), untold: 4 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_reason_is_another_line_but_not_with_each_answer() {
+        let (mut outage, start) = (Outage::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(outage.failed(Activity::Held, DENIED, at(0)), "nobody but a person ends it");
+        assert!((1..100).all(|k| !outage.failed(Activity::Held, DENIED, at(15 * k))), "the same");
+        assert!(outage.failed(Activity::Held, "404 Not Found", at(1500)));
+        assert!(
+            (0..50).all(|k| !outage.failed(Activity::Held, if k % 2 == 0 { DENIED } else { "404 Not Found" }, at(1501 + k))),
+            "in turns"
+        );
+        assert!(outage.failed(Activity::Retrying, BUSY, at(1600)), "it asks for patience now");
+        let other = BUSY.replace("17", "18");
+        assert!((0..50).all(|k| !outage.failed(Activity::Retrying, &other, at(1700 + k))), "only a number differs");
+        assert!(outage.over(at(1800)).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -192,7 +192,7 @@ impl Sink for Http {
             let response = self.client.send(request).await?;
             let (head, body) = response.into_parts();
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
-            Ok::<_, http_client::Error>((head.status, after, shared::excerpt(body).await))
+            Ok::<_, http_client::Error>((head.status, after, shared::excerpt(body, &self.client).await))
         };
         match tokio::time::timeout(self.timeout, answered).await {
             Err(_) => Answer::Retry { after: None, reason: format!("no answer within {}", Millis(self.timeout_ms())) },

@@ -209,7 +209,7 @@ impl RemoteWrite {
             let (head, body) = response.into_parts();
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
             let written = written(&head.headers);
-            Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body).await })
+            Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body, &self.client).await })
         };
         let retry = |reason| Tried::Answered(Answer::Retry { after: None, reason });
         match tokio::time::timeout(self.timeout, answered).await {

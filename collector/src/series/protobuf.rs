@@ -154,7 +154,7 @@ impl SeriesCache {
                     // Like a double, it takes nothing.
                     return Ok((DROPPED, Put::Duplicate));
                 }
-                self.count(reading)?;
+                reading.counts.post_relabel += 1;
                 let put = self.store.put(entry.slot, value, place.timestamp_ms);
                 reading.counts.duplicates += u64::from(put == Put::Duplicate);
                 (entry.slot, put)

@@ -174,7 +174,8 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
         };
         last = difference(&mine, &other, &fixed);
         for (series, whose) in [(&mine, "Strata"), (&other, "Prometheus")] {
-            let seen: BTreeSet<&str> = series.keys().filter(|labels| labels["__name__"] == "up").map(|labels| labels["job"].as_str()).collect();
+            let seen: BTreeSet<&str> =
+                series.keys().filter(|labels| labels["__name__"] == "up").map(|labels| labels["job"].as_str()).collect();
             last.extend(jobs.iter().filter(|job| !seen.contains(job.as_str())).map(|job| format!("{whose} has no up of {job}")));
         }
         last.is_empty().then_some(mine.len())

@@ -177,7 +177,9 @@ fn options(setup: &Setup) -> Options {
         "scripted" => (scripted.build)(relay),
         kind => {
             let encoder = Component { name: relay::sink::default_encoder(kind).into(), options: Value::Null };
-            let sink = relay::sink::build(&relay.sink, &Files::default())?;
+            let (files, feeds) = (Files::default(), bundled_nats::feed::Feeds::default());
+            let place = relay::sink::Place { files: &files, feeds: &feeds, relay: &relay.name, encoder: encoder.name.as_str() };
+            let sink = relay::sink::build(&relay.sink, &place)?;
             Ok(Components { filters: Vec::new(), encoder: Arc::from(relay::encode::build(&encoder)?), sink })
         }
     };

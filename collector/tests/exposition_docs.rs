@@ -11,6 +11,7 @@ fn file(name: &str) -> String {
         "cache" => "src/series/tests.rs".to_owned(),
         "formats" => "src/series/tests/formats.rs".to_owned(),
         "negotiate" => "src/client/negotiate.rs".to_owned(),
+        "scrape" => "tests/scrape/main.rs".to_owned(),
         "real" => "tests/protobuf.rs".to_owned(),
         other => format!("tests/{other}.rs"),
     }

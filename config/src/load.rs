@@ -359,8 +359,8 @@ fn mend(tree: &mut Node, mut path: Vec<Step>, message: &str) -> Option<Problem> 
             if expected.contains("a string") && tree::quote(tree, &path).is_some() {
                 return None;
             }
-            let key = path.iter().rev().find_map(|step| if let Step::Key(key) = step { Some(key.as_str()) } else { None });
-            let text = words::discreet(key.unwrap_or_default(), wording.text);
+            let keys = path.iter().filter_map(|step| if let Step::Key(key) = step { Some(key.as_str()) } else { None });
+            let text = words::discreet(keys, wording.text);
             let problem = told(tree, &path, tree.place_of(&path), text);
             take_out(tree, &path, Some(&expected));
             problem

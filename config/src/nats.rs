@@ -142,7 +142,8 @@ impl<'de> Deserialize<'de> for Nats {
             fn visit_str<E: de::Error>(self, word: &str) -> Result<Nats, E> {
                 match word {
                     "bundled" => Ok(Nats::Bundled),
-                    other => Err(E::custom(format!("'{other}' is not known: write 'bundled', or {{urls: ['nats://host:4222']}}"))),
+                    // Not repeated: it may be a password in the wrong place.
+                    _ => Err(E::custom("this word is not known: write 'bundled', or {urls: ['nats://host:4222']}")),
                 }
             }
 

@@ -73,7 +73,7 @@ pub(crate) fn unknown(what: &str, word: &str, known: &[String]) -> String {
 }
 
 /// Keys whose values are secret or hold secrets: what was written in their place is not repeated.
-const DISCREET: [&str; 18] = [
+const DISCREET: [&str; 19] = [
     "authorization",
     "basic_auth",
     "client_secret",
@@ -86,6 +86,7 @@ const DISCREET: [&str; 18] = [
     "nkey",
     "oauth2",
     "password",
+    "proxy_connect_header",
     "sasl",
     "secrets",
     "tls",
@@ -94,10 +95,18 @@ const DISCREET: [&str; 18] = [
     "users",
 ];
 
-/// A message about the value of a key, without that value where it may be a secret in the wrong place.
-pub(crate) fn discreet(key: &str, text: String) -> String {
+/// Keys below which everything may be a secret: values by names that the user gives.
+const DISCREET_BELOW: [&str; 4] = ["headers", "http_headers", "proxy_connect_header", "secrets"];
+
+/// A message about the value at the end of a path of keys, without that value where it may be a secret in the wrong place.
+pub(crate) fn discreet<'a>(path: impl Iterator<Item = &'a str>, text: String) -> String {
+    let (mut last, mut below) = ("", false);
+    for key in path {
+        below |= DISCREET_BELOW.contains(&key);
+        last = key;
+    }
     match text.split_once(", found '") {
-        Some((before, _)) if DISCREET.contains(&key) => format!("{before}, found text"),
+        Some((before, _)) if below || DISCREET.contains(&last) => format!("{before}, found text"),
         _ => text,
     }
 }
@@ -174,8 +183,9 @@ mod tests {
             assert_eq!(shown_url(url), expect);
         }
         let text = || "expected a map, found 'hunter2'".to_owned();
-        assert_eq!(discreet("basic_auth", text()), "expected a map, found text");
-        assert_eq!(discreet("labels", text()), text());
+        assert_eq!(discreet(["basic_auth"].into_iter(), text()), "expected a map, found text");
+        assert_eq!(discreet(["http_headers", "X-Key", "values"].into_iter(), text()), "expected a map, found text");
+        assert_eq!(discreet(["labels"].into_iter(), text()), text());
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub async fn held(strata: &Strata, relay: &str, reason: &str, limit: Duration) -
         let answer = http1::get(strata.port(), "/api/v1/relays").await.ok()?;
         let relays: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
         let status = relays["relays"].as_array()?.iter().find(|status| status["name"] == relay)?;
-        (status["activity"] == "held" && status["last_error"].as_str()?.contains(reason)).then_some(())
+        (status["state"] == "held" && status["error"]["text"].as_str()?.contains(reason)).then_some(())
     })
     .await
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Programs that Debian 12 packages and the tests compare with: `tools/debian.sh prometheus|victoria-metrics|etcd|haproxy|collectd`.
+# Programs that Debian 12 packages and the tests start: `tools/debian.sh prometheus|victoria-metrics|etcd|haproxy|collectd|nats-server|node_exporter`.
 # Unpacked, not installed: no service starts and the system stays as it is. Prints the folder, in which usr/ is; fails where
 # apt does not have these versions, as do the tests that need them.
 . "$(dirname "$0")/lib.sh"
@@ -31,13 +31,21 @@ libopentracing1=1.6.0-4 af62b62a99979253a79e3443f7dabe13f1f33bc2fc024f99039e3868
 libmicrohttpd12=0.9.75-6 bc48c3d32cfb9b188e3bdd080554143ec6253ea68dc2d7f239aa32d27a6aa792
 libprotobuf-c1=1.4.1-1+b1 e99b3091938bfbd55b24e95587b868ba735e38e4adbcb9942c6993f2de3ba1bf"
     ;;
-  *) say "usage: tools/debian.sh prometheus|victoria-metrics|etcd|haproxy|collectd"; exit 2 ;;
+  nats-server) # an external server that is too old, for the test of the refusal
+    folder=nats-server-2.9.10-1+b3
+    packages="nats-server=2.9.10-1+b3 9f69ebb6f612e652382fde175622160dcd81fd97f2356f5da80bb5c3f48513dd"
+    ;;
+  node_exporter)
+    folder=node_exporter-1.5.0-1+b6
+    packages="prometheus-node-exporter=1.5.0-1+b6 8cb5b39627595ea2cf3cd27be593e0e9af87023d29e1c5b8487e2f9510097e09"
+    ;;
+  *) say "usage: tools/debian.sh prometheus|victoria-metrics|etcd|haproxy|collectd|nats-server|node_exporter"; exit 2 ;;
 esac
 
 fetch() {
   local package sum
   while read -r package sum; do
-    say "  $package: apt-get download, unpacked into the cache (a peer of the comparison tests)"
+    say "  $package: apt-get download, unpacked into the cache"
     apt-get download "$package" >/dev/null 2>&1 || { apt-get update -qq >/dev/null 2>&1 || true; apt-get download "$package" >/dev/null 2>&1; }
     echo "$sum  $(ls ./*.deb)" | sha256sum --quiet -c >&2
     dpkg -x ./*.deb .

@@ -22,7 +22,8 @@ use crate::folder::{Created, Folder};
 use crate::keys::Role;
 use crate::link::{self, Connection, Link};
 use crate::monitor::Durability;
-use crate::server::{BACKOFF_MAX, BACKOFF_MIN, Error, STEADY, ServerState, chain};
+use crate::restart::Restart;
+use crate::server::{Error, ServerState, chain};
 use crate::streams::{self, Sizes};
 use crate::telemetry::Metrics;
 use crate::twin::MESSAGE_BYTES_MAX;
@@ -174,7 +175,7 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     pub async fn run(mut self) {
-        let (mut backoff, mut lives) = (BACKOFF_MIN, 0);
+        let (mut restart, mut lives) = (Restart::new(), 0);
         loop {
             let (began, lost) = (Instant::now(), CancellationToken::new());
             lives += 1;
@@ -196,15 +197,9 @@ impl Keeper {
                 self.started = Some(started);
             }
             self.down(&failure);
-            if began.elapsed() >= STEADY {
-                backoff = BACKOFF_MIN;
+            if restart.wait(began.elapsed(), &self.stop).await.is_err() {
+                break;
             }
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => break,
-                () = sleep(backoff.mul_f64(1.0 + rand::random::<f64>() / 2.0)) => {}
-            }
-            backoff = (backoff * 2).min(BACKOFF_MAX);
         }
         self.connections.iter().for_each(|(_, current)| drop(current.send_replace(None)));
         self.state.send_replace(ServerState::Stopped);

@@ -18,6 +18,7 @@ pub mod monitor;
 mod pinned;
 pub mod port;
 mod reader;
+mod restart;
 pub mod server;
 pub mod streams;
 mod supervise;

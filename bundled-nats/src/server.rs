@@ -3,7 +3,6 @@
 //! *In*: a data folder and sizes. *Out*: [`Streams`] per role that outlive restarts, and the server's state. *Bound*: one child process.
 //! *When full*: publishers are refused by the stream; a full volume takes the server down until there is space again.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -19,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::client::NatsLog;
-use crate::external::{External, Keeper, Refusal};
+use crate::external::Refusal;
 use crate::feed::{self, Feed, Feeds};
 use crate::folder::{self, Created, Folder, Plan};
 use crate::keys::{Keys, Role};
@@ -28,15 +27,13 @@ use crate::link::{self, Connection, Link};
 use crate::monitor::{self, Durability, Health};
 use crate::pinned;
 use crate::port::Streams;
+use crate::restart::Restart;
 use crate::streams::{self, Sizes};
 use crate::supervise::{self, Life, Ports, Program, Spawner};
 use crate::telemetry::Metrics;
 
-/// First and longest wait before a restart, each with up to half of it added at random.
-pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
-pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// A life this long makes the next restart immediate again.
-pub(crate) const STEADY: Duration = Duration::from_secs(60);
+mod connect;
+
 const READY_POLL: Duration = Duration::from_millis(20);
 /// How often a slow recovery is mentioned.
 const READY_REMINDER: Duration = Duration::from_secs(10);
@@ -224,40 +221,17 @@ impl Server {
         let task = Mutex::new(Some(tokio::spawn(supervisor.run())));
         // From here on a drop of this future ends the server.
         let server = Server { links, feeds, state: states, life: lives, stop, task };
+        server.begun(outcome).await
+    }
+
+    /// Waits for the outcome of the first life.
+    async fn begun(self, outcome: oneshot::Receiver<Result<(), Error>>) -> Result<Self, Error> {
         let outcome = outcome.await.unwrap_or(Err(Error::Gone));
         if outcome.is_err() {
             // So that the data folder is free when the caller learns of it.
-            server.stop().await;
+            self.stop().await;
         }
-        outcome.map(|()| server)
-    }
-
-    /// Connects to a server that somebody else runs, and waits until Strata's streams are there and take messages.
-    ///
-    /// *Limits*: waits as long as none of its addresses answers; cancel by dropping the future.
-    /// *Errors*: everything that waiting does not mend; later failures are retried and shown as state.
-    pub async fn connect(external: External, registry: &Registry) -> Result<Server, Error> {
-        let metrics = Metrics::register(registry)?;
-        let data_dir = external.data_dir.clone();
-        let folder = tokio::task::spawn_blocking(move || Folder::hold(&data_dir)).await.map_err(|_| Error::Gone)??;
-        let (state, states) = watch::channel(ServerState::Starting);
-        let (life, lives) = watch::channel(None);
-        let (started, outcome) = oneshot::channel();
-        let connections: Vec<_> = Role::ALL.into_iter().map(|role| (role, watch::Sender::new(None))).collect();
-        let volume_full = Arc::new(AtomicBool::new(false));
-        let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
-        let links: Vec<(Role, Link)> = connections.iter().map(|(role, current)| (*role, link(current))).collect();
-        let writer = links.iter().find(|(role, _)| *role == Role::Relay).map(|(_, link)| link.clone());
-        let feeds = Feeds::new(HashMap::new(), writer, external.replicas);
-        let stop = CancellationToken::new();
-        let keeper = Keeper { external, folder, connections, state, life, metrics, stop: stop.clone(), started: Some(started) };
-        let task = Mutex::new(Some(tokio::spawn(keeper.run())));
-        let server = Server { links, feeds, state: states, life: lives, stop, task };
-        let outcome = outcome.await.unwrap_or(Err(Error::Gone));
-        if outcome.is_err() {
-            server.stop().await;
-        }
-        outcome.map(|()| server)
+        outcome.map(|()| self)
     }
 
     /// The port, with what this role may do. Handles stay valid across restarts: calls fail as unavailable while the server is away.
@@ -319,7 +293,7 @@ impl Drop for Server {
 
 impl Supervisor {
     async fn run(mut self) {
-        let mut backoff = BACKOFF_MIN;
+        let mut restart = Restart::new();
         loop {
             let began = Instant::now();
             let Err(error) = self.live().await else { break };
@@ -331,15 +305,9 @@ impl Supervisor {
             let reason = chain(&error);
             tracing::error!(target: "nats", reason, "nats-server is down");
             self.state.send_replace(ServerState::Down { reason });
-            if began.elapsed() >= STEADY {
-                backoff = BACKOFF_MIN;
+            if restart.wait(began.elapsed(), &self.stop).await.is_err() {
+                break;
             }
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => break,
-                () = sleep(backoff.mul_f64(1.0 + rand::random::<f64>() / 2.0)) => {}
-            }
-            backoff = (backoff * 2).min(BACKOFF_MAX);
             self.metrics.restarts.inc();
         }
         self.state.send_replace(ServerState::Stopped);

@@ -26,11 +26,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// statsd_exporter on UDP, TCP and a Unix datagram socket; none: it is not in the cache.
+    /// statsd_exporter on UDP, TCP and a Unix datagram socket.
     ///
-    /// *Errors*: it does not start in time.
-    pub async fn statsd_exporter() -> Result<Option<Self>> {
-        let Ok(program) = process::cached("statsd_exporter-0.31.0/statsd_exporter") else { return Ok(None) };
+    /// *Errors*: it is not in the cache, or does not start in time.
+    pub async fn statsd_exporter() -> Result<Self> {
+        let program = process::cached("statsd_exporter-0.31.0/statsd_exporter")?;
         let folder = TempDir::with_prefix("strata-e2e-statsd-exporter-")?;
         let (port, page_port) = (process::free_port()?, process::free_port()?);
         let child = Command::new(program)
@@ -42,14 +42,14 @@ impl Receiver {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Self { folder, child, port, page_port }.answering().await.map(Some)
+        Self { folder, child, port, page_port }.answering().await
     }
 
-    /// collectd with its statsd and write_prometheus plugins; none: it is not in the cache.
+    /// collectd with its statsd and write_prometheus plugins.
     ///
-    /// *Errors*: it does not start in time.
-    pub async fn collectd() -> Result<Option<Self>> {
-        let Ok(root) = process::cached("debian-collectd-5.12.0") else { return Ok(None) };
+    /// *Errors*: it is not in the cache, or does not start in time.
+    pub async fn collectd() -> Result<Self> {
+        let root = process::cached("debian-collectd-5.12.0")?;
         let folder = TempDir::with_prefix("strata-e2e-collectd-")?;
         let (port, page_port) = (process::free_port()?, process::free_port()?);
         let (own, root) = (folder.path().display(), root.display());
@@ -70,7 +70,7 @@ impl Receiver {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Self { folder, child, port, page_port }.answering().await.map(Some)
+        Self { folder, child, port, page_port }.answering().await
     }
 
     async fn answering(self) -> Result<Self> {

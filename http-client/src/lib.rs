@@ -7,7 +7,7 @@
 //! Files are read again when they change, so a rotated secret or certificate needs no restart.
 
 mod error;
-mod files;
+pub mod files;
 mod headers;
 mod oauth2;
 mod proxy;

@@ -173,6 +173,24 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// A position that nothing was delivered up to yet: after `seq`, with what is needed from `warm_from` on.
+    pub fn at(seq: u64, warm_from: u64) -> Self {
+        Self {
+            version: 1,
+            owner: String::new(),
+            seq,
+            id: None,
+            positions: Positions::default(),
+            warm_from: warm_from.min(seq + 1),
+            partial: None,
+            config: String::new(),
+            clean: true,
+            at_ms: now_ms(),
+            pace: 0,
+            totals: Totals::default(),
+        }
+    }
+
     /// The lowest sequence that must stay in the stream for this relay.
     pub fn floor(&self) -> u64 {
         self.warm_from.min(self.seq.max(1))

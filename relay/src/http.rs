@@ -42,6 +42,16 @@ pub(crate) fn unanswered(error: &http_client::Error) -> Answer {
     if error.is_lasting() { Answer::Fatal { reason } } else { Answer::Retry { after: None, reason } }
 }
 
+/// How long a try takes at most, where nobody says so.
+pub(crate) const fn timeout() -> Millis {
+    Millis::from_secs(30)
+}
+
+/// Bytes of a body before compression, where nobody says so.
+pub(crate) const fn bytes_max() -> ByteSize {
+    ByteSize::mib(4)
+}
+
 /// Reads the bounds of one request. *Errors*: one of them is 0.
 pub(crate) fn bounds(timeout: Millis, bytes_max: ByteSize, items_max: usize) -> Result<(Duration, Limits), OptionsError> {
     let zeros = [("timeout", timeout.0 == 0), ("bytes_max", bytes_max.0 == 0), ("items_max", items_max == 0)];

@@ -269,20 +269,7 @@ impl Work {
         let metrics = Metrics::register(&Registry::new())
             .map_err(|error| PortError::Unavailable { operation: "count", reason: error.to_string() })?;
         let gauges = Gauges { shared, metrics: metrics.relay(&relay.name, []) };
-        let checkpoint = Checkpoint {
-            version: 1,
-            owner: id.clone(),
-            seq: begin.saturating_sub(1),
-            id: None,
-            positions: Positions::default(),
-            warm_from: begin,
-            partial: None,
-            config: config.clone(),
-            clean: true,
-            at_ms: now_ms(),
-            pace: 0,
-            totals: Totals::default(),
-        };
+        let checkpoint = Checkpoint { owner: id.clone(), config: config.clone(), ..Checkpoint::at(begin.saturating_sub(1), begin) };
         let reader = Reader::new(streams.raw.clone(), &relay.name, &checkpoint);
         let parts = pipeline::Parts {
             filters: components.filters,

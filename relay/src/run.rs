@@ -307,20 +307,7 @@ impl Life {
             }
             None => None,
         };
-        Ok(Checkpoint {
-            version: 1,
-            owner: String::new(),
-            seq,
-            id,
-            positions: Positions::default(),
-            warm_from: warm_from.min(seq + 1),
-            partial: None,
-            config: String::new(),
-            clean: true,
-            at_ms: now_ms(),
-            pace: 0,
-            totals: Totals::default(),
-        })
+        Ok(Checkpoint { id, ..Checkpoint::at(seq, warm_from) })
     }
 }
 

@@ -112,20 +112,7 @@ impl Tap {
     ) -> Result<Self, Error> {
         let (parts, warm_from) = (parts(&request, relay, external_labels)?, now_ms() - WARM_BEFORE.as_millis() as i64);
         let (seq, warm_from) = (streams.raw.info().await?.last_seq, streams.raw.seq_at(warm_from).await?.max(1));
-        let checkpoint = Checkpoint {
-            version: 1,
-            owner: "tap".to_owned(),
-            seq,
-            id: None,
-            positions: Positions::default(),
-            warm_from: warm_from.min(seq + 1),
-            partial: None,
-            config: String::new(),
-            clean: true,
-            at_ms: now_ms(),
-            pace: 0,
-            totals: Totals::default(),
-        };
+        let checkpoint = Checkpoint { owner: "tap".to_owned(), ..Checkpoint::at(seq, warm_from) };
         let reader = Reader::new(streams.raw.clone(), "tap", &checkpoint);
         let control = Arc::new(Control::default());
         let pipeline = Pipeline::new(pipeline::Parts { warm_from: checkpoint.warm_from, ..parts }, control.clone());

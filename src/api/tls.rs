@@ -6,10 +6,10 @@
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use config::ServerTls;
+use http_client::files::{Stamp, stamp};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -22,13 +22,10 @@ use tokio_rustls::server::TlsStream;
 /// Largest file of certificates or keys.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// When the files were changed last; none: there is no such file.
-type Stamps = Vec<Option<SystemTime>>;
-
 /// The listener's TLS.
 pub(crate) struct Tls {
     config: ServerTls,
-    built: Mutex<(Stamps, TlsAcceptor)>,
+    built: Mutex<(Vec<Stamp>, TlsAcceptor)>,
 }
 
 impl Tls {
@@ -64,8 +61,8 @@ fn files(config: &ServerTls) -> impl Iterator<Item = &PathBuf> {
     [Some(&config.cert_file), Some(&config.key_file), config.client_ca_file.as_ref()].into_iter().flatten()
 }
 
-fn stamps(config: &ServerTls) -> Stamps {
-    files(config).map(|path| std::fs::metadata(path).ok()?.modified().ok()).collect()
+fn stamps(config: &ServerTls) -> Vec<Stamp> {
+    files(config).map(|path| stamp(path)).collect()
 }
 
 fn build(config: &ServerTls) -> anyhow::Result<TlsAcceptor> {

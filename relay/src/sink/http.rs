@@ -71,10 +71,10 @@ pub struct Options {
     #[serde(default)]
     pub compression: Compression,
     /// From the first byte of a try to the last of its answer. Default 30s; a peer that is slower under load needs more.
-    #[serde(default = "timeout")]
+    #[serde(default = "shared::timeout")]
     pub timeout: Millis,
     /// Bytes of a body before compression. Default 4MiB; a peer that answers 413 needs less, and gets it, but at the cost of a refused try.
-    #[serde(default = "bytes_max")]
+    #[serde(default = "shared::bytes_max")]
     pub bytes_max: ByteSize,
     /// Samples of a body. Default 25000.
     #[serde(default = "items_max")]
@@ -111,14 +111,6 @@ pub enum Compression {
     Gzip,
     /// Smaller and faster, where the peer reads it.
     Zstd,
-}
-
-const fn timeout() -> Millis {
-    Millis::from_secs(30)
-}
-
-const fn bytes_max() -> ByteSize {
-    ByteSize::mib(4)
 }
 
 const fn items_max() -> usize {

@@ -76,11 +76,11 @@ pub struct Options {
     #[serde(default)]
     pub compression: Compression,
     /// From the first byte of a try to the last of its answer. Default 30s; a peer that is slower under load needs more.
-    #[serde(default = "timeout")]
+    #[serde(default = "shared::timeout")]
     pub timeout: Millis,
     /// Bytes of a request before compression, as 1.0 with metadata; 2.0 is about a third of it. Default 4MiB; a peer that answers 413
     /// needs less, and gets it, but at the cost of a refused try.
-    #[serde(default = "bytes_max")]
+    #[serde(default = "shared::bytes_max")]
     pub bytes_max: ByteSize,
     /// Samples of a request. Default 10000.
     #[serde(default = "items_max")]
@@ -114,14 +114,6 @@ pub enum Compression {
     Snappy,
     /// Smaller, where the receiver reads it: VictoriaMetrics and vmagent do.
     Zstd,
-}
-
-const fn timeout() -> Millis {
-    Millis::from_secs(30)
-}
-
-const fn bytes_max() -> ByteSize {
-    ByteSize::mib(4)
 }
 
 const fn items_max() -> usize {

@@ -29,20 +29,7 @@ pub(super) async fn stand_in(streams: &Streams, relay: &str, first_seq: u64) -> 
         let entry = last.and_then(|message| serde_json::from_slice::<Entry>(&message.payload).ok());
         seq = seq.max(entry.and_then(|entry| entry.seqs).map_or(0, |(_, to)| to));
     }
-    Ok(Checkpoint {
-        version: 1,
-        owner: String::new(),
-        seq,
-        id: None,
-        positions: Positions::default(),
-        warm_from: seq + 1,
-        partial: None,
-        config: String::new(),
-        clean: true,
-        at_ms: now_ms(),
-        pace: 0,
-        totals: Totals::default(),
-    })
+    Ok(Checkpoint::at(seq, seq + 1))
 }
 
 /// Books a range as given up, as far as one time goes; the next look finds it in the ledger.

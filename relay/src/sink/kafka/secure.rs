@@ -4,13 +4,12 @@
 //! *When full*: the file is refused.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use config::{OptionsError, Secret};
 use rdkafka::ClientConfig;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::io::AsyncReadExt;
 
 /// Bytes of a secret's or certificate's file. Larger: a wrong path costs memory; smaller: a long list of authorities is refused.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -169,13 +168,9 @@ impl Secrets {
     }
 }
 
-async fn text(path: &PathBuf) -> io::Result<String> {
-    let mut text = String::new();
-    let read = tokio::fs::File::open(path).await?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).await?;
-    if read as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {FILE_BYTES_MAX} bytes")));
-    }
-    Ok(text)
+async fn text(path: &Path) -> io::Result<String> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || http_client::files::read(&path, FILE_BYTES_MAX)).await.map_err(io::Error::other)?
 }
 
 impl Properties {

@@ -1,0 +1,45 @@
+//! The same handle for a server that somebody else runs.
+//!
+//! *In*: where it is and how to sign in. *Out*: a [`Server`] kept by a [`Keeper`]. *Bound*: one connection per role. *When full*: as there.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use prometheus::Registry;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Server, ServerState};
+use crate::external::{External, Keeper};
+use crate::feed::Feeds;
+use crate::folder::Folder;
+use crate::keys::Role;
+use crate::link::Link;
+use crate::telemetry::Metrics;
+
+impl Server {
+    /// Connects to a server that somebody else runs, and waits until Strata's streams are there and take messages.
+    ///
+    /// *Limits*: waits as long as none of its addresses answers; cancel by dropping the future.
+    /// *Errors*: everything that waiting does not mend; later failures are retried and shown as state.
+    pub async fn connect(external: External, registry: &Registry) -> Result<Server, Error> {
+        let metrics = Metrics::register(registry)?;
+        let data_dir = external.data_dir.clone();
+        let folder = tokio::task::spawn_blocking(move || Folder::hold(&data_dir)).await.map_err(|_| Error::Gone)??;
+        let (state, states) = watch::channel(ServerState::Starting);
+        let (life, lives) = watch::channel(None);
+        let (started, outcome) = oneshot::channel();
+        let connections: Vec<_> = Role::ALL.into_iter().map(|role| (role, watch::Sender::new(None))).collect();
+        let volume_full = Arc::new(AtomicBool::new(false));
+        let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
+        let links: Vec<(Role, Link)> = connections.iter().map(|(role, current)| (*role, link(current))).collect();
+        let writer = links.iter().find(|(role, _)| *role == Role::Relay).map(|(_, link)| link.clone());
+        let feeds = Feeds::new(HashMap::new(), writer, external.replicas);
+        let stop = CancellationToken::new();
+        let keeper = Keeper { external, folder, connections, state, life, metrics, stop: stop.clone(), started: Some(started) };
+        let task = Mutex::new(Some(tokio::spawn(keeper.run())));
+        let server = Server { links, feeds, state: states, life: lives, stop, task };
+        server.begun(outcome).await
+    }
+}

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use async_nats::{ConnectErrorKind, ConnectOptions};
 use serde_json::Value;
 use tokio::sync::{broadcast, oneshot, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Api};

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use sample::Envelope;
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::now_ms;
+
 /// Time between two writes. Larger: a crash repeats more; smaller: more fsyncs.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 

@@ -21,7 +21,7 @@ use tracing::{Instrument as _, info, info_span, warn};
 use crate::Options;
 use crate::backoff::now_ms;
 use crate::book::Book;
-use crate::checkpoint::{Checkpoint, Positions, Totals};
+use crate::checkpoint::{Checkpoint, Totals};
 use crate::control::Control;
 use crate::dead::Dead;
 use crate::deliver::{self, Deliver};

@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::backoff::{Backoff, now_ms};
 use crate::book::Book;
 use crate::chain::FILTERS_MAX;
-use crate::checkpoint::{self, Checkpoint, Positions, Store, Totals};
+use crate::checkpoint::{self, Checkpoint, Store};
 use crate::control::Control;
 use crate::dead::Dead;
 use crate::deliver::{self, Deliver, HELD_RETRY};

@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::now_ms;
-use crate::checkpoint::{Checkpoint, Positions, Totals};
+use crate::checkpoint::Checkpoint;
 use crate::control::Control;
 use crate::encode;
 use crate::filter;

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::Subject;
 use crate::backoff::now_ms;
 use crate::book;
-use crate::checkpoint::{Checkpoint, Positions, Totals};
+use crate::checkpoint::Checkpoint;
 use crate::control::Why;
 
 /// Messages that are given up at a time. Larger: a longer look; smaller: a full stream gets room more slowly.

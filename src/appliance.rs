@@ -79,11 +79,12 @@ impl Appliance {
     ) -> anyhow::Result<Parts> {
         let from = server.streams(Role::Collector);
         let options = collector::Options::new(Arc::clone(config));
-        let full = Arc::clone(&options.full);
+        let (full, layouts) = (Arc::clone(&options.full), Arc::clone(&options.layouts));
         let collector = Collector::start(options, &from, board.registry(), stop)?;
         let relay::Configuration { relays, external_labels, replay_window } = relays_of(config);
         let options = relay::Options {
             full,
+            layouts,
             // Only the trim purges: relays read with the rights of a reader.
             trim: Some(server.streams(Role::Control)),
             external_labels,

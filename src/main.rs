@@ -104,6 +104,7 @@ enum Output {
 }
 
 fn main() -> ExitCode {
+    heap::set_up();
     let cli = Cli::parse();
     if let Err(error) = logs::start(cli.log, &cli.log_level) {
         eprintln!("error: --log-level '{}': {error}", cli.log_level);

@@ -25,7 +25,7 @@ use std::time::Duration;
 use bundled_nats::port::Streams;
 use config::Config;
 use prometheus::Registry;
-use sample::TargetId;
+use sample::{Interner, TargetId};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,6 +52,8 @@ pub struct Options {
     pub requests_max: usize,
     /// Woken when the stream says that it is full, for whoever can make room.
     pub full: Arc<Notify>,
+    /// The layouts in use, shared with relays of the same process.
+    pub layouts: Arc<Interner>,
 }
 
 /// Why a collector cannot start.
@@ -74,7 +76,14 @@ pub struct Collector {
 impl Options {
     /// The usual: system clock, the host's name, the default limits.
     pub fn new(config: Arc<Config>) -> Self {
-        Self { config, producer: None, clock: Clock::system(), requests_max: scrape::REQUESTS_MAX, full: Arc::new(Notify::new()) }
+        Self {
+            config,
+            producer: None,
+            clock: Clock::system(),
+            requests_max: scrape::REQUESTS_MAX,
+            full: Arc::new(Notify::new()),
+            layouts: Arc::default(),
+        }
     }
 }
 
@@ -100,7 +109,7 @@ impl Collector {
             streams,
             telemetry.clone(),
         );
-        let shared = Arc::new(Shared::new(client.clone(), options.requests_max, options.clock, telemetry.clone()));
+        let shared = Arc::new(Shared::new(client.clone(), options.layouts, options.requests_max, options.clock, telemetry.clone()));
         let tasks = TaskTracker::new();
         let (updates, taken) = mpsc::channel(discovery::UPDATES_MAX);
         let discoverer = Discoverer::new(client, telemetry.clone(), updates, tasks.clone(), stop.clone());

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use sample::TargetId;
+use sample::{Interner, TargetId};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::{Answer, Buffers, Client, Failure};
 use crate::publish::Link;
-use crate::series::Interner;
 use crate::slot::{Clock, Missed, Slots};
 use crate::target::{Target, as_map};
 use crate::telemetry::Telemetry;
@@ -150,14 +149,14 @@ impl Health {
 }
 
 impl Shared {
-    pub(crate) fn new(client: Arc<Client>, requests_max: usize, clock: Clock, telemetry: Telemetry) -> Self {
+    pub(crate) fn new(client: Arc<Client>, layouts: Arc<Interner>, requests_max: usize, clock: Clock, telemetry: Telemetry) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             client,
             requests: Semaphore::new(requests_max),
             cores: Semaphore::new(cores),
             buffers: Buffers::default(),
-            layouts: Arc::default(),
+            layouts,
             clock,
             telemetry,
         }
@@ -461,7 +460,7 @@ mod tests {
             assert!(!armed.swap(false, Ordering::SeqCst), "a defect");
             clock.now_ms()
         });
-        let shared = Arc::new(Shared::new(Arc::new(Client::new()), 1, clock, telemetry.clone()));
+        let shared = Arc::new(Shared::new(Arc::new(Client::new()), Arc::default(), 1, clock, telemetry.clone()));
         let (scrape, stop) = (Scrape::new(target, shared, link, None), CancellationToken::new());
         let status = scrape.status();
         let task = tokio::spawn(scrape.run(stop.clone(), Halt::default(), CancellationToken::new()));

@@ -19,7 +19,7 @@
 
 use std::sync::Arc;
 
-use sample::{Columns, Layout};
+use sample::{Columns, Interner, Layout};
 
 use crate::parse::{self, Defect, Format, Page};
 
@@ -28,7 +28,6 @@ mod error;
 mod family;
 mod fresh;
 mod hash;
-mod interner;
 mod labels;
 mod lookup;
 mod options;
@@ -38,7 +37,6 @@ mod store;
 mod walk;
 
 pub use error::PageError;
-pub use interner::Interner;
 pub use options::{Counts, Options};
 
 use created::Created;
@@ -225,6 +223,11 @@ impl SeriesCache {
         }
     }
 
+    /// Gives back what only a scrape needs: until the next one the parts have no values.
+    pub fn rest(&mut self) {
+        self.store.rest();
+    }
+
     /// The parts, in order; as many as ever were needed.
     pub fn parts(&self) -> &[Part] {
         self.store.parts()
@@ -233,11 +236,11 @@ impl SeriesCache {
     fn add_synthetic(&mut self, name: &'static str) -> Slot {
         let identity = labels::hash(self.hash, &mut self.scratch, name, std::iter::empty());
         let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
-        let slot = match lookup.identities.get(&identity) {
-            Some(slot) => *slot,
+        let slot = match lookup.identity(self.hash, &self.store, &mut self.scratch, identity) {
+            Some(slot) => slot,
             None => {
                 let slot = self.store.append_bare(name);
-                lookup.identities.insert(identity, slot);
+                lookup.add_identity(self.hash, &self.store, identity, slot);
                 slot
             }
         };
@@ -368,7 +371,7 @@ impl SeriesCache {
         self.diverge(reading);
         if reading.walk.ahead(&self.order, hash, true).is_none() {
             let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
-            match lookup.metadata_placed(hash) {
+            match lookup.metadata_placed(&self.order, hash) {
                 Some(place) => reading.walk.jump(place),
                 None => reading.metadata_changed = true,
             }
@@ -387,32 +390,28 @@ impl SeriesCache {
         identity: impl FnOnce(&Options) -> Result<Option<Identity<'i>>, PageError>,
     ) -> Result<(Slot, bool), PageError> {
         let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
-        if let Some(&slot) = lookup.texts.get(&hash) {
-            let place = lookup.placed(slot);
+        if let Some((slot, place)) = lookup.text(&self.order, hash) {
             if let Some(place) = place {
                 reading.walk.jump(place);
             }
             return Ok((slot, place.is_some()));
         }
         let Some(identity) = identity(&self.options)? else {
-            lookup.texts.insert(hash, DROPPED);
+            lookup.add_text(hash, DROPPED);
             return Ok((DROPPED, false));
         };
         let own = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
         let identity_hash = labels::hash(self.hash, &mut self.scratch, &identity.name, own);
-        let slot = match lookup.identities.get(&identity_hash) {
-            Some(&slot) => slot,
+        let slot = match lookup.identity(self.hash, &self.store, &mut self.scratch, identity_hash) {
+            Some(slot) => slot,
             None => {
                 let slot = reading.fresh.push(&identity, point.value, point.timestamp_ms);
                 reading.fresh.identities.push((identity_hash, slot));
-                lookup.identities.insert(identity_hash, slot);
+                lookup.add_pending(identity_hash, slot);
                 slot
             }
         };
-        if slot & PENDING != 0 {
-            reading.fresh.texts.push((hash, slot));
-        }
-        lookup.texts.insert(hash, slot);
+        lookup.add_text(hash, slot);
         Ok((slot, lookup.placed(slot).is_some()))
     }
 
@@ -473,15 +472,16 @@ impl SeriesCache {
             entry.slot = resolve(entry.slot);
         }
         if let Some(lookup) = &mut self.lookup {
-            lookup.texts.extend(reading.fresh.texts.iter().map(|(hash, slot)| (*hash, resolve(*slot))));
-            lookup.identities.extend(reading.fresh.identities.iter().map(|(hash, slot)| (*hash, resolve(*slot))));
+            for &(identity, slot) in &reading.fresh.identities {
+                lookup.add_identity(self.hash, &self.store, identity, resolve(slot));
+            }
         }
     }
 
     /// Keeps the lookup in step with the order, or drops what a steady page does not need.
     fn tidy(&mut self, diverged: bool) {
         self.clean_pages = if diverged { 0 } else { self.clean_pages.saturating_add(1) };
-        if self.clean_pages >= CLEAN_PAGES || self.lookup.as_ref().is_some_and(|lookup| lookup.overgrown(self.order.len())) {
+        if self.clean_pages >= CLEAN_PAGES {
             self.lookup = None;
         }
         if self.clean_pages == CLEAN_PAGES {

@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bundled_nats::port::Streams;
+use sample::Interner;
 use tokio::sync::Notify;
 
 pub use relays::{Changes, Configuration, Relays};
@@ -61,6 +62,8 @@ pub struct Options {
     pub full: Arc<Notify>,
     /// The streams with the right to purge them; none: another process trims.
     pub trim: Option<Streams>,
+    /// The layouts in use, shared with the collector of the same process.
+    pub layouts: Arc<Interner>,
     /// Makes the components of a relay.
     pub build: Build,
 }
@@ -73,6 +76,7 @@ impl Default for Options {
             retired_hold: Duration::from_secs(24 * 3600),
             full: Arc::new(Notify::new()),
             trim: None,
+            layouts: Arc::default(),
             build: run::builder(bundled_nats::feed::Feeds::default()),
         }
     }

@@ -10,7 +10,7 @@ mod held;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sample::{Columns, Decoded, Decoder, Envelope, Flags, FrameKind, FrameRef, KEY_FRAME_PERIOD};
+use sample::{Columns, Decoded, Decoder, Envelope, Flags, FrameKind, FrameRef, Interner, KEY_FRAME_PERIOD};
 use tokio::sync::mpsc;
 
 use crate::control::Control;
@@ -52,6 +52,8 @@ pub struct Parts {
     pub config: String,
     /// Where reading begins.
     pub warm_from: u64,
+    /// The layouts in use.
+    pub layouts: Arc<Interner>,
     /// A replay: its name in keys, and the slots it selects, inclusive.
     pub replay: Option<(String, i64, i64)>,
 }
@@ -59,6 +61,7 @@ pub struct Parts {
 /// The state between messages.
 pub struct Pipeline {
     decoder: Decoder,
+    layouts: Arc<Interner>,
     resolver: Resolver,
     slots: Slots,
     deltas: Option<Deltas>,
@@ -106,7 +109,8 @@ impl Pipeline {
     pub fn new(parts: Parts, control: Arc<Control>) -> Self {
         let deltas = parts.encoder.wants_deltas().then(Deltas::default);
         Self {
-            decoder: Decoder::new(),
+            decoder: Decoder::with_interner(parts.layouts.clone()),
+            layouts: parts.layouts,
             building: Building::new(parts.encoder.clone(), parts.limits),
             resolver: Resolver::new(parts.filters, parts.encoder, parts.templates, &parts.from, parts.external_labels),
             slots: Slots::default(),
@@ -133,7 +137,7 @@ impl Pipeline {
     /// Takes one message through to steps.
     pub async fn message(&mut self, incoming: Incoming, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
         if incoming.restarted {
-            self.decoder = Decoder::new();
+            self.decoder = Decoder::with_interner(self.layouts.clone());
             self.resolver.clear();
             self.held.clear();
             self.control.void();

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bundled_nats::port::{Error as PortError, Streams};
 use config::Relay;
 use prometheus::Registry;
+use sample::Interner;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -72,6 +73,7 @@ struct Ground {
     streams: Streams,
     build: Build,
     metrics: Metrics,
+    layouts: Arc<Interner>,
     trim: Arc<Notify>,
 }
 
@@ -115,9 +117,9 @@ impl Relays {
     ) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(registry)?;
         let trimmed = metrics.trimmed.clone();
-        let Options { external_labels, replay_window, retired_hold, full, trim, build } = options;
+        let Options { external_labels, replay_window, retired_hold, full, trim, layouts, build } = options;
         let (plan, planned) = watch::channel(Plan::default());
-        let ground = Ground { streams: streams.clone(), build, metrics, trim: Arc::new(Notify::new()) };
+        let ground = Ground { streams: streams.clone(), build, metrics, layouts, trim: Arc::new(Notify::new()) };
         let wake = ground.trim.clone();
         let relays = Self { ground, plan, state: Arc::default(), tasks: Mutex::default(), stop: token.child_token() };
         // Before the trim has its first look: what is held must be known then.
@@ -192,7 +194,7 @@ impl Relays {
 
     /// Starts a relay once the one before it has ended.
     fn begin(&self, relay: Relay, external_labels: &[(String, String)], earlier: Option<Task>, tasks: &mut JoinSet<()>) -> Running {
-        let Ground { streams, build, metrics, trim } = &self.ground;
+        let Ground { streams, build, metrics, layouts, trim } = &self.ground;
         let control = Arc::new(Control::default());
         let metrics = metrics.relay(&relay.name, relay.filters.iter().map(|filter| filter.name.as_str()));
         metrics.starts.inc();
@@ -203,6 +205,7 @@ impl Relays {
             streams: streams.clone(),
             external_labels: external_labels.to_vec(),
             build: build.clone(),
+            layouts: layouts.clone(),
             control: control.clone(),
             gauges: gauges.clone(),
             trim: trim.clone(),

@@ -2,8 +2,8 @@
 //!
 //! *In*: a decoded frame's origin and layout. *Out*: per series its rule, identity and rendered text, as the filters left its labels; per
 //! target its rendered labels.
-//! *Bound*: the layouts of targets seen within two key periods; the text of one layout is shared by all targets that have it.
-//! *When full*: targets not seen for that long go.
+//! *Bound*: the layouts of targets seen within two key periods; the text of one layout is shared by all targets that have it; at most
+//! [`RENDERED_BYTES_MAX`] of text. *When full*: targets not seen for that long go; a series without room for its text is rendered for each sample.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -19,10 +19,14 @@ use crate::gate::Place;
 use crate::template::{self, Route, Template};
 
 /// Of a series whose text is shared with other targets.
-const SHARED: u32 = u32::MAX;
+const SHARED: u16 = u16::MAX;
 
-/// Rendered series: of one layout, shared by its targets, or of one target with all labels. A series whose own labels overlap a target's has
-/// no text in the former.
+/// Text that a relay keeps. Larger: memory, at about 160 bytes per series; smaller: more samples whose labels are rendered again, at about
+/// 0.1 µs each.
+const RENDERED_BYTES_MAX: usize = 8 << 20;
+
+/// Rendered series: of one layout, shared by its targets, or of one target with all labels. In the former a series has no text whose own
+/// labels overlap a target's, or that found no room.
 #[derive(Debug, Default, Clone)]
 struct Texts {
     bytes: Vec<u8>,
@@ -33,6 +37,14 @@ impl Texts {
     fn get(&self, i: usize) -> &[u8] {
         let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
         &self.bytes[start..self.ends[i] as usize]
+    }
+
+    /// Adds a text; its bytes.
+    fn add(&mut self, render: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let before = self.bytes.len();
+        render(&mut self.bytes);
+        self.ends.push(self.bytes.len() as u32);
+        self.bytes.len() - before
     }
 
     fn shrink(&mut self) {
@@ -49,18 +61,18 @@ fn headroom(len: usize) -> usize {
 /// One series of a target as the per-sample loop needs it.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
-    /// What filters said: its rule's number in the chain.
-    pub rule: u32,
     /// Hash of its whole identity.
     pub hash: u64,
+    /// What filters said: its rule's number in the chain.
+    pub rule: u32,
     /// Where its previous value is kept; [`NO_PLACE`]: nowhere.
     pub place: u32,
+    /// Which of [`Resolved::routes`] it takes: there are no more of them than series of a part.
+    pub route: u16,
+    /// Its place among the texts that have all labels, so that the target's part is empty; [`SHARED`]: it has none there.
+    whole: u16,
     /// Type of its family.
     pub kind: MetricType,
-    /// Which of [`Resolved::routes`] it takes.
-    pub route: u32,
-    /// Its place among the texts that have all labels, so that the target's part is empty; [`SHARED`]: it has none there.
-    whole: u32,
     /// Whether it only grows until a reset.
     pub cumulative: bool,
 }
@@ -87,11 +99,11 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// The rendered parts of one series: its own, and its target's.
+    /// The rendered parts of one series: its own, and its target's. The former is empty where it found no room.
     pub fn texts(&self, i: usize) -> (&[u8], &[u8]) {
         match self.rows[i].whole {
             SHARED => (self.texts.get(i), &self.target_text),
-            whole => (self.whole.get(whole as usize), &[]),
+            whole => (self.whole.get(usize::from(whole)), &[]),
         }
     }
 
@@ -120,6 +132,8 @@ pub struct Resolver {
     resolved: HashMap<u64, Resolved>,
     current: HashMap<Source, u64>,
     texts: HashMap<(LayoutId, u64), Weak<Texts>>,
+    /// Bytes of text at most; an upper estimate, made exact when it meets the bound.
+    rendered: usize,
     routes: HashSet<Arc<Route>>,
 }
 
@@ -141,6 +155,7 @@ impl Resolver {
             resolved: HashMap::new(),
             current: HashMap::new(),
             texts: HashMap::new(),
+            rendered: 0,
             routes: HashSet::new(),
         }
     }
@@ -220,8 +235,17 @@ impl Resolver {
         self.chain.forget(now_ms, slots_before);
     }
 
+    /// Bytes of text that are kept.
+    fn rendered(&self) -> usize {
+        let shared = self.texts.values().filter_map(Weak::upgrade).map(|texts| texts.bytes.len());
+        shared.chain(self.resolved.values().map(|resolved| resolved.whole.bytes.len())).sum()
+    }
+
     /// Resolves the series that have no row yet.
     fn fill(&mut self, resolved: &mut Resolved) {
+        if self.rendered >= RENDERED_BYTES_MAX {
+            self.rendered = self.rendered() + resolved.whole.bytes.len();
+        }
         let origin = resolved.origin.clone();
         let layout = resolved.layout.clone();
         let target = target_labels(&origin, &self.external_labels);
@@ -237,7 +261,7 @@ impl Resolver {
         let mut rendering = texts.as_mut().map(Arc::make_mut);
         let mut own: Vec<(&str, &str)> = Vec::new();
         let mut merged: Vec<(&str, &str)> = Vec::new();
-        let mut routes: HashMap<Arc<Route>, u32> = resolved.routes.iter().cloned().zip(0..).collect();
+        let mut routes: HashMap<Arc<Route>, u16> = resolved.routes.iter().cloned().zip(0..).collect();
         for i in resolved.rows.len()..layout.len() {
             let series = layout.series(i);
             own.clear();
@@ -264,16 +288,18 @@ impl Resolver {
             };
             let mut place = SHARED;
             if (overlaps || after.rewritten.is_some()) && self.chain.rule(after.rule).drops().is_none() {
-                place = resolved.whole.ends.len() as u32;
-                self.encoder.series(&last, &mut resolved.whole.bytes);
-                resolved.whole.ends.push(resolved.whole.bytes.len() as u32);
+                // What filters made of it is not made again for each sample, room or not.
+                place = resolved.whole.ends.len() as u16;
+                self.rendered += resolved.whole.add(|bytes| self.encoder.series(&last, bytes));
             }
             if let Some(texts) = rendering.as_deref_mut() {
                 // Also where this target's filters rewrote it: those of another one with this layout may not.
-                if !overlaps {
-                    self.encoder.series(&Series { labels: &own, ..whole }, &mut texts.bytes);
-                }
-                texts.ends.push(texts.bytes.len() as u32);
+                let kept = !overlaps && self.rendered < RENDERED_BYTES_MAX;
+                self.rendered += texts.add(|bytes| {
+                    if kept {
+                        self.encoder.series(&Series { labels: &own, ..whole }, bytes);
+                    }
+                });
             }
             let route = match self.chain.rule(after.rule).drops() {
                 None => shared_route(&self.templates, &mut self.routes, &last),
@@ -282,7 +308,7 @@ impl Resolver {
             let route = route.map_or(0, |route| {
                 *routes.entry(route).or_insert_with_key(|route| {
                     resolved.routes.push(route.clone());
-                    resolved.routes.len() as u32 - 1
+                    (resolved.routes.len() - 1) as u16
                 })
             });
             resolved.rows.push(Row {

@@ -13,7 +13,7 @@ use bundled_nats::feed::Feeds;
 use bundled_nats::port::{Error as PortError, Streams};
 use config::{OptionsError, Relay, Start};
 use futures::FutureExt as _;
-use sample::{Envelope, KEY_FRAME_PERIOD};
+use sample::{Envelope, Interner, KEY_FRAME_PERIOD};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -113,6 +113,7 @@ pub(crate) struct Life {
     pub streams: Streams,
     pub external_labels: Vec<(String, String)>,
     pub build: Build,
+    pub layouts: Arc<Interner>,
     pub control: Arc<Control>,
     pub gauges: Gauges,
     pub trim: Arc<Notify>,
@@ -202,6 +203,7 @@ impl Life {
                 external_labels: self.external_labels.clone(),
                 config: checkpoint.config.clone(),
                 warm_from: checkpoint.warm_from,
+                layouts: self.layouts.clone(),
                 replay: None,
             },
             self.control.clone(),

@@ -171,6 +171,7 @@ fn parts(request: &Request, relay: Option<&Relay>, external_labels: Vec<(String,
         external_labels: if of_relay.is_some() { external_labels } else { Vec::new() },
         config: String::new(),
         warm_from: 1,
+        layouts: Arc::default(),
         replay: None,
     })
 }

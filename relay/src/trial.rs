@@ -73,6 +73,7 @@ pub async fn run(relay: &Relay, writing: Writing, external_labels: Vec<(String, 
         external_labels,
         config: String::new(),
         warm_from: 1,
+        layouts: Arc::default(),
         replay: None,
     };
     let mut pipeline = Pipeline::new(parts, Arc::new(Control::default()));

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::ValidationScheme;
-use sample::{Encoder, Flags};
+use sample::{Encoder, Flags, Interner};
 
 use crate::client::{Answer, Encoding, Failure, body_limit, inflate};
 use crate::parse::Defect;
 use crate::queue::Frame;
-use crate::series::{Counts, Interner, Options, SeriesCache};
+use crate::series::{Counts, Options, SeriesCache};
 use crate::target::Target;
 
 /// Series at the end of a scrape's own that are made where `extra_scrape_metrics` is true.
@@ -164,6 +164,8 @@ impl Work {
             self.frame_hint = bytes.len() + bytes.len() / 16;
             Frame { target: self.target.id, part: number, kind: encoded.kind, samples: encoded.samples, slot_ms, bytes: bytes.into() }
         });
-        (frames.collect(), fits)
+        let frames = frames.collect();
+        self.cache.rest();
+        (frames, fits)
     }
 }

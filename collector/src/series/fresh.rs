@@ -16,8 +16,7 @@ pub(super) struct Fresh {
     rows: Vec<Row>,
     text: String,
     labels: Vec<(Range<usize>, Range<usize>)>,
-    /// Hashes that lead to pending slots, of texts and of label sets.
-    pub(super) texts: Vec<(u64, Slot)>,
+    /// Hashes of label sets that lead to pending slots.
     pub(super) identities: Vec<(u64, Slot)>,
     /// By index of their series.
     pub(super) exemplars: Vec<(usize, Exemplar)>,

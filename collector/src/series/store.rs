@@ -5,15 +5,15 @@
 //!
 //! A scrape is written into spare columns and takes effect when it is committed, so a page that fails half-way changes nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sample::{
-    Columns, Exemplar, Layout, LayoutBuilder, NO_TIME, NativeHistogram, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State,
+    Columns, Exemplar, Interner, Layout, LayoutBuilder, NO_TIME, NativeHistogram, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State,
 };
 
+use super::Part;
 use super::family::{Families, Family};
 use super::fresh::Fresh;
-use super::{Interner, Part};
 use crate::parse::{Defect, Defects};
 
 /// A series' place: its part times [`PART_SERIES_MAX`] plus its index there.
@@ -40,9 +40,15 @@ pub(super) enum Put {
     Duplicate,
 }
 
+/// Columns kept for the next scrape of any target. More: memory, 150 KiB each; fewer: allocations where many targets are read at once.
+const POOL_MAX: usize = 8;
+
+static POOL: Mutex<Vec<Columns>> = Mutex::new(Vec::new());
+
 #[derive(Debug)]
 pub(super) struct Store {
     parts: Vec<Part>,
+    /// One per part from a scrape's begin until the columns rest.
     spares: Vec<Columns>,
     states: Vec<PartState>,
     interner: Arc<Interner>,
@@ -106,6 +112,9 @@ impl Store {
 
     /// Starts a scrape: every series is absent until it is put.
     pub(super) fn begin(&mut self) {
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        self.spares.resize_with(self.parts.len(), || pool.pop().unwrap_or_default());
+        drop(pool);
         for (part, spare) in self.parts.iter().zip(&mut self.spares) {
             spare.states.clear();
             spare.states.resize(part.layout.len(), State::Absent);
@@ -166,6 +175,23 @@ impl Store {
         // What this page had no use for is not kept for the next.
         self.exemplars.clear();
         self.histograms.clear();
+    }
+
+    /// Gives back what only a scrape needs: the values, until the next commit, and the spare columns. Series that were given their last word
+    /// are absent from here on.
+    pub(super) fn rest(&mut self) {
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        for (Part { columns, .. }, mut spare) in self.parts.iter_mut().zip(self.spares.drain(..)) {
+            for (state, value) in columns.states.iter_mut().zip(&columns.values) {
+                if *state == State::Present && sample::is_stale(*value) {
+                    *state = State::Absent;
+                }
+            }
+            spare.values = std::mem::take(&mut columns.values);
+            if pool.len() < POOL_MAX {
+                pool.push(spare);
+            }
+        }
     }
 
     /// Drops absent series from layouts where they piled up; to be called after a commit.
@@ -250,6 +276,11 @@ impl Store {
         slot
     }
 
+    /// The series at a slot.
+    pub(super) fn series(&self, slot: Slot) -> sample::Series<'_> {
+        self.parts[(slot / SERIES_MAX) as usize].layout.series((slot % SERIES_MAX) as usize)
+    }
+
     /// The value in the columns of the last commit; none if it is no live float.
     pub(super) fn value(&self, slot: Slot) -> Option<u64> {
         let columns = &self.parts[(slot / SERIES_MAX) as usize].columns;
@@ -309,7 +340,6 @@ impl Store {
     fn has_room(&mut self, part: usize, bytes: usize) -> bool {
         if part == self.parts.len() {
             self.parts.push(Part { layout: self.interner.intern(LayoutBuilder::new().build()), columns: Columns::default() });
-            self.spares.push(Columns::default());
             self.states.push(PartState::default());
         }
         let series = self.parts[part].columns.states.len();
@@ -403,8 +433,9 @@ fn mark_missing(before: &Columns, now: &mut Columns, track_timestamps: bool) {
         if *state != State::Absent {
             continue;
         }
-        // The value of a histogram is 0.
-        let was_live = before.states[index] != State::Absent && !sample::is_stale(before.values[index]);
+        // The value of a histogram is 0; columns that rest have none.
+        let was_stale = before.values.get(index).is_some_and(|value| sample::is_stale(*value));
+        let was_live = before.states[index] != State::Absent && !was_stale;
         let at_slot = track_timestamps || before.timestamps.get(index).is_none_or(|time| *time == NO_TIME);
         if was_live && at_slot {
             *state = State::Present;

@@ -10,6 +10,7 @@ use sample::{Columns, NO_TIME, NativeHistogram, ResetHint, State, TargetId};
 use crate::chain::{COLLISION, Chain, KEEP, Moment, Outcome};
 use crate::delta::{NO_START, Previously};
 use crate::encode::{Encode, Encoded, Sample, classic};
+use crate::filter::Series;
 use crate::resolve::{Resolved, Row};
 use crate::sink::{Batch, Item, Limits};
 use crate::step::{Loss, Part, Section, Undecodable};
@@ -91,6 +92,8 @@ pub(super) struct Building {
     routes: Routes,
     /// The item that did not fit.
     carry: Option<Carry>,
+    /// The series at hand, where its text is not kept.
+    text: Vec<u8>,
     index: u32,
     hint: usize,
 }
@@ -140,6 +143,7 @@ impl Building {
             sections: Vec::new(),
             routes: Routes::default(),
             carry: None,
+            text: Vec::new(),
             index: 0,
             hint: 0,
         }
@@ -173,6 +177,8 @@ impl Building {
         let rows = page.resolved.rows.len().min(columns.states.len());
         let slot_ms = self.sections.last().map_or(0, |section| section.slot_ms);
         let mut routes = vec![None; page.resolved.routes.len()];
+        let layout = page.resolved.layout.clone();
+        let mut own = Vec::new();
         for i in from..rows {
             let state = columns.states[i];
             if state == State::Absent {
@@ -191,7 +197,11 @@ impl Building {
                 }),
                 _ => None,
             };
-            let (series, target_text) = page.resolved.texts(i);
+            let (mut series, target_text) = page.resolved.texts(i);
+            if series.is_empty() {
+                render(&*encoder, layout.series(i), &mut own, &mut self.text);
+                series = &self.text;
+            }
             let start = self.bytes.len();
             let start_ms = columns.starts.get(i).copied().filter(|start| *start != NO_TIME);
             let exemplars = of(&columns.exemplars, i);
@@ -219,12 +229,12 @@ impl Building {
             let mut item = Item { end: self.bytes.len() as u32, series: row.hash, target, route: 0 };
             let body = around + self.bytes.len() + framing.separator.len() * self.items.len();
             if body > self.limits.bytes_max && !self.items.is_empty() {
-                let route = page.resolved.routes.get(row.route as usize).cloned();
+                let route = page.resolved.routes.get(usize::from(row.route)).cloned();
                 self.carry = Some(Carry { bytes: self.bytes.split_off(start), item, series: i as u32, route });
                 return Some(i + 1);
             }
-            if let Some(known) = routes.get_mut(row.route as usize) {
-                item.route = *known.get_or_insert_with(|| self.routes.place(&page.resolved.routes[row.route as usize]));
+            if let Some(known) = routes.get_mut(usize::from(row.route)) {
+                item.route = *known.get_or_insert_with(|| self.routes.place(&page.resolved.routes[usize::from(row.route)]));
             }
             self.items.push(item);
             self.sources.push((section, i as u32));
@@ -270,6 +280,25 @@ impl Building {
         }
         Some(part)
     }
+}
+
+/// Renders a series whose text is not kept; `own` is used again.
+fn render<'a>(encoder: &dyn Encode, series: sample::Series<'a>, own: &mut Vec<(&'a str, &'a str)>, text: &mut Vec<u8>) {
+    own.clear();
+    own.extend(series.labels().filter(|(_, value)| !value.is_empty()));
+    let family = series.family();
+    text.clear();
+    encoder.series(
+        &Series {
+            name: series.name(),
+            labels: own,
+            kind: family.kind,
+            cumulative: series.is_cumulative(),
+            help: family.help,
+            unit: family.unit,
+        },
+        text,
+    );
 }
 
 /// Feeds previous values and the chain's memory without encoding anything.

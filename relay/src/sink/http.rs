@@ -73,8 +73,9 @@ pub struct Options {
     /// From the first byte of a try to the last of its answer. Default 30s; a peer that is slower under load needs more.
     #[serde(default = "shared::timeout")]
     pub timeout: Millis,
-    /// Bytes of a body before compression. Default 4MiB; a peer that answers 413 needs less, and gets it, but at the cost of a refused try.
-    #[serde(default = "shared::bytes_max")]
+    /// Bytes of a body before compression. Default 1MiB; more takes memory (about three bodies are held) for fewer requests. A peer that
+    /// answers 413 needs less, and gets it, but at the cost of a refused try.
+    #[serde(default = "bytes_max")]
     pub bytes_max: ByteSize,
     /// Samples of a body. Default 25000.
     #[serde(default = "items_max")]
@@ -111,6 +112,10 @@ pub enum Compression {
     Gzip,
     /// Smaller and faster, where the peer reads it.
     Zstd,
+}
+
+const fn bytes_max() -> ByteSize {
+    ByteSize::mib(1)
 }
 
 const fn items_max() -> usize {

@@ -12,9 +12,8 @@ use zstd::bulk::Decompressor;
 
 use super::base::{Base, Times};
 use super::{Flags, FrameKind, FrameRef, sections, symbols, values};
-use crate::layout::LayoutId;
 use crate::varint::Reader;
-use crate::{Columns, DecodeError, Layout, Origin, State, TargetId};
+use crate::{Columns, DecodeError, Interner, Layout, Origin, State, TargetId};
 
 /// Reads frames and keeps what deltas relate to.
 pub struct Decoder {
@@ -68,10 +67,10 @@ struct Based {
     seen_ms: i64,
 }
 
-/// Layouts that are in use, by the bytes that carried them and by id.
+/// Layouts that are in use, also by the bytes that carried them.
 struct Interned {
     by_bytes: HashMap<u128, Weak<Layout>>,
-    by_id: HashMap<LayoutId, Weak<Layout>>,
+    in_use: Arc<Interner>,
     seed: u64,
     /// Sweep when this many are kept.
     sweep_at: usize,
@@ -89,10 +88,17 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Starts with no base.
+    /// Starts with no base; its layouts are shared with nobody.
     #[must_use]
     pub fn new() -> Self {
-        Self { producers: HashMap::new(), states: HashMap::new(), layouts: Interned::new(), generation: 0, raw: Vec::new(), unpacker: None }
+        Self::with_interner(Arc::default())
+    }
+
+    /// Starts with no base; layouts are shared with all that have the same interner.
+    #[must_use]
+    pub fn with_interner(layouts: Arc<Interner>) -> Self {
+        let layouts = Interned::new(layouts);
+        Self { producers: HashMap::new(), states: HashMap::new(), layouts, generation: 0, raw: Vec::new(), unpacker: None }
     }
 
     /// Reads a frame into `out`, whose memory is reused; `seq` is its message's sequence in the stream.
@@ -227,7 +233,7 @@ impl Decoder {
                 if (frame.series as usize) < known {
                     return Err(from.corrupt("series count"));
                 }
-                self.layouts.intern(symbols::read(block, (*state.base.layout).clone(), frame.series as usize)?)
+                self.layouts.in_use.intern(symbols::read(block, (*state.base.layout).clone(), frame.series as usize)?)
             }
             _ => Arc::clone(&state.base.layout),
         };
@@ -281,11 +287,11 @@ pub(crate) fn unpack(
 }
 
 impl Interned {
-    fn new() -> Self {
+    fn new(in_use: Arc<Interner>) -> Self {
         use std::hash::{BuildHasher, RandomState};
         // Bytes come from outside: an unknown seed keeps anyone from making two layouts of the same key.
         let seed = RandomState::new().hash_one(0u64);
-        Self { by_bytes: HashMap::new(), by_id: HashMap::new(), seed, sweep_at: SWEEP_FROM }
+        Self { by_bytes: HashMap::new(), in_use, seed, sweep_at: SWEEP_FROM }
     }
 
     /// The layout of a key frame; bytes seen before are not read again.
@@ -296,24 +302,12 @@ impl Interned {
         {
             return Ok(layout);
         }
-        let layout = self.intern(symbols::read(block, Layout::default(), series)?);
+        if self.by_bytes.len() >= self.sweep_at {
+            self.by_bytes.retain(|_, layout| layout.strong_count() > 0);
+            self.sweep_at = SWEEP_FROM.max(2 * self.by_bytes.len());
+        }
+        let layout = self.in_use.intern(symbols::read(block, Layout::default(), series)?);
         self.by_bytes.insert(key, Arc::downgrade(&layout));
         Ok(layout)
-    }
-
-    /// The layout of the same content that is in use already, else this one.
-    fn intern(&mut self, layout: Layout) -> Arc<Layout> {
-        if self.by_bytes.len() + self.by_id.len() >= self.sweep_at {
-            self.by_bytes.retain(|_, layout| layout.strong_count() > 0);
-            self.by_id.retain(|_, layout| layout.strong_count() > 0);
-            self.sweep_at = SWEEP_FROM.max(2 * (self.by_bytes.len() + self.by_id.len()));
-        }
-        let existing = self.by_id.get(&layout.id()).and_then(Weak::upgrade);
-        if let Some(existing) = existing.filter(|existing| existing.same(&layout)) {
-            return existing;
-        }
-        let layout = Arc::new(layout);
-        self.by_id.insert(layout.id(), Arc::downgrade(&layout));
-        layout
     }
 }

@@ -1,17 +1,17 @@
-//! One `Arc<Layout>` for all targets that expose the same series.
+//! One `Arc<Layout>` for all that have the same series: targets, and both sides of the stream where they are one process.
 //!
-//! - *In:* layouts as they are built. *Out:* the one already in use, if there is one of the same id and length.
-//! - *Bound:* one weak entry per layout in use, and as many dead ones at most. *When full:* the dead ones are swept out.
+//! *In*: layouts as they are built. *Out*: the one already in use, if there is one that says the same. *Bound*: one weak entry per layout in
+//! use, and as many dead ones at most. *When full*: the dead ones are swept out.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use sample::{Layout, LayoutId};
+use super::{Layout, LayoutId};
 
 /// Entries before the first sweep: larger keeps more dead entries, smaller sweeps more often.
 const SWEEP_MIN: usize = 64;
 
-/// The layouts in use in this process, by id; shared by the caches of all targets.
+/// The layouts in use, by id.
 #[derive(Debug, Default)]
 pub struct Interner {
     layouts: Mutex<Known>,
@@ -25,11 +25,12 @@ struct Known {
 
 impl Interner {
     /// Returns the layout in use that equals `layout`, else takes `layout` into use.
+    #[must_use]
     pub fn intern(&self, layout: Layout) -> Arc<Layout> {
         // A poisoned lock guards a map that is whole between calls: nothing inside can panic half-way.
         let mut known = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(used) = known.by_id.get(&layout.id()).and_then(Weak::upgrade)
-            && same(&used, &layout)
+            && used.same(&layout)
         {
             return used;
         }
@@ -37,7 +38,8 @@ impl Interner {
     }
 
     /// Takes `layout` into use even if one that equals it is known: this one is in one piece.
-    pub(super) fn replace(&self, layout: Layout) -> Arc<Layout> {
+    #[must_use]
+    pub fn replace(&self, layout: Layout) -> Arc<Layout> {
         self.layouts.lock().unwrap_or_else(PoisonError::into_inner).take(layout)
     }
 
@@ -62,13 +64,4 @@ impl Known {
         }
         layout
     }
-}
-
-/// Compared in full: ids are hashes, and an exporter could make its own collide with another's.
-fn same(one: &Layout, other: &Layout) -> bool {
-    one.len() == other.len()
-        && one
-            .iter()
-            .zip(other.iter())
-            .all(|(one, other)| one.name() == other.name() && one.labels().eq(other.labels()) && one.family() == other.family())
 }

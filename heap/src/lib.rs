@@ -1,0 +1,29 @@
+//! How the C library's allocator is set up. A crate of its own, because `mallopt` is a foreign function: calling it is `unsafe`.
+//!
+//! *In*: nothing. *Out*: a process whose memory follows what it uses. *Bound*: [`ARENAS_MAX`] arenas. *When full*: does not apply.
+//!
+//! By default glibc makes eight arenas per core and, once a large buffer was freed, keeps buffers of that size inside them: what a start or a burst
+//! took is then never given back. An allocator of our own choice (jemalloc, mimalloc) was measured to need more memory here, not less.
+
+/// Arenas that threads share. More: memory that one arena has free and another one lacks; fewer: threads that wait for each other.
+#[cfg(target_env = "gnu")]
+const ARENAS_MAX: i32 = 2;
+/// Buffers of at least so many bytes are mapped by themselves and given back when they are freed. Larger: more stays behind after a burst;
+/// smaller: more page faults.
+#[cfg(target_env = "gnu")]
+const MAPPED_FROM_BYTES: i32 = 256 << 10;
+/// Free bytes at an arena's end that are kept.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES: i32 = 1 << 20;
+
+/// Sets the allocator up; to be called before there is a second thread. Does nothing where the C library is not glibc.
+pub fn set_up() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, ARENAS_MAX), (libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES), (libc::M_TRIM_THRESHOLD, KEPT_BYTES)]
+    {
+        // SAFETY: mallopt takes two integers and changes settings of the allocator only; the process has one thread yet.
+        let taken = unsafe { libc::mallopt(parameter, value) };
+        debug_assert_eq!(taken, 1, "glibc knows the parameter");
+    }
+}

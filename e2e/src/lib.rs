@@ -6,6 +6,7 @@
 //! served and what a sink took is read by the few lines in [`page`] and [`record`].
 
 pub mod agent;
+pub mod browser;
 pub mod compare;
 pub mod corpus;
 pub mod documented;

@@ -14,6 +14,7 @@ pub mod exporter;
 pub mod http1;
 pub mod http_sink;
 pub mod kafka;
+pub mod nats;
 pub mod page;
 pub mod process;
 pub mod receivers;

@@ -14,6 +14,7 @@ mod http_tls;
 mod kafka;
 mod kafka_secure;
 mod kills;
+mod nats_secrets;
 mod pages;
 mod prometheus;
 mod relabeling;

@@ -3,6 +3,7 @@
 //! *In*: requests on `server.listen`. *Out*: snapshots that are taken without waiting for anybody. *Bound*: bodies of [`BODY_BYTES_MAX`],
 //! addresses of [`URI_BYTES_MAX`], [`ANSWER_MAX`] until an answer begins; connections: see [`serve`]. *When full*: 413, 414, 408.
 
+mod console;
 pub(crate) mod model;
 mod openapi;
 mod routes;

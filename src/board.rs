@@ -109,9 +109,9 @@ impl Board {
         if let Some(info) = pulse.dead {
             self.telemetry.show_dead(info.bytes, info.messages);
         }
-        let left = |relay: &config::Relay| Some((relay.name.clone(), pulse.retention(&relay.name, &relay.hold).left_seconds?));
-        let left = config.relays.iter().filter_map(left).collect();
-        self.telemetry.show_retention(left, &mut pulse.retained);
+        let outlook = |relay: &config::Relay| Some((relay.name.clone(), pulse.outlook(&relay.name, &relay.hold)?));
+        let relays = config.relays.iter().filter_map(outlook).collect();
+        self.telemetry.show_relays(&relays, &mut pulse.shown);
     }
 
     fn pulse(&self) -> MutexGuard<'_, Pulse> {
@@ -210,6 +210,7 @@ impl Backend for Board {
         let (promise, nats, collection) = seen.unwrap_or_else(|| (None, nats(&ServerState::Starting, None), None));
         let (ready, pulse) = (self.ready(), self.pulse());
         let (samples_per_second, in_bytes_per_second) = pulse.collection();
+        let history = pulse.collected.clone();
         let store = |info: Info| Store { messages: info.messages, bytes: info.bytes, max_bytes: info.max_bytes };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -222,7 +223,7 @@ impl Backend for Board {
             nats,
             stream: pulse.stream.map(|info| stream(&info, in_bytes_per_second)),
             dead_letters: pulse.dead.map(store),
-            collection: Collection { samples_per_second, ..collection.unwrap_or_default() },
+            collection: Collection { samples_per_second, history, ..collection.unwrap_or_default() },
             buffer: self.config.lock().unwrap_or_else(PoisonError::into_inner).buffer.clone(),
         }
     }
@@ -340,7 +341,7 @@ fn collection(telemetry: &collector::telemetry::Telemetry) -> Collection {
         dropped_samples: dropped.sum(),
         queue_samples: telemetry.queue_samples.get().unsigned_abs(),
         queue_bytes: telemetry.queue_bytes.get().unsigned_abs(),
-        samples_per_second: 0.0,
+        ..Collection::default()
     }
 }
 

@@ -136,7 +136,7 @@ impl Report {
         }
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         // What cannot be found is a warning of the check, not a line in a log.
-        let surveyed = || runtime.block_on(collector::survey::survey(&config, |_| true));
+        let surveyed = || runtime.block_on(collector::survey::survey(&config, |_| true, || {}));
         let Ok(survey) = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), surveyed) else { return };
         self.targets = survey.targets.len();
         for (job, failure) in survey.failures {

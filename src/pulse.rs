@@ -10,12 +10,13 @@ use bundled_nats::port::{Info, Streams};
 use config::{Hold, OnFull};
 use relay::Status;
 use relay::checkpoint::Totals;
-use relay::trim::GIVE_UP_ABOVE;
+use relay::trim::{GIVE_UP_ABOVE, GIVE_UP_KEEPS};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::model::{History, Lag, Rates, Retention};
+use crate::api::model::{CollectionHistory, History, Lag, Rates, Retention};
 use crate::board::Board;
+use crate::telemetry::Outlook;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,6 +30,8 @@ const POINTS: usize = 150;
 const SPAN_MIN: Duration = Duration::from_secs(5);
 /// Lag below which nobody is told that data will be lost: a relay between two batches is not behind.
 const LAG_MIN_SECONDS: f64 = 10.0;
+/// Share of a limit above which it is the reason of a loss: giving up at the wall leaves so much of it.
+const AT_LIMIT: f64 = GIVE_UP_KEEPS / GIVE_UP_ABOVE;
 
 /// One look.
 struct Point {
@@ -56,8 +59,10 @@ pub(crate) struct Pulse {
     points: VecDeque<Point>,
     looks: u64,
     histories: BTreeMap<String, History>,
-    /// Relays whose retention the metrics show.
-    pub(crate) retained: BTreeSet<String>,
+    /// The last minutes of what is collected.
+    pub(crate) collected: CollectionHistory,
+    /// Relays that the metrics show.
+    pub(crate) shown: BTreeSet<String>,
 }
 
 /// Looks until the token ends it.
@@ -88,13 +93,16 @@ impl Pulse {
         let of = |status: &Status| Seen {
             totals: status.totals.clone(),
             lag_seconds: status.lag_seconds,
-            undelivered_bytes: self.lag(status).bytes,
+            undelivered_bytes: self.undelivered(status).1,
         };
         let relays: BTreeMap<String, Seen> = relays.iter().map(|status| (status.name.clone(), of(status))).collect();
         let before = self.points.back();
         if self.looks.is_multiple_of(LOOKS_PER_POINT) {
             self.histories.retain(|name, _| relays.contains_key(name));
             let every = LOOK.as_secs_f64() * LOOKS_PER_POINT as f64;
+            self.collected.every_seconds = every;
+            let rate = before.map(|point| per_second(scraped.saturating_sub(point.scraped), at - point.at));
+            push(&mut self.collected.scraped_samples, rate.unwrap_or(0.0));
             for (name, seen) in &relays {
                 let history = self.histories.entry(name.clone()).or_default();
                 history.every_seconds = every;
@@ -123,10 +131,26 @@ impl Pulse {
 
     /// What a relay has not delivered.
     pub(crate) fn lag(&self, status: &Status) -> Lag {
+        let (messages, bytes) = self.undelivered(status);
+        let catch_up_seconds = self.ends(&status.name).and_then(|(over, first, last)| catch_up(over, first, last));
+        Lag { seconds: status.lag_seconds, samples: status.pending_samples, messages, bytes, catch_up_seconds }
+    }
+
+    /// Messages after a relay's position, and their bytes.
+    fn undelivered(&self, status: &Status) -> (u64, u64) {
         let info = self.stream.unwrap_or_default();
         let messages = (info.last_seq + 1).saturating_sub(info.first_seq.max(status.position + 1));
-        let bytes = messages.saturating_mul(info.bytes / info.messages.max(1)).min(info.bytes);
-        Lag { seconds: status.lag_seconds, samples: status.pending_samples, messages, bytes }
+        (messages, messages.saturating_mul(info.bytes / info.messages.max(1)).min(info.bytes))
+    }
+
+    /// What is foreseen for a relay; none: it was not seen the last time.
+    pub(crate) fn outlook(&self, relay: &str, hold: &Hold) -> Option<Outlook> {
+        let (over, first, last) = self.ends(relay)?;
+        Some(Outlook {
+            pending_bytes: last.undelivered_bytes,
+            left_seconds: self.retention(relay, hold).left_seconds,
+            catch_up_seconds: catch_up(over, first, last),
+        })
     }
 
     /// Samples of a relay per second.
@@ -161,25 +185,44 @@ impl Pulse {
 }
 
 fn retention(over: Duration, first: &Seen, last: &Seen, hold: &Hold, wall: u64) -> Retention {
-    let kept = || Retention { text: "nothing is lost at the present rate".to_owned(), ..Retention::default() };
+    let kept = |text: &str| Retention { text: text.to_owned(), ..Retention::default() };
     if over < SPAN_MIN || last.lag_seconds < LAG_MIN_SECONDS {
-        return kept();
+        return kept("nothing is lost at the present rate");
     }
     let seconds = over.as_secs_f64();
-    let growth = last.undelivered_bytes.saturating_sub(first.undelivered_bytes) as f64 / seconds;
-    let aging = (last.lag_seconds - first.lag_seconds) / seconds;
-    let by_bytes = |max: f64| (growth > 0.0).then(|| (max - last.undelivered_bytes as f64).max(0.0) / growth);
-    let by_age = |max: f64| (aging > 0.0).then(|| (max - last.lag_seconds).max(0.0) / aging);
+    let (lag, bytes) = (last.lag_seconds, last.undelivered_bytes as f64);
+    let (aging, growth) = ((lag - first.lag_seconds) / seconds, (bytes - first.undelivered_bytes as f64) / seconds);
     let limits = [
-        (hold.max_age.and_then(|age| by_age(age.0 as f64 / 1000.0)), "hold.max_age"),
-        (hold.max_bytes.and_then(|bytes| by_bytes(bytes.0 as f64)), "hold.max_bytes"),
-        (by_bytes(wall as f64 * GIVE_UP_ABOVE), "buffer.max_bytes"),
+        (hold.max_age.map(|age| age.0 as f64 / 1000.0), lag, aging, "hold.max_age"),
+        (hold.max_bytes.map(|bytes| bytes.0 as f64), bytes, growth, "hold.max_bytes"),
+        (Some(wall as f64 * GIVE_UP_ABOVE), bytes, growth, "buffer.max_bytes"),
     ];
-    let soonest = limits.into_iter().filter_map(|(left, limit)| Some((left?, limit))).min_by(|a, b| a.0.total_cmp(&b.0));
-    let Some((left, limit)) = soonest else { return kept() };
+    // At its limit a relay that loses stays where it is: only what it lost tells.
+    let is_losing = last.totals.lost > first.totals.lost;
+    let left = |(max, at, per_second, limit): (Option<f64>, f64, f64, &'static str)| match max? {
+        max if is_losing && at >= max * AT_LIMIT => Some((0.0, limit)),
+        max if per_second > 0.0 => Some(((max - at).max(0.0) / per_second, limit)),
+        _ => None,
+    };
+    let soonest = limits.into_iter().filter_map(left).min_by(|a, b| a.0.total_cmp(&b.0));
+    let Some((left, limit)) = soonest else {
+        return match catch_up(over, first, last) {
+            Some(left) => kept(&format!("caught up in {}", span(left as f64))),
+            None => kept("nothing is lost at the present rate"),
+        };
+    };
     let what = if limit == "buffer.max_bytes" && hold.on_full == OnFull::Block { "ingest is refused" } else { "loses data" };
     let when = if left < 1.0 { "now".to_owned() } else { format!("in {}", span(left)) };
     Retention { left_seconds: Some(left as u64), limit: Some(limit.to_owned()), text: format!("{what} {when} ({limit})") }
+}
+
+/// Seconds until nothing waits; none: it is not behind, does not catch up, or what became less was lost.
+fn catch_up(over: Duration, first: &Seen, last: &Seen) -> Option<u64> {
+    if over < SPAN_MIN || last.lag_seconds < LAG_MIN_SECONDS || last.totals.lost > first.totals.lost {
+        return None;
+    }
+    let fell = first.undelivered_bytes.checked_sub(last.undelivered_bytes).filter(|fell| *fell > 0)?;
+    Some((last.undelivered_bytes as f64 * over.as_secs_f64() / fell as f64) as u64)
 }
 
 /// Seconds as a person says them: `47 min`, `3 h 20 min`, `12 d`.
@@ -228,7 +271,8 @@ mod tests {
             ..Hold::default()
         };
         assert_eq!(left(seen(0.0, 0), seen(2.0, 6000), hold(60, 0), 1000), none, "not behind");
-        assert_eq!(left(seen(90.0, 9000), seen(60.0, 6000), hold(100, 9000), 10_000), none, "catching up");
+        let kept = (None, String::new(), "caught up in 2 min".to_owned());
+        assert_eq!(left(seen(90.0, 9000), seen(60.0, 6000), hold(100, 9000), 10_000), kept, "30 of 90 in the last minute");
         let at = |seconds: u64, limit: &str, text: &str| (Some(seconds), limit.to_owned(), text.to_owned());
         // 100 bytes a second; 92,000 is where relays give up.
         let full = at(860, "buffer.max_bytes", "loses data in 14 min (buffer.max_bytes)");
@@ -239,6 +283,41 @@ mod tests {
         assert_eq!(left(seen(0.0, 0), seen(60.0, 6000), hold(100, 50_000), 100_000), age);
         let now = at(0, "hold.max_bytes", "loses data now (hold.max_bytes)");
         assert_eq!(left(seen(0.0, 0), seen(60.0, 6000), hold(100, 6000), 100_000), now);
+        // At its limit it stands still, and is losing all the same.
+        let losing = |lag: f64, bytes: u64, lost: u64| Seen { totals: Totals { lost, ..Totals::default() }, ..seen(lag, bytes) };
+        let now = at(0, "hold.max_age", "loses data now (hold.max_age)");
+        assert_eq!(left(losing(61.0, 6000, 5), losing(60.0, 6000, 9), hold(60, 0), 100_000), now);
+        assert_eq!(left(losing(61.0, 6000, 9), losing(60.0, 6000, 9), hold(60, 0), 100_000).0, None, "it lost before");
+    }
+
+    #[test]
+    fn catching_up_is_what_was_delivered_beyond_what_came_in() {
+        let (minute, lost) = (Duration::from_secs(60), |mut seen: Seen| {
+            seen.totals.lost += 1;
+            seen
+        });
+        assert_eq!(catch_up(minute, &seen(600.0, 9000), &seen(400.0, 6000)), Some(120));
+        assert_eq!(catch_up(minute, &seen(600.0, 6000), &seen(600.0, 6000)), None, "as much came in");
+        assert_eq!(catch_up(minute, &seen(60.0, 6000), &seen(2.0, 60)), None, "it has caught up");
+        assert_eq!(catch_up(minute, &seen(600.0, 9000), &lost(seen(400.0, 6000))), None, "it gave up what is missing");
+        assert_eq!(catch_up(Duration::from_secs(2), &seen(600.0, 9000), &seen(400.0, 6000)), None, "too short a look");
+    }
+
+    #[test]
+    fn what_is_seen_of_a_relay_is_what_the_metrics_foresee() {
+        let (mut pulse, start) = (Pulse::default(), Instant::now());
+        let status = |lag_seconds, position| Status { lag_seconds, position, ..Status::default() };
+        for k in 0..=20 {
+            let info = Info { messages: 100, bytes: 100_000, max_bytes: 1 << 30, first_seq: 1, last_seq: 100, ..Info::default() };
+            pulse.look(start + LOOK * k, Some(info), None, u64::from(k) * 500, 0, &[status(90.0 - f64::from(k), u64::from(k))]);
+        }
+        let outlook = pulse.outlook("", &Hold::default()).expect("it was seen");
+        assert_eq!(outlook, Outlook { pending_bytes: 80_000, left_seconds: None, catch_up_seconds: Some(80) });
+        let lag = pulse.lag(&status(70.0, 20));
+        assert_eq!((lag.messages, lag.bytes, lag.catch_up_seconds), (80, 80_000, Some(80)));
+        assert_eq!(pulse.retention("", &Hold::default()).text, "caught up in 80 s");
+        assert_eq!(pulse.collected.scraped_samples.last(), Some(&500.0));
+        assert_eq!(pulse.outlook("gone", &Hold::default()), None);
     }
 
     #[test]

@@ -5,14 +5,19 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use crate::client::Api;
 use crate::place::Place;
 use crate::{Output, check, fail, times};
+
+/// How often the progress bar shows a new time.
+const TICK: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -76,8 +81,20 @@ fn ask(api: &Api) -> anyhow::Result<Value> {
 
 fn find(config: &config::Config, jobs: &[String]) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")?;
-    let survey = runtime.block_on(collector::survey::survey(config, |job| jobs.is_empty() || jobs.iter().any(|wanted| wanted == job)))?;
-    Ok(serde_json::to_value(survey)?)
+    let wanted = |job: &str| jobs.is_empty() || jobs.iter().any(|wanted| wanted == job);
+    // A server that does not answer takes its time: a person sees how many jobs are still looked at. It shows in terminals only.
+    let bar = progress_bar(config.scrape_configs.iter().filter(|scrape| wanted(&scrape.job_name)).count());
+    let survey = runtime.block_on(collector::survey::survey(config, wanted, || bar.inc(1)));
+    bar.finish_and_clear();
+    Ok(serde_json::to_value(survey?)?)
+}
+
+fn progress_bar(jobs: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{elapsed_precise} {bar:30.cyan/dim} {pos} of {len} jobs looked at");
+    // The template is a constant: one that is none would show the plain bar.
+    let bar = ProgressBar::new(jobs as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(TICK);
+    bar
 }
 
 /// Leaves what was asked for.

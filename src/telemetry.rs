@@ -6,13 +6,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus::{GaugeVec, IntGauge, Opts, Registry};
 
+/// What is foreseen for one relay.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Outlook {
+    /// Bytes that it has not delivered.
+    pub(crate) pending_bytes: u64,
+    /// Seconds until it meets a limit; none: it meets none.
+    pub(crate) left_seconds: Option<u64>,
+    /// Seconds until nothing waits; none: it is not behind, or does not catch up.
+    pub(crate) catch_up_seconds: Option<u64>,
+}
+
 /// The gauges.
 pub(crate) struct Telemetry {
     stream_bytes: IntGauge,
     stream_max_bytes: IntGauge,
     dead_bytes: IntGauge,
     dead_messages: IntGauge,
+    pending_bytes: GaugeVec,
     retention: GaugeVec,
+    catch_up: GaugeVec,
 }
 
 impl Telemetry {
@@ -23,18 +36,28 @@ impl Telemetry {
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        let retention = Opts::new(
-            "strata_relay_retention_seconds",
-            "After how long the relay meets a limit at the rate of the last minute; absent: it meets none.",
-        );
-        let retention = GaugeVec::new(retention, &["relay"])?;
-        registry.register(Box::new(retention.clone()))?;
+        let per_relay = |name: &str, help: &str| {
+            let gauge = GaugeVec::new(Opts::new(name, help), &["relay"])?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
         Ok(Self {
             stream_bytes: gauge("strata_stream_bytes", "Bytes in the stream of samples, those of the replay window included.")?,
             stream_max_bytes: gauge("strata_stream_max_bytes", "The wall of that stream: buffer.max_bytes.")?,
             dead_bytes: gauge("strata_dead_letter_bytes", "Bytes in the stream of dead letters.")?,
             dead_messages: gauge("strata_dead_letter_messages", "Messages in the stream of dead letters.")?,
-            retention,
+            pending_bytes: per_relay(
+                "strata_relay_pending_bytes",
+                "Bytes in the stream after the relay's position, by the average message.",
+            )?,
+            retention: per_relay(
+                "strata_relay_retention_seconds",
+                "After how long the relay meets a limit at the rate of the last minute; absent: it meets none.",
+            )?,
+            catch_up: per_relay(
+                "strata_relay_catch_up_seconds",
+                "After how long nothing waits for the relay at the rate of the last minute; absent: it is not behind, or does not catch up.",
+            )?,
         })
     }
 
@@ -50,17 +73,21 @@ impl Telemetry {
         self.dead_messages.set(i64::try_from(messages).unwrap_or(i64::MAX));
     }
 
-    /// Shows how long relays are safe; one for which no limit comes nearer has no series. `shown`: those of the call before.
-    pub(crate) fn show_retention(&self, left: BTreeMap<String, u64>, shown: &mut BTreeSet<String>) {
-        for relay in shown.iter().filter(|relay| !left.contains_key(*relay)) {
-            if let Err(error) = self.retention.remove_label_values(&[relay]) {
-                tracing::debug!(relay, %error, "a metric of the relay is gone already");
+    /// Shows what is foreseen for each relay; one that is gone has no series, nor has what is not foreseen. `shown`: those of the call before.
+    pub(crate) fn show_relays(&self, now: &BTreeMap<String, Outlook>, shown: &mut BTreeSet<String>) {
+        let show = |gauge: &GaugeVec, value: fn(&Outlook) -> Option<u64>| {
+            for relay in shown.iter().chain(now.keys()) {
+                match now.get(relay).and_then(value) {
+                    Some(value) => gauge.with_label_values(&[relay]).set(value as f64),
+                    // It may have no series already.
+                    None => drop(gauge.remove_label_values(&[relay])),
+                }
             }
-        }
-        for (relay, seconds) in &left {
-            self.retention.with_label_values(&[relay]).set(*seconds as f64);
-        }
-        *shown = left.into_keys().collect();
+        };
+        show(&self.pending_bytes, |outlook| Some(outlook.pending_bytes));
+        show(&self.retention, |outlook| outlook.left_seconds);
+        show(&self.catch_up, |outlook| outlook.catch_up_seconds);
+        *shown = now.keys().cloned().collect();
     }
 }
 
@@ -69,15 +96,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_relay_that_is_safe_or_gone_has_no_retention() {
+    fn a_relay_that_is_gone_or_for_which_nothing_is_foreseen_has_no_series() {
         let registry = Registry::new();
         let telemetry = Telemetry::register(&registry).expect("an own registry");
         let mut shown = BTreeSet::new();
-        let left = |relays: &[(&str, u64)]| relays.iter().map(|(relay, seconds)| ((*relay).to_owned(), *seconds)).collect();
-        telemetry.show_retention(left(&[("a", 7), ("b", 8)]), &mut shown);
-        telemetry.show_retention(left(&[("b", 9)]), &mut shown);
+        let outlook = |pending_bytes, left_seconds, catch_up_seconds| Outlook { pending_bytes, left_seconds, catch_up_seconds };
+        let relays = |relays: &[(&str, Outlook)]| relays.iter().map(|(relay, seen)| ((*relay).to_owned(), seen.clone())).collect();
+        telemetry.show_relays(&relays(&[("a", outlook(1, Some(7), Some(3))), ("b", outlook(2, Some(8), None))]), &mut shown);
+        telemetry.show_relays(&relays(&[("b", outlook(9, None, Some(5)))]), &mut shown);
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
-        let found: Vec<_> = text.lines().filter(|line| line.starts_with("strata_relay_retention_seconds")).collect();
-        assert_eq!(found, ["strata_relay_retention_seconds{relay=\"b\"} 9"]);
+        let found: Vec<_> = text.lines().filter(|line| line.starts_with("strata_relay_")).collect();
+        assert_eq!(found, ["strata_relay_catch_up_seconds{relay=\"b\"} 5", "strata_relay_pending_bytes{relay=\"b\"} 9"]);
     }
 }

@@ -18,6 +18,8 @@ use anyhow::{Context as _, bail};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
 
 use crate::api::model::{Changed, PauseRequest, Relays, Status, Targets};
 use crate::client::Api;
@@ -32,7 +34,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const LOOKS_PER_TARGETS: u64 = 3;
 /// How often the terminal is asked for keys while there are none: the end is noticed so late.
 const KEYS: Duration = Duration::from_millis(100);
-/// Keys that wait. Larger and smaller do not matter: a person types them.
+/// Keys that wait, and changes that are asked for. Larger and smaller do not matter: a person types them.
 const KEYS_MAX: usize = 64;
 
 #[derive(clap::Args)]
@@ -45,7 +47,7 @@ pub(crate) struct Args {
 enum News {
     Key(Event),
     Look(Box<anyhow::Result<Snapshot>>),
-    Note(String),
+    Changed { relay: String, answer: Box<anyhow::Result<Changed>> },
 }
 
 pub(crate) fn main(args: &Args) -> ExitCode {
@@ -88,6 +90,8 @@ async fn follow(api: &Arc<Api>, app: &mut App, terminal: &mut ratatui::DefaultTe
     let (keys, looks) = (sender.clone(), sender.clone());
     tokio::task::spawn_blocking(move || read_keys(&keys));
     let looking = tokio::spawn(keep_looking(Arc::clone(api), looks));
+    let (changes, asked) = mpsc::channel(KEYS_MAX);
+    let changing = tokio::spawn(keep_changing(Arc::clone(api), asked, sender));
     let mut clock = tokio::time::interval(LOOK);
     let mut last_targets = None;
     while !app.is_over() {
@@ -98,7 +102,7 @@ async fn follow(api: &Arc<Api>, app: &mut App, terminal: &mut ratatui::DefaultTe
             _ = hangup.recv() => break,
             _ = clock.tick() => None,
             some = news.recv() => match some {
-                Some(News::Key(Event::Key(key))) if key.kind != KeyEventKind::Release => app.key(key),
+                Some(News::Key(Event::Key(key))) if key.kind != KeyEventKind::Release => app.key(key, times::now_ms()),
                 Some(News::Key(_)) => None,
                 Some(News::Look(found)) => {
                     let found = found.map(|mut found| {
@@ -111,20 +115,22 @@ async fn follow(api: &Arc<Api>, app: &mut App, terminal: &mut ratatui::DefaultTe
                     app.take(found.map_err(|error| format!("{error:#}")), times::now_ms());
                     None
                 }
-                Some(News::Note(note)) => {
-                    app.note(note);
+                Some(News::Changed { relay, answer }) => {
+                    app.settle(&relay, answer.map_err(|error| format!("{error:#}")), Instant::now());
                     None
                 }
                 None => break,
             },
         };
-        if let Some(Action::Pause { relay, paused }) = action {
-            let (api, sender) = (Arc::clone(api), sender.clone());
-            // Ends by itself: the request has a deadline.
-            tokio::spawn(async move { sender.send(News::Note(pause(&api, &relay, paused).await)).await });
+        if let Some(Action::Pause { relay, paused }) = action
+            && let Err(error) = changes.try_send((relay, paused))
+        {
+            let (TrySendError::Full((relay, _)) | TrySendError::Closed((relay, _))) = error;
+            app.settle(&relay, Err("too many changes wait for their answers".to_owned()), Instant::now());
         }
     }
     looking.abort();
+    changing.abort();
     Ok(())
 }
 
@@ -153,22 +159,30 @@ async fn keep_looking(api: Arc<Api>, looks: mpsc::Sender<News>) {
     }
 }
 
+/// Asks for one change after the other, in the order of the keys.
+async fn keep_changing(api: Arc<Api>, mut asked: mpsc::Receiver<(String, bool)>, answers: mpsc::Sender<News>) {
+    while let Some((relay, paused)) = asked.recv().await {
+        let answer = Box::new(change(&api, &relay, paused).await);
+        if answers.send(News::Changed { relay, answer }).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// `k`: the number of the look; without one everything is looked at.
 async fn look(api: &Api, k: Option<u64>) -> anyhow::Result<Snapshot> {
+    let asked = Instant::now();
     let status = api.read::<Status>("/api/v1/status").await?;
     let relays = api.read::<Relays>("/api/v1/relays").await?.relays;
     let targets = match k.is_none_or(|k| k.is_multiple_of(LOOKS_PER_TARGETS)) {
         true => Some(api.read::<Targets>("/api/v1/targets").await?.targets),
         false => None,
     };
-    Ok(Snapshot { status, relays, targets })
+    Ok(Snapshot { asked, status, relays, targets })
 }
 
-async fn pause(api: &Api, relay: &str, paused: bool) -> String {
+async fn change(api: &Api, relay: &str, paused: bool) -> anyhow::Result<Changed> {
     let path = format!("/api/v1/relays/{relay}/{}", if paused { "resume" } else { "pause" });
-    let changed = api.post(&path, &PauseRequest::default()).await.and_then(|answer| Ok(serde_json::from_value::<Changed>(answer)?));
-    match changed {
-        Ok(changed) => format!("{relay}: {}", changed.note),
-        Err(error) => format!("{relay}: {error:#}"),
-    }
+    let answer = api.post(&path, &PauseRequest::default()).await?;
+    serde_json::from_value(answer).context("another version of the API")
 }

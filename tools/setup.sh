@@ -43,6 +43,7 @@ for purpose in "$@"; do
       system mvn maven "fetches Apache Kafka"
       system node nodejs "runs Etsy's statsd"
       system npm npm "fetches Etsy's statsd"
+      system chromium chromium "opens the console (125 MB; a quarter of a minute to install)"
       system python3 python3-venv "runs the independent decoder of the wire format"
       cached cargo-deny-0.20.2 "cargo-deny, built by cargo: licence check (some minutes to build)"
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"

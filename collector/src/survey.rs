@@ -30,16 +30,17 @@ pub struct Survey {
     pub failures: Vec<(String, String)>,
 }
 
-/// Finds the targets of the jobs that `wanted` takes, once.
+/// Finds the targets of the jobs that `wanted` takes, once. `looked` is called after each of them, whatever was found.
 ///
 /// *Errors*: as [`crate::Collector::start`].
-pub async fn survey(config: &Config, wanted: impl Fn(&str) -> bool) -> Result<Survey, Error> {
+pub async fn survey(config: &Config, wanted: impl Fn(&str) -> bool, looked: impl Fn()) -> Result<Survey, Error> {
     let telemetry = Telemetry::new(&Registry::new()).map_err(Error::Metrics)?;
     let client = Arc::new(Client::new());
     let jobs = config.scrape_configs.iter().filter(|scrape| wanted(&scrape.job_name));
     let found = jobs.map(async |scrape| {
         let job = Job::new(&config.global, scrape.clone());
         let (groups, failures) = discovery::once(scrape, &client, &telemetry).await;
+        looked();
         (scrape.job_name.clone(), job.find(&groups), failures)
     });
     let found: Vec<_> = stream::iter(found).buffered(JOBS_AT_ONCE).collect().await;

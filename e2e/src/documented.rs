@@ -16,10 +16,11 @@ struct Metric {
 }
 
 /// Metrics whose series come with their first count.
-const LATER: [&str; 6] = [
+const LATER: [&str; 7] = [
     "strata_discovery_failures_total",
     "strata_discovery_targets",
     "strata_publish_errors_total",
+    "strata_relay_catch_up_seconds",
     "strata_relay_left_alone_samples_total",
     "strata_relay_retention_seconds",
     "strata_scrape_defects_tolerated_total",

@@ -6,6 +6,7 @@
 //! served and what a sink took is read by the few lines in [`page`] and [`record`].
 
 pub mod agent;
+pub mod browser;
 pub mod compare;
 pub mod corpus;
 pub mod documented;
@@ -13,6 +14,7 @@ pub mod exporter;
 pub mod http1;
 pub mod http_sink;
 pub mod kafka;
+pub mod nats;
 pub mod page;
 pub mod process;
 pub mod receivers;

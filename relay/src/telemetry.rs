@@ -210,7 +210,7 @@ pub enum Activity {
 }
 
 /// A relay at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Status {
     /// Its name.
     pub name: String,

@@ -151,6 +151,17 @@ pub(crate) struct Collection {
     pub(crate) queue_bytes: u64,
     /// Scraped samples per second, over the last minute.
     pub(crate) samples_per_second: f64,
+    /// The last minutes.
+    pub(crate) history: CollectionHistory,
+}
+
+/// The last minutes of what is collected, oldest first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct CollectionHistory {
+    /// Seconds between two points.
+    pub(crate) every_seconds: f64,
+    /// Scraped samples per second.
+    pub(crate) scraped_samples: Vec<f64>,
 }
 
 /// Targets with their health.
@@ -158,6 +169,8 @@ pub(crate) struct Collection {
 pub(crate) struct Targets {
     /// Those that are scraped, in the configuration's order.
     pub(crate) targets: Vec<Target>,
+    /// Those that were found and are not scraped; a job shows only the first of them.
+    pub(crate) dropped: Vec<Dropped>,
 }
 
 /// One target; [scraping.md](scraping.md) tells of all its fields.
@@ -181,9 +194,28 @@ pub(crate) struct Target {
     pub(crate) samples: u64,
     /// Slots missed since the start.
     pub(crate) missed: u64,
+    /// Slot of the first of the failures that last; none: the last scrape did not fail.
+    pub(crate) down_since_ms: Option<i64>,
+    /// Its own labels.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Its labels before relabeling.
+    pub(crate) discovered_labels: BTreeMap<String, String>,
     /// The rest.
     #[serde(flatten)]
     pub(crate) more: serde_json::Map<String, Value>,
+}
+
+/// A target that was found and is not scraped.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Dropped {
+    /// Its job.
+    pub(crate) job: String,
+    /// Its labels before relabeling.
+    pub(crate) discovered_labels: BTreeMap<String, String>,
+    /// `relabeled` (a rule dropped it), `duplicate` (same URL and labels as another one), `invalid` (its labels make no target).
+    pub(crate) reason: String,
+    /// The rule, or what is wrong.
+    pub(crate) detail: String,
 }
 
 /// All relays.
@@ -246,6 +278,8 @@ pub(crate) struct Lag {
     pub(crate) messages: u64,
     /// Their bytes, by the average message.
     pub(crate) bytes: u64,
+    /// Seconds until nothing waits if all goes on as in the last minute; none: it is not behind, or does not catch up.
+    pub(crate) catch_up_seconds: Option<u64>,
 }
 
 /// How long nothing is lost.

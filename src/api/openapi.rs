@@ -65,6 +65,7 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     for (status, description, content) in route.answers {
         let content = match content {
             Content::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
+            Content::File(media_type) => json!({ *media_type: { "schema": { "type": "string" } } }),
             Content::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
             Content::Lines => json!({ "application/x-ndjson": { "schema": { "type": "string" } } }),
         };

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, LOCATION, VARY};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use prometheus::TextEncoder;
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::model::{Changed, PauseRequest, Relay, Relays, Replay, ReplayState, Status, Targets};
-use super::{Refusal, Shared, openapi, tap};
+use super::{Refusal, Shared, console, openapi, tap};
 
 /// Who may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(crate) enum Access {
 pub(crate) enum Content {
     /// Nothing to speak of.
     Text,
+    /// A file of the console, of this media type.
+    File(&'static str),
     /// JSON of this schema.
     Json(fn(&mut SchemaGenerator) -> Schema),
     /// JSON documents, one a line, as long as the connection lasts.
@@ -86,10 +88,46 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         path: "/",
         id: "index",
-        summary: "What there is, as text.",
+        summary: "What there is, as text; a browser is led to the console.",
         access: Access::Open,
-        answers: &[(200, "The routes, one a line.", Content::Text)],
-        handler: || get(async || index()),
+        answers: &[(200, "The routes, one a line.", Content::Text), (303, "To the console.", Content::Text)],
+        handler: || get(async |headers: HeaderMap| index(&headers)),
+        ..READ
+    },
+    Route {
+        path: "/console",
+        id: "console",
+        summary: "The console: a page that shows what this API says.",
+        access: Access::Open,
+        answers: &[(200, "A page.", Content::File(console::PAGE.media_type))],
+        handler: || get(async || console::PAGE),
+        ..READ
+    },
+    Route {
+        path: "/console/page.css",
+        id: "console_style",
+        summary: "How the console looks.",
+        access: Access::Open,
+        answers: &[(200, "A style sheet.", Content::File(console::STYLE.media_type))],
+        handler: || get(async || console::STYLE),
+        ..READ
+    },
+    Route {
+        path: "/console/page.js",
+        id: "console_script",
+        summary: "What the console does.",
+        access: Access::Open,
+        answers: &[(200, "A script.", Content::File(console::SCRIPT.media_type))],
+        handler: || get(async || console::SCRIPT),
+        ..READ
+    },
+    Route {
+        path: "/console/icon.svg",
+        id: "console_icon",
+        summary: "Strata's mark.",
+        access: Access::Open,
+        answers: &[(200, "An image.", Content::File(console::ICON.media_type))],
+        handler: || get(async || console::ICON),
         ..READ
     },
     Route {
@@ -265,9 +303,15 @@ struct ReadyQuery {
     verbose: Option<String>,
 }
 
-fn index() -> String {
+fn index(headers: &HeaderMap) -> Response {
+    let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    // Relative: it holds behind a proxy that serves this under a path.
+    if accepts.contains(console::PAGE.media_type) {
+        return (StatusCode::SEE_OTHER, [(LOCATION, "console"), (VARY, "accept")], "the console is at /console\n").into_response();
+    }
     let line = |route: &Route| format!("{:<7}{:<32}{}\n", route.method.to_ascii_uppercase(), route.path, route.summary);
-    format!("Strata {}\n\n{}", env!("CARGO_PKG_VERSION"), ROUTES.iter().map(line).collect::<String>())
+    let text = format!("Strata {}\n\n{}", env!("CARGO_PKG_VERSION"), ROUTES.iter().map(line).collect::<String>());
+    ([(VARY, "accept")], text).into_response()
 }
 
 async fn openapi_document() -> Json<Value> {

@@ -23,7 +23,7 @@ struct One;
 
 fn relay(name: &str) -> Relay {
     serde_json::from_value(json!({
-        "name": name, "state": "retrying", "lag": {"seconds": 3.5, "samples": 7, "messages": 1, "bytes": 900},
+        "name": name, "state": "retrying", "lag": {"seconds": 3.5, "samples": 7, "messages": 1, "bytes": 900, "catch_up_seconds": null},
         "retention": {"left_seconds": 2820, "limit": "buffer.max_bytes", "text": "loses data in 47 min (buffer.max_bytes)"},
         "rates": {"read_samples": 1.5, "delivered_samples": 0.0},
         "totals": {"read": 9, "delivered": 2, "filtered": 0, "rejected": 0, "lost": 0, "retries": 3}, "dead_letters": 0,
@@ -70,8 +70,8 @@ impl Backend for One {
     fn targets(&self) -> Value {
         json!({ "targets": [{
             "id": "0a", "job": "j", "url": "http://h/metrics", "health": "up", "last_error": null, "last_scrape_ms": 1,
-            "last_duration_s": 0.5, "samples": 3, "missed": 0, "labels": [["job", "j"]],
-        }] })
+            "last_duration_s": 0.5, "samples": 3, "missed": 0, "down_since_ms": null, "labels": {"job": "j"}, "discovered_labels": {"__address__": "h"},
+        }], "dropped": [{ "job": "j", "discovered_labels": {"__address__": "i"}, "reason": "relabeled", "detail": "rule 0" }] })
     }
     fn relays(&self) -> Vec<Relay> {
         vec![relay("one")]
@@ -202,6 +202,41 @@ async fn answers_are_what_the_document_says() {
     }
     let (status, kind, _) = served.ask("GET", "/api/v1/nothing", TOKEN, "").await;
     assert_eq!((status, kind.as_str()), (404, "application/json"));
+}
+
+/// An answer's status and headers, to one who accepts this.
+async fn heads(served: &Served, path: &str, accept: &str) -> (u16, HeaderMap) {
+    let request = http::Request::builder().uri(format!("http://{}{path}", served.address)).header("accept", accept);
+    let answer = served.client.request(request.body(Full::default()).expect("a request")).await.expect("an answer");
+    (answer.status().as_u16(), answer.headers().clone())
+}
+
+#[tokio::test]
+async fn the_console_is_open_to_browsers_and_can_load_nothing_else() {
+    let served = Served::start(false, Duration::from_secs(60)).await;
+    let of = |headers: &HeaderMap, name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let (status, headers) = heads(&served, "/", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8").await;
+    assert_eq!((status, of(&headers, "location"), of(&headers, "vary")), (303, "console".to_owned(), "accept".to_owned()));
+    for accept in ["*/*", "text/plain", ""] {
+        let (status, headers) = heads(&served, "/", accept).await;
+        assert_eq!((status, of(&headers, "content-type").starts_with("text/plain")), (200, true), "{accept}");
+    }
+    for (path, kind) in [
+        ("/console", "text/html"),
+        ("/console/page.css", "text/css"),
+        ("/console/page.js", "text/javascript"),
+        ("/console/icon.svg", "image/svg+xml"),
+    ] {
+        let (status, headers) = heads(&served, path, "*/*").await;
+        assert_eq!((status, of(&headers, "content-type")), (200, format!("{kind}; charset=utf-8")), "{path}");
+        let policy = of(&headers, "content-security-policy");
+        assert!(
+            policy.starts_with("default-src 'none'; ") && policy.contains("script-src 'self'") && !policy.contains("unsafe"),
+            "{policy}"
+        );
+        let others = ["x-content-type-options", "referrer-policy", "cache-control"].map(|name| of(&headers, name));
+        assert_eq!(others, ["nosniff", "no-referrer", "no-cache"], "{path}");
+    }
 }
 
 #[test]

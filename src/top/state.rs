@@ -3,8 +3,9 @@
 //! *In*: snapshots, keys. *Out*: what is to be shown and done. *Bound*: one snapshot. *When full*: does not apply.
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use tokio::time::Instant;
 
-use crate::api::model::{Relay, Status, Target};
+use crate::api::model::{Changed, Pause, Relay, Status, Target};
 
 /// Bytes of a filter that is typed.
 const FILTER_MAX: usize = 60;
@@ -12,6 +13,8 @@ const FILTER_MAX: usize = 60;
 /// One look.
 #[derive(Clone)]
 pub(super) struct Snapshot {
+    /// When it began.
+    pub(super) asked: Instant,
     pub(super) status: Status,
     pub(super) relays: Vec<Relay>,
     /// None: not looked at this time.
@@ -46,6 +49,10 @@ pub(super) struct App {
     pub(super) pane: Pane,
     pub(super) is_open: bool,
     pub(super) note: Option<String>,
+    /// Changes that are not answered yet.
+    changing: usize,
+    /// When the last change was answered: a look that began before it may know the relays as they were.
+    changed: Option<Instant>,
     relay: usize,
     target: usize,
     is_over: bool,
@@ -65,6 +72,8 @@ impl App {
             pane: Pane::Relays,
             is_open: false,
             note: None,
+            changing: 0,
+            changed: None,
             relay: 0,
             target: 0,
             is_over: false,
@@ -75,8 +84,23 @@ impl App {
         self.is_over
     }
 
-    pub(super) fn note(&mut self, note: String) {
-        self.note = Some(note);
+    /// Takes what became of a change of a relay: its note, or why it failed.
+    pub(super) fn settle(&mut self, relay: &str, answer: Result<Changed, String>, at: Instant) {
+        self.changing = self.changing.saturating_sub(1);
+        self.changed = Some(at);
+        let note = match answer {
+            Err(why) => why,
+            Ok(answer) => {
+                // What a later change asks for is shown already.
+                if self.changing == 0
+                    && let Some(known) = self.relays.iter_mut().find(|known| known.name == relay)
+                {
+                    *known = answer.relay;
+                }
+                answer.note
+            }
+        };
+        self.note = Some(format!("{relay}: {note}"));
     }
 
     /// Takes a look, unless the display is frozen.
@@ -92,7 +116,9 @@ impl App {
                 let relay = self.selected_relay().map(|relay| relay.name.clone());
                 let target = self.selected_target().map(|target| target.id.clone());
                 self.status = Some(found.status);
-                self.relays = found.relays;
+                if self.changing == 0 && self.changed.is_none_or(|changed| found.asked > changed) {
+                    self.relays = found.relays;
+                }
                 if let Some(mut targets) = found.targets {
                     targets.sort_by(|a, b| badness(a).cmp(&badness(b)).then_with(|| (&a.job, &a.url).cmp(&(&b.job, &b.url))));
                     self.targets = targets;
@@ -138,7 +164,7 @@ impl App {
     }
 
     /// What a key does.
-    pub(super) fn key(&mut self, key: KeyEvent) -> Option<Action> {
+    pub(super) fn key(&mut self, key: KeyEvent, now_ms: i64) -> Option<Action> {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
             self.is_over = true;
             return None;
@@ -170,13 +196,20 @@ impl App {
             KeyCode::PageUp => self.step(-10),
             KeyCode::Home | KeyCode::Char('g') => self.step(isize::MIN),
             KeyCode::End | KeyCode::Char('G') => self.step(isize::MAX),
-            KeyCode::Char('p') if self.pane == Pane::Relays => {
-                let relay = self.selected_relay()?;
-                return Some(Action::Pause { relay: relay.name.clone(), paused: relay.pause.is_some() });
-            }
+            KeyCode::Char('p') if self.pane == Pane::Relays => return self.turn_round(now_ms),
             _ => {}
         }
         None
+    }
+
+    /// Pauses the selected relay, or resumes it: shown at once, so that the next key turns round what was asked for.
+    fn turn_round(&mut self, now_ms: i64) -> Option<Action> {
+        let name = self.selected_relay()?.name.clone();
+        let relay = self.relays.iter_mut().find(|relay| relay.name == name)?;
+        let paused = relay.pause.is_some();
+        relay.pause = (!paused).then_some(Pause { since_ms: now_ms, until_ms: None });
+        self.changing += 1;
+        Some(Action::Pause { relay: name, paused })
     }
 
     fn typed(&mut self, code: KeyCode) {

@@ -4,16 +4,18 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::{Value, json};
+use tokio::time::{Duration, Instant};
 
 use super::state::{Action, App, Pane, Snapshot};
 use super::view;
+use crate::api::model::Pause;
 
 /// 2026-01-02T03:04:05Z.
 const NOW: i64 = 1_767_323_045_000;
 
 fn relay(name: &str, more: &Value) -> Value {
     let mut relay = json!({
-        "name": name, "state": "running", "lag": {"seconds": 0.3, "samples": 0, "messages": 0, "bytes": 0},
+        "name": name, "state": "running", "lag": {"seconds": 0.3, "samples": 0, "messages": 0, "bytes": 0, "catch_up_seconds": null},
         "retention": {"left_seconds": null, "limit": null, "text": "nothing is lost at the present rate"},
         "rates": {"read_samples": 84_120.0, "delivered_samples": 84_120.0},
         "totals": {"read": 9_000_000, "delivered": 9_000_000, "filtered": 0, "rejected": 0, "lost": 0, "retries": 0}, "dead_letters": 0,
@@ -35,7 +37,8 @@ fn snapshot() -> Snapshot {
                    "last_ms": 1, "window_seconds": 86_400, "in_bytes_per_second": 131_072.0},
         "dead_letters": null,
         "collection": {"targets_up": 2798, "targets_down": 2, "targets_unknown": 0, "scraped_samples": 1, "published_samples": 1,
-                       "dropped_samples": 0, "queue_samples": 0, "queue_bytes": 20_480, "samples_per_second": 84_120.0},
+                       "dropped_samples": 0, "queue_samples": 0, "queue_bytes": 20_480, "samples_per_second": 84_120.0,
+                       "history": {"every_seconds": 2.0, "scraped_samples": [84_000.0]}},
         "buffer": config::Buffer::default(),
     });
     let rising: Vec<f64> = (0..16).map(|k| f64::from(k) * 12.0).collect();
@@ -44,7 +47,7 @@ fn snapshot() -> Snapshot {
         relay(
             "archive",
             &json!({
-                "state": "retrying", "sink": "http", "lag": {"seconds": 184.0, "samples": 15_478_080, "messages": 92, "bytes": 24_117_248},
+                "state": "retrying", "sink": "http", "lag": {"seconds": 184.0, "samples": 15_478_080, "messages": 92, "bytes": 24_117_248, "catch_up_seconds": null},
                 "retention": {"left_seconds": 2820, "limit": "buffer.max_bytes", "text": "loses data in 47 min (buffer.max_bytes)"},
                 "rates": {"read_samples": 0.0, "delivered_samples": 0.0}, "history": {"every_seconds": 2.0, "lag_seconds": rising, "delivered_samples": []},
                 "error": {"text": "503 Service Unavailable", "since_ms": NOW - 184_000, "next_retry_ms": NOW + 12_000},
@@ -56,7 +59,7 @@ fn snapshot() -> Snapshot {
     let target = |id: &str, url: &str, health: &str, error: Option<&str>| {
         json!({
             "id": id, "job": "node", "url": url, "health": health, "last_error": error, "last_scrape_ms": NOW - 4200, "last_duration_s": 0.012,
-            "samples": if error.is_none() { 1_234 } else { 0 }, "missed": 0, "labels": [["instance", "a:9100"], ["job", "node"]],
+            "samples": if error.is_none() { 1_234 } else { 0 }, "missed": 0, "labels": {"instance": "a:9100", "job": "node"}, "discovered_labels": {"__address__": "a:9100"},
         })
     };
     let targets = [
@@ -66,6 +69,7 @@ fn snapshot() -> Snapshot {
         target("4", "http://10.0.0.4:9100/metrics", "down", Some("no answer within 10 s")),
     ];
     Snapshot {
+        asked: Instant::now(),
         status: serde_json::from_value(status).expect("a status"),
         relays: relays.into_iter().map(|relay| serde_json::from_value(relay).expect("a relay")).collect(),
         targets: Some(targets.into_iter().map(|target| serde_json::from_value(target).expect("a target")).collect()),
@@ -79,7 +83,7 @@ fn app() -> App {
 }
 
 fn press(app: &mut App, code: KeyCode) -> Option<Action> {
-    app.key(KeyEvent::new(code, KeyModifiers::NONE))
+    app.key(KeyEvent::new(code, KeyModifiers::NONE), NOW)
 }
 
 fn screen(app: &App, width: u16, height: u16) -> String {
@@ -152,13 +156,47 @@ fn keys_select_open_pause_and_quit() {
     press(&mut app, KeyCode::Down);
     assert_eq!((app.pane, app.selected_target().map(|t| t.id.as_str())), (Pane::Targets, Some("2")));
     press(&mut app, KeyCode::Char('o'));
-    assert!(app.is_open && screen(&app, 100, 20).contains("connection refused"));
+    let page = screen(&app, 100, 20);
+    assert!(app.is_open && page.contains("connection refused") && page.contains("instance=\"a:9100\""), "{page}");
     press(&mut app, KeyCode::Char('q'));
     assert!(!app.is_open && !app.is_over());
     press(&mut app, KeyCode::Up);
     assert_eq!((app.pane, app.selected_relay().map(|r| r.name.as_str())), (Pane::Relays, Some("legacy")));
     press(&mut app, KeyCode::Char('q'));
     assert!(app.is_over());
+}
+
+#[test]
+fn the_second_key_turns_round_what_the_first_asked_for() {
+    let mut app = app();
+    let paused = |paused| Some(Action::Pause { relay: "warehouse".to_owned(), paused });
+    let answer = |pause: Value, note: &str| {
+        serde_json::from_value(json!({ "relay": relay("warehouse", &json!({ "pause": pause })), "note": note })).map_err(|e| e.to_string())
+    };
+    let is_paused = |app: &App| app.relays[0].pause.is_some();
+    // Before the answer.
+    assert_eq!(press(&mut app, KeyCode::Char('p')), paused(false));
+    assert_eq!(press(&mut app, KeyCode::Char('p')), paused(true));
+    assert_eq!(press(&mut app, KeyCode::Char('p')), paused(false));
+    app.take(Ok(snapshot()), NOW);
+    assert!(is_paused(&app), "a look does not undo what is asked for");
+    let pause = json!({ "since_ms": NOW, "until_ms": null });
+    app.settle("warehouse", answer(pause.clone(), "holds"), Instant::now());
+    app.settle("warehouse", answer(Value::Null, "goes on"), Instant::now());
+    assert!(is_paused(&app) && screen(&app, 132, 22).contains("warehouse: goes on"), "nor does the answer to an earlier one");
+    let before = snapshot();
+    app.settle("warehouse", answer(pause, "holds"), before.asked + Duration::from_millis(1));
+    // After the answer, and a look that began before it.
+    app.take(Ok(before), NOW);
+    assert!(is_paused(&app));
+    assert_eq!(press(&mut app, KeyCode::Char('p')), paused(true));
+    app.settle("warehouse", Err("a token is needed".to_owned()), Instant::now());
+    assert!(screen(&app, 132, 22).contains("warehouse: a token is needed"));
+    let mut truth = Snapshot { asked: Instant::now() + Duration::from_millis(1), ..snapshot() };
+    truth.relays[0].pause = Some(Pause { since_ms: NOW, until_ms: None });
+    assert!(!is_paused(&app));
+    app.take(Ok(truth), NOW);
+    assert!(is_paused(&app), "it was not resumed");
 }
 
 #[test]

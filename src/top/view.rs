@@ -207,13 +207,11 @@ fn relay_table(frame: &mut Frame<'_>, area: Rect, app: &App) {
 }
 
 fn retention(relay: &Relay) -> Span<'static> {
-    match relay.retention.left_seconds {
-        None => Span::styled("keeps all", DIM),
-        Some(left) => {
-            let color = if left < 3600 { Color::Red } else { Color::Yellow };
-            let text = relay.retention.text.split(" (").next().unwrap_or_default().to_owned();
-            Span::styled(text, color)
-        }
+    let text = || relay.retention.text.split(" (").next().unwrap_or_default().to_owned();
+    match (relay.retention.left_seconds, relay.lag.catch_up_seconds) {
+        (Some(left), _) => Span::styled(text(), if left < 3600 { Color::Red } else { Color::Yellow }),
+        (None, Some(_)) => Span::styled(text(), Color::Green),
+        (None, None) => Span::styled("keeps all", DIM),
     }
 }
 
@@ -338,12 +336,8 @@ fn target(frame: &mut Frame<'_>, area: Rect, app: &App, now_ms: i64) {
     if let Some(error) = &target.last_error {
         lines.push(Line::from(vec![key("error"), Span::styled(error.clone(), Color::Red)]));
     }
-    for (name, list) in [("labels", "labels"), ("found as", "discovered_labels")] {
-        let Some(labels) = target.more.get(list).and_then(|labels| labels.as_array()) else { continue };
-        for label in labels {
-            let text = |k: usize| label.get(k).and_then(|text| text.as_str()).unwrap_or_default();
-            lines.push(pair(name, format!("{}=\"{}\"", text(0), text(1))));
-        }
+    for (title, labels) in [("labels", &target.labels), ("found as", &target.discovered_labels)] {
+        lines.extend(labels.iter().map(|(name, value)| pair(title, format!("{name}={value:?}"))));
     }
     frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: false }), inner);
 }

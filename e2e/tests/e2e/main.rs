@@ -3,6 +3,7 @@
 //! One binary, one file per promise. Needs `target/release/strata` and what `make setup` installs.
 
 mod bad_input;
+mod console;
 mod external_nats;
 mod feeds;
 mod full_stream;
@@ -13,6 +14,7 @@ mod http_tls;
 mod kafka;
 mod kafka_secure;
 mod kills;
+mod nats_secrets;
 mod pages;
 mod prometheus;
 mod relabeling;

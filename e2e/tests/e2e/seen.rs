@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e::http_sink::{Answer, HttpSink};
 use e2e::strata::{Strata, binary};
 use e2e::{compare, documented, http1, process, wait};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::scene;
 
@@ -24,6 +26,46 @@ async fn relay(strata: &Strata) -> Result<Value> {
 
 async fn is_in(strata: &Strata, state: &str) -> Result<()> {
     wait::until(&format!("the relay is {state}"), LIMIT, async || (relay(strata).await.ok()?["state"] == state).then_some(())).await
+}
+
+/// A command in a terminal by util-linux' script; what it shows is read as it comes.
+struct Terminal {
+    child: Child,
+    keys: ChildStdin,
+    screen: ChildStdout,
+    shown: String,
+}
+
+impl Terminal {
+    fn open(command: &str) -> Result<Self> {
+        let mut child = Command::new("script")
+            .args(["-qefc", command, "/dev/null"])
+            .env("TERM", "xterm-256color")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (keys, screen) = (child.stdin.take().context("piped")?, child.stdout.take().context("piped")?);
+        Ok(Self { child, keys, screen, shown: String::new() })
+    }
+
+    /// Waits until all of the texts were shown since the last call.
+    async fn until(&mut self, texts: &[&str]) -> Result<()> {
+        let mut buffer = [0; 4096];
+        while !texts.iter().all(|text| self.shown.contains(text)) {
+            let read = tokio::time::timeout(LIMIT, self.screen.read(&mut buffer)).await;
+            let n = read.with_context(|| format!("no {texts:?} in {}", self.shown))??;
+            ensure!(n > 0, "it ended without {texts:?}: {}", self.shown);
+            self.shown.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+        self.shown.clear();
+        Ok(())
+    }
+
+    /// Waits for its end; whether that was a good one.
+    async fn ends(&mut self) -> Result<bool> {
+        Ok(tokio::time::timeout(LIMIT, self.child.wait()).await??.success())
+    }
 }
 
 fn lines_with(strata: &Strata, text: &str) -> usize {
@@ -110,7 +152,7 @@ async fn a_tap_and_the_screen_show_what_happens() -> Result<()> {
     let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("500ms", &exporters))).await?;
     scene::more_rounds(&exporters, 2, LIMIT).await?;
 
-    let mut tap = tokio::process::Command::new(binary()?)
+    let mut tap = Command::new(binary()?)
         .arg("tap")
         .arg("-c")
         .arg(strata.config())
@@ -130,38 +172,43 @@ async fn a_tap_and_the_screen_show_what_happens() -> Result<()> {
     let refused = strata.command(&["tap", "{a="]).await?;
     assert_eq!(refused.code, 1, "{refused:?}");
 
-    // A terminal of 120 columns by util-linux' script; what it shows is read as it comes.
     let command = format!("stty rows 30 cols 120; '{}' top -c '{}'", binary()?.display(), strata.config().display());
-    let mut top = tokio::process::Command::new("script")
-        .args(["-qefc", &command, "/dev/null"])
-        .env("TERM", "xterm-256color")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let (mut keys, mut screen) = (top.stdin.take().context("piped")?, top.stdout.take().context("piped")?);
-    let mut shown = String::new();
-    let mut until = async |texts: &[&str]| -> Result<()> {
-        let mut buffer = [0; 4096];
-        while !texts.iter().all(|text| shown.contains(text)) {
-            let n = tokio::time::timeout(LIMIT, screen.read(&mut buffer)).await.with_context(|| format!("no {texts:?} in {shown}"))??;
-            anyhow::ensure!(n > 0, "it ended without {texts:?}: {shown}");
-            shown.push_str(&String::from_utf8_lossy(&buffer[..n]));
-        }
-        shown.clear();
-        Ok(())
-    };
-    until(&["running"]).await?;
-    keys.write_all(b"p").await?;
-    // The key turns round what is shown, and the answer's note may be shown before a look that knows of the pause.
-    until(&["holds", "paused"]).await?;
-    is_in(&strata, "paused").await?;
-    keys.write_all(b"p").await?;
+    let mut top = Terminal::open(&command)?;
+    top.until(&["running"]).await?;
+    top.keys.write_all(b"p").await?;
+    top.until(&["holds"]).await?;
+    // The key turns round what was asked for, whatever is shown yet; three at once are a pause, and the fourth ends it.
+    top.keys.write_all(b"p").await?;
     is_in(&strata, "running").await?;
-    keys.write_all(b"q").await?;
+    top.keys.write_all(b"ppp").await?;
+    is_in(&strata, "paused").await?;
+    top.keys.write_all(b"p").await?;
+    let asked = |what| lines_with(&strata, what);
+    wait::until_true("all were asked for", LIMIT, || asked("a pause was asked for") == 6).await?;
+    assert_eq!(asked("the end of a pause was asked for"), 3);
+    is_in(&strata, "running").await?;
+    top.keys.write_all(b"q").await?;
     // The screen before it is back.
-    until(&["\u{1b}[?1049l"]).await?;
-    assert!(tokio::time::timeout(LIMIT, top.wait()).await??.success());
+    top.until(&["\u{1b}[?1049l"]).await?;
+    assert!(top.ends().await?);
     scene::stop(&mut strata, &exporters).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_for_targets_says_in_a_terminal_how_far_it_is() -> Result<()> {
+    let discovery = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/targets", discovery.local_addr()?);
+    let strata = Strata::prepare(&format!("scrape_configs:\n  - {{job_name: slow, http_sd_configs: [{{url: \"{url}\"}}]}}\n"))?;
+    let command = format!("'{}' targets --find -c '{}'", binary()?.display(), strata.config().display());
+    let mut terminal = Terminal::open(&command)?;
+    // The server has not answered yet.
+    let mut asked = BufReader::new(tokio::time::timeout(LIMIT, discovery.accept()).await??.0);
+    terminal.until(&["0 of 1 jobs looked at"]).await?;
+    http1::read(&mut asked).await?.context("a request")?;
+    let headers = [("content-type", "application/json".to_owned())];
+    http1::respond(&mut asked, 200, &headers, b"[{\"targets\": [\"127.0.0.1:1\"]}]").await?;
+    terminal.until(&["1 targets: 0 up, 0 down, 1 not scraped yet"]).await?;
+    assert!(terminal.ends().await?);
     Ok(())
 }

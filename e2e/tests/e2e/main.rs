@@ -5,6 +5,7 @@
 mod bad_input;
 mod external_nats;
 mod feeds;
+mod file;
 mod full_stream;
 mod fuzz;
 mod http_options;

@@ -32,7 +32,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY_MIN};
-pub use component::{Component, Consumers, Kind, Kinds, OptionsError, options};
+pub use component::{Component, Consumers, Kind, Kinds, OptionsError, Owned, options};
 pub use discovery::{DNS_SD_REFRESH, DnsSdConfig, DnsType, FILE_SD_REFRESH, FileSdConfig, HTTP_SD_REFRESH, HttpSdConfig};
 pub use files::{FILES_MAX, GlobError, is_pattern, matching};
 pub use http::{Authorization, BasicAuth, HttpClientConfig, HttpHeader, OAuth2, TlsConfig, TlsVersion, beside};

@@ -99,11 +99,12 @@ impl Sink for Refusing {
     }
 }
 
-/// Hash over what decides about the bytes of a relay's batches.
+/// Hash over what decides about the bytes of a relay's batches, and whose they are: what two relays send to one place has different keys.
 pub fn config_hash(relay: &Relay, external_labels: &[(String, String)]) -> String {
     let filters: Vec<(&str, String)> = relay.filters.iter().map(|f| (f.name.as_str(), f.options.to_string())).collect();
     let encode = relay.encode.as_ref().map(|e| (e.name.as_str(), e.options.to_string()));
-    let text = format!("{:?}{filters:?}{encode:?}{}{}{external_labels:?}", relay.from, relay.sink.name, relay.sink.options);
+    let Relay { name, from, sink, .. } = relay;
+    let text = format!("{name}:{from:?}{filters:?}{encode:?}{}{}{external_labels:?}", sink.name, sink.options);
     format!("{:016x}", xxh3_64(text.as_bytes()))
 }
 
@@ -344,5 +345,19 @@ pub(crate) async fn feed(
         if done.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relays_that_differ_in_their_names_only_have_different_keys() {
+        let relay = |name: &str| -> Relay {
+            serde_json::from_value(serde_json::json!({"name": name, "sink": {"http": {"url": "http://h/"}}})).expect("a relay")
+        };
+        assert_eq!(config_hash(&relay("a"), &[]), config_hash(&relay("a"), &[]));
+        assert_ne!(config_hash(&relay("a"), &[]), config_hash(&relay("b"), &[]));
     }
 }

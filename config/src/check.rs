@@ -19,6 +19,8 @@ pub const MEMORY_MIN: ByteSize = ByteSize::mib(2);
 pub const NATS_MEMORY_MIN: ByteSize = ByteSize::mib(16);
 /// Largest `buffer.linger`. Larger: a clean stop may not drain within its deadline.
 pub const LINGER_MAX: Millis = Millis::from_secs(10);
+/// Largest `batch_time` of a relay. Larger: a stop leaves more for the next start, and what one message of it needs is kept longer.
+pub const BATCH_TIME_MAX: Millis = Millis::from_secs(60);
 /// Smallest scrape interval. Smaller: timer noise is larger than the slot.
 pub const INTERVAL_MIN: Millis = Millis(100);
 /// Longest relay name: it becomes a token of a subject and a key.
@@ -271,6 +273,9 @@ impl<'a> Findings<'a> {
         {
             let window = config.buffer.replay_window;
             self.warning(&at("start"), format!("{ago} reaches back further than buffer.replay_window keeps ({window})"));
+        }
+        if relay.batch_time > BATCH_TIME_MAX {
+            self.problem(&at("batch_time"), format!("{} is too long: {BATCH_TIME_MAX} or less", relay.batch_time));
         }
         let kinds = self.kinds;
         for (j, filter) in relay.filters.iter().enumerate() {

@@ -78,6 +78,7 @@ async fn run(messages: &[Message], encoder: &str, silent: bool) {
         external_labels: Vec::new(),
         config: "c".into(),
         warm_from: 1,
+        batch_time: std::time::Duration::ZERO,
         replay: None,
     };
     let mut pipeline = Pipeline::new(parts, Arc::new(Control::default()));

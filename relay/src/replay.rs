@@ -280,6 +280,7 @@ impl Work {
             external_labels,
             config,
             warm_from: begin,
+            batch_time: relay.batch_time.duration(),
             replay: Some((id, request.from_ms, request.to_ms)),
         };
         let pipeline = Pipeline::new(parts, control.clone());

@@ -79,7 +79,7 @@ pub struct Item {
     pub route: u32,
 }
 
-/// Encoded samples of one stream message (or a part of one), in order.
+/// Encoded samples of one window of the stream, a message or more (or a part of it), in order.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Items one after the other, without separators.

@@ -171,6 +171,7 @@ fn parts(request: &Request, relay: Option<&Relay>, external_labels: Vec<(String,
         external_labels: if of_relay.is_some() { external_labels } else { Vec::new() },
         config: String::new(),
         warm_from: 1,
+        batch_time: Duration::ZERO,
         replay: None,
     })
 }
@@ -227,7 +228,7 @@ impl Show {
                 }
                 step = steps.recv() => match step {
                     Some(Step::Part(part)) => self.batch(&part.batch),
-                    Some(Step::Mark(_) | Step::Warm(_)) => {}
+                    Some(Step::Marks(_) | Step::Warm(_)) => {}
                     None => return,
                 },
             }

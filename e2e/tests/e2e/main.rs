@@ -23,3 +23,4 @@ mod scene;
 mod secrets;
 mod seen;
 mod statsd;
+mod windows;

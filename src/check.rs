@@ -43,6 +43,7 @@ pub(crate) fn kinds() -> Kinds {
         refuses: Some(relay::sink::refuses),
         says: Some(relay::filter::says),
         consumers: Some(relay::sink::consumers),
+        owns: Some(relay::sink::owns),
     }
 }
 
@@ -256,6 +257,24 @@ mod tests {
         assert_eq!(found, [("relays[0].encode", expect)]);
         let fine = text.replace("ndjson", "remote_write");
         assert!(config::parse("f", &fine, &Overrides::default(), &kinds()).is_ok());
+    }
+
+    /// Wherever the same file is named from; a device is anybody's.
+    #[test]
+    fn a_file_of_two_relays_is_a_problem_with_both_places() {
+        let folder = std::env::current_dir().expect("a folder").display().to_string();
+        let relay = |name: &str, path: &str| format!("  - name: {name}\n    sink: {{file: {{path: '{path}'}}}}\n");
+        let check = |paths: [&str; 3]| {
+            let relays: String = ["a", "b", "c"].iter().zip(paths).map(|(name, path)| relay(name, path)).collect();
+            let found = config::parse("f", &format!("relays:\n{relays}"), &Overrides::default(), &kinds());
+            found.map(drop).map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let message = format!(
+            "f:5:25: relays[1].sink.file.path: '{folder}/x.ndjson' is here a second time, first in line 3: \
+             two relays cannot write to one file, give each its own path"
+        );
+        assert_eq!(check(["x.ndjson", &format!("{folder}/./x.ndjson"), "y.ndjson"]), Err(vec![message]));
+        assert_eq!(check(["x.ndjson", "/dev/null", "/dev/null"]), Ok(()));
     }
 
     /// What a registry row shows as its example is what its own check takes.

@@ -39,6 +39,7 @@ for purpose in "$@"; do
       have apt-get && cached node_exporter-1.5.0-1+b6 "node_exporter from apt, unpacked, not installed: something real to scrape"
       ;;
     test)
+      system openssl openssl "puts a password on a client's key, for the Kafka test"
       system java openjdk-17-jre-headless "runs Apache Kafka"
       system mvn maven "fetches Apache Kafka"
       system node nodejs "runs Etsy's statsd"

@@ -3,6 +3,7 @@
 //! *In*: a typed configuration and the tree it came from. *Out*: problems and warnings with places. *Bound*: one pass.
 //! *When full*: does not apply.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::component::{Component, Kind, Kinds};
@@ -18,6 +19,8 @@ pub const MEMORY_MIN: ByteSize = ByteSize::mib(2);
 pub const NATS_MEMORY_MIN: ByteSize = ByteSize::mib(16);
 /// Largest `buffer.linger`. Larger: a clean stop may not drain within its deadline.
 pub const LINGER_MAX: Millis = Millis::from_secs(10);
+/// Largest `batch_time` of a relay. Larger: a stop leaves more for the next start, and what one message of it needs is kept longer.
+pub const BATCH_TIME_MAX: Millis = Millis::from_secs(60);
 /// Smallest scrape interval. Smaller: timer noise is larger than the slot.
 pub const INTERVAL_MIN: Millis = Millis(100);
 /// Longest relay name: it becomes a token of a subject and a key.
@@ -70,6 +73,7 @@ impl<'a> Findings<'a> {
             self.relay(config, i, relay);
         }
         self.unique(config.relays.iter().map(|r| r.name.as_str()), "relays", "name");
+        self.owned_twice(config);
         self.listen(&config.server.listen);
         self.tests(config);
         if config.relays.is_empty() && !self.is_taken("relays") {
@@ -126,6 +130,23 @@ impl<'a> Findings<'a> {
             if let Some(first) = seen.insert(name.to_owned(), i) {
                 let first = self.first(&steps![list, first, key], &here);
                 self.problem(&here, format!("'{name}' is here a second time{first}: each needs a name of its own"));
+            }
+        }
+    }
+
+    /// What a sink alone must have, no two relays may name.
+    fn owned_twice(&mut self, config: &Config) {
+        let mut seen = HashMap::new();
+        for (i, Relay { sink, .. }) in config.relays.iter().enumerate() {
+            let Some(owned) = self.kinds.owns.and_then(|owns| owns(sink)) else { continue };
+            let here = steps!["relays", i, "sink", sink.name.as_str(), owned.option];
+            match seen.entry((sink.name.clone(), owned.thing)) {
+                Entry::Vacant(free) => drop(free.insert(here)),
+                Entry::Occupied(taken) => {
+                    let (first, (_, thing)) = (self.first(taken.get(), &here), taken.key());
+                    let message = format!("'{thing}' is here a second time{first}: {}", owned.why);
+                    self.problem(&here, message);
+                }
             }
         }
     }
@@ -252,6 +273,9 @@ impl<'a> Findings<'a> {
         {
             let window = config.buffer.replay_window;
             self.warning(&at("start"), format!("{ago} reaches back further than buffer.replay_window keeps ({window})"));
+        }
+        if relay.batch_time > BATCH_TIME_MAX {
+            self.problem(&at("batch_time"), format!("{} is too long: {BATCH_TIME_MAX} or less", relay.batch_time));
         }
         let kinds = self.kinds;
         for (j, filter) in relay.filters.iter().enumerate() {

@@ -42,6 +42,17 @@ pub struct Kind {
 /// Tells the durable consumers of the feed that a sink writes; none: it writes no feed.
 pub type Consumers = fn(&Component) -> Option<Vec<String>>;
 
+/// What of a sink's options must be named by one relay only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    /// The option that names it.
+    pub option: &'static str,
+    /// What it names, in the one form in which two can be compared.
+    pub thing: String,
+    /// Why there is only one, and what to do.
+    pub why: &'static str,
+}
+
 /// The kinds that exist, handed in by the caller: the configuration knows their names, not their code.
 #[derive(Clone, Default)]
 pub struct Kinds {
@@ -57,6 +68,8 @@ pub struct Kinds {
     pub says: Option<fn(&Component) -> Option<String>>,
     /// The durable consumers of the feed that a sink writes; none: it writes no feed.
     pub consumers: Option<Consumers>,
+    /// What a sink alone must have; none: nothing.
+    pub owns: Option<fn(&Component) -> Option<Owned>>,
 }
 
 /// Options that a kind refuses.

@@ -37,8 +37,8 @@ pub struct HttpClientConfig {
     pub follow_redirects: bool,
     /// Whether HTTP/2 is offered over TLS; default true. Without TLS HTTP/1.1 is spoken.
     pub enable_http2: bool,
-    /// The proxy of all requests, `http://host:port`, with `user:password@` where it wants that: to `https` through a tunnel (CONNECT),
-    /// to `http` as a request for the whole URL.
+    /// The proxy of all requests, `http://host:port` or `https://host:port`, with `user:password@` where it wants that: to `https` through a
+    /// tunnel (CONNECT), to `http` as a request for the whole URL. Through `socks5://host:port` all goes as it is.
     pub proxy_url: Option<Secret>,
     /// With `proxy_url`: who is spoken to without it, separated by commas: names with their subdomains, `.name` for these alone, addresses,
     /// networks (`10.0.0.0/8`), each with `:port` or without; `*` is everybody. The machine itself is then always spoken to directly.

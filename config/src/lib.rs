@@ -32,7 +32,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY_MIN};
-pub use component::{Component, Consumers, Kind, Kinds, OptionsError, options};
+pub use component::{Component, Consumers, Kind, Kinds, OptionsError, Owned, options};
 pub use discovery::{DNS_SD_REFRESH, DnsSdConfig, DnsType, FILE_SD_REFRESH, FileSdConfig, HTTP_SD_REFRESH, HttpSdConfig};
 pub use files::{FILES_MAX, GlobError, is_pattern, matching};
 pub use http::{Authorization, BasicAuth, HttpClientConfig, HttpHeader, OAuth2, TlsConfig, TlsVersion, beside};
@@ -177,6 +177,10 @@ pub struct Relay {
     /// The encoder by name, or a one-key map with its options; default: the sink's own.
     #[serde(default)]
     pub encode: Option<Component>,
+    /// Stream time whose samples share requests, up to the sink's own bounds; 1m at most. Default 0s: a request holds samples of one message of the stream,
+    /// as they are there. With `10s` what is stored from 12:00:00 to 12:00:10 goes out when that time is over: fewer requests, and a lag of up to 10s.
+    #[serde(default)]
+    pub batch_time: Millis,
     /// The sink: a one-key map of kind and options.
     pub sink: Component,
 }

@@ -79,6 +79,7 @@ fn kinds() -> Kinds {
         refuses: None,
         says: None,
         consumers: Some(|sink| (sink.name == "stdout").then(|| vec!["agent".to_owned()])),
+        owns: None,
     }
 }
 
@@ -262,6 +263,7 @@ fn all() -> Kinds {
         refuses: None,
         says: None,
         consumers: Some(|sink| (sink.name == "stdout").then(|| vec!["agent".to_owned()])),
+        owns: None,
     }
 }
 

@@ -11,6 +11,7 @@ pub mod compare;
 pub mod corpus;
 pub mod documented;
 pub mod exporter;
+pub mod folder;
 pub mod http1;
 pub mod http_sink;
 pub mod kafka;

@@ -4,6 +4,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -46,6 +47,13 @@ pub fn nats_server() -> Result<PathBuf> {
 /// node_exporter, where apt had it.
 pub fn node_exporter() -> Option<PathBuf> {
     cached("node_exporter-1.5.0-1+b6/usr/bin/prometheus-node-exporter").ok()
+}
+
+/// Runs a script as root of a mount namespace of its own: what it mounts is seen by nobody else and ends with it.
+pub fn in_own_mounts(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "--propagation", "private", "sh", "-c", script]);
+    command
 }
 
 /// Sends a signal; a process that is gone is fine.

@@ -29,6 +29,8 @@ pub struct Strata {
     port: u16,
     child: Option<Child>,
     environment: Vec<(String, String)>,
+    /// A folder that is a tmpfs for the process, and its options.
+    mount: Option<(PathBuf, String)>,
 }
 
 /// The binary under test.
@@ -63,7 +65,7 @@ impl Strata {
     pub fn prepare(configuration: &str) -> Result<Self> {
         let folder = TempDir::with_prefix("strata-e2e-")?;
         let port = process::free_port()?;
-        let strata = Self { folder, port, child: None, environment: Vec::new() };
+        let strata = Self { folder, port, child: None, environment: Vec::new(), mount: None };
         strata.configure(configuration)?;
         Ok(strata)
     }
@@ -86,6 +88,11 @@ impl Strata {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Makes a folder a tmpfs of its own for the next start: nobody else sees it, and it ends with the process.
+    pub fn mount(&mut self, folder: &Path, options: &str) {
+        self.mount = Some((folder.to_owned(), options.to_owned()));
+    }
+
     /// Starts the process and returns at once.
     ///
     /// *Errors*: it runs already, or the system refuses.
@@ -94,7 +101,15 @@ impl Strata {
             bail!("it runs already");
         }
         let log = File::options().create(true).append(true).open(self.log())?;
-        let mut command = Command::new(binary()?);
+        let mut command = match &self.mount {
+            None => Command::new(binary()?),
+            Some((folder, options)) => {
+                let script = format!("mount -t tmpfs -o {options} tmpfs '{}' && exec \"$0\" \"$@\"", folder.display());
+                let mut command = process::in_own_mounts(&script);
+                command.arg(binary()?);
+                command
+            }
+        };
         command
             .envs(self.environment.iter().cloned())
             .arg("run")

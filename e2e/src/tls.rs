@@ -2,9 +2,11 @@
 //!
 //! *In*: names and dates. *Out*: PEM texts, and servers that show them. *Bound*: nothing is kept.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -22,6 +24,21 @@ pub struct Identity {
     pub cert: String,
     /// Its key.
     pub key: String,
+}
+
+impl Identity {
+    /// The key as it stands in a file that a password opens.
+    ///
+    /// *Errors*: no `openssl`.
+    pub fn locked_key(&self, password: &str) -> Result<String> {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout", &format!("pass:{password}")]);
+        let mut openssl = openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("openssl: run `make setup`")?;
+        openssl.stdin.take().context("piped")?.write_all(self.key.as_bytes())?;
+        let output = openssl.wait_with_output()?;
+        ensure!(output.status.success(), "openssl ended with {}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
 }
 
 impl Authority {

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use hyper_util::client::legacy;
 use rustls::AlertDescription;
 
+use crate::proxy::Refused;
+
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -106,14 +108,17 @@ pub(crate) fn closed_early(error: &legacy::Error) -> bool {
 /// Names what hyper met. `asked`: the server asked for a client certificate, and there is none.
 pub(crate) fn classify(error: &legacy::Error, asked: bool) -> Error {
     let mut cause = error.source();
-    let mut last = error.to_string();
+    let (mut last, mut proxy) = (error.to_string(), String::new());
     while let Some(error) = cause {
+        if let Some(Refused::Unreachable { proxy: uri, .. }) = error.downcast_ref() {
+            proxy = format!("the proxy '{uri}': ");
+        }
         if let Some(io) = error.downcast_ref::<io::Error>() {
             if io.kind() == io::ErrorKind::ConnectionRefused {
                 return Error::Refused;
             }
             if let Some(tls) = tls_cause(io) {
-                return Error::Certificate(tls_text(tls, asked));
+                return Error::Certificate(format!("{proxy}{}", tls_text(tls, asked)));
             }
         }
         last = error.to_string();

@@ -27,12 +27,12 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, Client as Pool};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use oauth2::Tokens;
 use proxy::{Connector, Proxies};
 use sent::Sent;
 use tls::Tls;
 
 pub use error::{Error, chain};
+pub use oauth2::{Access, Tokens};
 
 /// Redirects that are followed. Larger: a loop costs more requests, smaller: a chain of moves fails.
 pub const REDIRECTS_MAX: u32 = 5;
@@ -118,10 +118,8 @@ impl Client {
 
     async fn once(&self, request: &Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
         self.sent.note(request.headers());
-        let tls = match request.uri().scheme_str() {
-            Some("https") => Some(self.tls.pool()?),
-            _ => None,
-        };
+        let is_secure = request.uri().scheme_str() == Some("https") || self.proxies.as_ref().is_ok_and(|proxies| proxies.use_tls());
+        let tls = is_secure.then(|| self.tls.pool()).transpose()?;
         let mut retried = false;
         loop {
             let sent = match &tls {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use config::OAuth2;
+use config::{OAuth2, Secret};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
@@ -38,7 +38,7 @@ const WHY_CHARS: usize = 200;
 
 /// The tokens of one configuration.
 #[derive(Debug)]
-pub(crate) struct Tokens {
+pub struct Tokens {
     config: OAuth2,
     client: Client,
     kept: Mutex<Option<Token>>,
@@ -46,6 +46,15 @@ pub(crate) struct Tokens {
     turn: Semaphore,
     /// Whether id and secret go into the form.
     in_form: AtomicBool,
+}
+
+/// A token by itself, for protocols that are not HTTP.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// As the server wrote it.
+    pub token: Secret,
+    /// How long it is good for; none: for ever.
+    pub life: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -78,7 +87,8 @@ fn boxed(client: &Client, request: Request<Full<Bytes>>) -> Pin<Box<dyn Future<O
 }
 
 impl Tokens {
-    pub(crate) fn new(config: OAuth2) -> Self {
+    /// None yet: the server is asked when the first is needed.
+    pub fn new(config: OAuth2) -> Self {
         let client = Client::new(config.http.clone());
         Self { config, client, kept: Mutex::default(), turn: Semaphore::new(1), in_form: AtomicBool::new(false) }
     }
@@ -93,13 +103,22 @@ impl Tokens {
         if let Some(header) = self.current() {
             return Ok(header);
         }
-        let token = match timeout(TIMEOUT, self.fetch()).await {
-            Ok(fetched) => fetched?,
-            Err(_) => return Err(self.failed(false, &format!("no answer within {TIMEOUT:?}"))),
-        };
-        let header = token.header.clone();
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
+        let (kind, Access { token, life }) = self.fetch_in_time().await?;
+        let header = sensitive(&format!("{kind} {}", token.expose()))?;
+        let until = life.map(|life| Instant::now() + life.saturating_sub(EARLY));
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Token { header: header.clone(), until });
         Ok(header)
+    }
+
+    /// A new token, whatever others are good for.
+    ///
+    /// *Errors*: the server gives none; nothing of the text is secret.
+    pub async fn fresh(&self) -> Result<Access, Error> {
+        self.fetch_in_time().await.map(|(_, access)| access)
+    }
+
+    async fn fetch_in_time(&self) -> Result<(String, Access), Error> {
+        timeout(TIMEOUT, self.fetch()).await.unwrap_or_else(|_| Err(self.failed(false, &format!("no answer within {TIMEOUT:?}"))))
     }
 
     /// A server refused this one: it is not used again.
@@ -116,8 +135,11 @@ impl Tokens {
         kept.as_ref().filter(good).map(|token| token.header.clone())
     }
 
-    async fn fetch(&self) -> Result<Token, Error> {
+    /// A token's kind and the token.
+    async fn fetch(&self) -> Result<(String, Access), Error> {
         let secret = secret(self.config.client_secret.as_ref(), self.config.client_secret_file.as_deref()).await?;
+        // A server may say in its explanation what it was sent.
+        self.client.sent.note_text(&secret);
         let in_form = self.in_form.load(Ordering::Relaxed);
         let mut answer = self.ask(&secret, in_form).await?;
         if !in_form && matches!(answer.0, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) {
@@ -133,12 +155,14 @@ impl Tokens {
                 Ok(denied) => format!(": {} {}", denied.error, denied.error_description).chars().filter(|c| !c.is_control()).collect(),
                 Err(_) => String::new(),
             };
-            let why: String = why.trim_end().chars().take(WHY_CHARS).collect();
+            // Before it is cut: half a secret is not known any more.
+            let why: String = self.client.redact(why).trim_end().chars().take(WHY_CHARS).collect();
             let lasting = status.is_client_error() && !matches!(status.as_u16(), 408 | 429);
             return Err(self.failed(lasting, &format!("{status}{why}")));
         }
         // What serde says of it could quote the token.
         let granted: Granted = serde_json::from_slice(&body).map_err(|_| self.failed(true, "the answer has no access_token in JSON"))?;
+        self.client.sent.note_text(&granted.access_token);
         let kind = match granted.token_type.to_ascii_lowercase().as_str() {
             "" | "bearer" => "Bearer",
             "mac" => "MAC",
@@ -151,8 +175,7 @@ impl Tokens {
             _ => None,
         };
         let life = life.filter(|secs| *secs > 0.0).map(|secs: f64| Duration::from_secs_f64(secs.min(LIFE_MAX.as_secs_f64())));
-        let until = life.map(|life| Instant::now() + life.saturating_sub(EARLY));
-        Ok(Token { header: sensitive(&format!("{kind} {}", granted.access_token))?, until })
+        Ok((kind.to_owned(), Access { life, token: Secret::new(granted.access_token.clone()) }))
     }
 
     /// The request for a token.

@@ -4,8 +4,10 @@
 //! has at most [`ANSWER_BYTES_MAX`]. *When full*: a longer one is an error. A deadline is the caller's.
 //!
 //! As in Prometheus: `proxy_url` alone takes every request, `no_proxy` and the environment leave out this machine (`localhost` and loopback
-//! addresses) and who they name.
+//! addresses) and who they name; to an `https` proxy the same authorities and certificates are shown as to the servers behind it, and a `socks5` proxy looks
+//! up names itself.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -14,12 +16,15 @@ use std::task::{Context, Poll};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use config::HttpClientConfig;
-use http::uri::PathAndQuery;
+use config::{HttpClientConfig, Secret};
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::proxy::SocksV5;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower_service::Service;
@@ -45,8 +50,10 @@ pub(crate) struct Proxies {
 /// One proxy.
 #[derive(Debug, Clone)]
 pub(crate) struct Proxy {
+    /// Scheme, host and port.
     uri: Uri,
-    /// What its URL says of who asks.
+    user: Option<(String, Secret)>,
+    /// What it is told of who asks, if it reads requests.
     pub(crate) authorization: Option<HeaderValue>,
 }
 
@@ -54,23 +61,27 @@ pub(crate) struct Proxy {
 #[derive(Debug, Clone)]
 pub(crate) struct Connector {
     tcp: HttpConnector,
+    /// To proxies that are spoken to over TLS.
+    tls: Option<HttpsConnector<HttpConnector>>,
     proxies: Arc<Proxies>,
 }
 
 /// A connection, and whether a proxy reads the requests on it.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    inner: TokioIo<TcpStream>,
+    inner: MaybeHttpsStream<TokioIo<TcpStream>>,
     is_proxied: bool,
 }
 
 /// Why there is no proxy to speak to.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub(crate) enum Refused {
     #[error("cannot reach the proxy '{proxy}': {source}")]
-    Unreachable { proxy: Uri, source: Box<dyn std::error::Error + Send + Sync> },
+    Unreachable { proxy: Uri, source: Box<dyn Error + Send + Sync> },
     #[error("the proxy '{proxy}' refuses a tunnel to {to}: {answer}")]
     Tunnel { proxy: Uri, to: String, answer: String },
+    #[error("the proxy '{proxy}' gives no way to {to}: {why}")]
+    Socks { proxy: Uri, to: String, why: String },
     #[error("the proxy '{proxy}' does not speak HTTP: {source}")]
     Broken { proxy: Uri, source: io::Error },
 }
@@ -108,39 +119,49 @@ impl Proxies {
 
     /// The proxy of a request, if there is one for it.
     pub(crate) fn find(&self, uri: &Uri) -> Option<&Proxy> {
-        let (proxy, port) = match uri.scheme_str() {
-            Some("https") => (self.https.as_ref()?, 443),
-            _ => (self.http.as_ref()?, 80),
-        };
-        let host = uri.host().unwrap_or_default();
-        let direct = self.except.as_ref().is_some_and(|except| except.is_direct(host, uri.port_u16().unwrap_or(port)));
+        let proxy = if uri.scheme_str() == Some("https") { self.https.as_ref()? } else { self.http.as_ref()? };
+        let (host, port) = end_of(uri);
+        let direct = self.except.as_ref().is_some_and(|except| except.is_direct(host, port));
         (!direct).then_some(proxy)
+    }
+
+    /// Whether TLS is needed to speak to any of them.
+    pub(crate) fn use_tls(&self) -> bool {
+        [&self.http, &self.https].into_iter().flatten().any(|proxy| proxy.uri.scheme_str() == Some("https"))
     }
 }
 
 impl Proxy {
-    /// Reads `http://user:password@host:port`; `http://` may be left out, as in the environment.
+    /// Reads `http://user:password@host:port`, also with `https`, `socks5` and `socks5h`; `http://` may be left out, as in the environment.
     fn parse(text: &str) -> Option<Self> {
-        let rest = match text.split_once("://") {
-            None => text,
-            Some((scheme, rest)) => scheme.eq_ignore_ascii_case("http").then_some(rest)?,
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        let (scheme, port) = match scheme.to_ascii_lowercase().as_str() {
+            "http" => ("http", 80),
+            "https" => ("https", 443),
+            "socks5" | "socks5h" => ("socks5", 1080),
+            _ => return None,
         };
         let rest = rest.split('/').next().unwrap_or_default();
         let (user, host) = match rest.rsplit_once('@') {
             Some((user, host)) => (Some(user), host),
             None => (None, rest),
         };
-        let uri = Uri::builder().scheme("http").authority(host).path_and_query(PathAndQuery::from_static("/")).build().ok()?;
+        let authority: Authority = host.parse().ok().filter(|authority: &Authority| !authority.host().is_empty())?;
+        let authority = if authority.port().is_none() { format!("{}:{port}", authority.host()) } else { authority.to_string() };
+        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(PathAndQuery::from_static("/")).build().ok()?;
         let decode = |text: &str| form_urlencoded::parse(text.replace('+', "%2B").as_bytes()).next().map(|(text, _)| text.into_owned());
-        let authorization = match user {
+        let user = user.map(|user| {
+            let (name, password) = user.split_once(':').unwrap_or((user, ""));
+            (decode(name).unwrap_or_default(), Secret::new(decode(password).unwrap_or_default()))
+        });
+        let authorization = match user.as_ref().filter(|_| scheme != "socks5") {
             None => None,
-            Some(user) => {
-                let (name, password) = user.split_once(':').unwrap_or((user, ""));
-                let pair = format!("{}:{}", decode(name).unwrap_or_default(), decode(password).unwrap_or_default());
+            Some((name, password)) => {
+                let pair = format!("{name}:{}", password.expose());
                 Some(sensitive(&format!("Basic {}", STANDARD.encode(pair))).ok()?)
             }
         };
-        uri.host().is_some_and(|host| !host.is_empty()).then_some(Self { uri, authorization })
+        Some(Self { uri, user, authorization })
     }
 }
 
@@ -149,13 +170,19 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        Self { tcp, proxies }
+        Self { tcp, tls: None, proxies }
+    }
+
+    /// The same, and TLS to proxies that want it.
+    pub(crate) fn with_tls(&self, config: ClientConfig) -> Self {
+        let builder = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1();
+        Self { tls: Some(builder.wrap_connector(self.tcp.clone())), ..self.clone() }
     }
 }
 
 impl Service<Uri> for Connector {
     type Response = Stream;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = Box<dyn Error + Send + Sync>;
     type Future = Pin<Box<dyn Future<Output = Result<Stream, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -165,24 +192,61 @@ impl Service<Uri> for Connector {
     fn call(&mut self, to: Uri) -> Self::Future {
         let Some(proxy) = self.proxies.find(&to).cloned() else {
             let connecting = self.tcp.call(to);
-            return Box::pin(async move { Ok(Stream { inner: connecting.await?, is_proxied: false }) });
+            return Box::pin(async move { Ok(Stream { inner: MaybeHttpsStream::Http(connecting.await?), is_proxied: false }) });
         };
-        let connecting = self.tcp.call(proxy.uri.clone());
+        if proxy.uri.scheme_str() == Some("socks5") {
+            let stream = through_socks(self.tcp.clone(), proxy, to);
+            return Box::pin(async move { Ok(Stream { inner: MaybeHttpsStream::Http(stream.await?), is_proxied: false }) });
+        }
+        let connecting = to_proxy(self.tcp.clone(), self.tls.clone(), proxy.uri.clone());
         let headers = self.proxies.connect.clone();
         Box::pin(async move {
-            let inner = connecting.await.map_err(|source| Refused::Unreachable { proxy: proxy.uri.clone(), source: source.into() })?;
+            let inner = connecting.await.map_err(|source| Refused::Unreachable { proxy: proxy.uri.clone(), source })?;
             if to.scheme_str() != Some("https") {
                 return Ok(Stream { inner, is_proxied: true });
             }
-            let stream = tunnel(inner.into_inner(), &proxy, &to, &headers).await?;
-            Ok(Stream { inner: TokioIo::new(stream), is_proxied: false })
+            Ok(Stream { inner: tunnel(inner, &proxy, &to, &headers).await?, is_proxied: false })
         })
     }
 }
 
+type Inner = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+async fn to_proxy(
+    mut tcp: HttpConnector,
+    tls: Option<HttpsConnector<HttpConnector>>,
+    proxy: Uri,
+) -> Result<Inner, Box<dyn Error + Send + Sync>> {
+    match tls {
+        Some(mut tls) => tls.call(proxy).await,
+        None => Ok(MaybeHttpsStream::Http(tcp.call(proxy).await?)),
+    }
+}
+
+/// Asks a proxy for a connection. *Source*: RFC 1928 and 1929.
+async fn through_socks(tcp: HttpConnector, proxy: Proxy, to: Uri) -> Result<TokioIo<TcpStream>, Refused> {
+    let mut socks = SocksV5::new(proxy.uri.clone(), tcp);
+    if let Some((name, password)) = &proxy.user {
+        socks = socks.with_auth(name.clone(), password.expose().to_owned());
+    }
+    let refused = |to: &str, why: String| Refused::Socks { proxy: proxy.uri.clone(), to: to.to_owned(), why };
+    let (host, port) = end_of(&to);
+    let place = format!("{host}:{port}");
+    let asked = Uri::builder().scheme("http").authority(place.as_str()).path_and_query("/").build();
+    let asked = asked.map_err(|error| refused(&place, error.to_string()))?;
+    socks.call(asked).await.map_err(|error| refused(&place, error.to_string()))
+}
+
+/// Host and port of a URL.
+fn end_of(to: &Uri) -> (&str, u16) {
+    let port = if to.scheme_str() == Some("https") { 443 } else { 80 };
+    (to.host().unwrap_or_default(), to.port_u16().unwrap_or(port))
+}
+
 /// Asks a proxy for a tunnel. *Source*: RFC 9110, 9.3.6.
-async fn tunnel(mut stream: TcpStream, proxy: &Proxy, to: &Uri, headers: &HeaderMap) -> Result<TcpStream, Refused> {
-    let to = format!("{}:{}", to.host().unwrap_or_default(), to.port_u16().unwrap_or(443));
+async fn tunnel(stream: Inner, proxy: &Proxy, to: &Uri, headers: &HeaderMap) -> Result<Inner, Refused> {
+    let (host, port) = end_of(to);
+    let (to, mut stream) = (format!("{host}:{port}"), TokioIo::new(stream));
     let mut request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n").into_bytes();
     let own = proxy.authorization.iter().map(|value| (&http::header::PROXY_AUTHORIZATION, value));
     for (name, value) in headers.iter().chain(own) {
@@ -194,6 +258,7 @@ async fn tunnel(mut stream: TcpStream, proxy: &Proxy, to: &Uri, headers: &Header
     request.extend_from_slice(b"\r\n");
     let broken = |source| Refused::Broken { proxy: proxy.uri.clone(), source };
     stream.write_all(&request).await.map_err(broken)?;
+    stream.flush().await.map_err(broken)?;
     let mut answer = Vec::new();
     // The other end says nothing before we do: what is read is the proxy's.
     while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -207,7 +272,7 @@ async fn tunnel(mut stream: TcpStream, proxy: &Proxy, to: &Uri, headers: &Header
     let first = String::from_utf8_lossy(answer.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned();
     let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.split_once(' ')).map(|(_, status)| status.trim().to_owned());
     match status {
-        Some(status) if status.starts_with('2') => Ok(stream),
+        Some(status) if status.starts_with('2') => Ok(stream.into_inner()),
         Some(status) => {
             let answer = status.chars().filter(|c| !c.is_control()).take(100).collect();
             Err(Refused::Tunnel { proxy: proxy.uri.clone(), to, answer })
@@ -292,7 +357,9 @@ mod tests {
         let proxy = Proxy::parse("http://us%40er:p+w%3A@h:3128").expect("a proxy");
         assert_eq!(proxy.uri, "http://h:3128/");
         assert_eq!(proxy.authorization.expect("credentials"), format!("Basic {}", STANDARD.encode("us@er:p+w:")));
-        assert!(Proxy::parse("socks5://h:1").is_none());
-        assert!(Proxy::parse("http://").is_none());
+        assert!(["socks4://h:1", "http://", "https://:1", "socks5://u:p@"].into_iter().all(|url| Proxy::parse(url).is_none()));
+        let socks = Proxy::parse("SOCKS5h://u:p@h").expect("a proxy");
+        assert_eq!((socks.uri.to_string().as_str(), socks.authorization), ("socks5://h:1080/", None));
+        assert_eq!(Proxy::parse("https://h").expect("a proxy").uri, "https://h:443/");
     }
 }

@@ -1,6 +1,6 @@
 //! What was sent that must not be shown: peers that echo a request in their answer would put it into logs.
 //!
-//! *In*: the headers of each request. *Out*: texts without the values of those that never print. *Bound*: the last [`KEPT_MAX`] different values.
+//! *In*: the headers of each request, secrets of its form. *Out*: texts without the values of those that never print. *Bound*: the last [`KEPT_MAX`] different values.
 //! *When full*: the oldest is forgotten.
 
 use std::collections::VecDeque;
@@ -37,16 +37,25 @@ impl std::fmt::Debug for Value {
 impl Sent {
     /// Remembers the values that never print.
     pub(crate) fn note(&self, headers: &HeaderMap) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, value) in headers.iter().filter(|(name, value)| value.is_sensitive() || *name == AUTHORIZATION) {
-            if kept.iter().any(|known| known.whole == value.as_bytes()) {
-                continue;
-            }
-            if kept.len() >= KEPT_MAX {
-                kept.pop_front();
-            }
-            kept.push_back(Value { whole: value.as_bytes().to_vec(), secrets: secrets(&String::from_utf8_lossy(value.as_bytes())) });
+            self.keep(value.as_bytes(), secrets);
         }
+    }
+
+    /// Remembers a secret that goes into a form, or came in an answer.
+    pub(crate) fn note_text(&self, secret: &str) {
+        self.keep(secret.as_bytes(), encodings);
+    }
+
+    fn keep(&self, whole: &[u8], secrets: fn(&str) -> Vec<String>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.iter().any(|known| known.whole == whole) {
+            return;
+        }
+        if kept.len() >= KEPT_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(Value { whole: whole.to_vec(), secrets: secrets(&String::from_utf8_lossy(whole)) });
     }
 
     /// A peer's text without what it was sent.
@@ -75,6 +84,16 @@ fn secrets(value: &str) -> Vec<String> {
             found.push(pair);
         }
     }
+    found.retain(|secret| secret.len() >= LENGTH_MIN);
+    found
+}
+
+/// A secret as it is, and as it stands in forms and URLs.
+fn encodings(secret: &str) -> Vec<String> {
+    let in_form: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    let in_url = in_form.replace('+', "%20");
+    let mut found = vec![secret.to_owned(), in_form, in_url];
+    found.dedup();
     found.retain(|secret| secret.len() >= LENGTH_MIN);
     found
 }
@@ -108,6 +127,14 @@ mod tests {
         for (name, value, text, expect) in cases {
             assert_eq!(sent(name, value).redact(text.to_owned()), expect, "{value}");
         }
+    }
+
+    #[test]
+    fn a_secret_of_a_form_is_not_shown_in_any_of_its_forms() {
+        let sent = Sent::default();
+        sent.note_text("hush hush&");
+        sent.note_text("abc");
+        assert_eq!(sent.redact("abc: hush hush&, hush+hush%26, hush%20hush%26".to_owned()), "abc: <secret>, <secret>, <secret>");
     }
 
     #[test]

@@ -65,6 +65,7 @@ impl Tls {
         }
         let asked = Arc::new(Asked::default());
         let config = self.client(&asked)?;
+        let to_proxy = self.connector.with_tls(config.clone());
         let builder = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http();
         let builder = match &self.config.server_name {
             None => builder,
@@ -75,8 +76,8 @@ impl Tls {
         };
         let builder = builder.enable_http1();
         let connector = match self.http2 {
-            true => builder.enable_http2().wrap_connector(self.connector.clone()),
-            false => builder.wrap_connector(self.connector.clone()),
+            true => builder.enable_http2().wrap_connector(to_proxy),
+            false => builder.wrap_connector(to_proxy),
         };
         let pool = TlsPool { pool: pool().build(connector), asked };
         *built = Some((stamps, pool.clone()));

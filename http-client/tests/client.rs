@@ -14,7 +14,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -77,7 +77,7 @@ async fn server(answers: &[&str]) -> (String, Seen) {
     (address, seen)
 }
 
-async fn request(stream: &mut TcpStream) -> Option<String> {
+async fn request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<String> {
     let mut bytes = Vec::new();
     loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -180,6 +180,19 @@ async fn a_failure_to_get_a_token_names_the_place() {
 }
 
 #[tokio::test]
+async fn a_token_server_that_says_what_it_was_sent_is_not_quoted_whole() {
+    let long = "x".repeat(175);
+    let echo =
+        format!("400 B\r\n\r\n{{\"error\": \"invalid_client\", \"error_description\": \"hush& hush%26 YTpodXNoJTI2 one {long} hush&\"}}");
+    let (issuer, _) = server(&["200 OK\r\n\r\n{\"access_token\": \"one-token\", \"expires_in\": 1}", &echo, &echo, &echo]).await;
+    let (address, _) = server(&["200 OK\r\n\r\n"]).await;
+    let client = client(&json!({"oauth2": {"client_id": "a", "client_secret": "hush&", "token_url": format!("http://{issuer}/")}}));
+    get(&client, &format!("http://{address}/")).await.expect("an answer");
+    let error = get(&client, &format!("http://{address}/")).await.expect_err("no token").to_string();
+    assert!(error.contains("invalid_client <secret> <secret> <secret> one xxx") && !error.contains("hus"), "{error}");
+}
+
+#[tokio::test]
 async fn a_body_follows_307_and_credentials_stay_at_home() {
     let (elsewhere, there) = server(&["200 OK\r\n\r\n"]).await;
     let moved = format!("307 T\r\nlocation: http://{elsewhere}/x\r\n\r\n");
@@ -207,8 +220,8 @@ async fn a_secret_in_a_file_is_read_again() {
     assert_eq!((header(&requests[0], "authorization"), header(&requests[1], "authorization")), (Some("Bearer one"), Some("Bearer two")));
 }
 
-/// A server over TLS that speaks what was agreed on, and its authority.
-async fn secure(alpn: &[&[u8]]) -> (String, String) {
+/// What shows a certificate for this machine, and its authority.
+fn certified(alpn: &[&[u8]]) -> (TlsAcceptor, String) {
     let mut params = CertificateParams::new([]).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
@@ -220,7 +233,12 @@ async fn secure(alpn: &[&[u8]]) -> (String, String) {
     let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
     let mut config = config.with_no_client_auth().with_single_cert(chain, key).expect("a server");
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    (TlsAcceptor::from(Arc::new(config)), ca.pem())
+}
+
+/// A server over TLS that speaks what was agreed on, and its authority.
+async fn secure(alpn: &[&[u8]]) -> (String, String) {
+    let (acceptor, ca) = certified(alpn);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
     tokio::spawn(async move {
@@ -241,7 +259,7 @@ async fn secure(alpn: &[&[u8]]) -> (String, String) {
             });
         }
     });
-    (address, ca.pem())
+    (address, ca)
 }
 
 #[tokio::test]
@@ -262,29 +280,87 @@ async fn http2_is_spoken_where_both_sides_want_it() {
     }
 }
 
-/// A forward proxy: tunnels, and requests for whole URLs, which it answers itself.
-async fn proxy(tunnels: bool) -> (String, Seen) {
+/// A forward proxy, over TLS where it has a certificate: tunnels, and requests for whole URLs, which it answers itself.
+async fn proxy(tunnels: bool, tls: Option<TlsAcceptor>) -> (String, Seen) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
-    let (seen, kept) = (Seen::default(), Seen::default());
+    let seen = Seen::default();
     let seen_there = seen.clone();
-    drop(kept);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (seen, tls) = (seen_there.clone(), tls.clone());
+            tokio::spawn(async move {
+                match tls {
+                    None => pass(stream, tunnels, &seen).await,
+                    // One that does not believe the certificate says so and goes.
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            pass(stream, tunnels, &seen).await;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (address, seen)
+}
+
+async fn pass<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, tunnels: bool, seen: &Seen) {
+    let Some(request) = request(&mut stream).await else { return };
+    seen.lock().expect("no panic").push(request.clone());
+    let Some(to) = request.strip_prefix("CONNECT ") else {
+        let _sent = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nproxy").await;
+        let _flushed = stream.flush().await;
+        return;
+    };
+    if !tunnels {
+        let _sent = stream.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n").await;
+        return;
+    }
+    let mut to = TcpStream::connect(to.split(' ').next().unwrap_or_default()).await.expect("there");
+    stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.expect("answered");
+    let _ended = copy_bidirectional(&mut stream, &mut to).await;
+}
+
+/// A SOCKS proxy that wants the user `u` with the password `p w`, and knows this machine by the name `there.test`. *Source*: RFC 1928 and 1929.
+async fn socks() -> (String, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let seen = Seen::default();
+    let seen_there = seen.clone();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let seen = seen_there.clone();
             tokio::spawn(async move {
-                let Some(request) = request(&mut stream).await else { return };
-                seen.lock().expect("no panic").push(request.clone());
-                let Some(to) = request.strip_prefix("CONNECT ") else {
-                    let _sent = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nproxy").await;
-                    return;
+                let mut buffer = [0; 300];
+                let mut take = async |stream: &mut TcpStream, bytes: usize| {
+                    stream.read_exact(&mut buffer[..bytes]).await.expect("bytes");
+                    buffer[..bytes].to_vec()
                 };
-                if !tunnels {
-                    let _sent = stream.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n").await;
+                let methods = take(&mut stream, 2).await[1];
+                if !take(&mut stream, methods.into()).await.contains(&2) {
+                    stream.write_all(&[5, 0xff]).await.expect("answered");
                     return;
                 }
-                let mut to = TcpStream::connect(to.split(' ').next().unwrap_or_default()).await.expect("there");
-                stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.expect("answered");
+                stream.write_all(&[5, 2]).await.expect("answered");
+                let pair = take(&mut stream, 7).await;
+                let is_known = pair == b"\x01\x01u\x03p w";
+                stream.write_all(&[1, u8::from(!is_known)]).await.expect("answered");
+                if !is_known {
+                    return;
+                }
+                let head = take(&mut stream, 5).await;
+                assert_eq!(head[..4], [5, 1, 0, 3], "a connection to a name");
+                let name = String::from_utf8(take(&mut stream, head[4].into()).await).expect("a name");
+                let port = take(&mut stream, 2).await;
+                let port = u16::from_be_bytes([port[0], port[1]]);
+                seen.lock().expect("no panic").push(format!("{name}:{port}"));
+                if name != "there.test" {
+                    stream.write_all(&[5, 4, 0, 1, 0, 0, 0, 0, 0, 0]).await.expect("answered");
+                    return;
+                }
+                let mut to = TcpStream::connect(("127.0.0.1", port)).await.expect("there");
+                stream.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.expect("answered");
                 let _ended = copy_bidirectional(&mut stream, &mut to).await;
             });
         }
@@ -294,7 +370,7 @@ async fn proxy(tunnels: bool) -> (String, Seen) {
 
 #[tokio::test]
 async fn a_proxy_gets_whole_urls_and_tunnels() {
-    let (address, requests) = proxy(true).await;
+    let (address, requests) = proxy(true, None).await;
     let (server, ca) = secure(&[b"h2"]).await;
     let options =
         json!({"proxy_url": format!("http://u:p@{address}"), "tls_config": {"ca": ca}, "proxy_connect_header": {"X-Who": ["me"]}});
@@ -312,9 +388,54 @@ async fn a_proxy_gets_whole_urls_and_tunnels() {
 
 #[tokio::test]
 async fn a_proxy_that_refuses_says_so() {
-    let (address, _) = proxy(false).await;
+    let (address, _) = proxy(false, None).await;
     let refused = client(&json!({"proxy_url": format!("http://{address}")}));
     let error = get(&refused, "https://x.test/").await.expect_err("no tunnel").to_string();
     let text = format!("cannot connect: the proxy 'http://{address}/' refuses a tunnel to x.test:443: 407 Proxy Authentication Required");
     assert_eq!(error, text);
+}
+
+#[tokio::test]
+async fn a_proxy_over_tls_is_believed_by_its_own_name() {
+    let (acceptor, ca) = certified(&[]);
+    let (address, requests) = proxy(true, Some(acceptor)).await;
+    let (server, behind) = secure(&[b"h2"]).await;
+    let options = |ca: &str| json!({"proxy_url": format!("https://u:p@{address}"), "tls_config": {"ca": ca}});
+    let trusting = client(&options(&format!("{ca}{behind}")));
+    let (_, _, body) = get(&trusting, "http://nowhere.test:81/a").await.expect("the proxy's answer");
+    assert_eq!(&body[..], b"proxy");
+    let (_, version, _) = get(&trusting, &format!("https://{server}/")).await.expect("the server's answer");
+    assert_eq!(version, Version::HTTP_2);
+    let requests = seen(&requests);
+    assert!(requests[0].starts_with("GET http://nowhere.test:81/a HTTP/1.1\r\n"), "{}", requests[0]);
+    assert!(requests[1].starts_with(&format!("CONNECT {server} HTTP/1.1\r\n")), "{}", requests[1]);
+    assert!(requests.iter().all(|request| header(request, "proxy-authorization") == Some("Basic dTpw")));
+    let wary = client(&options(&behind));
+    let error = get(&wary, "http://nowhere.test/").await.expect_err("a stranger's certificate");
+    let text = format!("cannot speak TLS: the proxy 'https://{address}/': invalid peer certificate: ");
+    assert!(error.to_string().starts_with(&text) && error.is_lasting(), "{error}");
+}
+
+#[tokio::test]
+async fn a_socks_proxy_gets_names_and_credentials() {
+    let (address, asked) = socks().await;
+    let (plain, requests) = server(&["200 OK\r\n\r\n"]).await;
+    let port = |address: &str| address.rsplit(':').next().expect("a port").to_owned();
+    let through =
+        |user: &str| client(&json!({"proxy_url": format!("socks5://{user}{address}"), "tls_config": {"insecure_skip_verify": true}}));
+    let known = through("u:p%20w@");
+    assert_eq!(get(&known, &format!("http://there.test:{}/a", port(&plain))).await.expect("an answer").0, StatusCode::OK);
+    assert!(seen(&requests)[0].starts_with("GET /a HTTP/1.1\r\n") && header(&seen(&requests)[0], "proxy-authorization").is_none());
+    let (secure, _) = secure(&[b"h2"]).await;
+    let (_, version, _) = get(&known, &format!("https://there.test:{}/", port(&secure))).await.expect("an answer");
+    assert_eq!(version, Version::HTTP_2);
+    assert_eq!(seen(&asked), [format!("there.test:{}", port(&plain)), format!("there.test:{}", port(&secure))]);
+    for (user, url, why) in [
+        ("u:p%20w@", "http://nowhere.test/", "gives no way to nowhere.test:80: "),
+        ("u:xyz@", "https://there.test/", "gives no way to there.test:443: "),
+        ("", "http://there.test/", "gives no way to there.test:80: "),
+    ] {
+        let error = get(&through(user), url).await.expect_err("no way").to_string();
+        assert!(error.starts_with(&format!("cannot connect: the proxy 'socks5://{address}/' {why}")) && !error.contains("xyz"), "{error}");
+    }
 }

@@ -79,6 +79,7 @@ async fn run(messages: &[Message], encoder: &str, silent: bool) {
         config: "c".into(),
         warm_from: 1,
         layouts: Arc::default(),
+        batch_time: std::time::Duration::ZERO,
         replay: None,
     };
     let mut pipeline = Pipeline::new(parts, Arc::new(Control::default()));

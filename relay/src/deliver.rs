@@ -223,7 +223,7 @@ impl Deliver {
             };
             match step {
                 Some(Step::Part(part)) => self.part(part).await?,
-                Some(Step::Mark(mark)) => self.mark(mark).await?,
+                Some(Step::Marks(marks)) => self.marks(marks).await?,
                 Some(Step::Warm(seq)) => {
                     if seq > self.checkpoint.warm_from {
                         self.checkpoint.warm_from = seq;
@@ -279,7 +279,7 @@ impl Deliver {
         }
         let progress = &mut self.progress;
         progress.id = part.batch.key.split('/').next().unwrap_or_default().to_owned();
-        progress.batches = part.index + 1;
+        progress.batches = if part.is_shared { 0 } else { part.index + 1 };
         progress.delivered += outcome.delivered;
         progress.rejected += outcome.offenders.len() as u64;
         progress.given_up += outcome.given_up;
@@ -310,12 +310,14 @@ impl Deliver {
         true
     }
 
-    async fn mark(&mut self, mark: Box<Mark>) -> Result<(), Halt> {
-        if mark.restarted {
+    async fn marks(&mut self, marks: Vec<Mark>) -> Result<(), Halt> {
+        if marks.iter().any(|mark| mark.restarted) {
             self.book.void();
             self.dead.void();
         }
-        if mark.silent {
+        if let [mark] = &marks[..]
+            && mark.silent
+        {
             if let Some(envelope) = &mark.envelope {
                 self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);
                 self.gauges.shared.live().positions.advance(envelope, &mark.subject, mark.at_ms);
@@ -325,19 +327,39 @@ impl Deliver {
         self.let_go().await?;
         let progress = std::mem::take(&mut self.progress);
         if self.suspects.is_empty() {
-            return self.apply(*mark, progress).await;
+            return self.pass(marks, progress).await;
         }
-        self.suspects.push_back(Suspect::Mark(mark, progress));
+        self.suspects.push_back(Suspect::Marks(marks, progress));
         Ok(())
     }
 
-    /// Books, counts and moves the position past one message.
-    async fn apply(&mut self, mut mark: Mark, progress: Progress) -> Result<(), Halt> {
+    /// Books, counts and moves the position past the messages of a window: past all of them before it is written anywhere.
+    async fn pass(&mut self, marks: Vec<Mark>, mut progress: Progress) -> Result<(), Halt> {
+        let items: u64 = marks.iter().map(|mark| mark.items).sum();
+        debug_assert_eq!(progress.delivered + progress.rejected + progress.given_up, items, "every item has its fate");
         // A replay parks none: the relay itself did when it came by.
-        if !mark.undecodable.is_empty() && self.store.is_some() {
-            self.dead.park_frames(&mark).await?;
+        for mark in marks.iter().filter(|mark| !mark.undecodable.is_empty() && self.store.is_some()) {
+            self.dead.park_frames(mark).await?;
         }
-        debug_assert_eq!(progress.delivered + progress.rejected + progress.given_up, mark.items, "every item has its fate");
+        let (mut given_up, mut skipping) = (0, false);
+        for mark in marks {
+            skipping |= self.skipping();
+            given_up += self.apply(mark, std::mem::take(&mut progress));
+        }
+        let seq = self.checkpoint.seq;
+        if self.store.is_none() {
+            self.report(seq);
+        } else if skipping && !self.skipping() {
+            self.control.skipped_to(seq);
+            self.write().await?;
+            self.tell_given_up(given_up, seq);
+            self.trim.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Books, counts and moves the position past one message; says what of it was given up.
+    fn apply(&mut self, mut mark: Mark, progress: Progress) -> u64 {
         let given_up = progress.given_up + mark.given_up;
         if given_up > 0 {
             let slots = mark.envelope.as_ref().map(|e| (e.first_ms, e.last_ms));
@@ -373,17 +395,8 @@ impl Deliver {
         totals.filtered += filtered;
         totals.rejected += progress.rejected;
         totals.lost += lost;
-        let skipping = self.skipping();
         self.moved(&mark);
-        if self.store.is_none() {
-            self.report(&mark);
-        } else if skipping && !self.skipping() {
-            self.control.skipped_to(mark.seq);
-            self.write().await?;
-            self.tell_given_up(given_up, mark.seq);
-            self.trim.notify_one();
-        }
-        Ok(())
+        given_up
     }
 
     fn moved(&mut self, mark: &Mark) {
@@ -403,10 +416,10 @@ impl Deliver {
         self.pace += 1;
     }
 
-    fn report(&self, mark: &Mark) {
+    fn report(&self, seq: u64) {
         if let Some(report) = &self.report {
             report.send_modify(|progress| {
-                progress.position = mark.seq;
+                progress.position = seq;
                 progress.totals = self.checkpoint.totals.clone();
             });
         }

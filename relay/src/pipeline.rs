@@ -1,13 +1,15 @@
 //! The pipeline of one relay: a message becomes batches and a mark.
 //!
 //! *In*: messages as the reader hands them out. *Out*: [`Step`]s. *Bound*: one batch under construction, at most what one sink request
-//! carries; parts of incomplete slots. *When full*: waits for the delivering task. A batch never spans messages, and the same message always
-//! becomes the same batches under the same keys.
+//! carries; parts of incomplete slots. *When full*: waits for the delivering task. A batch never spans windows (a message each, or those of a
+//! stretch of time), and the same messages always become the same batches under the same keys.
 
 mod batch;
 mod held;
+mod window;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sample::{Columns, Decoded, Decoder, Envelope, Flags, FrameKind, FrameRef, Interner, KEY_FRAME_PERIOD};
@@ -26,6 +28,7 @@ use crate::template::Template;
 
 use batch::{Building, Page, Tally};
 use held::{Held, HeldKey, HeldPart};
+use window::Window;
 
 /// How often old targets are looked for, in stream time.
 const FORGET_EVERY_MS: i64 = 30_000;
@@ -54,6 +57,8 @@ pub struct Parts {
     pub warm_from: u64,
     /// The layouts in use.
     pub layouts: Arc<Interner>,
+    /// Stream time whose messages share batches; 0: each has its own.
+    pub batch_time: Duration,
     /// A replay: its name in keys, and the slots it selects, inclusive.
     pub replay: Option<(String, i64, i64)>,
 }
@@ -68,6 +73,9 @@ pub struct Pipeline {
     held: Held,
     columns: Columns,
     building: Building,
+    /// What the batch is of.
+    window: Option<Window>,
+    batch_time_ms: i64,
     control: Arc<Control>,
     config: String,
     replay: Option<(String, i64, i64)>,
@@ -87,14 +95,12 @@ enum Mode {
     Skip,
 }
 
-struct Message<'a> {
+struct Message {
     mode: Mode,
     seq: u64,
-    id: &'a str,
-    first_ms: i64,
 }
 
-impl Message<'_> {
+impl Message {
     /// Counts samples of a slot that another one was taken for.
     fn twin(&self, tally: &mut Tally, samples: u64) {
         if self.mode != Mode::Silent {
@@ -112,6 +118,8 @@ impl Pipeline {
             decoder: Decoder::with_interner(parts.layouts.clone()),
             layouts: parts.layouts,
             building: Building::new(parts.encoder.clone(), parts.limits),
+            window: None,
+            batch_time_ms: i64::try_from(parts.batch_time.as_millis()).unwrap_or(i64::MAX),
             resolver: Resolver::new(parts.filters, parts.encoder, parts.templates, &parts.from, parts.external_labels),
             slots: Slots::default(),
             deltas,
@@ -128,8 +136,14 @@ impl Pipeline {
         }
     }
 
-    /// Lowest sequence that holds a base needed after the last message.
+    /// Lowest sequence that holds a base needed after what is delivered: to read an open window again, or the next message.
     pub fn warm_from(&self) -> u64 {
+        let open = self.window.as_ref().map_or(u64::MAX, |window| window.warm_from);
+        self.warm_after().min(open)
+    }
+
+    /// Lowest sequence that holds a base needed after the last message.
+    fn warm_after(&self) -> u64 {
         let next = self.seq + 1;
         self.decoder.warm_from().unwrap_or(next).min(self.held.first_seq().unwrap_or(next)).min(next)
     }
@@ -137,6 +151,7 @@ impl Pipeline {
     /// Takes one message through to steps.
     pub async fn message(&mut self, incoming: Incoming, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
         if incoming.restarted {
+            self.end_window(out).await?;
             self.decoder = Decoder::with_interner(self.layouts.clone());
             self.resolver.clear();
             self.held.clear();
@@ -144,21 +159,21 @@ impl Pipeline {
             self.learning = false;
         }
         let Incoming { message, envelope, silent, gap, restarted } = incoming;
-        self.seq = message.seq;
         let id = identity(&message, envelope.as_ref().ok());
         let mode = match (silent, message.seq <= self.control.skipped()) {
             (true, _) => Mode::Silent,
             (_, true) => Mode::Skip,
             _ => Mode::Live,
         };
+        let first_ms = envelope.as_ref().map_or(message.time_ms, |e| e.first_ms);
+        self.enter(&message, &id, mode, first_ms, out).await?;
+        self.seq = message.seq;
         let mut tally = Tally::new(self.resolver.chain().len());
         if let Some(gap) = gap {
             tally.read += gap.samples;
             tally.loss(Loss { reason: "rollback", stream: true, samples: gap.samples, frames: gap.messages, target: None, slot_ms: None });
         }
-        let first_ms = envelope.as_ref().map_or(message.time_ms, |e| e.first_ms);
-        let name = self.replay.as_ref().map_or_else(|| id.clone(), |(replay, ..)| format!("{replay}:0:{}", message.seq));
-        let at = Message { mode, seq: message.seq, id: &name, first_ms };
+        let at = Message { mode, seq: message.seq };
         match &envelope {
             Ok(envelope) => self.payload(&at, envelope, &message.payload, &mut tally, out).await?,
             Err(_) if mode == Mode::Silent => {}
@@ -168,8 +183,6 @@ impl Pipeline {
         while let Some(key) = self.held.older(clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64)) {
             self.incomplete(&at, &key, &mut tally, out).await?;
         }
-        self.flush(&at, out).await?;
-        self.building.restart();
         self.tick(clock);
         let filters = self.resolver.chain();
         let mark = Mark {
@@ -179,7 +192,7 @@ impl Pipeline {
             at_ms: message.time_ms,
             last_ms: envelope.as_ref().map_or(message.time_ms, |e| e.last_ms),
             envelope: envelope.ok(),
-            warm_from: self.warm_from(),
+            warm_from: self.warm_after(),
             silent,
             restarted,
             skipped: mode == Mode::Skip,
@@ -194,7 +207,11 @@ impl Pipeline {
             undecodable: tally.undecodable,
             gap,
         };
-        out.send(Step::Mark(Box::new(mark))).await.map_err(|_| Closed)
+        match &mut self.window {
+            None => return out.send(Step::Marks(vec![mark])).await.map_err(|_| Closed),
+            Some(window) => window.mark(mark),
+        }
+        if self.window.as_ref().is_some_and(Window::ends) { self.end_window(out).await } else { Ok(()) }
     }
 
     /// Forgets what the trim asked to forget; tells the lowest base.
@@ -205,7 +222,7 @@ impl Pipeline {
 
     async fn payload(
         &mut self,
-        at: &Message<'_>,
+        at: &Message,
         envelope: &Envelope,
         payload: &Bytes,
         tally: &mut Tally,
@@ -250,7 +267,7 @@ impl Pipeline {
 
     async fn frame(
         &mut self,
-        at: &Message<'_>,
+        at: &Message,
         envelope: &Envelope,
         frame: &FrameRef<'_>,
         tally: &mut Tally,
@@ -310,7 +327,7 @@ impl Pipeline {
     /// One part of a slot: held until the others are there.
     async fn part(
         &mut self,
-        at: &Message<'_>,
+        at: &Message,
         envelope: &Envelope,
         frame: &FrameRef<'_>,
         decoded: Decoded,
@@ -346,7 +363,7 @@ impl Pipeline {
     }
 
     /// A newer slot came before the missing parts of an older one: what there is of it is better than nothing.
-    async fn incomplete(&mut self, at: &Message<'_>, key: &HeldKey, tally: &mut Tally, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
+    async fn incomplete(&mut self, at: &Message, key: &HeldKey, tally: &mut Tally, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
         let parts = self.held.take(key);
         let failed = parts.iter().any(|part| part.failed);
         match self.slots.take(Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
@@ -360,7 +377,7 @@ impl Pipeline {
 
     async fn parts(
         &mut self,
-        at: &Message<'_>,
+        at: &Message,
         mut parts: Vec<HeldPart>,
         late: bool,
         tally: &mut Tally,
@@ -376,7 +393,7 @@ impl Pipeline {
     /// Encodes the samples of one frame, or only learns from them.
     async fn emit(
         &mut self,
-        at: &Message<'_>,
+        at: &Message,
         decoded: &Decoded,
         columns: &Columns,
         late: bool,
@@ -425,7 +442,7 @@ impl Pipeline {
             return Ok(());
         }
         if self.building.ends_before(decoded.origin.target, decoded.slot_ms)
-            && let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config)
+            && let Some(part) = self.building.finish(self.window.as_ref(), &self.config)
         {
             out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
         }
@@ -435,16 +452,9 @@ impl Pipeline {
         let mut next = 0;
         while let Some(full_at) = self.building.fill(&mut page, next, previously.as_deref_mut(), tally) {
             next = full_at;
-            if let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config) {
+            if let Some(part) = self.building.finish(self.window.as_ref(), &self.config) {
                 out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
             }
-        }
-        Ok(())
-    }
-
-    async fn flush(&mut self, at: &Message<'_>, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
-        while let Some(part) = self.building.finish(at.seq, at.first_ms, at.id, &self.config) {
-            out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
         }
         Ok(())
     }

@@ -135,6 +135,12 @@ impl Reader {
         }
     }
 
+    /// The last sequence of the stream now; none: it does not say.
+    pub fn end(&self) -> impl Future<Output = Option<u64>> + Send + use<> {
+        let log = Arc::clone(&self.log);
+        async move { log.info().await.ok().map(|info| info.last_seq) }
+    }
+
     async fn failed(&mut self, error: &Error) {
         let wait = self.backoff.wait();
         if !std::mem::replace(&mut self.told, true) {

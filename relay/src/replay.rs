@@ -281,6 +281,7 @@ impl Work {
             config,
             warm_from: begin,
             layouts: Arc::default(),
+            batch_time: relay.batch_time.duration(),
             replay: Some((id, request.from_ms, request.to_ms)),
         };
         let pipeline = Pipeline::new(parts, control.clone());

@@ -15,6 +15,7 @@ use config::{OptionsError, Relay, Start};
 use futures::FutureExt as _;
 use sample::{Envelope, Interner, KEY_FRAME_PERIOD};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::xxh3_64;
@@ -30,10 +31,13 @@ use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
 use crate::pause;
 use crate::pipeline::{self, Pipeline};
-use crate::read::{Reader, identity};
+use crate::read::{Incoming, Reader, identity};
 use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
 use crate::step::{STEPS_MAX, Step};
 use crate::telemetry::{Activity, Gauges};
+
+/// How often it is asked whether a window that is over is read whole. Larger: it ends later; smaller: a reader that lags asks more.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How far before its start a new relay reads silently: every live target has sent a base since.
 const WARM_BEFORE: Duration = Duration::from_secs(KEY_FRAME_PERIOD.as_secs() + 60);
@@ -99,11 +103,12 @@ impl Sink for Refusing {
     }
 }
 
-/// Hash over what decides about the bytes of a relay's batches.
+/// Hash over what decides about the bytes of a relay's batches, and whose they are: what two relays send to one place has different keys.
 pub fn config_hash(relay: &Relay, external_labels: &[(String, String)]) -> String {
     let filters: Vec<(&str, String)> = relay.filters.iter().map(|f| (f.name.as_str(), f.options.to_string())).collect();
     let encode = relay.encode.as_ref().map(|e| (e.name.as_str(), e.options.to_string()));
-    let text = format!("{:?}{filters:?}{encode:?}{}{}{external_labels:?}", relay.from, relay.sink.name, relay.sink.options);
+    let Relay { name, from, batch_time, sink, .. } = relay;
+    let text = format!("{name}:{from:?}{batch_time}{filters:?}{encode:?}{}{}{external_labels:?}", sink.name, sink.options);
     format!("{:016x}", xxh3_64(text.as_bytes()))
 }
 
@@ -204,6 +209,7 @@ impl Life {
                 config: checkpoint.config.clone(),
                 warm_from: checkpoint.warm_from,
                 layouts: self.layouts.clone(),
+                batch_time: self.relay.batch_time.duration(),
                 replay: None,
             },
             self.control.clone(),
@@ -313,6 +319,15 @@ impl Life {
     }
 }
 
+/// What the reading task does next.
+enum Next {
+    Message(Box<Incoming>),
+    /// The trim wants something forgotten.
+    Release,
+    /// The time of the open window is over.
+    Over,
+}
+
 /// The reading task: messages through the pipeline until the token or the other end says stop. `end`: the last sequence of a replay.
 pub(crate) async fn feed(
     mut reader: Reader,
@@ -322,22 +337,39 @@ pub(crate) async fn feed(
     stop: &CancellationToken,
     end: Option<u64>,
 ) {
+    let mut looked = Instant::now();
     loop {
         let warm_from = pipeline.warm_from();
-        let incoming = tokio::select! {
+        let next = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = steps.closed() => return,
-            () = control.reader.notified() => None,
-            incoming = reader.next(warm_from) => Some(incoming),
+            () = control.reader.notified() => Next::Release,
+            incoming = reader.next(warm_from) => Next::Message(Box::new(incoming)),
+            () = over(pipeline.over_ms(), looked) => Next::Over,
         };
-        let done = match incoming {
-            None => pipeline.release(&steps).await,
-            Some(incoming) if end.is_some_and(|end| incoming.message.seq > end) => return,
-            Some(incoming) => {
-                let last = end.is_some_and(|end| incoming.message.seq >= end);
-                let done = pipeline.message(incoming, &steps).await;
-                if last {
+        let done = match next {
+            Next::Release => pipeline.release(&steps).await,
+            Next::Over => {
+                looked = Instant::now();
+                // Before the stream is asked: what it stores after this has another time.
+                let is_over = pipeline.over_ms().is_some_and(|over_ms| now_ms() >= over_ms);
+                match stop.run_until_cancelled(reader.end()).await {
+                    None => return,
+                    // What was stored in its time and is not read yet belongs to it.
+                    Some(Some(end)) if is_over && pipeline.has_read(end) => pipeline.end_window(&steps).await,
+                    Some(_) => Ok(()),
+                }
+            }
+            Next::Message(incoming) => {
+                let seq = incoming.message.seq;
+                let done = match end.is_some_and(|end| seq > end) {
+                    true => Ok(()),
+                    false => pipeline.message(*incoming, &steps).await,
+                };
+                if end.is_some_and(|end| seq >= end) {
+                    // Nobody may be left to listen.
+                    let _heard = pipeline.end_window(&steps).await;
                     return;
                 }
                 done
@@ -346,5 +378,26 @@ pub(crate) async fn feed(
         if done.is_err() {
             return;
         }
+    }
+}
+
+/// Waits until a window is over, and not too often; for ever where there is none.
+async fn over(over_ms: Option<i64>, looked: Instant) {
+    let Some(over_ms) = over_ms else { return std::future::pending().await };
+    let left = Duration::from_millis(u64::try_from(over_ms.saturating_sub(now_ms())).unwrap_or(0));
+    sleep_until((looked + LOOK_AGAIN).max(Instant::now() + left)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relays_that_differ_in_their_names_only_have_different_keys() {
+        let relay = |name: &str| -> Relay {
+            serde_json::from_value(serde_json::json!({"name": name, "sink": {"http": {"url": "http://h/"}}})).expect("a relay")
+        };
+        assert_eq!(config_hash(&relay("a"), &[]), config_hash(&relay("a"), &[]));
+        assert_ne!(config_hash(&relay("a"), &[]), config_hash(&relay("b"), &[]));
     }
 }

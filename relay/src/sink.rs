@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
-use config::{Component, Kind, OptionsError};
+use config::{Component, Kind, OptionsError, Owned};
 use serde_json::Value;
 
 use crate::encode::{Framing, prometheus};
@@ -47,6 +47,8 @@ pub struct SinkKind {
     pub kind: Kind,
     /// The encoder of a relay that names none.
     pub encoder: &'static str,
+    /// What of its options no other relay may name as well; none: relays may share all of it.
+    pub owns: Option<fn(&Value) -> Option<Owned>>,
     /// Builds it from checked options; nothing connects yet.
     pub build: fn(&Value, &Place<'_>) -> Built,
 }
@@ -77,7 +79,7 @@ pub struct Item {
     pub route: u32,
 }
 
-/// Encoded samples of one stream message (or a part of one), in order.
+/// Encoded samples of one window of the stream, a message or more (or a part of it), in order.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Items one after the other, without separators.
@@ -248,6 +250,12 @@ pub fn build(component: &Component, place: &Place<'_>) -> Built {
 /// The encoder of a relay that names none; `ndjson` for a sink that does not exist.
 pub fn default_encoder(kind: &str) -> &'static str {
     KINDS.iter().find(|row| row.kind.name == kind).map_or("ndjson", |row| row.encoder)
+}
+
+/// What a sink alone must have, as its options name it.
+pub fn owns(sink: &Component) -> Option<Owned> {
+    let row = KINDS.iter().find(|row| row.kind.name == sink.name)?;
+    row.owns.and_then(|owns| owns(&sink.options))
 }
 
 /// Why a sink cannot take what an encoder writes, and what to do; `None`: it can.

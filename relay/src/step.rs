@@ -1,6 +1,6 @@
 //! Steps: what the reading task hands to the delivering task.
 //!
-//! *In*: encoded samples and what became of the others. *Out*: batches, and after them the mark of their message. *Bound*: a channel of
+//! *In*: encoded samples and what became of the others. *Out*: batches, and after them the marks of their messages. *Bound*: a channel of
 //! [`STEPS_MAX`]. *When full*: reading waits.
 
 use std::sync::Arc;
@@ -18,8 +18,8 @@ pub const STEPS_MAX: usize = 4;
 pub enum Step {
     /// Samples to deliver.
     Part(Box<Part>),
-    /// A message is done.
-    Mark(Box<Mark>),
+    /// The messages of a window are done, all at once.
+    Marks(Vec<Mark>),
     /// The lowest needed base has moved without a message.
     Warm(u64),
 }
@@ -38,12 +38,14 @@ pub struct Section {
 /// One batch and where its items come from.
 #[derive(Debug)]
 pub struct Part {
-    /// Stream sequence of its message.
+    /// Stream sequence of its window's first message.
     pub seq: u64,
-    /// Number in its message.
+    /// Number in its window.
     pub index: u32,
-    /// First slot of its message, ms.
+    /// First slot of its window's first message, ms.
     pub first_ms: i64,
+    /// Whether messages may share its window: which of its batches are done is then not kept, as only the sink knows a batch by what is in it.
+    pub is_shared: bool,
     /// Its items.
     pub batch: Batch,
     /// Targets and slots of its items.

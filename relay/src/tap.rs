@@ -172,6 +172,7 @@ fn parts(request: &Request, relay: Option<&Relay>, external_labels: Vec<(String,
         config: String::new(),
         warm_from: 1,
         layouts: Arc::default(),
+        batch_time: Duration::ZERO,
         replay: None,
     })
 }
@@ -228,7 +229,7 @@ impl Show {
                 }
                 step = steps.recv() => match step {
                     Some(Step::Part(part)) => self.batch(&part.batch),
-                    Some(Step::Mark(_) | Step::Warm(_)) => {}
+                    Some(Step::Marks(_) | Step::Warm(_)) => {}
                     None => return,
                 },
             }

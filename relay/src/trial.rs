@@ -4,6 +4,7 @@
 //! *When full*: another batch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bundled_nats::port::{Headers, Message};
 use bytes::Bytes;
@@ -74,6 +75,7 @@ pub async fn run(relay: &Relay, writing: Writing, external_labels: Vec<(String, 
         config: String::new(),
         warm_from: 1,
         layouts: Arc::default(),
+        batch_time: Duration::ZERO,
         replay: None,
     };
     let mut pipeline = Pipeline::new(parts, Arc::new(Control::default()));
@@ -96,9 +98,11 @@ pub async fn run(relay: &Relay, writing: Writing, external_labels: Vec<(String, 
                     outcome.items.extend((0..items).map(|i| part.batch.item(i).to_vec()));
                     part.batch.body(0..items, &mut outcome.body);
                 }
-                Step::Mark(mark) => {
-                    outcome.read += mark.read;
-                    outcome.filtered = mark.filtered;
+                Step::Marks(marks) => {
+                    for mark in marks {
+                        outcome.read += mark.read;
+                        outcome.filtered = mark.filtered;
+                    }
                 }
                 Step::Warm(_) => {}
             }

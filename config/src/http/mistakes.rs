@@ -67,11 +67,8 @@ impl HttpClientConfig {
         let mut wrong = |path: &str, message: &str| found.push(OptionsError::new(path, message));
         if let Some(url) = &self.proxy_url {
             match url.expose().split_once("://") {
-                Some(("http", host)) if !host.is_empty() => {}
-                Some(("https" | "socks5" | "socks5h", _)) => {
-                    wrong("proxy_url", "only proxies that are spoken to by http:// are read by this version")
-                }
-                _ => wrong("proxy_url", "this is no URL of a proxy: it begins with http:// and names a host"),
+                Some(("http" | "https" | "socks5" | "socks5h", host)) if !host.is_empty() => {}
+                _ => wrong("proxy_url", "this is no URL of a proxy: it begins with http://, https:// or socks5:// and names a host"),
             }
             if self.proxy_from_environment {
                 wrong("proxy_from_environment", "both proxy_url and proxy_from_environment are set: keep one of them");

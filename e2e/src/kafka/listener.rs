@@ -49,6 +49,16 @@ impl Listener {
         self
     }
 
+    /// It takes tokens, which name the user and are not signed.
+    pub fn with_tokens(mut self) -> Self {
+        self.protocol = "SASL_SSL";
+        self.properties.push(("sasl.enabled.mechanisms".to_owned(), "OAUTHBEARER".to_owned()));
+        let module = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule";
+        let login = format!("{module} required unsecuredLoginStringClaim_sub=\"broker\";");
+        self.properties.push(("oauthbearer.sasl.jaas.config".to_owned(), login));
+        self
+    }
+
     /// `127.0.0.1:port`.
     pub fn broker(&self) -> String {
         format!("127.0.0.1:{}", self.port)

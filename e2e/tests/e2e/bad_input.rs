@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use e2e::exporter::{Exporter, Manner};
 use e2e::http_sink::HttpSink;
 use e2e::page::Identity;
 use e2e::strata::{Strata, binary};
-use e2e::{compare, wait};
+use e2e::{compare, process, wait};
 
 use crate::scene;
 
@@ -132,20 +132,13 @@ async fn a_data_folder_that_cannot_be_one_is_named() -> Result<()> {
     refuses(&strata, &strata.data_dir().display().to_string()).await
 }
 
-/// Runs a script as root of a mount namespace of its own: what it mounts is seen by nobody else and ends with it.
-fn in_own_mounts(script: &str) -> Command {
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "--propagation", "private", "sh", "-c", script]);
-    command
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_data_folder_is_named() -> Result<()> {
     let strata = Strata::prepare("")?;
     let (data, config) = (strata.data_dir(), strata.config());
     std::fs::create_dir(&data)?;
     let script = format!("mount -t tmpfs -o ro tmpfs {} && exec {} run -c {}", data.display(), binary()?.display(), config.display());
-    let mut command = tokio::process::Command::from(in_own_mounts(&script));
+    let mut command = tokio::process::Command::from(process::in_own_mounts(&script));
     let run = tokio::time::timeout(Duration::from_secs(60), command.stdin(Stdio::null()).kill_on_drop(true).output()).await??;
     let stderr = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(1), "{stderr}");
@@ -165,29 +158,13 @@ async fn a_full_disk_refuses_counts_and_recovers() -> Result<()> {
     let sink = HttpSink::start().await?;
     let relays = scene::http_relay("all", &sink, "");
     let buffer = "buffer:\n  max_bytes: 1GiB\n  memory: 2MiB\n  replay_window: 1s\n";
-    let strata = Strata::prepare(&format!("{}{buffer}relays:\n{relays}", scene::scrape("200ms", &exporters)))?;
-    let (data, config) = (strata.data_dir(), strata.config());
+    let mut strata = Strata::prepare(&format!("{}{buffer}relays:\n{relays}", scene::scrape("200ms", &exporters)))?;
+    let data = strata.data_dir();
     std::fs::create_dir(&data)?;
-    let script = format!(
-        "mount -t tmpfs -o size=160m tmpfs {data} && exec {binary} run -c {config}",
-        data = data.display(),
-        binary = binary()?.display(),
-        config = config.display()
-    );
-    let log = std::fs::File::create(strata.folder().join("strata.log"))?;
-    let mut child = in_own_mounts(&script).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-    let outcome = full_disk(&strata, child.id(), &exporters, &sink).await;
-    if outcome.is_err() {
-        eprintln!("--- strata.log:\n{}", strata.log_tail(60));
-    }
-    e2e::process::signal(child.id(), nix::sys::signal::Signal::SIGTERM);
-    let ended = wait::until_true("strata ends", Duration::from_secs(40), || matches!(child.try_wait(), Ok(Some(_)))).await;
-    if ended.is_err() {
-        child.kill()?;
-        child.wait()?;
-    }
-    outcome?;
-    ended?;
+    strata.mount(&data, "size=160m");
+    scene::start_again(&mut strata).await?;
+    full_disk(&strata, &exporters, &sink).await?;
+    strata.stop().await?;
     // Nothing is on its way any more: what did arrive is right; what is missing was counted above.
     scene::assert_orderly(&sink);
     let received: HashMap<String, usize> = exporters.iter().map(|e| (e.target(), scene::rounds_in(&sink.ledger().records, e))).collect();
@@ -198,14 +175,13 @@ async fn a_full_disk_refuses_counts_and_recovers() -> Result<()> {
     Ok(())
 }
 
-async fn full_disk(strata: &Strata, pid: u32, exporters: &[Exporter], sink: &HttpSink) -> Result<()> {
+async fn full_disk(strata: &Strata, exporters: &[Exporter], sink: &HttpSink) -> Result<()> {
     let ready = async || (e2e::http1::get(strata.port(), "/readyz").await.ok()?.status() == 200).then_some(());
-    wait::until("/readyz is 200", Duration::from_secs(30), ready).await?;
     scene::more_rounds(exporters, 3, Duration::from_secs(30)).await?;
     scene::caught_up(sink, exporters, Duration::from_secs(30)).await?;
     // The mount is seen through the process's own root.
-    let ballast = format!("/proc/{pid}/root{}/ballast", strata.data_dir().display());
-    tokio::task::block_in_place(|| fill(&ballast))?;
+    let ballast = format!("/proc/{}/root{}/ballast", strata.pid()?, strata.data_dir().display());
+    tokio::task::block_in_place(|| scene::fill(ballast.as_ref()))?;
     wait::until("samples are refused and counted", Duration::from_secs(90), async || {
         (strata.metric("strata_dropped_samples_total", &[]).await.ok()? > 0.0).then_some(())
     })
@@ -216,15 +192,5 @@ async fn full_disk(strata: &Strata, pid: u32, exporters: &[Exporter], sink: &Htt
     wait::until("/readyz is 200 again", Duration::from_secs(60), ready).await?;
     scene::more_rounds(exporters, 3, Duration::from_secs(30)).await?;
     scene::caught_up(sink, exporters, Duration::from_secs(60)).await?;
-    Ok(())
-}
-
-/// Writes until the disk has no byte left.
-fn fill(path: &str) -> Result<()> {
-    use std::io::Write;
-    let mut file = std::fs::File::create(path)?;
-    let block = vec![0_u8; 64 * 1024];
-    while file.write_all(&block).is_ok() {}
-    while file.write_all(&[0]).is_ok() {}
     Ok(())
 }

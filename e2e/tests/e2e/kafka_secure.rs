@@ -3,15 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use e2e::exporter::Exporter;
+use e2e::http1::Connection;
 use e2e::kafka::{Kafka, Listener, Topic};
 use e2e::strata::Strata;
 use e2e::tls::Authority;
 use e2e::{compare, http1, process, wait};
 use nix::sys::signal::Signal;
+use tokio::net::TcpListener;
 
 use crate::scene;
 
@@ -19,9 +25,14 @@ const PARTITIONS: u32 = 4;
 const WITHIN: Duration = Duration::from_secs(180);
 const PASSWORD: &str = "correct horse=#1";
 const PLAIN_PASSWORD: &str = "plain-secret";
+const KEY_PASSWORD: &str = "opens the key";
+/// Seconds that a token is good for: several of them are needed.
+const TOKEN_LIFE: u64 = 20;
 
 /// Relays that something wrong holds, and words that their reasons must have.
-const HELD: [(&str, &[&str]); 5] = [
+const HELD: [(&str, &[&str]); 7] = [
+    ("tokens", &["cannot get a token", "invalid_client", "'oauth2'"]),
+    ("key", &["cannot make a Kafka producer", "maybe wrong password"]),
     ("password", &["SASL", "check 'sasl'"]),
     ("ca", &["certificate", "check 'tls'"]),
     ("expired", &["certificate", "check 'tls'"]),
@@ -34,13 +45,63 @@ struct Ways {
     mutual: Listener,
     users: Listener,
     expired: Listener,
+    tokens: Listener,
+}
+
+/// A token server, which refuses until it is told otherwise.
+#[derive(Clone)]
+struct Issuer {
+    url: String,
+    is_open: Arc<AtomicBool>,
+    issued: Arc<AtomicU64>,
+}
+
+impl Issuer {
+    async fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let issuer = Self { url: format!("http://{}/token", listener.local_addr()?), is_open: Arc::default(), issued: Arc::default() };
+        let own = issuer.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut connection = Connection::new(stream);
+                while let Ok(Some(_)) = http1::read(&mut connection).await {
+                    let (status, body) = own.answer();
+                    if http1::respond(&mut connection, status, &[], body.as_bytes()).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        Ok(issuer)
+    }
+
+    /// An unsigned token, as the broker's stand-in for a real validator takes it.
+    fn answer(&self) -> (u16, String) {
+        if !self.is_open.load(Ordering::SeqCst) {
+            return (400, r#"{"error": "invalid_client"}"#.to_owned());
+        }
+        self.issued.fetch_add(1, Ordering::SeqCst);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let part = |json: String| URL_SAFE_NO_PAD.encode(json);
+        let claims = format!(r#"{{"sub": "strata", "iat": {now}, "exp": {}}}"#, now + TOKEN_LIFE);
+        let token = format!("{}.{}.", part(r#"{"alg": "none"}"#.to_owned()), part(claims));
+        (200, format!(r#"{{"access_token": "{token}", "token_type": "Bearer", "expires_in": {TOKEN_LIFE}}}"#))
+    }
 }
 
 /// Writes the files that the relays read, two of them wrong, and gives the broker's listeners.
 fn prepare(folder: &Path) -> Result<Ways> {
     let (authority, stranger) = (Authority::new("brokers")?, Authority::new("a stranger")?);
     let client = authority.client("strata.test")?;
-    let texts = [("ca.pem", authority.pem()), ("other-ca.pem", stranger.pem()), ("client.pem", client.cert), ("client.key", client.key)];
+    let locked = client.locked_key(KEY_PASSWORD)?;
+    let texts = [
+        ("ca.pem", authority.pem()),
+        ("other-ca.pem", stranger.pem()),
+        ("client.pem", client.cert),
+        ("client.key", client.key),
+        ("locked.key", locked),
+        ("key-password", "wrong\n".to_owned()),
+    ];
     for (name, text) in texts {
         std::fs::write(folder.join(name), text)?;
     }
@@ -50,11 +111,12 @@ fn prepare(folder: &Path) -> Result<Ways> {
         mutual: Listener::tls("MUTUAL", &identity)?.asks_for(&authority),
         users: Listener::tls("USERS", &identity)?.with_users("plain", PLAIN_PASSWORD),
         expired: Listener::tls("EXPIRED", &authority.server("127.0.0.1", true)?)?,
+        tokens: Listener::tls("TOKENS", &identity)?.with_tokens(),
     })
 }
 
 /// The relays; all that a file does not mend is as `mended` says.
-fn relays(folder: &Path, ways: &Ways, mended: bool) -> String {
+fn relays(folder: &Path, ways: &Ways, issuer: &Issuer, mended: bool) -> String {
     let file = |name: &str| format!("\"{}\"", folder.join(name).display());
     let (ca, password) = (file("ca.pem"), file("password"));
     let (users, good) = (ways.users.broker(), ways.mutual.broker());
@@ -92,6 +154,21 @@ fn relays(folder: &Path, ways: &Ways, mended: bool) -> String {
         ),
         ("expired", now(ways.expired.broker()), format!("topic: expired, {with_cert}")),
         ("host", now(format!("localhost:{}", ways.mutual.port())), format!("topic: host, {with_cert}")),
+        (
+            "tokens",
+            ways.tokens.broker(),
+            format!("topic: tokens, {without}, oauth2: {{client_id: strata, client_secret: hush-hush, token_url: \"{}\"}}", issuer.url),
+        ),
+        (
+            "key",
+            good.clone(),
+            format!(
+                "topic: key, tls: {{ca_file: {ca}, cert_file: {}, key_file: {}, key_password_file: {}}}",
+                file("client.pem"),
+                file("locked.key"),
+                file("key-password")
+            ),
+        ),
         ("nocert", good.clone(), format!("topic: nocert, {}", if mended { &with_cert } else { &without })),
     ];
     sinks.iter().fold("relays:\n".to_owned(), |text, (name, broker, more)| {
@@ -213,9 +290,10 @@ async fn a_kafka_with_tls_and_users_gets_every_sample_where_its_labels_say() -> 
     let folder = tempfile::TempDir::with_prefix("strata-e2e-secure-")?;
     let ways = prepare(folder.path())?;
     let user = |mechanism: &str| format!("{mechanism}=[name=\"strata\",password=\"{PASSWORD}\"]");
-    let listed = [&ways.mutual, &ways.users, &ways.expired];
+    let listed = [&ways.mutual, &ways.users, &ways.expired, &ways.tokens];
+    let issuer = Issuer::start().await?;
     let mut kafka = Kafka::start_with(PARTITIONS, &listed, &[user("SCRAM-SHA-256"), user("SCRAM-SHA-512")]).await?;
-    let configuration = |mended| scene::scrape("2s", &exporters) + &relays(folder.path(), &ways, mended);
+    let configuration = |mended| scene::scrape("2s", &exporters) + &relays(folder.path(), &ways, &issuer, mended);
     let mut strata = Strata::start(&configuration(false)).await?;
 
     for name in ["scram", "label"] {
@@ -227,7 +305,9 @@ async fn a_kafka_with_tls_and_users_gets_every_sample_where_its_labels_say() -> 
     scene::more_rounds(&exporters, 3, WITHIN).await?;
     std::fs::write(folder.path().join("password"), format!("{PASSWORD}\n"))?;
     std::fs::copy(folder.path().join("ca.pem"), folder.path().join("other-ca.pem"))?;
-    for name in ["password", "ca"] {
+    std::fs::write(folder.path().join("key-password"), format!("{KEY_PASSWORD}\n"))?;
+    issuer.is_open.store(true, Ordering::SeqCst);
+    for name in ["password", "ca", "tokens", "key"] {
         flows(&strata, name).await?;
     }
     strata.configure(&configuration(true))?;
@@ -239,7 +319,9 @@ async fn a_kafka_with_tls_and_users_gets_every_sample_where_its_labels_say() -> 
     for name in ["scram", "label"].into_iter().chain(HELD.map(|(name, _)| name)) {
         flows(&strata, name).await?;
     }
+    wait::until_true("a second token", WITHIN, || issuer.issued.load(Ordering::SeqCst) > 1).await?;
     scene::stop(&mut strata, &exporters).await?;
+    assert!(!strata.log_tail(usize::MAX).contains("hush-hush"));
     assert_all(&kafka, &exporters)?;
     kafka.stop().await
 }

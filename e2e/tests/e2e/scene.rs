@@ -1,5 +1,7 @@
 //! What the tests set up alike: exporters of pages, configurations, waits for rounds.
 
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -74,13 +76,37 @@ pub async fn caught_up(sink: &HttpSink, exporters: &[Exporter], limit: Duration)
 
 /// Waits until a relay is held for a reason that has these words.
 pub async fn held(strata: &Strata, relay: &str, reason: &str, limit: Duration) -> Result<()> {
-    wait::until(&format!("'{relay}' is held: {reason}"), limit, async || {
-        let answer = http1::get(strata.port(), "/api/v1/relays").await.ok()?;
-        let relays: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
-        let status = relays["relays"].as_array()?.iter().find(|status| status["name"] == relay)?;
-        (status["state"] == "held" && status["error"]["text"].as_str()?.contains(reason)).then_some(())
+    troubled(strata, relay, "held", reason, limit).await
+}
+
+/// Waits until a relay is in a state for a reason that has these words.
+pub async fn troubled(strata: &Strata, relay: &str, state: &str, reason: &str, limit: Duration) -> Result<()> {
+    relay_is(strata, relay, &format!("{state}: {reason}"), limit, |status| {
+        status["state"] == state && status["error"]["text"].as_str().is_some_and(|text| text.contains(reason))
     })
     .await
+}
+
+/// Waits until a relay has delivered what is in the stream.
+pub async fn drained(strata: &Strata, relay: &str, limit: Duration) -> Result<()> {
+    relay_is(strata, relay, "drained", limit, |status| status["lag"]["messages"] == 0).await
+}
+
+async fn relay_is(strata: &Strata, relay: &str, what: &str, limit: Duration, is: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+    wait::until(&format!("'{relay}' is {what}"), limit, async || {
+        let answer = http1::get(strata.port(), &format!("/api/v1/relays/{relay}")).await.ok()?;
+        is(&serde_json::from_slice(&answer.body).ok()?).then_some(())
+    })
+    .await
+}
+
+/// Writes a file until the disk has no byte left.
+pub fn fill(path: &Path) -> Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    let block = vec![0_u8; 64 * 1024];
+    while file.write_all(&block).is_ok() {}
+    while file.write_all(&[0]).is_ok() {}
+    Ok(())
 }
 
 /// A clean stop, noted by the exporters.

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use e2e::strata::{Strata, binary};
 use e2e::{http1, process, wait};
 use serde_json::{Map, Value, json};
@@ -289,7 +291,7 @@ async fn no_command_prints_a_secret_wherever_it_is_written() -> Result<()> {
     Ok(())
 }
 
-/// Answers every request with 401 and all that it was sent; counts them.
+/// Answers every request with 401 and all that it was sent, as a token server does that where a token is wanted; counts them.
 async fn echo(listener: TcpListener, asked: Arc<AtomicU64>) {
     while let Ok((stream, _)) = listener.accept().await {
         let asked = Arc::clone(&asked);
@@ -299,7 +301,15 @@ async fn echo(listener: TcpListener, asked: Arc<AtomicU64>) {
                 // The last come first: an answer is cut when it is shown, and credentials are added last.
                 let echo: String = request.headers.iter().rev().map(|(name, value)| format!("{name}: {value}\n")).collect();
                 asked.fetch_add(1, Ordering::Relaxed);
-                let body = format!("who are you?\n{echo}");
+                let form = String::from_utf8_lossy(&request.body);
+                let body = match form.starts_with("grant_type=") {
+                    true => {
+                        let pair = request.header("authorization").and_then(|value| STANDARD.decode(value.strip_prefix("Basic ")?).ok());
+                        let pair = String::from_utf8(pair.unwrap_or_default()).unwrap_or_default();
+                        json!({"error": "who are you?", "error_description": format!("{pair} {form} {echo}")}).to_string()
+                    }
+                    false => format!("who are you?\n{echo}"),
+                };
                 if http1::respond(&mut connection, 401, &[("www-authenticate", echo.replace('\n', " "))], body.as_bytes()).await.is_err() {
                     break;
                 }

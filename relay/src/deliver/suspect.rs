@@ -19,7 +19,7 @@ pub const SUSPECTS_MAX: usize = 4;
 /// Something that waits until it is clear whether the sink is picky or broken.
 pub(super) enum Suspect {
     Part(Box<Part>),
-    Mark(Box<Mark>, Progress),
+    Marks(Vec<Mark>, Progress),
 }
 
 impl Deliver {
@@ -44,10 +44,10 @@ impl Deliver {
         let current = std::mem::replace(&mut self.progress, first);
         while let Some(suspect) = self.suspects.pop_front() {
             match suspect {
-                Suspect::Mark(mark, before) => {
+                Suspect::Marks(marks, before) => {
                     let mut progress = std::mem::take(&mut self.progress);
                     progress.add(&before);
-                    self.apply(*mark, progress).await?;
+                    self.pass(marks, progress).await?;
                 }
                 Suspect::Part(part) if only_given_up && !self.skips(part.seq) => {
                     self.suspects.push_front(Suspect::Part(part));

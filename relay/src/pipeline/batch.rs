@@ -16,6 +16,8 @@ use crate::sink::{Batch, Item, Limits};
 use crate::step::{Loss, Part, Section, Undecodable};
 use crate::template::Route;
 
+use super::window::Window;
+
 /// Ends of items are 32 bits.
 const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -149,7 +151,7 @@ impl Building {
         }
     }
 
-    /// A new message begins.
+    /// A new window begins.
     pub fn restart(&mut self) {
         self.index = 0;
         self.sections.clear();
@@ -246,7 +248,8 @@ impl Building {
     }
 
     /// Hands out the batch; `None`: there is nothing in it.
-    pub fn finish(&mut self, seq: u64, first_ms: i64, id: &str, config: &str) -> Option<Part> {
+    pub fn finish(&mut self, window: Option<&Window>, config: &str) -> Option<Part> {
+        let window = window?;
         if self.items.is_empty() {
             return None;
         }
@@ -254,19 +257,20 @@ impl Building {
         self.hint = self.hint.max(self.bytes.len());
         let slots = || self.sections.iter().map(|section| section.slot_ms);
         let batch = Batch {
-            slots_ms: (slots().min().unwrap_or(first_ms), slots().max().unwrap_or(first_ms)),
+            slots_ms: (slots().min().unwrap_or(window.first_ms), slots().max().unwrap_or(window.first_ms)),
             bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(self.hint.min(self.limits.bytes_max))),
             items: std::mem::take(&mut self.items),
             routes: self.routes.take(),
             framing,
             content_type: self.encoder.content_type(),
-            key: format!("{id}/{}/{config}", self.index),
+            key: window.key(self.index, config),
         };
         let last = self.sections.last().cloned();
         let part = Part {
-            seq,
+            seq: window.seq,
             index: self.index,
-            first_ms,
+            first_ms: window.first_ms,
+            is_shared: window.is_shared(),
             batch,
             sections: std::mem::replace(&mut self.sections, last.into_iter().collect()),
             sources: std::mem::take(&mut self.sources),

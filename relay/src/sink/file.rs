@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use config::{ByteSize, Kind, Millis, OptionsError};
+use config::{ByteSize, Kind, Millis, OptionsError, Owned};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -50,6 +50,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options, &Files::default()).map(drop),
     },
     encoder: "ndjson",
+    owns: Some(owns),
     build: |options, place| Ok(Box::new(sink(options, place.files)?)),
 };
 
@@ -169,6 +170,14 @@ impl Drop for Lines {
 fn sink(options: &Value, files: &Files) -> Result<Lines, OptionsError> {
     let plan = plan(config::options(options)?)?;
     Ok(Lines { shared: files.share(&plan), plan: Arc::new(plan), ticker: None })
+}
+
+/// The file, wherever it is named from. Devices are nobody's.
+fn owns(options: &Value) -> Option<Owned> {
+    let written = options.get("path")?.as_str().filter(|path| !path.is_empty())?;
+    let path = std::path::absolute(written).ok().filter(|path| !path.starts_with("/dev"))?;
+    let why = "two relays cannot write to one file, give each its own path";
+    Some(Owned { option: "path", thing: path.display().to_string(), why })
 }
 
 fn plan(options: Options) -> Result<Plan, OptionsError> {

@@ -47,6 +47,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
+    owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };
 

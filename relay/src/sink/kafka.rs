@@ -28,6 +28,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use self::call::{Call, Step, With, purged};
+use self::login::Login;
 use self::options::{Settings, settings};
 use self::reports::Reports;
 use self::secure::Properties;
@@ -36,6 +37,7 @@ use crate::template::Template;
 
 mod address;
 mod call;
+mod login;
 mod options;
 mod reports;
 mod secure;
@@ -52,6 +54,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
+    owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };
 
@@ -142,7 +145,8 @@ impl Kafka {
         properties.apply(&mut config);
         config.set("batch.size", self.batch_bytes.to_string());
         self.properties = Some((properties, Instant::now()));
-        ThreadedProducer::from_config_and_context(&config, Reports::default())
+        let login = self.settings.oauth2.as_ref().map(Login::new);
+        ThreadedProducer::from_config_and_context(&config, Reports::of(login))
             .map_err(|error| format!("cannot make a Kafka producer: {error}"))
     }
 

@@ -31,6 +31,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| parse(options).map(drop),
     },
     encoder: "ndjson",
+    owns: None,
     build: |options, place| Ok(Box::new(build(options, place)?)),
 };
 

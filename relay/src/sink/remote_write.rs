@@ -44,6 +44,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "remote_write",
+    owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };
 

@@ -40,6 +40,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "statsd",
+    owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bundled_nats::twin::Twin;
+use config::Millis;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use relay::sink::{Answer, Limits};
@@ -14,16 +15,25 @@ use crate::harness::*;
 async fn through_any_order_of_troubles_every_sample_arrives_and_repeats_carry_their_key() {
     let mut repeated = 0;
     for seed in 0..12 {
-        repeated += run(seed).await;
+        repeated += run(seed, Millis(0)).await;
+    }
+    assert!(repeated > 0, "some kill fell between answer and checkpoint");
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_share_batches_go_through_the_same_troubles() {
+    let mut repeated = 0;
+    for seed in 0..12 {
+        repeated += run(seed, Millis(20)).await;
     }
     assert!(repeated > 0, "some kill fell between answer and checkpoint");
 }
 
 /// Says how many samples were sent again.
-async fn run(seed: u64) -> usize {
+async fn run(seed: u64, batch_time: Millis) -> usize {
     let mut rng = StdRng::seed_from_u64(seed);
     let twin = Twin::new(u64::MAX);
-    let mut setup = Setup::one(&twin);
+    let mut setup = Setup::new(&twin, &[config::Relay { batch_time, ..relay("one") }]);
     setup.limits = Limits { bytes_max: 1 << 20, items_max: 3 };
     let sink = setup.sink("one");
     let mut answers = StdRng::seed_from_u64(seed ^ 0xabcd);
@@ -77,6 +87,9 @@ async fn run(seed: u64) -> usize {
             relays = Some(setup.start());
         }
     }
+    // A batch of nothing but offenders at the very end would wait for one that the sink takes.
+    producers[0].publish(&[scrape(9, at + 120 * SLOT, &[("a", 1.0), ("b", 2.0), ("c", 3.0)])]).await;
+    good += 3;
     twin.state.set_down(false);
     let relays = relays.unwrap_or_else(|| setup.start());
     let last = twin.raw.messages().last().map_or(0, |message| message.seq);

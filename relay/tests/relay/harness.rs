@@ -235,6 +235,7 @@ pub fn relay(name: &str) -> config::Relay {
         hold: config::Hold::default(),
         filters: Vec::new(),
         encode: None,
+        batch_time: config::Millis(0),
         sink: config::Component { name: "scripted".into(), options: serde_json::Value::Null },
     }
 }

@@ -98,11 +98,12 @@ fn batches(
     let mut tally = Tally::new(chain.len());
     let mut page = Page { resolved, filters: chain, columns: &read, moment };
     let (mut next, mut batches) = (0, Vec::new());
+    let window = Window::new(None, 1, SLOT, "m".to_owned(), 1);
     while let Some(full_at) = building.fill(&mut page, next, None, &mut tally) {
         next = full_at;
-        batches.extend(building.finish(1, SLOT, "m", "c").map(|part| part.batch));
+        batches.extend(building.finish(Some(&window), "c").map(|part| part.batch));
     }
-    while let Some(part) = building.finish(1, SLOT, "m", "c") {
+    while let Some(part) = building.finish(Some(&window), "c") {
         batches.push(part.batch);
     }
     (tally, batches)

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use config::{ByteSize, Millis, OptionsError};
+use config::{ByteSize, HttpClientConfig, Millis, OAuth2, OptionsError};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use schemars::JsonSchema;
@@ -49,6 +49,9 @@ pub struct Options {
     /// User and password.
     #[serde(default)]
     pub sasl: Option<Sasl>,
+    /// Tokens instead of user and password (the mechanism `OAUTHBEARER`), from where these options say. Without `tls` they are sent in the clear.
+    #[serde(default)]
+    pub oauth2: Option<OAuth2>,
     /// `none`, `gzip`, `snappy`, `lz4` (default) or `zstd`.
     #[serde(default)]
     pub compression: Compression,
@@ -133,6 +136,8 @@ pub(super) struct Settings {
     pub config: ClientConfig,
     /// These.
     pub secrets: Secrets,
+    /// Where tokens come from, if it signs in with these.
+    pub oauth2: Option<OAuth2>,
     /// Where records go.
     pub addressing: Addressing,
     /// How long a call waits.
@@ -261,7 +266,10 @@ pub(super) fn settings(options: &Value) -> Result<Settings, OptionsError> {
         return Err(OptionsError::new(path, format!("'{path}' cannot be 0")));
     }
     let addressing = Addressing::new(&options)?;
-    let secrets = Secrets::new(options.tls.as_ref(), options.sasl.as_ref())?;
+    if let Some(oauth2) = &options.oauth2 {
+        HttpClientConfig { oauth2: Some(Box::new(oauth2.clone())), ..HttpClientConfig::default() }.check()?;
+    }
+    let secrets = Secrets::new(options.tls.as_ref(), options.sasl.as_ref(), options.oauth2.is_some())?;
     let mut config = ClientConfig::new();
     for (name, value) in DEFAULTS {
         config.set(*name, *value);
@@ -287,7 +295,7 @@ pub(super) fn settings(options: &Value) -> Result<Settings, OptionsError> {
     secrets.prepare(&mut config);
     config.create_native_config().map_err(|error| refused(&error))?;
     let batch_bytes = usize::try_from(options.batch_bytes.0).unwrap_or(usize::MAX);
-    Ok(Settings { config, secrets, addressing, timeout: options.timeout.duration(), batch_bytes })
+    Ok(Settings { config, secrets, oauth2: options.oauth2, addressing, timeout: options.timeout.duration(), batch_bytes })
 }
 
 /// *Errors*: a property of librdkafka that is not for users, and why.

@@ -3,16 +3,20 @@
 //! *In*: librdkafka's callbacks, on its own thread. *Out*: a state to wait for. *Bound*: one failure per record of a call.
 //! *When full*: does not apply.
 
+use std::error::Error;
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdkafka::ClientContext;
+use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::Notify;
+
+use super::login::Login;
 
 /// What an error code means for a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +74,7 @@ fn trouble(code: Code, reason: &str) -> Trouble {
         _ if is_refused_certificate(reason) => {
             (true, " (check 'tls': the brokers refuse the client's certificate, or want one: 'cert' and 'key')")
         }
-        Code::Authentication | Code::SaslAuthenticationFailed => (true, " (check 'sasl': user, password and mechanism)"),
+        Code::Authentication | Code::SaslAuthenticationFailed => (true, " (check 'sasl': user, password and mechanism; or 'oauth2')"),
         Code::SSL => {
             (true, " (check 'tls': the brokers' certificate must be valid, signed by 'ca' and name the host; so must the client's)")
         }
@@ -85,6 +89,7 @@ fn trouble(code: Code, reason: &str) -> Trouble {
 /// The reports of one producer; it has one call under way at a time.
 #[derive(Default)]
 pub(super) struct Reports {
+    login: Option<Login>,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -112,6 +117,11 @@ pub(super) struct Trouble {
 const TROUBLE_CHARS: usize = 400;
 
 impl Reports {
+    /// Those of a producer that signs in with tokens, if it does.
+    pub(super) fn of(login: Option<Login>) -> Self {
+        Self { login, ..Self::default() }
+    }
+
     /// One more report is to come.
     pub(super) fn expect_one(&self) {
         self.state().left += 1;
@@ -173,6 +183,12 @@ impl Reports {
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.login.as_ref().ok_or("there is no 'oauth2'")?.token()
+    }
+
     /// librdkafka repeats a broker's absence every few seconds, and the caller says once that the sink is in trouble: only what ends
     /// the client is news.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -103,13 +103,16 @@ pub(super) struct ReadError {
 pub(super) struct Properties(Vec<(&'static str, String)>);
 
 impl Secrets {
-    /// *Errors*: a value and its file, or a certificate without its key.
-    pub(super) fn new(tls: Option<&Tls>, sasl: Option<&Sasl>) -> Result<Self, OptionsError> {
-        let protocol = match (tls, sasl) {
-            (None, None) => "plaintext",
-            (Some(_), None) => "ssl",
-            (None, Some(_)) => "sasl_plaintext",
-            (Some(_), Some(_)) => "sasl_ssl",
+    /// `tokens`: it signs in with those. *Errors*: a value and its file, or a certificate without its key.
+    pub(super) fn new(tls: Option<&Tls>, sasl: Option<&Sasl>, tokens: bool) -> Result<Self, OptionsError> {
+        if tokens && sasl.is_some() {
+            return Err(OptionsError::new("oauth2", "'sasl' and 'oauth2' exclude each other: keep one way to sign in"));
+        }
+        let protocol = match (tls, tokens || sasl.is_some()) {
+            (None, false) => "plaintext",
+            (Some(_), false) => "ssl",
+            (None, true) => "sasl_plaintext",
+            (Some(_), true) => "sasl_ssl",
         };
         let (mut fixed, mut read) = (vec![("security.protocol", protocol.to_owned())], Vec::new());
         if let Some(tls) = tls {
@@ -139,6 +142,9 @@ impl Secrets {
             }
             fixed.push(("sasl.mechanisms", sasl.mechanism.word().to_owned()));
             fixed.push(("sasl.username", sasl.username.clone()));
+        }
+        if tokens {
+            fixed.push(("sasl.mechanisms", "OAUTHBEARER".to_owned()));
         }
         let in_files = read.iter().any(|entry| matches!(entry.source, Source::File(_)));
         Ok(Self { fixed, read, in_files })

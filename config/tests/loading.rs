@@ -1,9 +1,6 @@
-//! Every mistake has its exact message: `mistakes/NAME.yaml` and what `strata check` says of it in `mistakes/NAME.txt`.
+//! How a configuration comes to be: out of which files, over what, with which values.
 //!
-//! `UPDATE_GOLDEN=1` writes the texts anew.
-
-use std::fmt::Write as _;
-use std::path::Path;
+//! The kinds here are stand-ins; what is said of mistakes, with the real ones, is in `src/check/mistakes` of the root package.
 
 use config::{Kind, Kinds, OptionsError, Overrides, options};
 use serde::Deserialize;
@@ -82,61 +79,6 @@ fn kinds() -> Kinds {
     }
 }
 
-/// What a person reads; lines `# env: NAME=VALUE` and `# flag: KEY=VALUE` set what overrides the file.
-fn said(name: &str, text: &str) -> String {
-    found(config::parse(name, text, &overrides(text), &kinds()).map(|(_, warnings)| warnings))
-}
-
-/// The same for a folder: its `strata.yaml` with all that it includes.
-fn said_of_folder(folder: &Path) -> String {
-    let file = folder.join("strata.yaml");
-    let overrides = overrides(&std::fs::read_to_string(&file).unwrap_or_default());
-    let loaded = config::load(&file, &overrides, &kinds());
-    found(loaded.map(|loaded| loaded.warnings).map_err(|refused| refused.problems)).replace(&format!("{}/", folder.display()), "")
-}
-
-fn overrides(text: &str) -> Overrides {
-    let pairs = |prefix| text.lines().filter_map(move |l: &str| l.strip_prefix(prefix)?.split_once('='));
-    let env = pairs("# env: ").map(|(k, v)| (k.to_owned(), v.to_owned()));
-    pairs("# flag: ").fold(Overrides::environment(env), |overrides, (key, value)| overrides.flag(format!("--set {key}"), key, value))
-}
-
-fn found(found: Result<Vec<config::Warning>, Vec<config::Problem>>) -> String {
-    let mut out = String::new();
-    match found {
-        Ok(warnings) => warnings.iter().for_each(|w| writeln!(out, "warning: {w}").expect("a string takes all text")),
-        Err(problems) => problems.iter().for_each(|p| writeln!(out, "{p}").expect("a string takes all text")),
-    }
-    out
-}
-
-#[test]
-fn every_mistake_has_its_exact_message() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mistakes");
-    let mut names: Vec<_> =
-        std::fs::read_dir(&folder).expect("the folder is there").filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
-    names.retain(|n| !n.ends_with(".txt"));
-    names.sort();
-    assert!(names.len() >= 30, "{} files", names.len());
-    let mut wrong = String::new();
-    for name in names {
-        let path = folder.join(&name);
-        let said = match std::fs::read_to_string(&path) {
-            Ok(text) => said(&name, &text),
-            Err(_) => said_of_folder(&path),
-        };
-        let golden = folder.join(format!("{}.txt", name.trim_end_matches(".yaml")));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(&golden, &said).expect("the folder can be written");
-        }
-        let expected = std::fs::read_to_string(&golden).unwrap_or_default();
-        if said != expected || said.is_empty() {
-            writeln!(wrong, "== {name}\n-- expected\n{expected}-- said\n{said}").expect("a string takes all text");
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong}");
-}
-
 /// Each file says a part, and what they say is one configuration.
 #[test]
 fn a_configuration_is_made_of_what_its_files_say() {
@@ -164,15 +106,6 @@ fn a_configuration_is_made_of_what_its_files_say() {
     assert_eq!(loaded.sources.files, names.map(path));
     assert_eq!(loaded.places.of("relays[2].name").to_string(), format!("{}:1:17", path("relays.d/more/deep.yaml").display()));
     assert_eq!(loaded.sources.patterns.len(), 3, "also the one that nothing fits");
-}
-
-#[test]
-fn no_text_makes_the_reader_panic() {
-    let good = include_str!("mistakes/many.yaml");
-    for cut in (0..good.len()).filter(|c| good.is_char_boundary(*c)) {
-        let _said = said("cut.yaml", &good[..cut]);
-        let _said = said("cut.yaml", &good[cut..]);
-    }
 }
 
 #[test]
@@ -299,12 +232,67 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
     );
 }
 
+/// Its own `global` holds for its own jobs, and for those of the files that it names.
+#[test]
+fn a_whole_prometheus_yml_can_be_one_of_the_scrape_config_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("other/more")).expect("a folder");
+    for (name, text) in [
+        (
+            "strata.yaml",
+            "global: {scrape_interval: 15s, scrape_timeout: 7s, sample_limit: 9}\nscrape_config_files: [other/prometheus.yml]\n\
+             scrape_configs: [{job_name: own}]\nrelays: [{name: r, sink: stdout}]\n",
+        ),
+        (
+            "other/prometheus.yml",
+            "global:\n  scrape_interval: 30s\n  scrape_timeout: 20s\n  sample_limit: 100\n  external_labels: {a: b}\n  \
+             evaluation_interval: 1m\nrule_files: []\nscrape_config_files: [more/*.yml]\nscrape_configs:\n  - job_name: plain\n  \
+             - {job_name: fast, scrape_interval: 5s}\n  - {job_name: set, sample_limit: 3, scrape_timeout: 1s}\n",
+        ),
+        ("other/more/one.yml", "scrape_configs: [{job_name: deep, bearer_token_file: token}]\n"),
+    ] {
+        std::fs::write(path(name), text).expect("written");
+    }
+    let loaded = config::load(&path("strata.yaml"), &Overrides::default(), &kinds()).expect("a good configuration");
+    let seconds = |millis: Option<config::Millis>| millis.map(|millis| millis.0 / 1000);
+    let told =
+        |job: &config::ScrapeConfig| (job.job_name.clone(), seconds(job.scrape_interval), seconds(job.scrape_timeout), job.sample_limit);
+    let jobs: Vec<_> = loaded.config.scrape_configs.iter().map(told).collect();
+    let job = |name: &str, interval, timeout, limit| (name.to_owned(), interval, timeout, limit);
+    assert_eq!(
+        jobs,
+        [
+            job("own", None, None, 9),
+            job("plain", Some(30), Some(20), 100),
+            job("fast", Some(5), Some(5), 100),
+            job("set", Some(30), Some(1), 3),
+            job("deep", Some(30), Some(20), 100),
+        ]
+    );
+    assert_eq!(loaded.config.global.external_labels.len(), 0);
+    assert_eq!(loaded.config.scrape_configs[4].http.bearer_token_file, Some(path("other/more/token")));
+    let warnings: Vec<_> = loaded.warnings.iter().map(|w| w.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
+    assert_eq!(
+        warnings,
+        ["DIR/other/prometheus.yml:5:3: left out, as Strata neither stores, queries nor alerts: global.external_labels, \
+          global.evaluation_interval, rule_files; labels of all series are those of the file that names this one"]
+    );
+    assert_eq!(loaded.sources.files, ["strata.yaml", "other/prometheus.yml", "other/more/one.yml"].map(path));
+
+    std::fs::write(path("other/more/one.yml"), "scrape_config_files: [../prometheus.yml]\n").expect("written");
+    let refused = config::load(&path("strata.yaml"), &Overrides::default(), &kinds()).expect_err("it names itself");
+    let said = refused.problems[0].to_string();
+    assert!(said.contains("prometheus.yml' includes itself through 'one.yml' (named in "), "{said}");
+}
+
 #[test]
 fn a_mistake_in_an_included_file_is_told_with_its_place() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
     std::fs::write(path("a.yml"), "scrape_config_files: [b.yml, c.yml, d.yml]\nscrape_configs: [{job_name: x}]\n").expect("written");
-    std::fs::write(path("b.yml"), "scrape_configs:\n  - {job_name: x}\n  - {job_nam: y}\nglobal: {}\n").expect("written");
+    std::fs::write(path("b.yml"), "scrape_configs:\n  - {job_name: x}\n  - {job_nam: y}\nrelays: []\nglobal: {scrape_intervall: 1s}\n")
+        .expect("written");
     std::fs::write(path("c.yml"), "[]").expect("written");
     let refused = config::load(&path("a.yml"), &Overrides::default(), &kinds()).expect_err("mistakes");
     assert_eq!(refused.sources.files, ["a.yml", "b.yml", "c.yml", "d.yml"].map(path));
@@ -316,8 +304,9 @@ fn a_mistake_in_an_included_file_is_told_with_its_place() {
             "DIR/b.yml:2:16: scrape_configs[1].job_name: 'x' is here a second time, first in DIR/a.yml:2:29: each needs a name of its own",
             "DIR/b.yml:3:5: scrape_configs[2]: 'job_name' is missing",
             "DIR/b.yml:3:6: scrape_configs[2].job_nam: unknown key 'job_nam', did you mean 'job_name'?",
-            "DIR/b.yml:4:1: global: 'global' cannot stand in a file of scrape_config_files: only scrape_configs can; \
+            "DIR/b.yml:4:1: relays: 'relays' cannot stand in a file of scrape_config_files: only what a prometheus.yml has can; \
              `include` takes whole files",
+            "DIR/b.yml:5:10: global.scrape_intervall: unknown key 'scrape_intervall', did you mean 'scrape_interval'?",
             "DIR/c.yml:1:1: expected a map with scrape_configs",
         ]
     );

@@ -22,7 +22,7 @@ const VALUES: &str = "\"values\":[";
 /// Series whose values say how long something took.
 const TIMED: &str = "scrape_duration_seconds";
 /// A page with what is easily read in another way.
-pub const TRICKY: &str = "# HELP odd Odd values.\n# TYPE odd gauge\nodd{v=\"inf\"} +Inf\nodd{v=\"small\"} 5e-324\nodd{v=\"third\"} 0.3333333333333333\n\
+const TRICKY: &str = "# HELP odd Odd values.\n# TYPE odd gauge\nodd{v=\"inf\"} +Inf\nodd{v=\"small\"} 5e-324\nodd{v=\"third\"} 0.3333333333333333\n\
     odd{v=\"nan\"} NaN\n# TYPE t histogram\nt_bucket{le=\"0.5\"} 1\nt_bucket{le=\"+Inf\"} 2\nt_sum 3\nt_count 2\n\
     mine{job=\"own\",instance=\"me\",env=\"prod\",quoted=\"a\\\\b\\\"c\\nd\"} 7\nempty{a=\"\",b=\"x\"} 1\n";
 

@@ -1,5 +1,5 @@
 //! The same prometheus.yml in Prometheus 2.42 and in Strata, both remote-writing to a receiver that keeps bits: the same series end at the
-//! same occasions and no others do, and on pages that do not change every value has the same bits.
+//! same occasions and no others do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use e2e::exporter::Exporter;
 use e2e::http1::{self, Connection};
-use e2e::page::Page;
 use e2e::process::Program;
 use e2e::record::STALE;
 use e2e::remote_write::{Labels, Received, Receiver};
@@ -20,8 +18,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::prometheus::{TRICKY, agent};
-use crate::scene;
+use crate::prometheus::agent;
 
 const WITHIN: Duration = Duration::from_secs(60);
 /// The job that Prometheus 2.42 cannot have: `track_timestamps_staleness` came later.
@@ -249,42 +246,5 @@ async fn series_end_where_prometheus_ends_them_and_nowhere_else() -> Result<()> 
     for (receiver, whose) in [(&both.ours, "Strata"), (&both.theirs, "Prometheus")] {
         assert_eq!(receiver.received().complaints, Vec::<String>::new(), "{whose}");
     }
-    Ok(())
-}
-
-/// Every value of a series but how long its scrapes took, bit for bit.
-fn values(received: &Received) -> BTreeMap<&Labels, BTreeSet<u64>> {
-    let is_fixed = |(labels, _): &(&Labels, _)| labels["__name__"] != "scrape_duration_seconds";
-    received.series.iter().filter(is_fixed).map(|(labels, samples)| (labels, samples.values().copied().collect())).collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fixed_pages_arrive_with_the_bits_that_prometheus_sends() -> Result<()> {
-    let folder = TempDir::with_prefix("strata-e2e-bits-")?;
-    let mut exporters = scene::exporters(&[]).await?;
-    exporters.push(Exporter::start(Page::new("tricky", &format!("{TRICKY}odd{{v=\"minus\"}} -0\n"), 1)?).await?);
-    exporters.iter().for_each(|exporter| exporter.freeze(true));
-    let targets: Vec<String> = exporters.iter().map(|exporter| format!("'{}'", exporter.target())).collect();
-    let jobs = format!("  - {{job_name: pages, static_configs: [{{targets: [{}]}}]}}\n", targets.join(", "));
-    let (both, _prometheus, mut strata) = start(folder.path(), &jobs, "10s", "").await?;
-
-    let least: usize = exporters.iter().map(|exporter| exporter.page().count(0)).sum();
-    let in_whole = |receiver: &Receiver| receiver.received().series.len() > least;
-    wait::until_true("all pages arrived", Duration::from_secs(120), || in_whole(&both.ours) && in_whole(&both.theirs)).await?;
-    let mut last = Vec::new();
-    let agreed = wait::until("both have the same bits", WITHIN, async || {
-        let (ours, theirs) = (both.ours.received(), both.theirs.received());
-        last = difference(&values(&ours), &values(&theirs));
-        last.is_empty().then_some(())
-    });
-    agreed.await.with_context(|| format!("they differ:\n{}", last.join("\n")))?;
-    strata.stop().await?;
-    let received = both.ours.received();
-    let values = values(&received);
-    for (odd, bits) in [("nan", 0x7ff8_0000_0000_0001), ("small", 1), ("minus", 1 << 63), ("inf", 0x7ff0_0000_0000_0000)] {
-        let found = values.iter().find(|(labels, _)| labels["__name__"] == "odd" && labels["v"] == odd).context(odd)?.1;
-        assert_eq!(*found, BTreeSet::from([bits]), "{odd}");
-    }
-    println!("{} series of {} pages have the same bits", values.len(), exporters.len());
     Ok(())
 }

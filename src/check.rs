@@ -231,6 +231,8 @@ fn count(n: usize, what: &str) -> String {
 }
 
 #[cfg(test)]
+mod mistakes;
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -245,6 +247,67 @@ mod tests {
             assert_eq!(loaded.warnings, [], "{}", file.display());
             assert_eq!(trial::failures(&loaded.config, &loaded.places), [], "{}", file.display());
         }
+    }
+
+    /// Every option that names a file is one by its schema: by that a relative one begins at the folder of its configuration file.
+    #[test]
+    fn every_option_that_names_a_file_is_a_path() {
+        fn look(schema: &serde_json::Value, found: &mut usize, wrong: &mut Vec<String>) {
+            let properties = schema.get("properties").and_then(serde_json::Value::as_object);
+            for (key, property) in properties.into_iter().flatten() {
+                let is_file = key.ends_with("_file") || key == "files" || key == "path";
+                if is_file && !property.to_string().contains("\"#/$defs/Path\"") {
+                    wrong.push(format!("{key}: {property}"));
+                }
+                *found += usize::from(is_file);
+            }
+            match schema {
+                serde_json::Value::Object(map) => map.values().for_each(|inner| look(inner, found, wrong)),
+                serde_json::Value::Array(items) => items.iter().for_each(|inner| look(inner, found, wrong)),
+                _ => {}
+            }
+        }
+        let (mut found, mut wrong) = (0, Vec::new());
+        look(&config::schema(&kinds()), &mut found, &mut wrong);
+        assert!(found > 20 && wrong.is_empty(), "{found} found, these are no paths: {wrong:#?}");
+    }
+
+    #[test]
+    fn paths_begin_at_the_folder_of_the_file_that_holds_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path("more")).expect("a folder");
+        let main = "include: [more/*.yaml]\nbuffer: {data_dir: here}\nserver: {tls: {cert_file: c.pem, key_file: /etc/k.pem}}\n\
+                    scrape_configs: [{job_name: j, tls_config: {ca_file: ../ca.pem}, file_sd_configs: [{files: ['t/*.json']}]}]\n";
+        let relays = "relays:\n\
+            - {name: file, sink: {file: {path: out.ndjson}}}\n\
+            - {name: kafka, sink: {kafka: {brokers: ['b:1'], topic: t, tls: {ca_file: ca.pem}, sasl: {mechanism: PLAIN, username: u, password_file: pw}}}}\n\
+            - {name: http, sink: {http: {url: 'https://h/', authorization: {credentials_file: token}, http_headers: {X: {files: [x]}}}}}\n\
+            - {name: write, sink: {remote_write: {url: 'https://h/', oauth2: {client_id: i, token_url: 'https://h/', client_secret_file: s}}}}\n";
+        std::fs::write(path("strata.yaml"), main).expect("written");
+        std::fs::write(path("more/relays.yaml"), relays).expect("written");
+        let loaded = config::load(&path("strata.yaml"), &Overrides::default(), &kinds()).unwrap_or_else(|p| panic!("{p:#?}"));
+        let written = serde_json::to_value(&loaded.config).expect("it has a text form");
+        for (pointer, expect) in [
+            ("/server/tls/cert_file", path("c.pem")),
+            ("/server/tls/key_file", "/etc/k.pem".into()),
+            ("/scrape_configs/0/tls_config/ca_file", path("../ca.pem")),
+            ("/scrape_configs/0/file_sd_configs/0/files/0", path("t/*.json")),
+            ("/relays/0/sink/file/path", path("more/out.ndjson")),
+            ("/relays/1/sink/kafka/tls/ca_file", path("more/ca.pem")),
+            ("/relays/1/sink/kafka/sasl/password_file", path("more/pw")),
+            ("/relays/2/sink/http/authorization/credentials_file", path("more/token")),
+            ("/relays/2/sink/http/http_headers/X/files/0", path("more/x")),
+            ("/relays/3/sink/remote_write/oauth2/client_secret_file", path("more/s")),
+            ("/buffer/data_dir", "here".into()),
+        ] {
+            let found = written.pointer(pointer).and_then(serde_json::Value::as_str);
+            assert_eq!(found.map(std::path::Path::new), Some(expect.as_path()), "{pointer}");
+        }
+        // What a flag says begins where the command is run.
+        let flag = Overrides::default().flag("--set", "server.tls.cert_file", "f.pem");
+        let loaded = config::load(&path("strata.yaml"), &flag, &kinds()).unwrap_or_else(|p| panic!("{p:#?}"));
+        assert_eq!(loaded.config.server.tls.map(|tls| tls.cert_file), Some("f.pem".into()));
     }
 
     /// A sink that reads its items takes no other encoder's.

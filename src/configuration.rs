@@ -183,7 +183,7 @@ mod tests {
     fn the_schema_refuses_mistakes_of_shape() {
         let schema = config::schema(&check::kinds());
         let validator = jsonschema::draft202012::new(&schema).expect("a schema");
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tests/mistakes");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/check/mistakes");
         for name in SHAPE {
             let text = std::fs::read_to_string(folder.join(format!("{name}.yaml"))).expect(name);
             assert!(!validator.is_valid(&yaml(&text)), "{name}");

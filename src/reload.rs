@@ -148,13 +148,28 @@ impl Reloader {
         if !problems.is_empty() {
             return Outcome::refused(at_ms, why, problems);
         }
+        if let Err(reason) = self.resize(&config.buffer).await {
+            let field = "buffer.max_bytes".to_owned();
+            let message = format!("{} cannot be put in the place of {}: {reason}", config.buffer.max_bytes, self.current.buffer.max_bytes);
+            return Outcome::refused(at_ms, why, vec![Problem { place: places.of(&field), field, message }]);
+        }
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let changes = self.apply(Arc::new(config)).await;
         Outcome::applied(at_ms, why, changes)
     }
 
+    /// Moves the wall of the stream, before anything else is changed. *Errors*: it stays where it was, and why.
+    async fn resize(&self, wanted: &Buffer) -> Result<(), String> {
+        if wanted.max_bytes == self.current.buffer.max_bytes {
+            return Ok(());
+        }
+        let Some(server) = self.board.with_parts(|parts| Arc::clone(&parts.server)) else { return Ok(()) };
+        server.resize(wanted.max_bytes.0).await.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+    }
+
     /// Hands the configuration to the parts, and waits until it runs.
     async fn apply(&mut self, config: Arc<Config>) -> Changes {
+        let settings = settings(&self.current.buffer, &config.buffer);
         self.current = Arc::clone(&config);
         self.board.set_config(Arc::clone(&config));
         let applied = self.board.with_parts(|parts| {
@@ -168,7 +183,7 @@ impl Reloader {
         if let Some(runs) = runs {
             runs.await;
         }
-        Changes { jobs: jobs.unwrap_or_default(), relays: relays.unwrap_or_default() }
+        Changes { jobs: jobs.unwrap_or_default(), relays: relays.unwrap_or_default(), settings }
     }
 }
 
@@ -184,14 +199,13 @@ pub(crate) fn relays_of(config: &Config) -> relay::Configuration {
 /// What a running process cannot change: each field at its place. What is not handed to a running part is in here.
 fn needs_restart(running: &Config, wanted: &Config, places: &Places) -> Vec<Problem> {
     let Config { global, scrape_configs, relays, .. } = wanted.clone();
-    let buffer = Buffer { replay_window: wanted.buffer.replay_window, ..running.buffer.clone() };
+    let Buffer { replay_window, max_bytes, memory, linger, .. } = wanted.buffer;
+    let buffer = Buffer { replay_window, max_bytes, memory, linger, ..running.buffer.clone() };
     let reachable = Config { global, scrape_configs, relays, buffer, ..running.clone() };
     if reachable == *wanted {
         return Vec::new();
     }
-    let json = |config: &Config| serde_json::to_value(config).unwrap_or_default();
-    let mut fields = Vec::new();
-    differences(&json(&reachable), &json(wanted), "", &mut fields);
+    let mut fields = differing(&reachable, wanted, "");
     if fields.is_empty() {
         // Nothing that prints: a secret.
         fields.push((String::new(), "a secret".to_owned()));
@@ -201,6 +215,19 @@ fn needs_restart(running: &Config, wanted: &Config, places: &Places) -> Vec<Prob
         Problem { place: places.of(&field), field, message }
     };
     fields.into_iter().map(problem).collect()
+}
+
+/// The fields of `buffer` that differ.
+fn settings(running: &Buffer, wanted: &Buffer) -> Vec<String> {
+    differing(running, wanted, "buffer").into_iter().map(|(field, _)| field).collect()
+}
+
+/// The paths below `path` at which two values differ as they are written, each with the first one's value there.
+fn differing<T: serde::Serialize>(one: &T, other: &T, path: &str) -> Vec<(String, String)> {
+    let json = |value: &T| serde_json::to_value(value).unwrap_or_default();
+    let mut found = Vec::new();
+    differences(&json(one), &json(other), path, &mut found);
+    found
 }
 
 /// The paths at which two values differ, each with the first one's value there.

@@ -1,7 +1,7 @@
 //! The generated configuration of the bundled server: loopback, one account, a user per role with what it needs and no more.
 //!
-//! *In*: folders, public keys, sizes. *Out*: the text of `nats.conf`. *Bound*: `max_file_store` covers exactly what the streams reserve.
-//! *When full*: the streams' own walls come first.
+//! *In*: folders, public keys. *Out*: the text of `nats.conf`. *Bound*: every stream has a wall of its own, which a reload may move.
+//! *When full*: the stream whose wall it is refuses.
 
 use std::path::Path;
 
@@ -16,6 +16,10 @@ pub const ACCOUNT: &str = "STRATA";
 /// Memory-stored assets; only the positions of short-lived consumers live there.
 const MEMORY_STORE_BYTES: u64 = 16 * 1024 * 1024;
 
+/// What Strata's own streams may reserve: more than any disk has, as it is their walls that limit them, and a running server takes no other
+/// number. Smaller: `buffer.max_bytes` cannot grow without a restart.
+const FILE_STORE_BYTES: u64 = 1 << 60;
+
 /// What the configuration depends on.
 pub struct Wanted<'a> {
     /// Where streams are kept; the server appends `jetstream/`.
@@ -24,8 +28,6 @@ pub struct Wanted<'a> {
     pub run_dir: &'a Path,
     /// Public keys of the roles.
     pub keys: &'a Keys,
-    /// All that streams may reserve, besides those of feeds.
-    pub file_store_bytes: u64,
     /// Where vendor agents connect; none: a free port on loopback.
     pub listen: Option<&'a str>,
     /// Certificate and key of that listener.
@@ -57,7 +59,7 @@ lame_duck_grace_period: "2s"
 jetstream {{ store_dir: {store_dir}, max_memory_store: {memory}, max_file_store: {all}, sync_interval: always }}
 accounts {{
   {ACCOUNT} {{
-    jetstream: {{ max_mem: {MEMORY_STORE_BYTES}, max_file: {file}, max_streams: 16, max_consumers: 4096, max_bytes_required: true }}
+    jetstream: {{ max_mem: {MEMORY_STORE_BYTES}, max_file: {FILE_STORE_BYTES}, max_streams: 16, max_consumers: 4096, max_bytes_required: true }}
     users: [
 {users}    ]
   }}
@@ -67,11 +69,10 @@ accounts {{
         tls = wanted.tls.map_or(String::new(), |(cert, key)| format!("tls {{ cert_file: {}, key_file: {} }}\n", quoted(cert), quoted(key))),
         feeds = wanted.feeds.iter().map(|(feed, writer, bytes)| account(feed, writer, *bytes)).collect::<String>(),
         memory = MEMORY_STORE_BYTES * (1 + wanted.feeds.len() as u64),
-        all = wanted.feeds.iter().fold(wanted.file_store_bytes, |sum, (_, _, bytes)| sum.saturating_add(*bytes)),
+        all = wanted.feeds.iter().fold(FILE_STORE_BYTES, |sum, (_, _, bytes)| sum.saturating_add(*bytes)),
         run_dir = quoted(wanted.run_dir),
         pid_file = quoted(&wanted.run_dir.join("nats.pid")),
         store_dir = quoted(wanted.store_dir),
-        file = wanted.file_store_bytes,
     )
 }
 

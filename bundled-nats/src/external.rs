@@ -9,7 +9,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_nats::{ConnectErrorKind, ConnectOptions};
 use serde_json::Value;
@@ -163,6 +163,8 @@ impl std::fmt::Debug for SignIn {
 /// Keeps the connections of all roles until it is asked to stop.
 pub(crate) struct Keeper {
     pub external: External,
+    /// `buffer.max_bytes` as it is now; that of `external` was so at the start.
+    pub max_bytes: Arc<AtomicU64>,
     pub folder: Folder,
     pub connections: Vec<(Role, watch::Sender<Option<Connection>>)>,
     pub state: watch::Sender<ServerState>,
@@ -286,14 +288,14 @@ impl Keeper {
         let current = watch::Sender::new(Some(control.clone()));
         let link = Link::new(current.subscribe(), Arc::new(AtomicBool::new(false)));
         let api = Api::new(link.clone());
-        let sizes = Sizes::new(self.external.max_bytes);
+        let sizes = Sizes::new(self.max_bytes.load(Ordering::Relaxed));
         let account = account(&api, &mut heard).await?;
         limits(&account, &sizes, self.external.replicas)?;
         let created = self.folder.created(streams::EXTERNAL_FILE)?;
         let before = streams::Before { names: &created.streams, file: streams::EXTERNAL_FILE };
         streams::ensure(&api, &sizes, self.external.replicas, before).await.map_err(forbidden)?;
         let streams = streams::wanted(&sizes, self.external.replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
-        self.folder.remember(streams::EXTERNAL_FILE, &Created { reserved_bytes: sizes.total(), streams, ..created })?;
+        self.folder.remember(streams::EXTERNAL_FILE, &Created { streams, ..created })?;
         probe(&link).await
     }
 }

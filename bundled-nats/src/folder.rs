@@ -15,7 +15,7 @@ use crate::conf;
 use crate::embed;
 use crate::feed::Feed;
 use crate::keys::Keys;
-use crate::streams::{self, Sizes};
+use crate::streams;
 use crate::supervise::Program;
 
 /// Why a data folder cannot be used.
@@ -61,9 +61,8 @@ impl Drop for Folder {
 /// What earlier starts created; it lies beside the store and goes with it.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Created {
-    /// Bytes that all streams reserved together.
-    pub reserved_bytes: u64,
-    /// Their names.
+    /// The names of the streams.
+    #[serde(default)]
     pub streams: Vec<String>,
     /// The most that the stream of each feed ever had.
     #[serde(default)]
@@ -72,8 +71,6 @@ pub struct Created {
 
 /// How the server is to be configured.
 pub struct Plan<'a> {
-    /// Sizes of Strata's own streams.
-    pub sizes: &'a Sizes,
     /// Memory limit of the child.
     pub memory_bytes: u64,
     /// Where vendor agents connect.
@@ -130,8 +127,6 @@ impl Folder {
             store_dir: &self.nats("store"),
             run_dir: &self.run_dir(),
             keys: &keys,
-            // A server that may store less than its streams reserve does not load them, not even to shrink them.
-            file_store_bytes: plan.sizes.total().max(created.reserved_bytes),
             listen: plan.listen,
             tls: plan.tls,
             feeds: &feeds,

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -144,11 +144,21 @@ pub enum Error {
 /// A bundled server under supervision. Dropped without [`Server::stop`], it is asked to end in the background.
 pub struct Server {
     links: Vec<(Role, Link)>,
+    walls: Walls,
     feeds: Feeds,
     state: watch::Receiver<ServerState>,
     life: watch::Receiver<Option<(Option<u32>, Durability)>>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What decides how large the streams are.
+struct Walls {
+    /// `buffer.max_bytes` as it is now.
+    max_bytes: Arc<AtomicU64>,
+    replicas: u8,
+    /// Where it is kept what was created.
+    file: &'static str,
 }
 
 struct Supervisor {
@@ -186,7 +196,7 @@ impl Server {
             let folder = Folder::hold(&options.data_dir)?;
             let tls = options.tls.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
             let listen = options.listen.as_deref();
-            let plan = Plan { sizes: &sizes, memory_bytes: options.nats_memory, listen, tls, feeds: &options.feeds };
+            let plan = Plan { memory_bytes: options.nats_memory, listen, tls, feeds: &options.feeds };
             let (program, keys, seeds) = folder.prepare(&plan)?;
             Ok::<_, Error>((folder, program, keys, seeds))
         });
@@ -220,7 +230,8 @@ impl Server {
         };
         let task = Mutex::new(Some(tokio::spawn(supervisor.run())));
         // From here on a drop of this future ends the server.
-        let server = Server { links, feeds, state: states, life: lives, stop, task };
+        let walls = Walls { max_bytes: Arc::new(AtomicU64::new(sizes.raw)), replicas: 1, file: streams::BUNDLED_FILE };
+        let server = Server { links, walls, feeds, state: states, life: lives, stop, task };
         server.begun(outcome).await
     }
 
@@ -263,6 +274,29 @@ impl Server {
     /// What an acknowledgement means, as the running server itself says; none while it is not ready.
     pub fn durability(&self) -> Option<Durability> {
         self.life.borrow().map(|(_, durability)| durability)
+    }
+
+    /// Moves the walls of the streams to where `max_bytes` (`buffer.max_bytes`) puts them, while everything goes on.
+    ///
+    /// *Errors*: more is stored than would fit, or the server refuses or is away; the walls are then where they were.
+    pub async fn resize(&self, max_bytes: u64) -> Result<(), Error> {
+        let before = self.walls.max_bytes.load(Ordering::Relaxed);
+        if let Err(error) = self.wall_at(max_bytes).await {
+            // Some may have been moved before the one that could not be.
+            if let Err(error) = self.wall_at(before).await {
+                tracing::warn!(target: "nats", reason = chain(&error), "the walls of the streams may not all be where they were");
+            }
+            return Err(error.into());
+        }
+        self.walls.max_bytes.store(max_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn wall_at(&self, max_bytes: u64) -> Result<(), streams::Error> {
+        let (sizes, Walls { replicas, file, .. }) = (Sizes::new(max_bytes), &self.walls);
+        // All of them are there since the start.
+        let names: Vec<String> = streams::wanted(&sizes, *replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
+        streams::ensure(&Api::new(self.link(Role::Control)), &sizes, *replicas, streams::Before { names: &names, file }).await
     }
 
     /// Ends the server cleanly and waits for it; killed after 30 s.
@@ -424,7 +458,7 @@ impl Supervisor {
         let api = Api::new(Link::new(current.subscribe(), self.volume_full.clone()));
         streams::ensure(&api, &self.sizes, 1, before).await?;
         let streams = streams::wanted(&self.sizes, 1).into_iter().map(|(name, _)| name.to_owned()).collect();
-        Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { reserved_bytes: self.sizes.total(), streams, ..created })?)
+        Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { streams, ..created })?)
     }
 
     async fn watch(&self, ports: &Ports) -> Error {

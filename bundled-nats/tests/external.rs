@@ -136,6 +136,28 @@ async fn what_is_gone_is_not_created_anew() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_wall_moves_while_connected_and_stays_there() -> Result<()> {
+    let setup = Setup { account: "{ max_file: 1GB }".to_owned(), ..Setup::default() };
+    let (foreign, folder) = (Foreign::start(setup).await?, tempfile::tempdir()?);
+    let server = connect(foreign.external(folder.path(), WALL)).await?;
+    let raw = server.streams(Role::Collector).raw;
+    within(server.resize(2 * WALL)).await??;
+    ensure!(raw.info().await?.max_bytes == 2 * WALL);
+    ensure!(within(server.resize(1 << 40)).await?.is_err(), "the account has not that much");
+    ensure!(raw.info().await?.max_bytes == 2 * WALL);
+    // The next connection judges the streams by the new size.
+    let mut state = server.state();
+    foreign.end()?;
+    within(state.wait_for(|state| *state != ServerState::Ready)).await??;
+    ensure!(within(server.resize(WALL)).await?.is_err(), "nobody is there");
+    foreign.begin().await?;
+    within(state.wait_for(|state| *state == ServerState::Ready)).await??;
+    ensure!(raw.info().await?.max_bytes == 2 * WALL);
+    server.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there_is_waited_for() -> Result<()> {
     let (foreign, folder) = (Foreign::start(Setup::default()).await?, tempfile::tempdir()?);
     foreign.end()?;

@@ -164,6 +164,32 @@ async fn a_wall_moves_but_never_below_what_is_stored() -> Result<()> {
     Ok(())
 }
 
+/// Also far above what it was at the start, and it outlives the server's next life.
+#[tokio::test]
+async fn a_wall_moves_while_the_server_runs() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let server = within(start(folder.path(), 4 * MIB)).await??;
+    let raw = server.streams(Role::Collector).raw;
+    for _ in 0..3 {
+        publish(&*raw, 900_000).await?;
+    }
+    within(server.resize(100_000 * MIB)).await??;
+    ensure!(raw.info().await?.max_bytes == 100_000 * MIB);
+    let Err(refused) = within(server.resize(2 * MIB)).await? else { anyhow::bail!("shrunk below its content") };
+    ensure!(matches!(refused, server::Error::Streams(streams::Error::Shrink { .. })), "{}", text(&refused));
+    ensure!(raw.info().await?.max_bytes == 100_000 * MIB, "it stays where it was");
+    within(server.resize(3 * MIB)).await??;
+    ensure!(matches!(publish(&*raw, 900_000).await, Err(PublishError::Full(_))), "the new wall holds");
+    let mut state = server.state();
+    kill(Pid::from_raw(server.pid().context("ready")?.cast_signed()), Signal::SIGKILL)?;
+    within(state.wait_for(|state| *state != ServerState::Ready)).await??;
+    within(state.wait_for(|state| *state == ServerState::Ready)).await??;
+    let info = raw.info().await?;
+    ensure!(info.messages == 3 && info.max_bytes == 3 * MIB, "{info:?}");
+    server.stop().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_stream_that_vanished_is_not_created_anew() -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -95,14 +95,14 @@ impl Collector {
     pub fn start(options: Options, streams: &Streams, registry: &Registry, stop: &CancellationToken) -> Result<Self, Error> {
         let telemetry = Telemetry::new(registry).map_err(Error::Metrics)?;
         let (config, stop) = (&options.config, stop.child_token());
-        telemetry.queue_max_bytes.set(i64::try_from(config.buffer.memory.0).unwrap_or(i64::MAX));
+        let (memory, max_bytes, linger) = limits(config, &telemetry);
         let client = Arc::new(Client::new());
         let publisher = Publisher::start(
             publish::Options {
                 producer: publish::producer(options.producer.as_deref()),
-                memory: usize::try_from(config.buffer.memory.0).unwrap_or(usize::MAX),
-                max_bytes: config.buffer.max_bytes.0,
-                linger: config.buffer.linger.duration(),
+                memory,
+                max_bytes,
+                linger,
                 clock: options.clock.clone(),
                 full: options.full.clone(),
             },
@@ -121,10 +121,12 @@ impl Collector {
     }
 
     /// Scrapes what another configuration says from now on; what of it is the same goes on untouched: its tasks, connections, caches and
-    /// schedule. Of `config` only what belongs to jobs is taken.
+    /// schedule. Of `config` what belongs to jobs is taken, and the limits of `buffer`.
     ///
     /// *Limits*: a target whose settings changed is handed over between two slots; one that is gone ends with staleness.
     pub fn configure(&self, config: &Config) -> Changes {
+        let (memory, max_bytes, linger) = limits(config, &self.telemetry);
+        self.publisher.adjust(memory, max_bytes, linger);
         self.roster.configure(jobs(config))
     }
 
@@ -182,6 +184,13 @@ impl Collector {
         }
         left
     }
+}
+
+/// What of `buffer` holds for the publisher: memory, size of the stream, linger. The first is shown.
+fn limits(config: &Config, telemetry: &Telemetry) -> (usize, u64, Duration) {
+    let config::Buffer { memory, max_bytes, linger, .. } = &config.buffer;
+    telemetry.queue_max_bytes.set(i64::try_from(memory.0).unwrap_or(i64::MAX));
+    (usize::try_from(memory.0).unwrap_or(usize::MAX), max_bytes.0, linger.duration())
 }
 
 fn jobs(config: &Config) -> Vec<Job> {

@@ -116,7 +116,8 @@ pub(crate) struct Outlet {
     pub(crate) last_ack_ms: AtomicI64,
     /// The stream answers again and something waits to be booked.
     pub(crate) bookable: Notify,
-    max_bytes: u64,
+    max_bytes: AtomicU64,
+    linger_ms: AtomicU64,
     clock: Clock,
 }
 
@@ -143,7 +144,8 @@ impl Publisher {
             published_bytes: AtomicU64::new(0),
             last_ack_ms: AtomicI64::new(0),
             bookable: Notify::new(),
-            max_bytes: options.max_bytes,
+            max_bytes: AtomicU64::new(options.max_bytes),
+            linger_ms: AtomicU64::new(millis(options.linger)),
             clock: options.clock.clone(),
         });
         let stops = Stops::default();
@@ -157,6 +159,15 @@ impl Publisher {
         });
         let booker = ledger::Booker::new(&options, streams.ledger.clone(), outlet.clone(), stops.clone());
         Self { outlet, writer, booker: tokio::spawn(booker.run()), stops, failed }
+    }
+
+    /// Goes by other limits from now on; what waits beyond less memory is dropped at the next push.
+    pub fn adjust(&self, memory: usize, max_bytes: u64, linger: Duration) {
+        self.outlet.queue.resize(memory);
+        self.outlet.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.outlet.linger_ms.store(millis(linger), Ordering::Relaxed);
+        // Who waits for the end of a longer linger looks again.
+        self.outlet.queue.wake();
     }
 
     /// A target's way into the queue.
@@ -229,6 +240,13 @@ impl Publisher {
     }
 }
 
+impl Outlet {
+    /// How long frames wait for others while nothing is in flight.
+    pub(crate) fn linger(&self) -> Duration {
+        Duration::from_millis(self.linger_ms.load(Ordering::Relaxed))
+    }
+}
+
 impl Drop for Publisher {
     fn drop(&mut self) {
         self.writer.abort();
@@ -243,7 +261,7 @@ impl Link {
         let generation = self.outlet.generation.load(Ordering::Acquire);
         let published = self.outlet.published_bytes.load(Ordering::Acquire);
         let renewed = generation != std::mem::replace(&mut self.generation, generation);
-        let far = published.saturating_sub(self.base_at_bytes) > self.outlet.max_bytes / BASE_RENEW_DIVISOR;
+        let far = published.saturating_sub(self.base_at_bytes) > self.outlet.max_bytes.load(Ordering::Relaxed) / BASE_RENEW_DIVISOR;
         renewed || far || self.outlet.queue.is_broken(self.target, parts)
     }
 
@@ -259,6 +277,10 @@ impl Link {
     pub fn refuse(&mut self, frames: Vec<Frame>) {
         self.outlet.queue.refuse(frames, Dropped::TooLarge);
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn join(task: &mut JoinHandle<()>, name: &str) {

@@ -5,6 +5,7 @@
 //! on it; every drop is in the [`Tally`].
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sample::{FrameKind, TargetId};
@@ -79,7 +80,7 @@ pub type Tally = BTreeMap<(TargetId, Dropped), Loss>;
 
 /// The queue; shared by all scrapes and one publisher.
 pub struct Queue {
-    capacity: usize,
+    capacity: AtomicUsize,
     state: Mutex<State>,
     changed: Notify,
     telemetry: Telemetry,
@@ -108,7 +109,12 @@ struct State {
 impl Queue {
     /// An empty queue that holds `capacity` bytes.
     pub fn new(capacity: usize, telemetry: Telemetry) -> Self {
-        Self { capacity, state: Mutex::default(), changed: Notify::new(), telemetry }
+        Self { capacity: AtomicUsize::new(capacity), state: Mutex::default(), changed: Notify::new(), telemetry }
+    }
+
+    /// Holds this many bytes from the next push on.
+    pub(crate) fn resize(&self, capacity: usize) {
+        self.capacity.store(capacity, Ordering::Relaxed);
     }
 
     /// Takes all frames of one scrape, in order.
@@ -124,7 +130,8 @@ impl Queue {
             added.push_back(frame);
         }
         let bytes: usize = added.iter().map(|frame| frame.bytes.len()).sum();
-        while state.waiting_bytes + state.flying_bytes + bytes > self.capacity && !state.frames.is_empty() {
+        let capacity = self.capacity.load(Ordering::Relaxed);
+        while state.waiting_bytes + state.flying_bytes + bytes > capacity && !state.frames.is_empty() {
             self.drop_oldest(state);
         }
         let now = Instant::now();
@@ -241,6 +248,11 @@ impl Queue {
     /// Samples dropped since the start.
     pub fn dropped_total(&self) -> u64 {
         self.state().dropped_total
+    }
+
+    /// Has the waiter look again, as after a push.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_one();
     }
 
     /// Waits for a push since the last call.

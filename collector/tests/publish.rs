@@ -367,6 +367,32 @@ async fn frames_wait_for_others_only_as_long_as_the_linger() {
     assert!(bench.twin.raw.messages().iter().all(|message| message.payload.len() < sample::MESSAGE_BYTES_MAX));
 }
 
+/// As a reload gives them: the linger also to those who wait for the end of a longer one, the memory from the next scrape on.
+#[tokio::test(start_paused = true)]
+async fn another_linger_and_another_memory_hold_at_once() {
+    let bench = Bench::new(1 << 24);
+    bench.opened().await;
+    bench.publisher.adjust(1 << 24, 1 << 30, Duration::from_secs(8));
+    let mut source = bench.source(1, 30);
+    let started = Instant::now();
+    source.push(0);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(bench.telemetry.published_messages.get(), 1, "it waits for the longer one");
+    bench.publisher.adjust(1 << 24, 1 << 30, LINGER);
+    bench.published().await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+
+    bench.twin.raw.set_bytes_max(0);
+    (1..50).for_each(|slot| source.push(slot));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(bench.dropped() == 0 && bench.telemetry.queue_bytes.get() > 1000, "{}", bench.telemetry.queue_bytes.get());
+    bench.publisher.adjust(1000, 1 << 30, LINGER);
+    // What is in flight stays; the first of these gives way to the second.
+    (50..52).for_each(|slot| source.push(slot));
+    assert!(bench.dropped() > 0);
+    bench.assert_balanced();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_producer_stays_ready_by_its_canary_and_is_not_without() {
     let bench = Bench::new(1 << 20);

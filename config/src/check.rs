@@ -301,8 +301,12 @@ impl<'a> Findings<'a> {
             let mut here = path.to_vec();
             here.push(Step::Key(component.name.clone()));
             let place = self.tree.key_place_of(&here);
+            let message = match component.options.is_null() {
+                true => words::unknown_text(what, &component.name, &known),
+                false => words::unknown(what, &component.name, &known),
+            };
             if !self.tree.is_reported(path) {
-                self.problems.push(Problem { place, field: show(path), message: words::unknown(what, &component.name, &known) });
+                self.problems.push(Problem { place, field: show(path), message });
             }
             return;
         };

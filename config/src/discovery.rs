@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{HttpClientConfig, Millis, beside};
+use crate::{FilePath, HttpClientConfig, Millis, beside};
 
 /// Default of `file_sd_configs.refresh_interval`: files that change are seen much earlier.
 pub const FILE_SD_REFRESH: Millis = Millis::from_secs(300);
@@ -21,6 +21,7 @@ pub const DNS_SD_REFRESH: Millis = Millis::from_secs(30);
 #[serde(deny_unknown_fields)]
 pub struct FileSdConfig {
     /// Paths ending in `.json`, `.yml` or `.yaml`; `*` in the last element stands for anything.
+    #[schemars(with = "Vec<FilePath>")]
     pub files: Vec<PathBuf>,
     /// How often every file is read again, changed or not.
     #[serde(default = "file_refresh")]

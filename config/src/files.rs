@@ -1,12 +1,18 @@
-//! Files that a pattern stands for.
+//! Files: those that a pattern stands for, and where a path begins.
 //!
-//! *In*: a folder and a path with `*`, `?`, `[…]` or `**` in it. *Out*: the paths that fit, sorted. *Bound*: [`FILES_MAX`] per pattern.
+//! *In*: a folder and a path, maybe with `*`, `?`, `[…]` or `**` in it. *Out*: the paths that fit, sorted. *Bound*: [`FILES_MAX`] per pattern.
 //! *When full*: an error that says so.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern};
+use serde_json::Value;
+
+use crate::problem::Place;
+use crate::schema;
+use crate::tree::{Content, Node, Step};
+use crate::units::FilePath;
 
 /// Files that one pattern may stand for. Larger: a mistaken pattern reads a whole disk; smaller: a large folder of targets does not fit.
 pub const FILES_MAX: usize = 10_000;
@@ -71,6 +77,26 @@ pub fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, GlobError>
     }
     paths.sort();
     Ok(paths)
+}
+
+/// Makes every path that stands in a file relative to that file's folder; whether one is another now. What a variable or a flag says stays
+/// relative to the working directory.
+pub(crate) fn resolve(tree: &mut Node, schema: &Value) -> bool {
+    let joined = |path: Vec<Step>| match tree.at(&path)? {
+        Node { place: Place::File { file, .. }, content: Content::Text(text), .. } => {
+            let joined = Path::new(file).parent()?.join(text).display().to_string();
+            (joined != *text).then_some((path, joined))
+        }
+        _ => None,
+    };
+    let changed: Vec<_> = schema::formatted(schema, tree, FilePath::FORMAT).into_iter().filter_map(joined).collect();
+    let is_any = !changed.is_empty();
+    for (path, joined) in changed {
+        if let Some(node) = tree.at_mut(&path) {
+            node.content = Content::Text(joined);
+        }
+    }
+    is_any
 }
 
 #[cfg(test)]

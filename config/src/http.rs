@@ -4,13 +4,13 @@
 //! secrets and certificates are read when they are used, so a rotated one needs no restart.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::Secret;
+use crate::{FilePath, Secret};
 
 mod beside;
 mod mistakes;
@@ -30,6 +30,7 @@ pub struct HttpClientConfig {
     /// The same as `authorization: {credentials: …}`: how older files write it.
     pub bearer_token: Option<Secret>,
     /// The same as `authorization: {credentials_file: …}`: how older files write it.
+    #[schemars(with = "Option<FilePath>")]
     pub bearer_token_file: Option<PathBuf>,
     /// TLS towards the server.
     pub tls_config: Option<TlsConfig>,
@@ -109,20 +110,6 @@ impl HttpClientConfig {
         }
         Ok(true)
     }
-
-    /// Makes the paths relative to `folder`.
-    pub(crate) fn resolve(&mut self, folder: &Path) {
-        let tls = self.tls_config.iter_mut().flat_map(|tls| [&mut tls.ca_file, &mut tls.cert_file, &mut tls.key_file]);
-        let basic = self.basic_auth.iter_mut().flat_map(|basic| [&mut basic.username_file, &mut basic.password_file]);
-        let authorization = self.authorization.iter_mut().map(|authorization| &mut authorization.credentials_file);
-        let headers = self.http_headers.values_mut().flat_map(|header| &mut header.files);
-        let bearer = std::iter::once(&mut self.bearer_token_file);
-        tls.chain(basic).chain(authorization).chain(bearer).flatten().chain(headers).for_each(|path| *path = folder.join(&*path));
-        if let Some(oauth2) = &mut self.oauth2 {
-            oauth2.client_secret_file.iter_mut().for_each(|path| *path = folder.join(&*path));
-            oauth2.http.resolve(folder);
-        }
-    }
 }
 
 /// One TLS client: whom it trusts and what it shows.
@@ -132,14 +119,17 @@ pub struct TlsConfig {
     /// Certificates that are trusted, PEM; default: the system's.
     pub ca: Option<String>,
     /// File of such certificates.
+    #[schemars(with = "Option<FilePath>")]
     pub ca_file: Option<PathBuf>,
     /// The client's certificate chain, PEM.
     pub cert: Option<String>,
     /// File of the client's certificate chain.
+    #[schemars(with = "Option<FilePath>")]
     pub cert_file: Option<PathBuf>,
     /// The client's private key, PEM.
     pub key: Option<Secret>,
     /// File of the client's private key.
+    #[schemars(with = "Option<FilePath>")]
     pub key_file: Option<PathBuf>,
     /// The name the server's certificate must have; default: the host of the URL.
     pub server_name: Option<String>,
@@ -174,6 +164,7 @@ pub struct HttpHeader {
     /// Values that are not shown.
     pub secrets: Vec<Secret>,
     /// Files that hold values, read at each use.
+    #[schemars(with = "Vec<FilePath>")]
     pub files: Vec<PathBuf>,
 }
 
@@ -188,6 +179,7 @@ pub struct OAuth2 {
     pub client_secret: Option<Secret>,
     /// File that holds it, read when a token is fetched.
     #[serde(default)]
+    #[schemars(with = "Option<FilePath>")]
     pub client_secret_file: Option<PathBuf>,
     /// What the token shall be good for.
     #[serde(default)]
@@ -224,12 +216,14 @@ pub struct BasicAuth {
     pub username: String,
     /// File that holds the user name, read at each use.
     #[serde(default)]
+    #[schemars(with = "Option<FilePath>")]
     pub username_file: Option<PathBuf>,
     /// Password.
     #[serde(default)]
     pub password: Option<Secret>,
     /// File that holds the password, read at each use.
     #[serde(default)]
+    #[schemars(with = "Option<FilePath>")]
     pub password_file: Option<PathBuf>,
 }
 
@@ -245,6 +239,7 @@ pub struct Authorization {
     pub credentials: Option<Secret>,
     /// File that holds them, read at each use.
     #[serde(default)]
+    #[schemars(with = "Option<FilePath>")]
     pub credentials_file: Option<PathBuf>,
 }
 

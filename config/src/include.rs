@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
 
     /// Puts into `root`, which was read from a file in `folder`, what its `include` and `scrape_config_files` name.
     pub(crate) fn complete(&mut self, root: &mut Node, folder: &Path) {
-        self.warnings.extend(prometheus::set_aside(root));
+        self.warnings.extend(prometheus::set_aside(root, &[]));
         prometheus::include(root, folder, self);
         let Content::Map(map) = &mut root.content else { return };
         let Some(patterns) = map.get("include").and_then(|entry| named(&entry.node)) else { return };
@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a file that is named at `place`, once.
-    pub(crate) fn open(&mut self, file: &Path, place: &Place, field: &str) -> Option<Node> {
+    fn open(&mut self, file: &Path, place: &Place, field: &str) -> Option<Node> {
         if self.sources.files.len() >= FILES_MAX {
             self.problem(place, field, format!("more than {FILES_MAX} files make this configuration"));
             return None;
@@ -142,34 +142,46 @@ impl<'a> Reader<'a> {
     }
 
     fn include(&mut self, root: &mut Node, file: &Path, place: &Place, field: &str) {
-        let identity = identity(file);
-        let name = file.display();
-        if let Some(at) = self.stack.iter().position(|(path, _)| *path == identity) {
-            let way: Vec<_> = self.stack[at + 1..].iter().map(|(path, place)| format!("{} (named in {place})", short(path))).collect();
-            let message = match way.is_empty() {
-                true => format!("'{name}' includes itself: take it out, or write a pattern that does not fit it"),
-                false => format!("'{name}' includes itself through {}: take one of them out", way.join(" and ")),
-            };
-            return self.problem(place, field, message);
-        }
-        if let Some((_, first)) = self.done.iter().find(|(path, _)| *path == identity) {
-            let message = format!("'{name}' is included a second time, first in {first}: once is enough");
-            return self.problem(place, field, message);
-        }
-        if self.stack.len() >= DEPTH_MAX {
-            return self.problem(place, field, format!("more than {DEPTH_MAX} files include each other"));
-        }
-        let Some(mut included) = self.open(file, place, field) else { return };
-        self.done.push((identity.clone(), place.clone()));
-        self.stack.push((identity, place.clone()));
-        self.complete(&mut included, file.parent().unwrap_or_else(|| Path::new("")));
-        self.stack.pop();
+        let Some(included) = self.nested(file, place, field, Self::complete) else { return };
         let Content::Map(from) = included.content else {
             return self.problem(&included.place, "", "expected a map, as in every file of a configuration");
         };
         if let Content::Map(into) = &mut root.content {
             self.merge(into, from, &mut Vec::new());
         }
+    }
+
+    /// Reads a file that is named at `place` by one that is being read, and has it completed by what it names itself.
+    pub(crate) fn nested(
+        &mut self,
+        file: &Path,
+        place: &Place,
+        field: &str,
+        complete: impl FnOnce(&mut Self, &mut Node, &Path),
+    ) -> Option<Node> {
+        let identity = identity(file);
+        let name = file.display();
+        let told = if let Some(at) = self.stack.iter().position(|(path, _)| *path == identity) {
+            let way: Vec<_> = self.stack[at + 1..].iter().map(|(path, place)| format!("{} (named in {place})", short(path))).collect();
+            Some(match way.is_empty() {
+                true => format!("'{name}' includes itself: take it out, or write a pattern that does not fit it"),
+                false => format!("'{name}' includes itself through {}: take one of them out", way.join(" and ")),
+            })
+        } else if let Some((_, first)) = self.done.iter().find(|(path, _)| *path == identity) {
+            Some(format!("'{name}' is included a second time, first in {first}: once is enough"))
+        } else {
+            (self.stack.len() >= DEPTH_MAX).then(|| format!("more than {DEPTH_MAX} files include each other"))
+        };
+        if let Some(message) = told {
+            self.problem(place, field, message);
+            return None;
+        }
+        let mut root = self.open(file, place, field)?;
+        self.done.push((identity.clone(), place.clone()));
+        self.stack.push((identity, place.clone()));
+        complete(self, &mut root, file.parent().unwrap_or_else(|| Path::new("")));
+        self.stack.pop();
+        Some(root)
     }
 
     /// Adds what one file says to what the others say.

@@ -39,7 +39,7 @@ pub use http::{Authorization, BasicAuth, HttpClientConfig, HttpHeader, OAuth2, T
 pub use include::Sources;
 pub use layers::Overrides;
 pub use load::{Loaded, Places, Refused, load, parse};
-pub use nats::{ExternalNats, FeedUser, Feeds, FeedsTls, Nats, NatsTls};
+pub use nats::{ExternalNats, FeedUser, Feeds, Nats, NatsTls};
 pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use reference::reference;
@@ -48,7 +48,7 @@ pub use schema::schema;
 pub use scrape::{EscapingScheme, Scheme, ScrapeConfig, ScrapeProtocol, StaticConfig, ValidationScheme};
 pub use show::{Show, show};
 pub use trial::{Expect, Pages, Test};
-pub use units::{ByteSize, Millis, Secret, UnitError};
+pub use units::{ByteSize, FilePath, Millis, Secret, UnitError};
 pub use words::shown_url;
 
 /// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.
@@ -76,7 +76,9 @@ pub struct Config {
     pub global: Global,
     /// What is scraped, as in a prometheus.yml.
     pub scrape_configs: Vec<ScrapeConfig>,
-    /// Files with more `scrape_configs`, relative to this one; `*` stands for anything. Empty once they are read.
+    /// Files with more `scrape_configs`, relative to this one; `*` stands for anything. Prometheus takes files of `scrape_configs` alone
+    /// here; a whole prometheus.yml is taken too: what its `global` says holds for its own jobs, and the rest of it is named in a warning.
+    /// Empty once they are read.
     pub scrape_config_files: Vec<PathBuf>,
     /// Files with more of everything, relative to this one; `*` stands for anything. Lists grow by what is in them, sections are filled by
     /// all files, and a single value may be set once. Empty once they are read.
@@ -142,7 +144,7 @@ pub struct Buffer {
     pub nats: Nats,
     /// Servers that keep a copy of each message: 1 (default), or 3 on an external cluster.
     pub replicas: u8,
-    /// Folder of the bundled server's store, its keys and its lock.
+    /// Folder of the bundled server's store, its keys and its lock; unlike all other paths relative to the working directory.
     pub data_dir: PathBuf,
     /// Hard limit of `STRATA_RAW` on disk.
     pub max_bytes: ByteSize,
@@ -226,30 +228,24 @@ pub enum OnFull {
 pub struct Server {
     /// Address and port; default `127.0.0.1:9600`. Where it is not on loopback, reads of the API need the token too.
     pub listen: String,
-    /// TLS on the listener; default: plain HTTP.
-    pub tls: Option<ServerTls>,
+    /// TLS on the listener; default: plain HTTP. Files that change are read again.
+    pub tls: Option<ListenerTls>,
 }
 
-/// TLS on Strata's own listener. Files that change are read again.
+/// TLS of a listener.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ServerTls {
+pub struct ListenerTls {
     /// PEM file of the certificate and what stands between it and its authority.
+    #[schemars(with = "FilePath")]
     pub cert_file: PathBuf,
     /// PEM file of its private key.
+    #[schemars(with = "FilePath")]
     pub key_file: PathBuf,
     /// PEM file of authorities: only clients with a certificate of one of them are let in; default: every client.
     #[serde(default)]
+    #[schemars(with = "Option<FilePath>")]
     pub client_ca_file: Option<PathBuf>,
-}
-
-impl ServerTls {
-    /// Makes paths relative to `folder`.
-    fn resolve(&mut self, folder: &std::path::Path) {
-        for path in [Some(&mut self.cert_file), Some(&mut self.key_file), self.client_ca_file.as_mut()].into_iter().flatten() {
-            *path = folder.join(&*path);
-        }
-    }
 }
 
 impl Default for Global {

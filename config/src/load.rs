@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::check;
 use crate::component::Kinds;
+use crate::files;
 use crate::include::{self, Reader, Sources};
 use crate::layers::{self, Overrides};
 use crate::problem::{PROBLEMS_MAX, Place, Problem, Warning};
@@ -118,7 +119,7 @@ impl Places {
 
 /// Reads and checks a configuration file with all that it includes.
 ///
-/// *Shape*: the paths in `scrape_configs` are relative to the folder of the file in which they stand, as in Prometheus.
+/// *Shape*: paths are relative to the folder of the file in which they stand, as in Prometheus; `buffer.data_dir` is to the working directory.
 /// *Errors*: every problem there is, in the order of the files.
 pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<Loaded, Refused> {
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
@@ -138,15 +139,12 @@ pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<Loaded,
         }
     };
     match built {
-        Ok((mut config, warnings, places)) => {
-            resolve(&mut config, &places.tree);
-            Ok(Loaded { config, warnings, sources, places })
-        }
+        Ok((config, warnings, places)) => Ok(Loaded { config, warnings, sources, places }),
         Err(problems) => Err(Refused { problems, sources }),
     }
 }
 
-/// Checks the text of a configuration file; `file` is the name in messages. Paths in it stay as they are.
+/// Checks the text of a configuration file; `file` is the name in messages, and paths begin at its folder.
 ///
 /// *Errors*: as [`load`].
 pub fn parse(file: &str, text: &str, overrides: &Overrides, kinds: &Kinds) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
@@ -178,7 +176,10 @@ fn build(
         findings.check(&config);
         problems.append(&mut findings.problems);
         warnings.extend(findings.warnings);
-        if findings.requoted {
+        let is_requoted = findings.requoted;
+        // Only now: what is wrong with a path is told as it was written.
+        let is_resolved = problems.is_empty() && files::resolve(&mut tree, &schema);
+        if is_requoted || is_resolved {
             config = type_all(&mut tree, &mut problems).unwrap_or(config);
         }
         if problems.is_empty() {
@@ -258,24 +259,6 @@ fn expand(text: &str, environment: &BTreeMap<String, String>) -> String {
         };
     }
     out + rest
-}
-
-/// Paths of a scrape configuration, of NATS and of the listener are relative to the file that they stand in.
-fn resolve(config: &mut Config, tree: &Node) {
-    if let Place::File { file, .. } = tree.place_of(&steps!["buffer", "nats"]) {
-        config.buffer.nats.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
-    }
-    if let Place::File { file, .. } = tree.place_of(&steps!["feeds"]) {
-        config.feeds.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
-    }
-    if let (Some(tls), Place::File { file, .. }) = (&mut config.server.tls, tree.place_of(&steps!["server", "tls"])) {
-        tls.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
-    }
-    for (i, scrape) in config.scrape_configs.iter_mut().enumerate() {
-        if let Place::File { file, .. } = tree.place_of(&steps!["scrape_configs", i]) {
-            scrape.resolve(Path::new(&file).parent().unwrap_or_else(|| Path::new("")));
-        }
-    }
 }
 
 /// `key:` with nothing behind it means the default; inside a component's options it is the component's business.

@@ -4,14 +4,14 @@
 //! certificates are read when they are used: an external server's at every connection, those of feeds at a start.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::Secret;
+use crate::{FilePath, ListenerTls, Secret};
 
 /// The server that keeps the streams.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -30,20 +30,24 @@ pub struct ExternalNats {
     /// Its servers: `nats://host:port`, or `tls://host:port`. Name all of a cluster: each is tried.
     pub urls: Vec<String>,
     /// File with a user's JWT and seed, as `nsc` writes it (`.creds`).
+    #[schemars(with = "Option<FilePath>")]
     pub credentials_file: Option<PathBuf>,
     /// Seed of an nkey (`SU…`).
     pub nkey: Option<Secret>,
     /// File that holds such a seed.
+    #[schemars(with = "Option<FilePath>")]
     pub nkey_file: Option<PathBuf>,
     /// User name, with a password.
     pub user: Option<String>,
     /// Password of the user.
     pub password: Option<Secret>,
     /// File that holds the password.
+    #[schemars(with = "Option<FilePath>")]
     pub password_file: Option<PathBuf>,
     /// Token.
     pub token: Option<Secret>,
     /// File that holds the token.
+    #[schemars(with = "Option<FilePath>")]
     pub token_file: Option<PathBuf>,
     /// TLS; default: as the servers ask for, with the system's certificates.
     pub tls: Option<NatsTls>,
@@ -56,10 +60,13 @@ pub struct ExternalNats {
 #[serde(deny_unknown_fields, default)]
 pub struct NatsTls {
     /// File of certificates that are trusted besides the system's.
+    #[schemars(with = "Option<FilePath>")]
     pub ca_file: Option<PathBuf>,
     /// File of the client's certificate chain.
+    #[schemars(with = "Option<FilePath>")]
     pub cert_file: Option<PathBuf>,
     /// File of the client's private key.
+    #[schemars(with = "Option<FilePath>")]
     pub key_file: Option<PathBuf>,
     /// Whether TLS begins at once, without the server's greeting before it (`handshake_first` of the server).
     pub handshake_first: bool,
@@ -71,20 +78,10 @@ pub struct NatsTls {
 pub struct Feeds {
     /// Address and port for vendor agents; none: a free port on loopback, found in the data folder's file `nats/address`.
     pub listen: Option<String>,
-    /// TLS of that listener.
-    pub tls: Option<FeedsTls>,
+    /// TLS of that listener; its users sign in with a password or an nkey, so it takes no `client_ca_file`.
+    pub tls: Option<ListenerTls>,
     /// Who may connect.
     pub users: Vec<FeedUser>,
-}
-
-/// TLS of the listener for vendor agents.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FeedsTls {
-    /// File of the server's certificate chain.
-    pub cert_file: PathBuf,
-    /// File of its private key.
-    pub key_file: PathBuf,
 }
 
 /// One user of one feed: reads it, through consumers made for it, and can do nothing else.
@@ -98,34 +95,12 @@ pub struct FeedUser {
     /// Password.
     pub password: Option<Secret>,
     /// File that holds the password.
+    #[schemars(with = "Option<FilePath>")]
     pub password_file: Option<PathBuf>,
     /// Public nkey (`U…`), instead of a password.
     pub nkey: Option<String>,
     /// Durable consumers of the feed that it may use; empty: only what is sent from now on, by subject.
     pub consumers: Vec<String>,
-}
-
-impl Nats {
-    /// Makes paths relative to `folder`.
-    pub(crate) fn resolve(&mut self, folder: &Path) {
-        let Self::External(nats) = self else { return };
-        for path in [&mut nats.credentials_file, &mut nats.nkey_file, &mut nats.password_file, &mut nats.token_file] {
-            resolve(path, folder);
-        }
-        if let Some(tls) = &mut nats.tls {
-            [&mut tls.ca_file, &mut tls.cert_file, &mut tls.key_file].into_iter().for_each(|path| resolve(path, folder));
-        }
-    }
-}
-
-impl Feeds {
-    /// Makes paths relative to `folder`.
-    pub(crate) fn resolve(&mut self, folder: &Path) {
-        if let Some(tls) = &mut self.tls {
-            [&mut tls.cert_file, &mut tls.key_file].into_iter().for_each(|path| *path = folder.join(&*path));
-        }
-        self.users.iter_mut().for_each(|user| resolve(&mut user.password_file, folder));
-    }
 }
 
 impl<'de> Deserialize<'de> for Nats {
@@ -176,12 +151,5 @@ impl JsonSchema for Nats {
             "description": "`bundled`, or a server that somebody else runs.",
             "oneOf": [{ "const": "bundled" }, external]
         })
-    }
-}
-
-/// Makes a path relative to `folder`, unless it is absolute.
-fn resolve(path: &mut Option<PathBuf>, folder: &Path) {
-    if let Some(path) = path {
-        *path = folder.join(&*path);
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::include::{Reader, named};
 use crate::problem::{Problem, Warning};
 use crate::tree::{Content, Entry, Map, Node, show, steps};
+use crate::{Global, Millis, words};
 
 /// Keys of a prometheus.yml that are for storing, asking and alerting.
 const NOT_OURS: [&str; 8] = ["alerting", "otlp", "remote_read", "remote_write", "rule_files", "runtime", "storage", "tracing"];
@@ -17,10 +18,13 @@ const NOT_OURS_GLOBAL: [&str; 4] = ["evaluation_interval", "query_log_file", "ru
 /// The same in a scrape configuration.
 const NOT_OURS_SCRAPE: [&str; 1] = ["scrape_failure_log_file"];
 
-/// Takes out what is not Strata's to do; one warning names all of it.
-pub(crate) fn set_aside(root: &mut Node) -> Option<Warning> {
+/// Under `global` of a file that `scrape_config_files` names: what is said of all jobs, not of its own.
+const OF_ALL: &str = "external_labels";
+
+/// Takes out what is not Strata's to do, and `more` from `global`; one warning names all of it.
+pub(crate) fn set_aside(root: &mut Node, more: &[&str]) -> Option<Warning> {
     let mut found = Vec::new();
-    for (parent, keys) in [(&[][..], &NOT_OURS[..]), (&steps!["global"][..], &NOT_OURS_GLOBAL[..])] {
+    for (parent, keys) in [(&[][..], &NOT_OURS[..]), (&steps!["global"][..], &[&NOT_OURS_GLOBAL[..], more].concat())] {
         let Some(Node { content: Content::Map(map), .. }) = root.at_mut(parent) else { continue };
         let (aside, kept) = map.entries.drain(..).partition(|entry: &Entry| keys.contains(&entry.key.as_str()));
         map.entries = kept;
@@ -43,7 +47,12 @@ pub(crate) fn set_aside(root: &mut Node) -> Option<Warning> {
     let place = found.first()?.0.clone();
     let names: Vec<_> = found.iter().map(|(_, name)| name.as_str()).collect();
     let sent = if names.contains(&"remote_write") { "; what is collected goes where relays say" } else { "" };
-    let message = format!("left out, as Strata neither stores, queries nor alerts: {}{sent}", names.join(", "));
+    let of_all = if more.iter().any(|key| names.contains(&format!("global.{key}").as_str())) {
+        "; labels of all series are those of the file that names this one"
+    } else {
+        ""
+    };
+    let message = format!("left out, as Strata neither stores, queries nor alerts: {}{sent}{of_all}", names.join(", "));
     Some(Warning(Problem { place, field: String::new(), message }))
 }
 
@@ -63,9 +72,11 @@ pub(crate) fn include(root: &mut Node, folder: &Path, reader: &mut Reader<'_>) {
             continue;
         }
         for file in files {
-            if let Some(root) = reader.open(&file, &place, &field) {
-                included.extend(entries(root, reader.problems));
-            }
+            let root = reader.nested(&file, &place, &field, |reader, root, folder| {
+                reader.warnings.extend(set_aside(root, &[OF_ALL]));
+                include(root, folder, reader);
+            });
+            included.extend(root.into_iter().flat_map(|root| entries(root, reader.problems)));
         }
     }
     map.entries.retain(|entry| entry.key != "scrape_config_files");
@@ -83,28 +94,75 @@ pub(crate) fn include(root: &mut Node, folder: &Path, reader: &mut Reader<'_>) {
     }
 }
 
-/// The entries of one file, which has `scrape_configs` and nothing else.
+/// The entries of one file, each with what the file's own `global` says where it says nothing itself.
 fn entries(root: Node, problems: &mut Vec<Problem>) -> Vec<Node> {
-    let mut found = Vec::new();
+    let (mut found, mut general) = (Vec::new(), Map::default());
     let Content::Map(Map { entries, .. }) = root.content else {
         let message = "expected a map with scrape_configs".to_owned();
         problems.push(Problem { place: root.place, field: String::new(), message });
         return found;
     };
-    for entry in entries {
-        match (entry.key.as_str(), entry.node.content) {
-            ("scrape_configs", Content::List(list)) => found = list,
-            ("scrape_configs", Content::Plain { value, .. }) if value.is_null() => {}
-            ("scrape_configs", _) => {
-                let message = "expected a list".to_owned();
-                problems.push(Problem { place: entry.node.place, field: "scrape_configs".to_owned(), message });
+    for Entry { key, key_place, node } in entries {
+        let (place, is_null) = (node.place.clone(), node.is_null());
+        let expected = match (key.as_str(), node.content) {
+            ("scrape_configs" | "global" | "scrape_config_files", _) if is_null => continue,
+            ("scrape_configs", Content::List(list)) => {
+                found = list;
+                continue;
             }
-            (key, _) => {
-                let message =
-                    format!("'{key}' cannot stand in a file of scrape_config_files: only scrape_configs can; `include` takes whole files");
-                problems.push(Problem { place: entry.key_place, field: key.to_owned(), message });
+            ("global", Content::Map(map)) => {
+                general = map;
+                continue;
             }
+            ("scrape_configs", _) => "a list",
+            ("global", _) => "a map",
+            ("scrape_config_files", _) => "a list of files",
+            _ => {
+                let message = format!(
+                    "'{key}' cannot stand in a file of scrape_config_files: only what a prometheus.yml has can; `include` takes whole files"
+                );
+                problems.push(Problem { place: key_place, field: key, message });
+                continue;
+            }
+        };
+        problems.push(Problem { place, field: key, message: format!("expected {expected}") });
+    }
+    let known: Vec<String> = serde_json::to_value(Global::default())
+        .ok()
+        .and_then(|global| Some(global.as_object()?.keys().cloned().collect()))
+        .unwrap_or_default();
+    general.entries.retain(|entry| {
+        let is_known = known.contains(&entry.key);
+        if !is_known {
+            let (place, field) = (entry.key_place.clone(), format!("global.{}", entry.key));
+            problems.push(Problem { place, field, message: words::unknown("key", &entry.key, &known) });
         }
+        is_known && !entry.node.is_null()
+    });
+    for job in found.iter_mut().filter_map(|job| if let Content::Map(job) = &mut job.content { Some(job) } else { None }) {
+        inherit(job, &general);
     }
     found
+}
+
+/// Puts into a job what it leaves to its file's `global`: every key there is a job's too.
+fn inherit(job: &mut Map, general: &Map) {
+    for entry in &general.entries {
+        if job.get(&entry.key).is_none_or(|own| own.node.is_null()) {
+            job.entries.retain(|own| own.key != entry.key);
+            job.entries.push(entry.clone());
+        }
+    }
+    // As in Prometheus, a general timeout is never above the interval of a job.
+    let millis = |key: &str| match &job.get(key)?.node.content {
+        Content::Text(text) | Content::Plain { text, .. } => text.parse::<Millis>().ok(),
+        _ => None,
+    };
+    if let (Some(interval), Some(timeout)) = (millis("scrape_interval"), millis("scrape_timeout"))
+        && timeout > interval
+        && let (Some(interval), Some(general)) = (job.get("scrape_interval").map(|entry| entry.node.clone()), general.get("scrape_timeout"))
+        && let Some(timeout) = job.entries.iter_mut().find(|own| own.key == general.key && own.key_place == general.key_place)
+    {
+        timeout.node = interval;
+    }
 }

@@ -14,8 +14,14 @@ const INTRODUCTION: &str = include_str!("reference/introduction.md");
 /// The example on top.
 const EXAMPLE: &str = include_str!("../examples/strata.yaml");
 /// Definitions that are values, described once in the introduction: name and word.
-const VALUES: [(&str, &str); 5] =
-    [("Duration", "duration"), ("Size", "size"), ("Secret", "secret"), ("Pattern", "regular expression"), ("Selector", "selector")];
+const VALUES: [(&str, &str); 6] = [
+    ("Duration", "duration"),
+    ("Size", "size"),
+    ("Secret", "secret"),
+    ("Path", "path"),
+    ("Pattern", "regular expression"),
+    ("Selector", "selector"),
+];
 /// Definitions of relays' components, and the headings they lead to.
 const COMPONENTS: [(&str, &str, &str); 3] =
     [("Filter", "filter", "#filters"), ("Encoder", "encoder", "#encoders"), ("Sink", "sink", "#sinks")];

@@ -1,6 +1,6 @@
 //! The configuration as JSON Schema, with the options of every kind that exists.
 //!
-//! *In*: the types, the registries. *Out*: one schema (draft 2020-12), and the secrets that a tree has by it. *Bound*: the size of the
+//! *In*: the types, the registries. *Out*: one schema (draft 2020-12), and the secrets and paths that a tree has by it. *Bound*: the size of the
 //! types. *When full*: does not apply.
 
 use serde_json::{Map as Object, Value, json};
@@ -11,6 +11,8 @@ use crate::tree::{Content, Node, Step};
 
 /// How deep references are followed without going down in the tree: a schema that refers to itself ends.
 const REFERENCES_MAX: usize = 16;
+/// The format of a secret.
+pub(crate) const SECRET: &str = "password";
 
 /// The JSON Schema of a configuration file.
 ///
@@ -138,43 +140,53 @@ pub(crate) fn resolved<'s>(root: &'s Value, mut schema: &'s Value) -> &'s Value 
     schema
 }
 
-/// The paths of all secrets in a tree.
-pub(crate) fn secrets(root: &Value, tree: &Node) -> Vec<Vec<Step>> {
-    let mut found = Vec::new();
-    visit(root, root, tree, &mut Vec::new(), 0, &mut found);
-    found
+/// Where a tree has the values of a format.
+pub(crate) fn formatted(root: &Value, tree: &Node, format: &str) -> Vec<Vec<Step>> {
+    let mut found = Found { root, format, paths: Vec::new() };
+    found.visit(root, tree, &mut Vec::new(), 0);
+    found.paths
 }
 
-fn visit(root: &Value, schema: &Value, node: &Node, path: &mut Vec<Step>, depth: usize, found: &mut Vec<Vec<Step>>) {
-    if depth > REFERENCES_MAX {
-        return;
-    }
-    let schema = resolved(root, schema);
-    for choice in ["anyOf", "oneOf", "allOf"].iter().filter_map(|key| schema.get(*key)?.as_array()).flatten() {
-        visit(root, choice, node, path, depth + 1, found);
-    }
-    match &node.content {
-        Content::Plain { .. } | Content::Text(_) => {
-            if schema.get("format").is_some_and(|format| format == "password") && found.last() != Some(path) {
-                found.push(path.clone());
-            }
+struct Found<'s> {
+    root: &'s Value,
+    format: &'s str,
+    paths: Vec<Vec<Step>>,
+}
+
+impl Found<'_> {
+    fn visit(&mut self, schema: &Value, node: &Node, path: &mut Vec<Step>, depth: usize) {
+        if depth > REFERENCES_MAX {
+            return;
         }
-        Content::List(items) => {
-            let Some(schema) = schema.get("items") else { return };
-            for (index, item) in items.iter().enumerate() {
-                path.push(Step::Index(index));
-                visit(root, schema, item, path, 0, found);
-                path.pop();
-            }
+        let schema = resolved(self.root, schema);
+        for choice in ["anyOf", "oneOf", "allOf"].iter().filter_map(|key| schema.get(*key)?.as_array()).flatten() {
+            self.visit(choice, node, path, depth + 1);
         }
-        Content::Map(map) => {
-            let properties = schema.get("properties");
-            for entry in &map.entries {
-                let known = properties.and_then(|properties| properties.get(&entry.key));
-                let Some(schema) = known.or_else(|| schema.get("additionalProperties").filter(|more| more.is_object())) else { continue };
-                path.push(Step::Key(entry.key.clone()));
-                visit(root, schema, &entry.node, path, 0, found);
-                path.pop();
+        match &node.content {
+            Content::Plain { .. } | Content::Text(_) => {
+                if schema.get("format").is_some_and(|format| format == self.format) && self.paths.last() != Some(path) {
+                    self.paths.push(path.clone());
+                }
+            }
+            Content::List(items) => {
+                let Some(schema) = schema.get("items") else { return };
+                for (index, item) in items.iter().enumerate() {
+                    path.push(Step::Index(index));
+                    self.visit(schema, item, path, 0);
+                    path.pop();
+                }
+            }
+            Content::Map(map) => {
+                let properties = schema.get("properties");
+                for entry in &map.entries {
+                    let known = properties.and_then(|properties| properties.get(&entry.key));
+                    let Some(schema) = known.or_else(|| schema.get("additionalProperties").filter(|more| more.is_object())) else {
+                        continue;
+                    };
+                    path.push(Step::Key(entry.key.clone()));
+                    self.visit(schema, &entry.node, path, 0);
+                    path.pop();
+                }
             }
         }
     }

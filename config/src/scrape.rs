@@ -3,7 +3,6 @@
 //! *In*: the entries of a prometheus.yml. *Out*: typed scrape configurations. *Bound*: the size of the file. *When full*: does not apply.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -210,13 +209,6 @@ impl ScrapeConfig {
             ValidationScheme::Legacy => EscapingScheme::Underscores,
         };
         self.metric_name_escaping_scheme.unwrap_or(by_scheme)
-    }
-
-    /// Makes the paths in it relative to `folder`.
-    pub(crate) fn resolve(&mut self, folder: &Path) {
-        self.http.resolve(folder);
-        self.file_sd_configs.iter_mut().flat_map(|sd| &mut sd.files).for_each(|path| *path = folder.join(&*path));
-        self.http_sd_configs.iter_mut().for_each(|sd| sd.http.resolve(folder));
     }
 }
 

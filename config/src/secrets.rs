@@ -39,7 +39,7 @@ pub(crate) fn expand(
     warnings: &mut Vec<Warning>,
 ) -> Vec<Found> {
     let mut secrets = Vec::new();
-    for path in schema::secrets(schema, tree) {
+    for path in schema::formatted(schema, tree, schema::SECRET) {
         let Some(node) = tree.at_mut(&path) else { continue };
         let mut found = Found { path, reference: None };
         let Content::Text(text) = &mut node.content else {

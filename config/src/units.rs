@@ -1,4 +1,4 @@
-//! Durations, sizes and secrets as the configuration writes them.
+//! Durations, sizes, secrets and paths as the configuration writes them.
 //!
 //! *In*: text (`1h30m`, `20GiB`) or plain numbers. *Out*: newtypes with one unit each. *Bound*: 64 bits; overflow is an error.
 //! *When full*: does not apply, nothing is kept.
@@ -21,6 +21,10 @@ pub struct ByteSize(pub u64);
 /// A value that never prints: `Debug` and `Serialize` show `<secret>`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+/// The schema of a path, for fields of any type that holds one: `#[schemars(with = "FilePath")]`. By it a relative path is made relative to
+/// the folder of the file in which it is written, wherever it stands; a field without it stays relative to the working directory.
+pub struct FilePath;
 
 /// Text that is no duration or no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +72,11 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+}
+
+impl FilePath {
+    /// By which the schema knows it.
+    pub(crate) const FORMAT: &str = "path";
 }
 
 impl FromStr for Millis {
@@ -245,6 +254,20 @@ impl schemars::JsonSchema for ByteSize {
             "type": ["string", "integer"],
             "minimum": 0,
             "description": "A size: bytes, or a number with its unit (powers of 1024): 900KiB, 64MiB, 20GiB."
+        })
+    }
+}
+
+impl schemars::JsonSchema for FilePath {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Path".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "format": FilePath::FORMAT,
+            "description": "A path; a relative one begins at the folder of the file in which it is written."
         })
     }
 }

@@ -72,6 +72,14 @@ pub(crate) fn unknown(what: &str, word: &str, known: &[String]) -> String {
     }
 }
 
+/// The same for a text in a place where a map may stand: the text is not repeated, as it may be all that was meant to be in the map.
+pub(crate) fn unknown_text(what: &str, word: &str, known: &[String]) -> String {
+    match closest(word, known) {
+        Some(near) => format!("unknown {what}, did you mean '{near}'?"),
+        None => format!("unknown {what}: it is one of {}", listed(known)),
+    }
+}
+
 /// Keys whose values are secret or hold secrets: what was written in their place is not repeated.
 const DISCREET: [&str; 19] = [
     "authorization",
@@ -98,7 +106,8 @@ const DISCREET: [&str; 19] = [
 /// Keys below which everything may be a secret: values by names that the user gives.
 const DISCREET_BELOW: [&str; 4] = ["headers", "http_headers", "proxy_connect_header", "secrets"];
 
-/// A message about the value at the end of a path of keys, without that value where it may be a secret in the wrong place.
+/// A message about the value at the end of a path of keys, without that value where it may be a secret in the wrong place: also where it
+/// stands for a whole map or list, of which any part may be one.
 pub(crate) fn discreet<'a>(path: impl Iterator<Item = &'a str>, text: String) -> String {
     let (mut last, mut below) = ("", false);
     for key in path {
@@ -106,7 +115,9 @@ pub(crate) fn discreet<'a>(path: impl Iterator<Item = &'a str>, text: String) ->
         last = key;
     }
     match text.split_once(", found '") {
-        Some((before, _)) if below || DISCREET.contains(&last) => format!("{before}, found text"),
+        Some((before, _)) if below || DISCREET.contains(&last) || before.contains("a map") || before.contains("a list") => {
+            format!("{before}, found text")
+        }
         _ => text,
     }
 }
@@ -185,7 +196,15 @@ mod tests {
         let text = || "expected a map, found 'hunter2'".to_owned();
         assert_eq!(discreet(["basic_auth"].into_iter(), text()), "expected a map, found text");
         assert_eq!(discreet(["http_headers", "X-Key", "values"].into_iter(), text()), "expected a map, found text");
+        for expected in ["a map", "a list", "a name, or a map with one key"] {
+            let said = discreet(["scrape_configs"].into_iter(), format!("expected {expected}, found 'hunter2'"));
+            assert_eq!(said, format!("expected {expected}, found text"));
+        }
+        let text = || "expected a number, found 'hunter2'".to_owned();
         assert_eq!(discreet(["labels"].into_iter(), text()), text());
+        let known = ["file".to_owned(), "kafka".to_owned()];
+        assert_eq!(unknown_text("sink", "kafka2", &known), "unknown sink, did you mean 'kafka'?");
+        assert_eq!(unknown_text("sink", "hunter2", &known), "unknown sink: it is one of file and kafka");
     }
 
     #[test]

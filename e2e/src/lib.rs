@@ -20,6 +20,7 @@ pub mod page;
 pub mod process;
 pub mod receivers;
 pub mod record;
+pub mod remote_write;
 pub mod statsd;
 pub mod store;
 pub mod strata;

@@ -4,12 +4,43 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// A foreign program; it ends when dropped. What it says is in `programs.log` of its folder.
+pub struct Program(Child);
+
+impl Program {
+    /// Starts it with these arguments.
+    ///
+    /// *Errors*: the system refuses it or the log.
+    pub fn start(path: &Path, folder: &Path, arguments: &[String]) -> Result<Self> {
+        let mut command = Command::new(path);
+        command.args(arguments);
+        Self::spawn(command, folder)
+    }
+
+    /// The same for a command with more than arguments.
+    ///
+    /// *Errors*: the system refuses it or the log.
+    pub fn spawn(mut command: Command, folder: &Path) -> Result<Self> {
+        let log = std::fs::File::options().create(true).append(true).open(folder.join("programs.log"))?;
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+        Ok(Self(child.with_context(|| format!("cannot start {}", command.get_program().display()))?))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
 
 /// A loopback port that nothing uses now.
 ///

@@ -293,14 +293,14 @@ async fn what_is_too_large_or_too_slow_is_refused() {
 }
 
 /// A certificate for 127.0.0.1, and its key.
-fn certificate(folder: &std::path::Path) -> config::ServerTls {
+fn certificate(folder: &std::path::Path) -> config::ListenerTls {
     let key = rcgen::KeyPair::generate().expect("a key");
     let certificate =
         rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name").self_signed(&key).expect("a certificate");
     let (cert_file, key_file) = (folder.join("cert.pem"), folder.join("key.pem"));
     std::fs::write(&cert_file, certificate.pem()).expect("written");
     std::fs::write(&key_file, key.serialize_pem()).expect("written");
-    config::ServerTls { cert_file, key_file, client_ca_file: None }
+    config::ListenerTls { cert_file, key_file, client_ca_file: None }
 }
 
 #[tokio::test]
@@ -326,7 +326,7 @@ async fn tls_is_spoken_with_the_files_as_they_are() {
     assert!(ask().await.is_ok(), "the last good files stay");
     assert!(tls::Tls::new(files).err().is_some_and(|error| error.to_string().contains("server.tls.key_file")));
     // Only clients with a certificate of the authority are let in.
-    let files = config::ServerTls { client_ca_file: Some(certificate(folder.path()).cert_file), ..certificate(folder.path()) };
+    let files = config::ListenerTls { client_ca_file: Some(certificate(folder.path()).cert_file), ..certificate(folder.path()) };
     let (listener, tls) = (TcpListener::bind("127.0.0.1:0").await.expect("a port"), tls::Tls::new(files.clone()).expect("good files"));
     let address = listener.local_addr().expect("bound");
     tokio::spawn(Serve { router, tls: Some(Arc::new(tls)), head_timeout: Duration::from_secs(60) }.run(listener, stop.clone()));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
-use config::ServerTls;
+use config::ListenerTls;
 use http_client::files::{Stamp, stamp};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
@@ -24,13 +24,13 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The listener's TLS.
 pub(crate) struct Tls {
-    config: ServerTls,
+    config: ListenerTls,
     built: Mutex<(Vec<Stamp>, TlsAcceptor)>,
 }
 
 impl Tls {
     /// Reads the files. *Errors*: the field and what is wrong with its file.
-    pub(crate) fn new(config: ServerTls) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: ListenerTls) -> anyhow::Result<Self> {
         let built = (stamps(&config), build(&config)?);
         Ok(Self { config, built: Mutex::new(built) })
     }
@@ -57,15 +57,15 @@ impl Tls {
     }
 }
 
-fn files(config: &ServerTls) -> impl Iterator<Item = &PathBuf> {
+fn files(config: &ListenerTls) -> impl Iterator<Item = &PathBuf> {
     [Some(&config.cert_file), Some(&config.key_file), config.client_ca_file.as_ref()].into_iter().flatten()
 }
 
-fn stamps(config: &ServerTls) -> Vec<Stamp> {
+fn stamps(config: &ListenerTls) -> Vec<Stamp> {
     files(config).map(|path| stamp(path)).collect()
 }
 
-fn build(config: &ServerTls) -> anyhow::Result<TlsAcceptor> {
+fn build(config: &ListenerTls) -> anyhow::Result<TlsAcceptor> {
     let chain = certificates("server.tls.cert_file", &config.cert_file)?;
     let key = PrivateKeyDer::from_pem_slice(&read("server.tls.key_file", &config.key_file)?)
         .with_context(|| format!("server.tls.key_file: there is no private key in '{}'", config.key_file.display()))?;

@@ -27,6 +27,8 @@ pub(crate) enum Why {
 pub(crate) struct Changes {
     pub(crate) jobs: collector::Changes,
     pub(crate) relays: relay::Changes,
+    /// Fields of `buffer` that hold at once.
+    pub(crate) settings: Vec<String>,
 }
 
 /// One reload.
@@ -118,6 +120,7 @@ impl Changes {
             ("relay", "restarted", &relays.restarted),
             ("relay", "adjusted", &relays.adjusted),
             ("relay", "removed", &relays.removed),
+            ("setting", "adjusted", &self.settings),
         ]
         .into_iter()
     }
@@ -144,7 +147,7 @@ impl Metrics {
             reloads: counters("strata_config_reloads_total", "Reloads, by outcome.", &["outcome"])?,
             changes: counters(
                 "strata_config_changes_total",
-                "Jobs and relays that reloads changed, by what was done.",
+                "Jobs, relays and settings that reloads changed, by what was done.",
                 &["component", "change"],
             )?,
         };

@@ -3,19 +3,20 @@
 //! *In*: where it is and how to sign in. *Out*: a [`Server`] kept by a [`Keeper`]. *Bound*: one connection per role. *When full*: as there.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use prometheus::Registry;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Server, ServerState};
+use super::{Error, Server, ServerState, Walls};
 use crate::external::{External, Keeper};
 use crate::feed::Feeds;
 use crate::folder::Folder;
 use crate::keys::Role;
 use crate::link::Link;
+use crate::streams;
 use crate::telemetry::Metrics;
 
 impl Server {
@@ -37,9 +38,11 @@ impl Server {
         let writer = links.iter().find(|(role, _)| *role == Role::Relay).map(|(_, link)| link.clone());
         let feeds = Feeds::new(HashMap::new(), writer, external.replicas);
         let stop = CancellationToken::new();
-        let keeper = Keeper { external, folder, connections, state, life, metrics, stop: stop.clone(), started: Some(started) };
+        let max_bytes = Arc::new(AtomicU64::new(external.max_bytes));
+        let walls = Walls { max_bytes: Arc::clone(&max_bytes), replicas: external.replicas, file: streams::EXTERNAL_FILE };
+        let keeper = Keeper { external, max_bytes, folder, connections, state, life, metrics, stop: stop.clone(), started: Some(started) };
         let task = Mutex::new(Some(tokio::spawn(keeper.run())));
-        let server = Server { links, feeds, state: states, life: lives, stop, task };
+        let server = Server { links, walls, feeds, state: states, life: lives, stop, task };
         server.begun(outcome).await
     }
 }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bundled_nats::port::{Headers, Log, Message};
 use bytes::Bytes;
@@ -26,7 +25,6 @@ pub(super) struct Writer {
     chain: Chain,
     outlet: Arc<Outlet>,
     producer: String,
-    linger: Duration,
     clock: Clock,
     full: Arc<Notify>,
     drain: CancellationToken,
@@ -70,7 +68,6 @@ impl Writer {
             chain: Chain::new(raw, format!("strata.raw.{PARTITION}.{}", options.producer)),
             outlet,
             producer: options.producer.clone(),
-            linger: options.linger,
             clock: options.clock.clone(),
             full: options.full.clone(),
             drain: stops.drain,
@@ -126,7 +123,7 @@ impl Writer {
         loop {
             let (depth, draining, now) = (self.outlet.queue.depth(), self.drain.is_cancelled(), Instant::now());
             let canary_at = self.idle_since + CANARY_PERIOD;
-            let due_at = depth.oldest.map_or(canary_at, |oldest| oldest + self.linger);
+            let due_at = depth.oldest.map_or(canary_at, |oldest| oldest + self.outlet.linger());
             match depth.oldest {
                 _ if self.abort.is_cancelled() => return None,
                 Some(_) if draining || depth.bytes >= self.message_bytes || due_at <= now => return Some(self.take()),

@@ -115,6 +115,10 @@ impl Findings<'_> {
                 );
             }
         }
+        if tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some()) {
+            let message = "users of feeds sign in with a password or an nkey, no certificate is asked for: take it out";
+            self.problem(&steps!["feeds", "tls", "client_ca_file"], message);
+        }
         for (i, user) in users.iter().enumerate() {
             if users[..i].iter().any(|other| other.name == user.name) && !user.name.is_empty() {
                 let here = steps!["feeds", "users", i, "name"];

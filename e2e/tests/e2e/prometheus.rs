@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::exporter::Exporter;
 use e2e::page::Page;
+use e2e::process::Program;
 use e2e::strata::Strata;
 use e2e::{http1, process, wait};
 use serde_json::Value;
@@ -20,28 +21,10 @@ use crate::scene;
 const VALUES: &str = "\"values\":[";
 /// Series whose values say how long something took.
 const TIMED: &str = "scrape_duration_seconds";
+/// A page with what is easily read in another way.
 const TRICKY: &str = "# HELP odd Odd values.\n# TYPE odd gauge\nodd{v=\"inf\"} +Inf\nodd{v=\"small\"} 5e-324\nodd{v=\"third\"} 0.3333333333333333\n\
     odd{v=\"nan\"} NaN\n# TYPE t histogram\nt_bucket{le=\"0.5\"} 1\nt_bucket{le=\"+Inf\"} 2\nt_sum 3\nt_count 2\n\
     mine{job=\"own\",instance=\"me\",env=\"prod\",quoted=\"a\\\\b\\\"c\\nd\"} 7\nempty{a=\"\",b=\"x\"} 1\n";
-
-/// A foreign program; it ends with the test.
-struct Program(Child);
-
-impl Program {
-    fn start(path: &Path, folder: &Path, arguments: &[String]) -> Result<Self> {
-        let log = std::fs::File::options().create(true).append(true).open(folder.join("programs.log"))?;
-        let child = Command::new(path).args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
-        Ok(Self(child.with_context(|| format!("cannot start {}", path.display()))?))
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
 
 /// A VictoriaMetrics and what it has.
 struct Database {
@@ -113,11 +96,18 @@ fn difference(ours: &Series, theirs: &Series, fixed: &BTreeSet<&str>) -> Vec<Str
     found
 }
 
-fn programs() -> Result<(PathBuf, PathBuf)> {
-    Ok((
-        process::cached("debian-prometheus-2.42.0/usr/bin/prometheus")?,
-        process::cached("debian-victoria-metrics-1.79.5/usr/bin/victoria-metrics")?,
-    ))
+/// Prometheus as an agent, which scrapes and remote-writes.
+pub fn agent(folder: &Path, configuration: &str) -> Result<Program> {
+    let program = process::cached("debian-prometheus-2.42.0/usr/bin/prometheus")?;
+    let file = folder.join("prometheus.yml");
+    std::fs::write(&file, configuration)?;
+    let arguments = [
+        "--enable-feature=agent".to_owned(),
+        format!("--config.file={}", file.display()),
+        format!("--storage.agent.path={}", folder.join("agent").display()),
+        format!("--web.listen-address=127.0.0.1:{}", process::free_port()?),
+    ];
+    Program::start(&program, folder, &arguments)
 }
 
 /// Jobs on pages that do not change; a label names each, whatever honor_labels makes of `job`.
@@ -138,7 +128,7 @@ fn fixed_jobs(plain: &[String], tricky: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() -> Result<()> {
-    let (prometheus, victoria) = programs()?;
+    let victoria = process::cached("debian-victoria-metrics-1.79.5/usr/bin/victoria-metrics")?;
     let folder = TempDir::with_prefix("strata-e2e-prometheus-")?;
     let (ours, theirs) =
         (Database::start(&victoria, folder.path(), "ours").await?, Database::start(&victoria, folder.path(), "theirs").await?);
@@ -163,16 +153,7 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
         live.concat(),
         theirs.url()
     );
-    let file = folder.path().join("prometheus.yml");
-    std::fs::write(&file, &yaml)?;
-    let port = process::free_port()?;
-    let arguments = [
-        "--enable-feature=agent".to_owned(),
-        format!("--config.file={}", file.display()),
-        format!("--storage.agent.path={}", folder.path().join("agent").display()),
-        format!("--web.listen-address=127.0.0.1:{port}"),
-    ];
-    let _prometheus = Program::start(&prometheus, folder.path(), &arguments)?;
+    let _prometheus = agent(folder.path(), &yaml)?;
     let relay = format!("relays:\n  - {{name: all, start: earliest, sink: {{remote_write: {{url: '{}'}}}}}}\n", ours.url());
     let mut strata = Strata::start(&format!("{yaml}{relay}")).await?;
 
@@ -269,9 +250,7 @@ fn python() -> Result<PathBuf> {
 }
 
 fn with_libraries(root: &Path, program: &str, folder: &Path, arguments: &[&str]) -> Result<Program> {
-    let log = std::fs::File::options().create(true).append(true).open(folder.join("programs.log"))?;
     let mut command = Command::new(root.join(program));
     command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu")).args(arguments);
-    let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
-    Ok(Program(child.with_context(|| format!("cannot start {program}"))?))
+    Program::spawn(command, folder)
 }

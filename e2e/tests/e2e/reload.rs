@@ -155,7 +155,7 @@ async fn a_hundred_reloads_under_load_touch_only_what_changed() -> Result<()> {
             3 => wanted.text(),
             _ => {
                 refused += 1;
-                let bad = if n % 2 == 0 { "buffer:\n  max_bytes: 3GiB\n" } else { "relays_: []\n" };
+                let bad = if n % 2 == 0 { "buffer:\n  nats_memory: 64MiB\n" } else { "relays_: []\n" };
                 // What it changes beside must not be applied either.
                 let changed =
                     wanted.text().replace("never_", "also_never_").replace(&format!("job_name: {}", scene::JOB), "job_name: other");

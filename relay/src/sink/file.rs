@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use config::{ByteSize, Kind, Millis, OptionsError, Owned};
+use config::{ByteSize, FilePath, Kind, Millis, OptionsError, Owned};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -60,6 +60,7 @@ pub const KIND: SinkKind = SinkKind {
 pub struct Options {
     /// The file; its folder must exist. With `rotate` its name may have the time in it, in UTC: `%Y %m %d %H %M %S`, `%F` for `%Y-%m-%d`, `%%` for a
     /// percent sign; without any, the time is added. A running number is always added.
+    #[schemars(with = "FilePath")]
     pub path: PathBuf,
     /// When a file is finished and the next begun. Default: never, one file for all.
     #[serde(default)]

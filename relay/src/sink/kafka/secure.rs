@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use config::{OptionsError, Secret};
+use config::{FilePath, OptionsError, Secret};
 use rdkafka::ClientConfig;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -21,18 +21,22 @@ pub struct Tls {
     /// Certificates that are trusted; default: the system's.
     pub ca: Option<String>,
     /// File of such certificates.
+    #[schemars(with = "Option<FilePath>")]
     pub ca_file: Option<PathBuf>,
     /// The client's certificate chain.
     pub cert: Option<String>,
     /// File of the client's certificate chain.
+    #[schemars(with = "Option<FilePath>")]
     pub cert_file: Option<PathBuf>,
     /// The client's private key.
     pub key: Option<Secret>,
     /// File of the client's private key.
+    #[schemars(with = "Option<FilePath>")]
     pub key_file: Option<PathBuf>,
     /// Password of the private key.
     pub key_password: Option<Secret>,
     /// File that holds the password of the private key.
+    #[schemars(with = "Option<FilePath>")]
     pub key_password_file: Option<PathBuf>,
     /// Whether a broker's certificate may name another host than the one it is reached by. Default `false`.
     pub insecure_skip_hostname: bool,
@@ -53,6 +57,7 @@ pub struct Sasl {
     pub password: Option<Secret>,
     /// File that holds the password.
     #[serde(default)]
+    #[schemars(with = "Option<FilePath>")]
     pub password_file: Option<PathBuf>,
 }
 

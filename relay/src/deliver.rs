@@ -1,11 +1,13 @@
 //! Delivery: batches to the sink, and the position after the sink's own acknowledgement.
 //!
-//! *In*: [`Step`]s. *Out*: delivered samples, dead letters, ledger entries, checkpoints, in this order of durability. *Bound*: one batch in
-//! flight; at most [`SUSPECTS_MAX`] wholly rejected batches wait for a judgement. *When full*: the reading task waits, the backlog stays in
+//! *In*: [`Step`]s. *Out*: delivered samples, dead letters, ledger entries, checkpoints, in this order of durability. *Bound*: one part in
+//! flight, spread over the sink's lanes; at most [`SUSPECTS_MAX`] wholly rejected batches wait for a judgement. *When full*: the reading task waits, the backlog stays in
 //! the stream.
 
+mod lanes;
 mod outage;
 mod send;
+mod split;
 mod suspect;
 
 use std::collections::VecDeque;
@@ -22,7 +24,6 @@ use crate::book::Book;
 use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
 use crate::control::Control;
 use crate::dead::{Dead, Stopped};
-use crate::sink::{Answer, Sink};
 use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -30,6 +31,7 @@ use outage::{GivenUp, Outage};
 use send::Sent;
 use suspect::Suspect;
 
+pub use lanes::Lanes;
 pub use suspect::SUSPECTS_MAX;
 
 /// Wait between two tries at a sink that refuses everything. Larger: a mended sink waits longer; smaller: it is bothered more.
@@ -82,7 +84,7 @@ impl Progress {
 /// What a delivery is made of.
 pub struct Parts {
     /// The sink.
-    pub sink: Box<dyn Sink>,
+    pub lanes: Lanes,
     /// Where rejected samples go.
     pub dead: Dead,
     /// Where losses go.
@@ -107,7 +109,7 @@ pub struct Parts {
 
 /// The delivering task of one relay.
 pub struct Deliver {
-    sink: Box<dyn Sink>,
+    lanes: Lanes,
     dead: Dead,
     book: Book,
     store: Option<Store>,
@@ -150,7 +152,7 @@ impl Deliver {
         }
         parts.gauges.metrics.up.set(1);
         Self {
-            sink: parts.sink,
+            lanes: parts.lanes,
             dead: parts.dead,
             book: parts.book,
             store: parts.store,
@@ -466,10 +468,7 @@ impl Deliver {
     }
 
     async fn close(&mut self) -> Result<(), Error> {
-        match self.sink.close().await {
-            Answer::Delivered => {}
-            answer => warn!(relay = self.name(), ?answer, "the sink did not close cleanly"),
-        }
+        self.lanes.close(self.gauges.metrics.name()).await;
         self.checkpoint.clean = true;
         match self.write().await {
             Ok(()) => Ok(()),

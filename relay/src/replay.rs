@@ -24,7 +24,7 @@ use crate::book::Book;
 use crate::checkpoint::{Checkpoint, Totals};
 use crate::control::Control;
 use crate::dead::Dead;
-use crate::deliver::{self, Deliver};
+use crate::deliver::{self, Deliver, Lanes};
 use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
 use crate::run::{Components, config_hash, feed};
@@ -271,11 +271,12 @@ impl Work {
         let gauges = Gauges { shared, metrics: metrics.relay(&relay.name, []) };
         let checkpoint = Checkpoint { owner: id.clone(), config: config.clone(), ..Checkpoint::at(begin.saturating_sub(1), begin) };
         let reader = Reader::new(streams.raw.clone(), &relay.name, &checkpoint);
+        let lanes = Lanes::of(components.sink);
         let parts = pipeline::Parts {
             filters: components.filters,
             encoder: components.encoder,
-            limits: components.sink.limits(),
-            templates: components.sink.templates(),
+            limits: lanes.limits(),
+            templates: lanes.templates(),
             from: relay.from.clone(),
             external_labels,
             config,
@@ -288,7 +289,7 @@ impl Work {
         let dead = Dead::open(streams.dead.clone(), streams.ledger.clone(), &relay.name, u64::MAX, stop.clone()).await?;
         let (book, _) = Book::open(streams.ledger.clone(), &relay.name, u64::MAX, stop.clone()).await?;
         let deliver = Deliver::new(deliver::Parts {
-            sink: components.sink,
+            lanes,
             dead,
             book,
             store: None,

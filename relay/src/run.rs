@@ -26,7 +26,7 @@ use crate::chain::FILTERS_MAX;
 use crate::checkpoint::{self, Checkpoint, Store};
 use crate::control::Control;
 use crate::dead::Dead;
-use crate::deliver::{self, Deliver, HELD_RETRY};
+use crate::deliver::{self, Deliver, HELD_RETRY, Lanes};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
 use crate::pause;
@@ -190,20 +190,21 @@ impl Life {
     }
 
     async fn live(&self) -> Result<(), Error> {
-        let mut components = match (self.build)(&self.relay) {
+        let components = match (self.build)(&self.relay) {
             Ok(components) => components,
             Err(error) => refusing(&error)?,
         };
+        let mut lanes = Lanes::of(components.sink);
         let (store, checkpoint, dead, book) = self.patiently().await?;
-        if self.stop.run_until_cancelled(components.sink.open()).await.is_none() {
+        if self.stop.run_until_cancelled(lanes.open()).await.is_none() {
             return Err(Error::Stopped);
         }
         let pipeline = Pipeline::new(
             pipeline::Parts {
                 filters: components.filters,
                 encoder: components.encoder,
-                limits: components.sink.limits(),
-                templates: components.sink.templates(),
+                limits: lanes.limits(),
+                templates: lanes.templates(),
                 from: self.relay.from.clone(),
                 external_labels: self.external_labels.clone(),
                 config: checkpoint.config.clone(),
@@ -216,7 +217,7 @@ impl Life {
         );
         let reader = Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint);
         let deliver = Deliver::new(deliver::Parts {
-            sink: components.sink,
+            lanes,
             dead,
             book,
             store: Some(store),

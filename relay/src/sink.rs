@@ -228,6 +228,12 @@ pub trait Sink: Send {
         false
     }
 
+    /// More of it, one for each request that may be on its way beside its own; they share what is learned of the server. Each gets other series,
+    /// so that none overtakes itself. Default: none.
+    fn lanes(&self) -> Vec<Box<dyn Sink>> {
+        Vec::new()
+    }
+
     /// Flushes and closes; called once, before the last checkpoint.
     async fn close(&mut self) -> Answer {
         Answer::Delivered

@@ -207,12 +207,19 @@ pub fn reject() -> Answer {
 struct ScriptedSink {
     script: Scripted,
     limits: Limits,
+    /// With how many others it sends at the same time.
+    lanes: usize,
+    /// Where those that send wait for each other.
+    meet: Option<Arc<tokio::sync::Barrier>>,
 }
 
 #[async_trait]
 impl Sink for ScriptedSink {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
         tokio::task::yield_now().await;
+        if let Some(meet) = &self.meet {
+            meet.wait().await;
+        }
         let lines: Vec<String> = items.map(|i| String::from_utf8_lossy(batch.item(i)).trim().to_owned()).collect();
         self.script.script(|script| {
             let answer = script.answers.pop_front().unwrap_or_else(|| (script.rule)(&lines));
@@ -223,6 +230,11 @@ impl Sink for ScriptedSink {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn lanes(&self) -> Vec<Box<dyn Sink>> {
+        let lane = || Self { script: self.script.clone(), limits: self.limits, lanes: 0, meet: self.meet.clone() };
+        (0..self.lanes).map(|_| Box::new(lane()) as Box<dyn Sink>).collect()
     }
 }
 
@@ -246,6 +258,10 @@ pub struct Setup {
     pub relays: Vec<config::Relay>,
     pub sinks: BTreeMap<String, Scripted>,
     pub limits: Limits,
+    /// Lanes beside the sink itself.
+    pub lanes: usize,
+    /// Where requests wait for each other.
+    pub meet: Option<Arc<tokio::sync::Barrier>>,
     pub options: Options,
 }
 
@@ -257,6 +273,8 @@ impl Setup {
             relays: relays.to_vec(),
             sinks,
             limits: Limits { bytes_max: 1 << 20, items_max: 10_000 },
+            lanes: 0,
+            meet: None,
             options: Options::default(),
         }
     }
@@ -270,13 +288,13 @@ impl Setup {
     }
 
     pub fn options(&self) -> Options {
-        let (sinks, limits) = (self.sinks.clone(), self.limits);
+        let (sinks, limits, lanes, meet) = (self.sinks.clone(), self.limits, self.lanes, self.meet.clone());
         let build = move |relay: &config::Relay| {
             let named = |f: &config::Component| Ok((Arc::from(f.name.as_str()), relay::filter::build(f)?));
             let filters = relay.filters.iter().map(named).collect::<Result<_, config::OptionsError>>()?;
             let ndjson = config::Component { name: "ndjson".into(), options: serde_json::Value::Null };
             let encoder = Arc::from(relay::encode::build(relay.encode.as_ref().unwrap_or(&ndjson))?);
-            let sink = Box::new(ScriptedSink { script: sinks[&relay.name].clone(), limits });
+            let sink = Box::new(ScriptedSink { script: sinks[&relay.name].clone(), limits, lanes, meet: meet.clone() });
             Ok(Components { filters, encoder, sink })
         };
         Options { build: Arc::new(build), ..self.options.clone() }

@@ -6,6 +6,7 @@ mod delivery;
 mod folding;
 mod giving_up;
 mod harness;
+mod lanes;
 mod malformed;
 mod reading;
 mod rejecting;

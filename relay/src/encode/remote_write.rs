@@ -26,10 +26,10 @@ pub const KIND: EncoderKind = EncoderKind {
         name: "remote_write",
         summary: "One series of a Prometheus remote write request (protobuf) per sample; what the sink remote_write takes.",
         schema: || schemars::schema_for!(Options),
-        example: "{metadata: true}",
+        example: "{exemplars: false, native_histograms: false}",
         check: |options| config::options::<Options>(options).map(drop),
     },
-    build: |options| Ok(Box::new(RemoteWrite { metadata: config::options::<Options>(options)?.metadata })),
+    build: |options| Ok(Box::new(RemoteWrite(config::options(options)?))),
 };
 
 /// Media type of a body of either version, and how the sink knows this encoder.
@@ -80,18 +80,23 @@ const HEAD_BYTES: usize = 4;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Whether type, help and unit go along, for remote write 2.0. Default true; `false` saves their bytes where nobody reads them.
-    #[serde(default = "metadata")]
+    /// Whether type, help and unit go along. Default true; `false` saves their bytes where nobody reads them.
+    #[serde(default = "yes")]
     pub metadata: bool,
+    /// Whether exemplars go along. Default true; `false` for a receiver that refuses or does not store them.
+    #[serde(default = "yes")]
+    pub exemplars: bool,
+    /// Whether native histograms go out. Default true; `false` for a receiver that does not know them: only the classic part of a histogram,
+    /// where its page has one, is sent then.
+    #[serde(default = "yes")]
+    pub native_histograms: bool,
 }
 
-const fn metadata() -> bool {
+const fn yes() -> bool {
     true
 }
 
-struct RemoteWrite {
-    metadata: bool,
-}
+struct RemoteWrite(Options);
 
 impl Encode for RemoteWrite {
     fn series(&self, series: &Series<'_>, out: &mut Vec<u8>) {
@@ -110,7 +115,7 @@ impl Encode for RemoteWrite {
         }
         let labels = u32::try_from(out.len() - head - HEAD_BYTES).unwrap_or(u32::MAX);
         out[head..head + HEAD_BYTES].copy_from_slice(&labels.to_le_bytes());
-        if self.metadata {
+        if self.0.metadata {
             put_message(METADATA, out, |out| {
                 put_int(METADATA_TYPE, number(series.kind), out);
                 for (key, text) in [(METADATA_HELP, series.help), (METADATA_UNIT, series.unit)] {
@@ -129,7 +134,7 @@ impl Encode for RemoteWrite {
     }
 
     fn sample(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded {
-        series(sample, out, |out| {
+        self.item(sample, out, |out| {
             put_message(SAMPLE, out, |out| {
                 put_double(SAMPLE_VALUE, sample.value, out);
                 put_int(SAMPLE_TIME, sample.timestamp_ms.cast_unsigned(), out);
@@ -138,7 +143,10 @@ impl Encode for RemoteWrite {
     }
 
     fn histogram(&self, sample: &Sample<'_>, histogram: &NativeHistogram, out: &mut Vec<u8>) -> Encoded {
-        series(sample, out, |out| put_message(HISTOGRAM, out, |out| histogram::write(histogram, sample.timestamp_ms, out)))
+        if !self.0.native_histograms {
+            return Encoded::Nothing;
+        }
+        self.item(sample, out, |out| put_message(HISTOGRAM, out, |out| histogram::write(histogram, sample.timestamp_ms, out)))
     }
 
     fn framing(&self) -> Framing {
@@ -150,24 +158,27 @@ impl Encode for RemoteWrite {
     }
 }
 
-/// Appends the item of one sample, whose value `point` writes.
-#[inline]
-fn series(sample: &Sample<'_>, out: &mut Vec<u8>, point: impl FnOnce(&mut Vec<u8>)) -> Encoded {
-    let Some((head, text)) = sample.series.split_first_chunk::<HEAD_BYTES>() else { return Encoded::Nothing };
-    let (own, metadata) = text.split_at(text.len().min(u32::from_le_bytes(*head) as usize));
-    put_message(TIMESERIES, out, |out| {
-        merge(own, sample.target, out);
-        point(out);
-        for (_, exemplar) in sample.exemplars {
-            put_message(EXEMPLAR, out, |out| write_exemplar(exemplar, sample.timestamp_ms, out));
-        }
-        // Zero means unset.
-        if let Some(start) = sample.start_ms.filter(|start| *start != 0) {
-            put_int(START, start.cast_unsigned(), out);
-        }
-        out.extend_from_slice(metadata);
-    });
-    Encoded::Item
+impl RemoteWrite {
+    /// Appends the item of one sample, whose value `point` writes.
+    #[inline]
+    fn item(&self, sample: &Sample<'_>, out: &mut Vec<u8>, point: impl FnOnce(&mut Vec<u8>)) -> Encoded {
+        let Some((head, text)) = sample.series.split_first_chunk::<HEAD_BYTES>() else { return Encoded::Nothing };
+        let (own, metadata) = text.split_at(text.len().min(u32::from_le_bytes(*head) as usize));
+        let exemplars = if self.0.exemplars { sample.exemplars } else { &[] };
+        put_message(TIMESERIES, out, |out| {
+            merge(own, sample.target, out);
+            point(out);
+            for (_, exemplar) in exemplars {
+                put_message(EXEMPLAR, out, |out| write_exemplar(exemplar, sample.timestamp_ms, out));
+            }
+            // Zero means unset.
+            if let Some(start) = sample.start_ms.filter(|start| *start != 0) {
+                put_int(START, start.cast_unsigned(), out);
+            }
+            out.extend_from_slice(metadata);
+        });
+        Encoded::Item
+    }
 }
 
 /// Appends a label, unless it has no value (which is as if it were not there).
@@ -234,6 +245,17 @@ const fn number(kind: MetricType) -> u64 {
     }
 }
 
+/// The metric that a series belongs to: its name without what parts of histograms and summaries have at its end.
+pub(crate) fn family(name: &[u8], kind: u64) -> &[u8] {
+    let ends: &[&[u8]] = match kind {
+        3 => &[b"_bucket", b"_count", b"_sum"],
+        4 => &[b"_bucket", b"_gcount", b"_gsum"],
+        5 => &[b"_count", b"_sum"],
+        _ => &[],
+    };
+    ends.iter().find_map(|end| name.strip_suffix(*end)).unwrap_or(name)
+}
+
 /// One item taken apart.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts<'a> {
@@ -285,6 +307,14 @@ impl<'a> Parts<'a> {
             }
         }
         Ok(parts)
+    }
+
+    /// Whether another may stand behind it in one series: the same labels, kind and metadata, and a later time.
+    pub(crate) fn is_followed_by(&self, other: &Parts<'_>) -> bool {
+        self.labels == other.labels
+            && self.histogram == other.histogram
+            && self.metadata == other.metadata
+            && self.timestamp_ms < other.timestamp_ms
     }
 }
 

@@ -1,7 +1,7 @@
 //! `remote_write`: Prometheus remote write 1.0 and 2.0.
 //!
 //! *In*: a batch of the encoder `remote_write`. *Out*: a request as the version has it; status and `*-Written` headers decide. *Bound*: one
-//! request in flight, a deadline per try, 64 KiB of an answer. *When full*: does not apply, the caller splits at [`Sink::limits`].
+//! request in flight per lane, a deadline per try, 64 KiB of an answer. *When full*: does not apply, the caller splits at [`Sink::limits`].
 //!
 //! | Answer | Means |
 //! |---|---|
@@ -12,6 +12,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -31,8 +33,10 @@ use crate::encode::remote_write as item;
 use crate::http::{self as shared, Meaning};
 
 mod message;
+mod metadata;
 
 use message::Counts;
+use metadata::{Metric, Told};
 
 /// The registry's row.
 pub const KIND: SinkKind = SinkKind {
@@ -62,8 +66,8 @@ const FIXED: [HeaderName; 4] = [CONTENT_ENCODING, CONTENT_TYPE, VERSION, USER_AG
 pub struct Options {
     /// Where requests go: `http://` or `https://`.
     pub url: String,
-    /// `prometheus.WriteRequest` (remote write 1.0, default) or `io.prometheus.write.v2.Request` (2.0). 2.0 is smaller and carries metadata
-    /// and start timestamps; a receiver that does not have it gets 1.0.
+    /// `prometheus.WriteRequest` (remote write 1.0, default) or `io.prometheus.write.v2.Request` (2.0). 2.0 carries metadata and start
+    /// timestamps and is smaller for large requests; a receiver that does not have it gets 1.0.
     #[serde(default)]
     pub protobuf_message: ProtobufMessage,
     /// More headers; `Content-Encoding`, `Content-Type`, `User-Agent` and `X-Prometheus-Remote-Write-Version` are the protocol's.
@@ -86,6 +90,14 @@ pub struct Options {
     /// Samples of a request. Default 10000.
     #[serde(default = "items_max")]
     pub items_max: usize,
+    /// Requests at the same time, each with other series, while more than one request's worth is to be sent. Default 4; `1` where the receiver
+    /// must get everything in one order, more for one that is far away; never more than 64.
+    #[serde(default = "requests_max")]
+    pub requests_max: usize,
+    /// How often a receiver of 1.0 is told type, help and unit of every metric again; what is new is told at once. Default 1m; `0s`: never. 2.0
+    /// has them with every series.
+    #[serde(default = "metadata_interval")]
+    pub metadata_interval: Millis,
 }
 
 impl<'de> Deserialize<'de> for Options {
@@ -121,18 +133,41 @@ const fn items_max() -> usize {
     10_000
 }
 
-/// Level of zstd. Larger: more CPU for few bytes less; smaller: there is none.
-const ZSTD_LEVEL: i32 = 1;
+const fn requests_max() -> usize {
+    4
+}
 
+const fn metadata_interval() -> Millis {
+    Millis::from_secs(60)
+}
+
+/// Most requests at the same time, whatever is written. Larger: memory and load on the receiver; smaller: a far receiver is not kept busy.
+const REQUESTS_MAX: usize = 64;
+
+/// Level of zstd. Larger: a seventh less at level 7 for several times the CPU; smaller: a tenth more at level 1.
+const ZSTD_LEVEL: i32 = 3;
+
+/// One lane.
+#[derive(Clone)]
 struct RemoteWrite {
     uri: Uri,
-    /// The message that is sent now.
-    message: ProtobufMessage,
     headers: HeaderMap,
     compression: Compression,
     timeout: Duration,
     limits: Limits,
-    client: Client,
+    requests_max: usize,
+    client: Arc<Client>,
+    /// Whether 2.0 is sent: it is wanted, and no lane was told that the receiver does not have it.
+    version_2: Arc<AtomicBool>,
+    told: Told,
+}
+
+/// The body of one request.
+struct Body {
+    bytes: Bytes,
+    counts: Counts,
+    /// What is to be told once it is taken.
+    metrics: Vec<Metric>,
 }
 
 /// What became of one request.
@@ -155,70 +190,110 @@ fn sink(options: &Value) -> Result<RemoteWrite, OptionsError> {
     let uri = shared::url(&options.url)?;
     options.http.check()?;
     let headers = shared::headers(&options.headers)?;
-    if let Some(name) = options.headers.keys().find(|name| FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed.as_str()))) {
-        return Err(OptionsError::new(format!("headers.{name}"), format!("remote write fixes '{name}': remove it")));
+    let written =
+        options.headers.keys().map(|name| ("headers", name)).chain(options.http.http_headers.keys().map(|name| ("http_headers", name)));
+    if let Some((key, name)) = written.into_iter().find(|(_, name)| FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed.as_str()))) {
+        return Err(OptionsError::new(format!("{key}.{name}"), format!("remote write fixes '{name}': remove it")));
     }
     let (timeout, limits) = shared::bounds(options.timeout, options.bytes_max, options.items_max)?;
+    if options.requests_max == 0 {
+        return Err(OptionsError::new("requests_max", "'requests_max' cannot be 0"));
+    }
     Ok(RemoteWrite {
         uri,
-        message: options.protobuf_message,
         headers,
         compression: options.compression,
         timeout,
         limits,
-        client: Client::new(options.http),
+        requests_max: options.requests_max.min(REQUESTS_MAX),
+        client: Arc::new(Client::new(options.http)),
+        version_2: Arc::new(AtomicBool::new(options.protobuf_message == ProtobufMessage::V2)),
+        told: Told::new(options.metadata_interval.duration()),
     })
 }
 
 #[async_trait]
 impl Sink for RemoteWrite {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
-        match self.send_as(self.message, batch, items.clone()).await {
-            Tried::Answered(answer) => answer,
-            Tried::Unsupported(how) => {
-                warn!(url = %self.uri, how, "the receiver does not take remote write 2.0: sending 1.0 from now on");
-                self.message = ProtobufMessage::V1;
-                match self.send_as(ProtobufMessage::V1, batch, items).await {
-                    Tried::Answered(answer) => answer,
-                    Tried::Unsupported(reason) => Answer::Fatal { reason },
+        if self.version_2.load(Ordering::Relaxed) {
+            match self.send_as(ProtobufMessage::V2, batch, items.clone()).await {
+                Tried::Answered(answer) => return answer,
+                Tried::Unsupported(how) => {
+                    if self.version_2.swap(false, Ordering::Relaxed) {
+                        warn!(url = %self.uri, how, "the receiver does not take remote write 2.0: sending 1.0 from now on");
+                    }
                 }
             }
+        }
+        match self.send_as(ProtobufMessage::V1, batch, items).await {
+            Tried::Answered(answer) => answer,
+            Tried::Unsupported(reason) => Answer::Fatal { reason },
         }
     }
 
     fn limits(&self) -> Limits {
         self.limits
     }
+
+    fn lanes(&self) -> Vec<Box<dyn Sink>> {
+        (1..self.requests_max).map(|_| Box::new(self.clone()) as Box<dyn Sink>).collect()
+    }
 }
 
 impl RemoteWrite {
-    async fn send_as(&mut self, message: ProtobufMessage, batch: &Batch, items: Range<usize>) -> Tried {
-        let (request, sent) = match self.request(message, batch, items.clone()).await {
-            Ok(request) => request,
+    async fn send_as(&self, message: ProtobufMessage, batch: &Batch, items: Range<usize>) -> Tried {
+        let Body { bytes, counts, metrics } = match self.body(message, batch, items.clone()).await {
+            Ok(body) => body,
             Err(answer) => return Tried::Answered(answer),
         };
+        let reply = match self.post(message, bytes).await {
+            Ok(reply) => reply,
+            Err(answer) => return Tried::Answered(answer),
+        };
+        let tried = judge(message, &reply, counts, &items);
+        if !metrics.is_empty() && matches!(tried, Tried::Answered(Answer::Delivered)) {
+            self.tell(metrics).await;
+        }
+        tried
+    }
+
+    /// Tells a receiver of 1.0 type, help and unit. What it does not take is not worth holding samples for: it is told again an interval later.
+    async fn tell(&self, metrics: Vec<Metric>) {
+        for metrics in self.told.begin(metrics).chunks(metadata::REQUEST_MAX) {
+            let trouble = match compress(self.compression, &metadata::write(metrics)) {
+                Ok(body) => match self.post(ProtobufMessage::V1, body).await {
+                    Ok(reply) if reply.status.is_success() => continue,
+                    Ok(Reply { status, text, .. }) => format!("{status}: {text}"),
+                    Err(Answer::Retry { reason, .. } | Answer::Fatal { reason }) => reason,
+                    Err(answer) => format!("{answer:?}"),
+                },
+                Err(error) => error,
+            };
+            warn!(url = %self.uri, trouble, metrics = metrics.len(), "the receiver did not take metadata, it is told again later");
+            return;
+        }
+    }
+
+    /// Sends one request. *Errors*: it has no answer.
+    async fn post(&self, message: ProtobufMessage, body: Bytes) -> Result<Reply, Answer> {
         let answered = async {
-            let response = self.client.send(request).await?;
+            let response = self.client.send(self.request(message, body)).await?;
             let (head, body) = response.into_parts();
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
             let written = written(&head.headers);
             Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body, &self.client).await })
         };
-        let retry = |reason| Tried::Answered(Answer::Retry { after: None, reason });
         match tokio::time::timeout(self.timeout, answered).await {
-            Err(_) => retry(format!("no answer within {}", Millis(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)))),
-            Ok(Err(error)) => Tried::Answered(shared::unanswered(&error)),
-            Ok(Ok(reply)) => judge(message, &reply, sent, &items),
+            Err(_) => {
+                let within = Millis(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
+                Err(Answer::Retry { after: None, reason: format!("no answer within {within}") })
+            }
+            Ok(Err(error)) => Err(shared::unanswered(&error)),
+            Ok(Ok(reply)) => Ok(reply),
         }
     }
 
-    async fn request(
-        &self,
-        message: ProtobufMessage,
-        batch: &Batch,
-        items: Range<usize>,
-    ) -> Result<(Request<Full<Bytes>>, Counts), Answer> {
-        let (body, counts) = body(message, self.compression, batch, items).await?;
+    fn request(&self, message: ProtobufMessage, body: Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
@@ -238,33 +313,41 @@ impl RemoteWrite {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(compression));
         headers.insert(VERSION, HeaderValue::from_static(version));
         headers.insert(USER_AGENT, http_client::USER_AGENT);
-        Ok((request, counts))
+        request
+    }
+
+    /// Writes and compresses a message; for 1.0 it finds what is to be told of its metrics.
+    async fn body(&self, message: ProtobufMessage, batch: &Batch, items: Range<usize>) -> Result<Body, Answer> {
+        let foreign =
+            || Answer::Fatal { reason: "the sink 'remote_write' takes only its own encoder: remove the relay's 'encode'".to_owned() };
+        if batch.content_type != item::CONTENT_TYPE {
+            return Err(foreign());
+        }
+        let mut bytes = Vec::new();
+        batch.body(items, &mut bytes);
+        let (compression, told) = (self.compression, self.told.clone());
+        let work = move || {
+            let (body, counts) = message::write(message, &bytes).map_err(|_| foreign())?;
+            let metrics = match message {
+                ProtobufMessage::V1 => told.missing(&bytes).map_err(|_| foreign())?,
+                ProtobufMessage::V2 => Vec::new(),
+            };
+            let bytes =
+                compress(compression, &body).map_err(|error| Answer::Retry { after: None, reason: format!("cannot compress: {error}") })?;
+            Ok(Body { bytes, counts, metrics })
+        };
+        // Milliseconds of work for a full body: not on a thread that others wait for.
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(error) => Err(Answer::Retry { after: None, reason: format!("cannot write the request: {error}") }),
+        }
     }
 }
 
-/// Writes and compresses a message.
-async fn body(message: ProtobufMessage, compression: Compression, batch: &Batch, items: Range<usize>) -> Result<(Bytes, Counts), Answer> {
-    let foreign = || Answer::Fatal { reason: "the sink 'remote_write' takes only its own encoder: remove the relay's 'encode'".to_owned() };
-    if batch.content_type != item::CONTENT_TYPE {
-        return Err(foreign());
-    }
-    let mut bytes = Vec::new();
-    batch.body(items, &mut bytes);
-    let work = move || {
-        let (body, counts) = message::write(message, &bytes).map_err(|_| foreign())?;
-        let compressed = match compression {
-            Compression::Snappy => snap::raw::Encoder::new().compress_vec(&body).map_err(|error| error.to_string()),
-            Compression::Zstd => zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(|error| error.to_string()),
-        };
-        match compressed {
-            Ok(body) => Ok((Bytes::from(body), counts)),
-            Err(error) => Err(Answer::Retry { after: None, reason: format!("cannot compress: {error}") }),
-        }
-    };
-    // Milliseconds of work for a full body: not on a thread that others wait for.
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(Answer::Retry { after: None, reason: format!("cannot write the request: {error}") }),
+fn compress(compression: Compression, body: &[u8]) -> Result<Bytes, String> {
+    match compression {
+        Compression::Snappy => snap::raw::Encoder::new().compress_vec(body).map(Bytes::from).map_err(|error| error.to_string()),
+        Compression::Zstd => zstd::bulk::compress(body, ZSTD_LEVEL).map(Bytes::from).map_err(|error| error.to_string()),
     }
 }
 

@@ -71,6 +71,50 @@ fn values_keep_their_bits_and_start_and_metadata_go_along() {
 }
 
 #[test]
+fn what_a_receiver_does_not_know_is_left_out() {
+    let encoder = built_with("remote_write", serde_json::json!({"exemplars": false, "native_histograms": false}));
+    let exemplars = [(0, Exemplar { labels: Vec::new(), value: 0, timestamp_ms: Some(7) })];
+    let one = item(&*encoder, &series("x", &[]), &[], 0, None, &exemplars, None);
+    assert_eq!((one.samples.len(), one.exemplars.len()), (1, 0));
+    let histogram = NativeHistogram {
+        schema: 0,
+        zero_threshold: 0,
+        sum: 0,
+        counts: Counts::Integer(BucketCounts { count: 0, zero_count: 0, positive: Vec::new(), negative: Vec::new() }),
+        positive: Vec::new(),
+        negative: Vec::new(),
+        custom_bounds: Vec::new(),
+        reset_hint: ResetHint::Unknown,
+    };
+    let (mut own, mut out) = (Vec::new(), Vec::new());
+    encoder.series(&series("x", &[]), &mut own);
+    let sample = Sample {
+        series: &own,
+        target: &[],
+        kind: MetricType::Histogram,
+        timestamp_ms: AT,
+        value: 0,
+        delta: None,
+        sum_delta: None,
+        start_ms: None,
+        exemplars: &[],
+    };
+    assert_eq!((encoder.histogram(&sample, &histogram, &mut out), out.len()), (Encoded::Nothing, 0));
+}
+
+#[test]
+fn a_metric_is_its_series_without_the_ends_of_its_type() {
+    let of = |name: &str, kind| String::from_utf8_lossy(family(name.as_bytes(), number(kind))).into_owned();
+    for end in ["_bucket", "_count", "_sum"] {
+        assert_eq!(of(&format!("h{end}"), MetricType::Histogram), "h");
+        assert_eq!(of(&format!("h{end}"), MetricType::Gauge), format!("h{end}"));
+    }
+    assert_eq!((of("s_bucket", MetricType::Summary), of("s_sum", MetricType::Summary)), ("s_bucket".to_owned(), "s".to_owned()));
+    assert_eq!((of("g_gcount", MetricType::GaugeHistogram), of("g_bucket", MetricType::GaugeHistogram)), ("g".to_owned(), "g".to_owned()));
+    assert_eq!(of("c_total", MetricType::Counter), "c_total");
+}
+
+#[test]
 fn an_exemplar_has_sorted_labels_and_always_a_time() {
     let labels = [("trace_id", "t"), ("a", "1"), ("none", "")].map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec();
     let exemplars = [

@@ -3,8 +3,10 @@
 //! *In*: items of the encoder `remote_write`, one after the other. *Out*: a `prometheus.WriteRequest` or an `io.prometheus.write.v2.Request`,
 //! and how much is in it. *Bound*: the items' bytes; the symbol table borrows from them. *When full*: does not apply.
 //!
-//! Neighbours with the same labels, and times that rise, become one series. Otherwise a series stands in the message as often as its samples do,
-//! in their order, which both versions allow.
+//! Samples of one series whose times rise stand in it together, at the place of the first: its labels are written once. Where a time does not
+//! rise, or the kind or the metadata changes, the series begins anew further on, which both versions allow.
+
+use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -56,22 +58,50 @@ pub(super) struct Counts {
 /// Writes the message of some items. *Errors*: another encoder wrote them.
 pub(super) fn write(message: ProtobufMessage, items: &[u8]) -> Result<(Vec<u8>, Counts), Malformed> {
     let mut writer = Writer::new(message, items.len());
+    let (samples, firsts) = gather(items)?;
+    for first in firsts {
+        let mut at = Some(first);
+        while let Some(sample) = at.map(|at: u32| &samples[at as usize]) {
+            writer.take(&sample.parts)?;
+            at = sample.next;
+        }
+        writer.series()?;
+    }
+    Ok(writer.finish())
+}
+
+/// One sample, and the next of its series.
+struct Linked<'a> {
+    parts: Parts<'a>,
+    next: Option<u32>,
+}
+
+/// Reads all items, and links those of one series; the first of each, in their order.
+fn gather(items: &[u8]) -> Result<(Vec<Linked<'_>>, Vec<u32>), Malformed> {
+    let (mut samples, mut firsts): (Vec<Linked<'_>>, Vec<u32>) = (Vec::new(), Vec::new());
+    // Labels come from outside: nobody can tell which of them meet.
+    let seed = rand::random();
+    let mut lasts: HashMap<u64, u32> = HashMap::new();
     let mut fields = Fields::new(items);
     while let Some((key, value)) = fields.field()? {
         if key != item::TIMESERIES {
             return Err(Malformed);
         }
-        writer.take(&Parts::read(value.bytes()?)?)?;
+        let parts = Parts::read(value.bytes()?)?;
+        let place = samples.len() as u32;
+        match lasts.insert(xxh3_64_with_seed(parts.labels, seed), place).map(|last| &mut samples[last as usize]) {
+            Some(last) if last.parts.is_followed_by(&parts) => last.next = Some(place),
+            _ => firsts.push(place),
+        }
+        samples.push(Linked { parts, next: None });
     }
-    writer.finish()
+    Ok((samples, firsts))
 }
 
 /// The series under construction.
 #[derive(Default)]
 struct Group<'a> {
     labels: &'a [u8],
-    histogram: bool,
-    last_ms: i64,
     points: Vec<u8>,
     exemplars: Vec<u8>,
     metadata: Option<&'a [u8]>,
@@ -102,20 +132,10 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Adds a sample to the series under construction.
     fn take(&mut self, parts: &Parts<'a>) -> Result<(), Malformed> {
-        let group = &self.group;
-        let follows = !group.points.is_empty()
-            && group.histogram == parts.histogram
-            && group.last_ms < parts.timestamp_ms
-            && group.labels == parts.labels
-            && group.metadata == parts.metadata;
-        if !follows {
-            self.series()?;
-            self.group.labels = parts.labels;
-            self.group.histogram = parts.histogram;
-            self.group.metadata = parts.metadata;
-        }
-        self.group.last_ms = parts.timestamp_ms;
+        self.group.labels = parts.labels;
+        self.group.metadata = parts.metadata;
         let points = &mut self.group.points;
         let start = parts.start_ms.map(i64::cast_unsigned);
         match (self.message, parts.histogram) {
@@ -176,11 +196,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes the series under construction, if there is one.
+    /// Writes the series under construction.
     fn series(&mut self) -> Result<(), Malformed> {
-        if self.group.points.is_empty() {
-            return Ok(());
-        }
         let group = &self.group;
         if self.message == ProtobufMessage::V1 {
             put_message(item::TIMESERIES, &mut self.out, |out| {
@@ -222,10 +239,9 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<(Vec<u8>, Counts), Malformed> {
-        self.series()?;
+    fn finish(self) -> (Vec<u8>, Counts) {
         if self.message == ProtobufMessage::V1 {
-            return Ok((self.out, self.counts));
+            return (self.out, self.counts);
         }
         let texts: usize = self.symbols.texts.iter().map(|text| text.len() + 4).sum();
         let mut out = Vec::with_capacity(texts + self.out.len());
@@ -233,7 +249,7 @@ impl<'a> Writer<'a> {
             put_bytes(SYMBOLS, text, &mut out);
         }
         out.extend_from_slice(&self.out);
-        Ok((out, self.counts))
+        (out, self.counts)
     }
 }
 
@@ -248,8 +264,11 @@ impl Metadata {
     fn write(&self, out: &mut Vec<u8>) {
         put_message(METADATA, out, |out| {
             put_int(METADATA_TYPE, self.kind, out);
-            put_int(HELP_REF, u64::from(self.help), out);
-            put_int(UNIT_REF, u64::from(self.unit), out);
+            for (key, symbol) in [(HELP_REF, self.help), (UNIT_REF, self.unit)] {
+                if symbol != 0 {
+                    put_int(key, u64::from(symbol), out);
+                }
+            }
         });
     }
 }

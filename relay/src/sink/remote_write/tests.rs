@@ -68,7 +68,11 @@ fn three() -> Batch {
     batch(&[row("a", &[], 1000, 1.0), row("b", &[("code", "200")], 1000, 2.0), row("b", &[("code", "500")], 1000, f64::NAN)])
 }
 
-fn built(options: Value) -> RemoteWrite {
+/// A sink that tells no metadata unless it is asked to.
+fn built(mut options: Value) -> RemoteWrite {
+    if options.get("metadata_interval").is_none() {
+        options["metadata_interval"] = json!("0s");
+    }
     sink(&options).expect("options it takes")
 }
 
@@ -201,15 +205,22 @@ async fn histograms_and_exemplars_go_out_in_both_versions() {
 }
 
 #[tokio::test]
-async fn neighbours_of_one_series_share_it_while_time_rises() {
-    let rows = [row("a", &[], 1000, 1.0), row("a", &[], 2000, 2.0), row("a", &[], 1500, 3.0), row("a", &[("x", "1")], 3000, 4.0)];
+async fn samples_of_one_series_share_it_while_time_rises() {
+    let rows = [
+        row("a", &[], 1000, 1.0),
+        row("b", &[], 1000, 1.0),
+        row("a", &[], 2000, 2.0),
+        row("a", &[], 1500, 3.0),
+        row("b", &[], 2000, 5.0),
+        row("a", &[("x", "1")], 3000, 4.0),
+    ];
     for (message, answer) in [("prometheus.WriteRequest", OK), (V2, WRITTEN)] {
         let (_, seen) = sent(json!({"protobuf_message": message}), &batch(&rows), &[answer]).await;
         let times: Vec<Vec<i64>> = match message {
             V2 => v2(&seen[0]).timeseries.iter().map(|s| s.samples.iter().map(|s| s.timestamp).collect()).collect(),
             _ => v1(&seen[0]).timeseries.iter().map(|s| s.samples.iter().map(|s| s.timestamp).collect()).collect(),
         };
-        assert_eq!(times, [vec![1000, 2000], vec![1500], vec![3000]]);
+        assert_eq!(times, [vec![1000, 2000], vec![1000, 2000], vec![1500], vec![3000]]);
     }
 }
 
@@ -225,6 +236,14 @@ async fn a_receiver_without_version_2_gets_version_1_from_then_on() {
         assert_eq!(v2(&seen[0]).timeseries.len(), 3);
         assert_eq!((v1(&seen[1]).timeseries.len(), v1(&seen[2]).timeseries.len()), (3, 1));
     }
+    // All lanes know it.
+    let (url, task) = server(&[unsupported, OK, OK]).await;
+    let mut sink = built(json!({"url": url, "protobuf_message": V2, "requests_max": 2}));
+    let mut lanes = sink.lanes();
+    assert_eq!((lanes.len(), built(json!({"url": url, "requests_max": 1000})).lanes().len()), (1, 63));
+    assert_eq!(sink.send(&three(), 0..3).await, Answer::Delivered);
+    assert_eq!(lanes[0].send(&three(), 0..3).await, Answer::Delivered);
+    v1(&task.await.expect("served")[2]);
     // To 1.0 there is nothing to fall back to, and nothing is asked of its answer.
     let (answer, _) = sent(json!({}), &three(), &[unsupported]).await;
     assert_eq!(answer, Answer::Fatal { reason: "415 Unsupported Media Type".to_owned() });
@@ -331,6 +350,55 @@ async fn another_encoders_items_hold_the_sink() {
     assert!(matches!(answer, Answer::Fatal { .. }), "{answer:?}");
 }
 
+#[tokio::test]
+async fn version_1_tells_metadata_in_requests_of_their_own() {
+    let refused = "HTTP/1.1 400 B\r\ncontent-length: 0\r\n\r\n";
+    let (url, task) = server(&[OK, OK, OK, OK, refused, OK]).await;
+    let mut sink = built(json!({"url": url, "metadata_interval": "1h"}));
+    for rows in [["a", "b", "b"], ["a", "a", "b"], ["c", "a", "b"], ["c", "a", "b"]] {
+        let rows = rows.map(|name| row(name, &[], 1000, 1.0));
+        assert_eq!(sink.send(&batch(&rows), 0..3).await, Answer::Delivered);
+    }
+    let seen = task.await.expect("served");
+    let told = |i: usize| {
+        let request = v1(&seen[i]);
+        assert!(request.timeseries.is_empty() != request.metadata.is_empty(), "{request:?}");
+        let metrics = request.metadata.into_iter();
+        metrics.map(|m| (m.metric_family_name, m.kind, m.help, m.unit)).collect::<Vec<_>>()
+    };
+    let metric = |name: &str| (name.to_owned(), 1, "Help.".to_owned(), "seconds".to_owned());
+    let nothing = Vec::new();
+    // With the first batch, and what is new with the third; what is refused holds nothing up and is not told at once again.
+    assert_eq!(
+        [0, 1, 2, 3, 4, 5].map(told),
+        [nothing.clone(), vec![metric("a"), metric("b")], nothing.clone(), nothing.clone(), vec![metric("c")], nothing]
+    );
+}
+
+#[tokio::test]
+async fn version_2_tells_metadata_with_the_series_only() {
+    let (url, task) = server(&[WRITTEN, WRITTEN]).await;
+    let mut sink = built(json!({"url": url, "metadata_interval": "1h", "protobuf_message": V2}));
+    for _ in 0..2 {
+        assert_eq!(sink.send(&three(), 0..3).await, Answer::Delivered);
+    }
+    assert!(task.await.expect("served").iter().all(|seen| v2(seen).timeseries.len() == 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn metadata_is_told_again_after_its_interval_and_by_one_lane() {
+    let told = Told::new(Duration::from_secs(60));
+    let missing = |told: &Told| told.missing(&three().bytes).expect("items");
+    let first = missing(&told);
+    assert_eq!((first.len(), told.clone().begin(first.clone()).len()), (2, 2));
+    assert_eq!((told.begin(first).len(), missing(&told).len()), (0, 0));
+    tokio::time::advance(Duration::from_secs(59)).await;
+    assert_eq!(missing(&told).len(), 0);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(missing(&told).len(), 2);
+    assert_eq!(missing(&Told::new(Duration::ZERO)).len(), 0);
+}
+
 #[test]
 fn many_symbols_stand_once_each() {
     let names: Vec<String> = (0..5000).map(|i| format!("v{}", i % 3000)).collect();
@@ -366,6 +434,17 @@ fn refuses_options_by_their_path() {
         ),
         (json!({"url": url, "protobuf_mesage": V2}), "protobuf_mesage", unknown),
         (json!({"url": url, "items_max": 0}), "items_max", "'items_max' cannot be 0"),
+        (json!({"url": url, "requests_max": 0}), "requests_max", "'requests_max' cannot be 0"),
+        (
+            json!({"url": url, "http_headers": {"Content-Type": {"values": ["x"]}}}),
+            "http_headers.Content-Type",
+            "remote write fixes 'Content-Type': remove it",
+        ),
+        (
+            json!({"url": url, "http_headers": {"x-prometheus-remote-write-version": {"values": ["x"]}}}),
+            "http_headers.x-prometheus-remote-write-version",
+            "remote write fixes 'x-prometheus-remote-write-version': remove it",
+        ),
         (json!({"url": url, "authorization": {}}), "authorization", "credentials or credentials_file is missing"),
     ] {
         let error = sink(&options).err().expect("refused");

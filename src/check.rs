@@ -340,6 +340,37 @@ mod tests {
         assert_eq!(check(["x.ndjson", "/dev/null", "/dev/null"]), Ok(()));
     }
 
+    /// A prometheus.yml that writes to two places runs as it is; what the sink says of an entry is said where it was written.
+    #[test]
+    fn remote_write_of_a_prometheus_yml_is_checked_as_the_sink_that_it_becomes() {
+        let text = "scrape_configs:\n  - {job_name: a, static_configs: [{targets: ['a:1']}]}\nremote_write:\n  - url: http://h/w\n    \
+                    queue_config: {max_shards: 50, max_samples_per_send: 2000}\n  - url: https://m/api/v1/push\n    name: mimir\n    \
+                    protobuf_message: io.prometheus.write.v2.Request\n    write_relabel_configs: [{regex: x, action: labeldrop}]\n";
+        let (config, warnings) = config::parse("f", text, &Overrides::default(), &kinds()).expect("a good configuration");
+        let names: Vec<_> = config.relays.iter().map(|relay| relay.name.as_str()).collect();
+        assert_eq!((names, warnings), (vec!["remote-write-h-9c19f4", "mimir"], Vec::new()));
+        let said = |wrong: String| {
+            let problems = config::parse("f", &wrong, &Overrides::default(), &kinds()).expect_err("refused");
+            problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            said(text.replace("max_shards: 50", "max_shards: 0")),
+            ["f:5:32: remote_write[0].queue_config.max_shards: 'requests_max' cannot be 0"]
+        );
+        assert_eq!(
+            said(text.replace("http://h/w", "ftp://h/w").replace("2.Request", "2.Reqest")),
+            [
+                "f:4:10: remote_write[0].url: 'ftp://h/w' is no http:// or https:// URL",
+                "f:8:23: remote_write[1].protobuf_message: unknown value 'io.prometheus.write.v2.Reqest', did you mean \
+                 'io.prometheus.write.v2.Request'?",
+            ]
+        );
+        assert!(
+            said(text.replace("action: labeldrop", "action: hashmod"))
+                .contains(&"f:9:29: remote_write[1].write_relabel_configs[0]: action 'hashmod' needs a target_label".to_owned())
+        );
+    }
+
     /// What a registry row shows as its example is what its own check takes.
     #[test]
     fn every_kinds_example_passes_its_own_check() {

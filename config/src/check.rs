@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::component::{Component, Kind, Kinds};
 use crate::problem::{Place, Problem, Warning};
-use crate::tree::{self, Content, Node, Step, show, steps};
+use crate::tree::{self, Content, Node, Step, steps};
 use crate::{Buffer, ByteSize, Config, Global, Millis, Relay, Start, words};
 
 /// Smallest `buffer.max_bytes`. Smaller: a few messages of up to 900 KiB fill it, so every breath of a sink costs samples.
@@ -106,13 +106,17 @@ impl<'a> Findings<'a> {
 
     fn problem(&mut self, path: &[Step], message: impl Into<String>) {
         if !self.tree.is_reported(path) {
-            self.problems.push(Problem { place: self.tree.place_of(path), field: show(path), message: message.into() });
+            self.problems.push(Problem { place: self.tree.place_of(path), field: self.tree.written(path), message: message.into() });
         }
     }
 
     fn warning(&mut self, path: &[Step], message: impl Into<String>) {
         if !self.tree.is_reported(path) {
-            self.warnings.push(Warning(Problem { place: self.tree.place_of(path), field: show(path), message: message.into() }));
+            self.warnings.push(Warning(Problem {
+                place: self.tree.place_of(path),
+                field: self.tree.written(path),
+                message: message.into(),
+            }));
         }
     }
 
@@ -306,7 +310,7 @@ impl<'a> Findings<'a> {
                 false => words::unknown(what, &component.name, &known),
             };
             if !self.tree.is_reported(path) {
-                self.problems.push(Problem { place, field: show(path), message });
+                self.problems.push(Problem { place, field: self.tree.written(path), message });
             }
             return;
         };
@@ -339,7 +343,7 @@ impl<'a> Findings<'a> {
                 let unknown = error.message.starts_with("unknown key");
                 let place = if unknown { self.tree.key_place_of(&here) } else { self.tree.place_of(&here) };
                 if !self.tree.is_reported(&here) {
-                    self.problems.push(Problem { place, field: show(&here), message: error.message.clone() });
+                    self.problems.push(Problem { place, field: self.tree.written(&here), message: error.message.clone() });
                 }
             }
             if taken.len() > 50 || taken.contains(&error.path) || !take_out(&mut options, &inner) {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::files::{self, FILES_MAX, GlobError};
 use crate::problem::{Place, Problem, Warning};
 use crate::prometheus;
+use crate::remote_write;
 use crate::tree::{Content, Entry, Map, Node, Step, show};
 use crate::yaml::{self, FILE_BYTES_MAX};
 
@@ -86,9 +87,11 @@ impl<'a> Reader<'a> {
         Self { sources, problems, warnings, stack: vec![first.clone()], done: vec![first] }
     }
 
-    /// Puts into `root`, which was read from a file in `folder`, what its `include` and `scrape_config_files` name.
+    /// Puts into `root`, which was read from a file in `folder`, what its `include`, `scrape_config_files` and `remote_write` say.
     pub(crate) fn complete(&mut self, root: &mut Node, folder: &Path) {
-        self.warnings.extend(prometheus::set_aside(root, &[]));
+        self.warnings.extend(prometheus::set_aside(root, false));
+        let mut findings = remote_write::Findings { problems: self.problems, warnings: self.warnings };
+        remote_write::become_relays(root, folder, &mut findings);
         prometheus::include(root, folder, self);
         let Content::Map(map) = &mut root.content else { return };
         let Some(patterns) = map.get("include").and_then(|entry| named(&entry.node)) else { return };

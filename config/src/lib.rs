@@ -16,6 +16,7 @@ mod problem;
 mod prometheus;
 mod reference;
 pub mod relabel;
+mod remote_write;
 mod schema;
 mod scrape;
 mod secrets;

@@ -17,7 +17,7 @@ use crate::layers::{self, Overrides};
 use crate::problem::{PROBLEMS_MAX, Place, Problem, Warning};
 use crate::schema;
 use crate::secrets::{self, Found};
-use crate::tree::{self, Content, Entry, Map, Node, Step, show, steps};
+use crate::tree::{self, Content, Entry, Map, Node, Step, steps};
 use crate::words::{self, About};
 use crate::yaml;
 use crate::{Config, Millis};
@@ -358,7 +358,7 @@ fn mend(tree: &mut Node, mut path: Vec<Step>, message: &str) -> Option<Problem> 
 
 /// The problem, unless something above it was told already.
 fn told(tree: &Node, path: &[Step], place: Place, message: String) -> Option<Problem> {
-    (!tree.is_reported(path)).then(|| Problem { place, field: show(path), message })
+    (!tree.is_reported(path)).then(|| Problem { place, field: tree.written(path), message })
 }
 
 /// Removes a value from its map, or empties it where it stands in a list (so that the others keep their numbers).
@@ -393,7 +393,7 @@ fn take_out(tree: &mut Node, path: &[Step], expected: Option<&str>) {
 /// Puts something in the place of a key that must be there: text first, then a list, then a map.
 fn add_missing(tree: &mut Node, path: &[Step], key: String, message: String) -> Option<Problem> {
     let place = tree.place_of(path);
-    let reported = tree.is_reported(path);
+    let (field, reported) = (tree.written(path), tree.is_reported(path));
     let Some(Node { content: Content::Map(map), .. }) = tree.at_mut(path) else { return None };
     let tries = map.removed.iter().filter(|k| **k == key).count();
     let content = match tries {
@@ -405,7 +405,7 @@ fn add_missing(tree: &mut Node, path: &[Step], key: String, message: String) -> 
     node.reported = true;
     map.removed.push(key.clone());
     map.entries.push(Entry { key, key_place: place.clone(), node });
-    (tries == 0 && !reported).then(|| Problem { place, field: show(path), message })
+    (tries == 0 && !reported).then_some(Problem { place, field, message })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::tree::{Content, Entry, Map, Node, show, steps};
 use crate::{Global, Millis, words};
 
 /// Keys of a prometheus.yml that are for storing, asking and alerting.
-const NOT_OURS: [&str; 8] = ["alerting", "otlp", "remote_read", "remote_write", "rule_files", "runtime", "storage", "tracing"];
+const NOT_OURS: [&str; 7] = ["alerting", "otlp", "remote_read", "rule_files", "runtime", "storage", "tracing"];
 /// The same under `global`.
 const NOT_OURS_GLOBAL: [&str; 4] = ["evaluation_interval", "query_log_file", "rule_query_offset", "scrape_failure_log_file"];
 
@@ -20,11 +20,15 @@ const NOT_OURS_SCRAPE: [&str; 1] = ["scrape_failure_log_file"];
 
 /// Under `global` of a file that `scrape_config_files` names: what is said of all jobs, not of its own.
 const OF_ALL: &str = "external_labels";
+/// At the top of such a file: where samples go is said by the file that names it.
+const SENT: &str = "remote_write";
 
-/// Takes out what is not Strata's to do, and `more` from `global`; one warning names all of it.
-pub(crate) fn set_aside(root: &mut Node, more: &[&str]) -> Option<Warning> {
+/// Takes out what is not Strata's to do; one warning names all of it. `is_named`: the file is one that `scrape_config_files` names.
+pub(crate) fn set_aside(root: &mut Node, is_named: bool) -> Option<Warning> {
     let mut found = Vec::new();
-    for (parent, keys) in [(&[][..], &NOT_OURS[..]), (&steps!["global"][..], &[&NOT_OURS_GLOBAL[..], more].concat())] {
+    let more = |key| if is_named { vec![key] } else { Vec::new() };
+    let (top, global) = ([&NOT_OURS[..], &more(SENT)].concat(), [&NOT_OURS_GLOBAL[..], &more(OF_ALL)].concat());
+    for (parent, keys) in [(&[][..], top), (&steps!["global"][..], global)] {
         let Some(Node { content: Content::Map(map), .. }) = root.at_mut(parent) else { continue };
         let (aside, kept) = map.entries.drain(..).partition(|entry: &Entry| keys.contains(&entry.key.as_str()));
         map.entries = kept;
@@ -46,8 +50,8 @@ pub(crate) fn set_aside(root: &mut Node, more: &[&str]) -> Option<Warning> {
     found.sort();
     let place = found.first()?.0.clone();
     let names: Vec<_> = found.iter().map(|(_, name)| name.as_str()).collect();
-    let sent = if names.contains(&"remote_write") { "; what is collected goes where relays say" } else { "" };
-    let of_all = if more.iter().any(|key| names.contains(&format!("global.{key}").as_str())) {
+    let sent = if names.contains(&SENT) { "; what is collected goes where the file that names this one says" } else { "" };
+    let of_all = if is_named && names.contains(&format!("global.{OF_ALL}").as_str()) {
         "; labels of all series are those of the file that names this one"
     } else {
         ""
@@ -73,7 +77,7 @@ pub(crate) fn include(root: &mut Node, folder: &Path, reader: &mut Reader<'_>) {
         }
         for file in files {
             let root = reader.nested(&file, &place, &field, |reader, root, folder| {
-                reader.warnings.extend(set_aside(root, &[OF_ALL]));
+                reader.warnings.extend(set_aside(root, true));
                 include(root, folder, reader);
             });
             included.extend(root.into_iter().flat_map(|root| entries(root, reader.problems)));

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::problem::{Problem, Warning};
 use crate::schema;
-use crate::tree::{Content, Node, Step, show};
+use crate::tree::{Content, Node, Step};
 
 /// Bytes of a secret in the environment. Larger: nothing is one; smaller: a certificate's key may not fit.
 const SECRET_BYTES_MAX: usize = 64 << 10;
@@ -40,13 +40,14 @@ pub(crate) fn expand(
 ) -> Vec<Found> {
     let mut secrets = Vec::new();
     for path in schema::formatted(schema, tree, schema::SECRET) {
+        let field = tree.written(&path);
         let Some(node) = tree.at_mut(&path) else { continue };
         let mut found = Found { path, reference: None };
         let Content::Text(text) = &mut node.content else {
             secrets.push(found);
             continue;
         };
-        let told = |message: String| Problem { place: node.place.clone(), field: show(&found.path), message };
+        let told = |message: String| Problem { place: node.place.clone(), field: field.clone(), message };
         if let Some(name) = reference(text) {
             match environment.get(name) {
                 Some(value) if value.len() > SECRET_BYTES_MAX => {

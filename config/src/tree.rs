@@ -16,6 +16,8 @@ pub(crate) struct Node {
     pub(crate) content: Content,
     /// A problem of this node was told already, so nothing about it or below it is told again.
     pub(crate) reported: bool,
+    /// The path under which it was written, where it stands under another one now.
+    pub(crate) written_as: Option<Box<str>>,
 }
 
 /// What a node holds.
@@ -87,7 +89,7 @@ impl Map {
 
 impl Node {
     pub(crate) const fn new(place: Place, content: Content) -> Self {
-        Self { place, content, reported: false }
+        Self { place, content, reported: false, written_as: None }
     }
 
     /// An empty map.
@@ -167,6 +169,21 @@ impl Node {
             return entry.key_place.clone();
         }
         self.place_of(path)
+    }
+
+    /// A path as it was written: `relays[0].sink`.
+    pub(crate) fn written(&self, path: &[Step]) -> String {
+        let (mut node, mut found) = (self, None);
+        for (depth, step) in path.iter().enumerate() {
+            let Some(child) = node.child(step) else { break };
+            node = child;
+            found = node.written_as.as_deref().map(|written| (depth + 1, written)).or(found);
+        }
+        match found.map(|(depth, written)| (written, &path[depth..])) {
+            None => show(path),
+            Some((written, rest @ [Step::Key(_), ..])) => format!("{written}.{}", show(rest)),
+            Some((written, rest)) => format!("{written}{}", show(rest)),
+        }
     }
 
     /// Without the places.

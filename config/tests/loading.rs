@@ -210,7 +210,7 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
     let job =
         "scrape_configs:\n  - job_name: extra\n    authorization: {credentials_file: token}\n    file_sd_configs: [{files: ['*.json']}]\n";
     std::fs::write(path("jobs/extra.yml"), job).expect("written");
-    let loaded = config::load(&path("prometheus.yml"), &Overrides::default(), &kinds()).expect("a good configuration");
+    let loaded = config::load(&path("prometheus.yml"), &Overrides::default(), &all()).expect("a good configuration");
     let config::Loaded { config, warnings, sources, places } = loaded;
     assert_eq!(sources.files, ["prometheus.yml", "jobs/extra.yml"].map(path));
     assert_eq!(sources.patterns.len(), 2);
@@ -222,14 +222,15 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
     assert_eq!(extra.file_sd_configs[0].files, [path("jobs/*.json")], "relative to its own file");
     assert_eq!(extra.http.authorization.as_ref().and_then(|a| a.credentials_file.clone()), Some(path("jobs/token")));
     assert_eq!((own.sample_limit, extra.sample_limit), (5, 100), "the general limit where there is no other");
+    let relays: Vec<_> = config.relays.iter().map(|relay| (relay.name.as_str(), relay.sink.name.as_str())).collect();
+    assert_eq!(relays, [("remote-write-localhost-9009-5be116", "remote_write")]);
     let warnings: Vec<_> = warnings.iter().map(|w| w.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
     assert_eq!(
         warnings,
         [
             "DIR/prometheus.yml:3:3: left out, as Strata neither stores, queries nor alerts: global.evaluation_interval, rule_files, \
-             alerting, remote_write, storage; what is collected goes where relays say",
+             alerting, storage",
             "DIR/prometheus.yml:9:35: scrape_config_files[1]: no file fits 'jobs/*.yaml'",
-            "DIR/prometheus.yml:1:1: relays: no relay is configured: samples are kept for a replay and go nowhere",
         ]
     );
 }
@@ -249,7 +250,7 @@ fn a_whole_prometheus_yml_can_be_one_of_the_scrape_config_files() {
         (
             "other/prometheus.yml",
             "global:\n  scrape_interval: 30s\n  scrape_timeout: 20s\n  sample_limit: 100\n  external_labels: {a: b}\n  \
-             evaluation_interval: 1m\nrule_files: []\nscrape_config_files: [more/*.yml]\nscrape_configs:\n  - job_name: plain\n  \
+             evaluation_interval: 1m\nrule_files: []\nremote_write: [{url: 'http://h/'}]\nscrape_config_files: [more/*.yml]\nscrape_configs:\n  - job_name: plain\n  \
              - {job_name: fast, scrape_interval: 5s}\n  - {job_name: set, sample_limit: 3, scrape_timeout: 1s}\n",
         ),
         ("other/more/one.yml", "scrape_configs: [{job_name: deep, bearer_token_file: token}]\n"),
@@ -278,7 +279,8 @@ fn a_whole_prometheus_yml_can_be_one_of_the_scrape_config_files() {
     assert_eq!(
         warnings,
         ["DIR/other/prometheus.yml:5:3: left out, as Strata neither stores, queries nor alerts: global.external_labels, \
-          global.evaluation_interval, rule_files; labels of all series are those of the file that names this one"]
+          global.evaluation_interval, rule_files, remote_write; what is collected goes where the file that names this one says; \
+          labels of all series are those of the file that names this one"]
     );
     assert_eq!(loaded.sources.files, ["strata.yaml", "other/prometheus.yml", "other/more/one.yml"].map(path));
 

@@ -21,6 +21,7 @@ mod prometheus;
 mod relabeling;
 mod reload;
 mod reload_files;
+mod remote_write;
 mod replay;
 mod scene;
 mod secrets;

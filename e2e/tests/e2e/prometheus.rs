@@ -148,12 +148,13 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
         running.push(program);
     }
     let yaml = format!(
-        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1m}}\nrule_files: []\nscrape_configs:\n{}{}remote_write: [{{url: '{}', queue_config: {{batch_send_deadline: 1s}}}}]\n",
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1m}}\nrule_files: []\nscrape_configs:\n{}{}",
         fixed_jobs(&quoted, &tricky),
         live.concat(),
-        theirs.url()
     );
-    let _prometheus = agent(folder.path(), &yaml)?;
+    // Strata would send there too.
+    let remote = format!("remote_write: [{{url: '{}', queue_config: {{batch_send_deadline: 1s}}}}]\n", theirs.url());
+    let _prometheus = agent(folder.path(), &format!("{yaml}{remote}"))?;
     let relay = format!("relays:\n  - {{name: all, start: earliest, sink: {{remote_write: {{url: '{}'}}}}}}\n", ours.url());
     let mut strata = Strata::start(&format!("{yaml}{relay}")).await?;
 

@@ -182,7 +182,7 @@ async fn start(folder: &Path, jobs: &str, interval: &str, more: &str) -> Result<
     let remote = format!("remote_write: [{{url: '{}', queue_config: {{batch_send_deadline: 1s}}}}]\n", both.theirs.url());
     let prometheus = agent(folder, &format!("{yaml}{remote}"))?;
     let relay = format!("relays:\n  - {{name: all, start: earliest, sink: {{remote_write: {{url: '{}'}}}}}}\n", both.ours.url());
-    let strata = Strata::start(&format!("{yaml}{more}{remote}{relay}")).await?;
+    let strata = Strata::start(&format!("{yaml}{more}{relay}")).await?;
     Ok((both, prometheus, strata))
 }
 

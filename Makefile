@@ -3,6 +3,7 @@
 #   make run      what is missing is named and installed, then Strata runs and prints the samples it relays (Ctrl-C ends it)
 #   make demo     an outage, a kill -9, the catch-up and the final count, in under a minute after the build
 #   make test     everything: format, lints, licences, unit tests, end-to-end tests against real servers
+#   make fuzz     each target for FUZZ_SECONDS (60) over what earlier runs found, which is kept in $STRATA_CACHE
 #   make bench    parse, frame, filter and encode by themselves, then the whole process on 28 targets; PEER=1 adds vmagent
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #
@@ -17,10 +18,10 @@ CACHE := $(or $(STRATA_CACHE),$(HOME)/.cache/strata)
 RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
-.PHONY: help setup build run demo test fmt lint docs unit e2e bench soak
+.PHONY: help setup build run demo test fmt lint docs unit e2e bench fuzz soak
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 setup:
 	@tools/setup.sh build run test
@@ -67,6 +68,19 @@ bench: build
 	cargo bench --locked -p sample -p collector -p relay --bench '*' -- $(BENCH_FLAGS)
 	cargo build --locked -p e2e --bin bench
 	@target/debug/bench $(if $(PEER),--peer)
+
+# libFuzzer's instrumentation needs flags of the code generator, no nightly toolchain.
+fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+  -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz:
+	@tools/setup.sh build
+	RUSTFLAGS= STRATA_SEEDS=$(CACHE)/fuzz cargo test --locked -p collector --test formats -- seeds_of_fuzzing_can_be_written
+	cargo build --release --locked --manifest-path fuzz/Cargo.toml
+	@for target in text open_metrics protobuf frames; do \
+	  echo "== $$target"; \
+	  fuzz/target/release/$$target -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -max_len=4096 \
+	    -artifact_prefix=$(CACHE)/fuzz/$$target- $(CACHE)/fuzz/$$target; \
+	done
 
 soak: build
 	cargo build --locked -p e2e --bin soak

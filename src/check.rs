@@ -4,13 +4,13 @@
 //! used. *Bound*: [`config::PROBLEMS_MAX`]. Nothing is asked over the network.
 //! *When full*: the rest is counted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use config::{ByteSize, Config, Kinds, Loaded, Millis, Overrides, Problem, Refused, Warning};
 use serde_json::json;
 
-use crate::{FAILED, Output, Source, USAGE, trial};
+use crate::{FAILED, Output, Source, USAGE, page, trial};
 
 /// Bytes of a sample in the stream, for an estimate: between a steady page's 1 and a wild one's 9. Larger: warnings that are none; smaller: a
 /// window that does not fit goes unnoticed.
@@ -22,6 +22,12 @@ const SERIES_LIKELY: f64 = 500.0;
 pub(crate) struct Args {
     #[command(flatten)]
     source: Source,
+    /// Check a page of metrics instead, by every rule of its format's specification, as `strict` does.
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
+    /// The format of the page; left out: what it looks like.
+    #[arg(long, value_enum, requires = "page")]
+    format: Option<page::Kind>,
     /// How the findings are printed.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -30,7 +36,7 @@ pub(crate) struct Args {
 impl Args {
     /// As `strata run --check` does it.
     pub(crate) const fn of(source: Source) -> Self {
-        Self { source, output: Output::Text }
+        Self { source, page: None, format: None, output: Output::Text }
     }
 }
 
@@ -75,6 +81,9 @@ pub(crate) fn report(found: Result<Loaded, Refused>) -> Result<Loaded, ExitCode>
 }
 
 pub(crate) fn main(args: &Args) -> ExitCode {
+    if let Some(file) = &args.page {
+        return page::main(file, args.format, args.output);
+    }
     let mut report = Report::default();
     match load(&args.source) {
         Ok(loaded) => report.look(&args.source, loaded),

@@ -13,6 +13,7 @@ mod client;
 mod configuration;
 mod logs;
 mod nats;
+mod page;
 mod pause;
 mod place;
 mod process;
@@ -58,7 +59,7 @@ struct Cli {
 enum Command {
     /// Run everything in one process, with the bundled NATS server as its child.
     Run(run::Args),
-    /// Say everything that is wrong with a configuration, each with line, column and fix.
+    /// Say everything that is wrong with a configuration, each with line, column and fix; or with a page of metrics.
     Check(check::Args),
     /// Show the effective configuration, or the schema that files must fit.
     Config(configuration::Args),

@@ -51,7 +51,9 @@ for purpose in "$@"; do
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
       have go || { say "Go is missing: Telegraf, statsd_exporter and Prometheus 3 are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
       cached prometheus-3.15.0 "Prometheus 3.15 from its Go module: receiver and peer of the remote-write tests (some minutes to build)"
+      have go || { say "Go is missing: Telegraf, statsd_exporter and the oracle of the format tests are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
       cached statsd_exporter-0.31.0 "statsd_exporter from its Go module: a receiver of the statsd tests"
+      cached "$("$TOOLS/textparse.sh" --folder)" "Prometheus 3's page readers from their Go module: the oracle of the format tests"
       cached telegraf-1.37.2 "Telegraf from its Go module: the agent of the feeds test (some minutes to build)"
       if have apt-get; then
         cached nats-server-2.9.10-1+b3 "nats-server 2.9.10 from apt, unpacked: a server too old to be taken"
@@ -92,6 +94,7 @@ for purpose in "$@"; do
       "$TOOLS/statsd_exporter.sh" >/dev/null
       for program in prometheus victoria-metrics etcd haproxy collectd nats-server node_exporter; do "$TOOLS/debian.sh" "$program" >/dev/null; done
       "$TOOLS/python.sh" >/dev/null
+      "$TOOLS/textparse.sh" >/dev/null
       "$TOOLS/telegraf.sh" >/dev/null
       "$TOOLS/prometheus3.sh" >/dev/null
       ;;

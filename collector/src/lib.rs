@@ -13,6 +13,7 @@ mod roster;
 pub mod scrape;
 pub mod series;
 pub mod slot;
+pub mod strict;
 pub mod survey;
 pub mod target;
 pub mod telemetry;

@@ -24,8 +24,10 @@ pub use error::{Error, NEAR_BYTES_MAX, Rule};
 pub use format::{Defect, Defects, Format};
 pub(crate) use go_float::go_float;
 pub use labels::{Piece, unescape, unescape_help};
+pub(crate) use labels::{help, text};
 pub use open_metrics::Exemplar;
 pub use value::NORMAL_NAN;
+pub(crate) use value::number;
 
 /// Bytes of one series' name and labels: larger risks a key frame that no message can hold, smaller refuses long annotations
 /// (Kubernetes allows 256 KiB of them).
@@ -36,6 +38,18 @@ pub const LABELS_MAX: usize = 1024;
 pub const EXEMPLAR_CHARACTERS_MAX: usize = 128;
 /// Bytes of one line of metadata: larger bloats every key frame, smaller refuses long help texts.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// The suffixes that a family's series carry, and the types that have them.
+pub(crate) const SUFFIXES: [(&str, &[MetricType]); 8] = [
+    ("_bucket", &[MetricType::Histogram, MetricType::GaugeHistogram]),
+    ("_count", &[MetricType::Histogram, MetricType::Summary, MetricType::GaugeHistogram]),
+    ("_sum", &[MetricType::Histogram, MetricType::Summary, MetricType::GaugeHistogram]),
+    ("_total", &[MetricType::Counter]),
+    ("_created", &[MetricType::Counter, MetricType::Histogram, MetricType::Summary]),
+    ("_gcount", &[MetricType::GaugeHistogram]),
+    ("_gsum", &[MetricType::GaugeHistogram]),
+    ("_info", &[MetricType::Info]),
+];
 
 /// A page being read: a cursor over its bytes.
 ///
@@ -89,7 +103,7 @@ pub struct Sample<'a> {
     pub series_text: &'a [u8],
     /// The float64 bits; every NaN is [`NORMAL_NAN`].
     pub value: u64,
-    /// The explicit timestamp, in milliseconds.
+    /// The explicit timestamp, in milliseconds; [`sample::NO_TIME`] if OpenMetrics has one that does not fit 64 bits of them.
     pub timestamp_ms: Option<i64>,
     /// The exemplar, which only OpenMetrics has.
     pub exemplar: Option<Exemplar<'a>>,
@@ -298,7 +312,8 @@ pub(crate) fn metadata(line: &[u8]) -> Result<Option<Metadata<'_>>, labels::Faul
         return if word == b"UNIT" { Ok(None) } else { Err((start, Rule::MetadataName)) };
     }
     let family = std::str::from_utf8(name).map_err(|_| (start, Rule::Utf8))?;
-    let at = after + usize::from(matches!(text.get(after), Some(b' ' | b'\t')));
+    // As in Prometheus, whatever stands there parts the name from the text.
+    let at = (after + 1).min(text.len());
     let said = std::str::from_utf8(&text[at..]).map_err(|fault| (at + fault.valid_up_to(), Rule::Utf8))?;
     let fact = match word {
         b"HELP" => Fact::Help(said),

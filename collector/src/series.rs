@@ -19,12 +19,13 @@
 
 use std::sync::Arc;
 
-use sample::{Columns, Interner, Layout};
+use sample::{Columns, Interner, Layout, NO_TIME};
 
-use crate::parse::{self, Defect, Format, Page};
+use crate::parse::{Defect, Format, Page};
 
 mod created;
 mod error;
+mod exemplar;
 mod family;
 mod fresh;
 mod hash;
@@ -110,6 +111,8 @@ struct Reading<'a> {
 struct Point {
     value: u64,
     timestamp_ms: Option<i64>,
+    /// It is a native histogram: it takes a place, and replaces nothing.
+    native: bool,
 }
 
 impl Reading<'_> {
@@ -271,6 +274,10 @@ impl SeriesCache {
             }
             reading.counts.post_relabel += 1;
             let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
+            if timestamp_ms == Some(NO_TIME) {
+                reading.counts.defects.add(Defect::TimestampRange, true);
+                continue;
+            }
             let put = self.store.put(entry.slot, value, timestamp_ms);
             reading.counts.duplicates += u64::from(put == Put::Duplicate);
             if let Some(exemplar) = reading.page.exemplar() {
@@ -278,21 +285,6 @@ impl SeriesCache {
             }
         }
         Ok(reading.page.end()?)
-    }
-
-    /// Takes an exemplar with the sample it stands behind.
-    fn exemplar(&mut self, reading: &mut Reading<'_>, slot: Slot, put: Put, exemplar: &parse::Exemplar<'_>) {
-        if put == Put::Duplicate {
-            return;
-        }
-        let mut characters = 0;
-        let fill = |out: &mut sample::Exemplar| characters = labels::fill(exemplar, out);
-        if slot & PENDING == 0 {
-            self.store.exemplar(slot, fill)
-        } else {
-            reading.fresh.exemplar(slot, fill)
-        }
-        reading.counts.defects.add(Defect::ExemplarTooLong, characters > parse::EXEMPLAR_CHARACTERS_MAX);
     }
 
     /// Reads an entry that is not the expected one.
@@ -303,7 +295,7 @@ impl SeriesCache {
         let sample = reading.page.sample()?;
         let timestamp_ms = sample.timestamp_ms.filter(|_| self.options.honor_timestamps);
         let hash = self.hash.of(sample.series_text);
-        let point = Point { value: sample.value, timestamp_ms };
+        let point = Point { value: sample.value, timestamp_ms, native: false };
         let body = reading.body;
         let (slot, put) =
             self.place(reading, hash, sample.series_text.len() as u32, point, |options| labels::read(options, body, &sample))?;
@@ -330,6 +322,12 @@ impl SeriesCache {
             reading.counts.post_relabel += u64::from(is_left);
             return Ok((DROPPED, Put::Duplicate));
         }
+        if point.timestamp_ms == Some(NO_TIME) {
+            // As in Prometheus, which finds it too old: no sample, and no reason to refuse the page.
+            reading.counts.post_relabel += 1;
+            reading.counts.defects.add(Defect::TimestampRange, true);
+            return Ok((DROPPED, Put::Duplicate));
+        }
         let known = reading.fresh.len();
         let (slot, placed) = match reading.walk.ahead(&self.order, hash, false) {
             Some(entry) => (entry.slot, true),
@@ -343,9 +341,11 @@ impl SeriesCache {
         reading.counts.post_relabel += 1;
         let is_over = reading.is_over(self.options.sample_limit);
         let put = if slot & PENDING == 0 {
-            self.store.put(slot, point.value, point.timestamp_ms)
+            self.store.put_or_claim(slot, point)
         } else if reading.fresh.len() > known {
             Put::Taken
+        } else if point.native {
+            Put::Duplicate
         } else {
             reading.fresh.put(slot, point.value, point.timestamp_ms)
         };
@@ -434,6 +434,7 @@ impl SeriesCache {
             self.lookup = None;
         }
         self.store.commit();
+        let is_changed = reading.diverged || reading.walk.cursor < self.order.len();
         if reading.walk.cursor < self.order.len() && !reading.diverged {
             self.order.truncate(reading.walk.cursor);
         }
@@ -453,6 +454,7 @@ impl SeriesCache {
             self.grow(&mut reading);
             self.created.forget();
         }
+        reading.counts.changed = is_changed;
         if self.format == Format::OpenMetrics {
             self.created.apply(self.hash, &mut self.scratch, &mut self.store);
         }
@@ -462,11 +464,11 @@ impl SeriesCache {
 
     /// Appends new series and takes new metadata.
     fn grow(&mut self, reading: &mut Reading<'_>) {
-        let families = Families::read(self.format, reading.body, &self.metadata, &mut reading.counts.defects);
+        let families = Families::read(self.format, reading.body, &self.metadata);
         if reading.metadata_changed {
             self.store.describe(&families);
         }
-        let slots = self.store.append(&mut reading.fresh, &families, &mut reading.counts.defects);
+        let slots = self.store.append(&mut reading.fresh, &families);
         let resolve = |slot: Slot| slots[(slot & !PENDING) as usize];
         for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING != 0 && !matches!(entry.slot, METADATA | DROPPED)) {
             entry.slot = resolve(entry.slot);

@@ -12,6 +12,7 @@ fn file(name: &str) -> String {
         "formats" => "src/series/tests/formats.rs".to_owned(),
         "negotiate" => "src/client/negotiate.rs".to_owned(),
         "scrape" => "tests/scrape/main.rs".to_owned(),
+        "strict" => "tests/scrape/strict.rs".to_owned(),
         "real" => "tests/protobuf.rs".to_owned(),
         other => format!("tests/{other}.rs"),
     }

@@ -43,7 +43,7 @@ fn protobuf(round: u32) -> Vec<u8> {
                 [message(1, &[message(1, b"trace"), message(2, format!("{}", 1000 + round).as_bytes())].concat()), time(3)].concat();
             let bucket = message(3, &[&[0x08, count, 0x11][..], &1.5f64.to_le_bytes(), &message(3, &exemplar)].concat());
             let native = [&[0x28, 6, 0x38, count][..], &message(12, &[0x08, 2, 0x10, 2]), &message(13, &[2, 4])].concat();
-            let histogram = message(7, &[&[0x08, count][..], &bucket, &native, &time(15)].concat());
+            let histogram = message(7, &[&[0x08, count + 4][..], &bucket, &native, &time(15)].concat());
             body.extend(message(4, &[label, histogram].concat()));
         }
         let mut length = body.len();

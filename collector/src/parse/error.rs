@@ -84,16 +84,18 @@ pub enum Rule {
 impl Error {
     /// Locates `at` in `body`; offsets beyond its end are taken as its end.
     pub(crate) fn at(body: &[u8], at: usize, rule: Rule) -> Self {
+        let (line, column, near) = Self::locate(body, at);
+        Self { line, column, near, rule }
+    }
+
+    /// Line, column, and what stands there.
+    pub(crate) fn locate(body: &[u8], at: usize) -> (usize, usize, String) {
         let before = &body[..at.min(body.len())];
         let rest = &body[before.len()..];
         let start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
         let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len()).min(NEAR_BYTES_MAX);
-        Self {
-            line: memchr::memchr_iter(b'\n', before).count() + 1,
-            column: before.len() - start + 1,
-            near: String::from_utf8_lossy(&rest[..end]).into_owned(),
-            rule,
-        }
+        let line = memchr::memchr_iter(b'\n', before).count() + 1;
+        (line, before.len() - start + 1, String::from_utf8_lossy(&rest[..end]).into_owned())
     }
 }
 

@@ -49,6 +49,9 @@ pub(crate) fn walk<'a>(text: &'a [u8], start: usize, mut take: impl FnMut(Piece<
 pub(super) fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &mut impl FnMut(Piece<'a>)) -> Result<usize, Fault> {
     let mut at = skip_blanks(text, start);
     let mut labels = 0;
+    // A value with a line break and no comma behind it: its quote was probably left open.
+    let mut suspect = None;
+    let place = |suspect: Option<usize>, fault| suspect.map_or(fault, |at| (at, Rule::Unclosed));
     loop {
         let (name, after, quoted) = match text.get(at) {
             Some(b'}') if named => return Ok(at + 1),
@@ -63,7 +66,7 @@ pub(super) fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &m
             }
         };
         if name.is_empty() {
-            return Err((at, if quoted { Rule::NameEmpty } else { Rule::LabelName }));
+            return Err(place(suspect, (at, if quoted { Rule::NameEmpty } else { Rule::LabelName })));
         }
         let next = skip_blanks(text, after);
         if quoted && matches!(text.get(next), Some(b',' | b'}')) {
@@ -76,11 +79,11 @@ pub(super) fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &m
             continue;
         }
         if text.get(next) != Some(&b'=') {
-            return Err((next, Rule::Equal));
+            return Err(place(suspect, (next, Rule::Equal)));
         }
         let value = skip_blanks(text, next + 1);
         if text.get(value) != Some(&b'"') {
-            return Err((value, Rule::LabelValue));
+            return Err(place(suspect, (value, Rule::LabelValue)));
         }
         let end = quote_end(text, value)?;
         labels += 1;
@@ -92,9 +95,14 @@ pub(super) fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &m
         match text.get(at) {
             Some(b',') => at = skip_blanks(text, at + 1),
             Some(b'}') => {}
-            // A line break inside the value says where the quote was left open; without one the label is just followed by rubbish.
-            _ if memchr(b'\n', &text[value..end]).is_some() => return Err((value, Rule::Unclosed)),
-            _ => return Err((at, Rule::Separator)),
+            next => {
+                suspect = suspect.or_else(|| memchr(b'\n', &text[value..end]).map(|_| value));
+                // Prometheus needs no comma between labels.
+                let is_label = next.is_some_and(|byte| *byte == b'"' || name_length(&[*byte], false) > 0);
+                if !is_label {
+                    return Err(place(suspect, (at, Rule::Separator)));
+                }
+            }
         }
     }
 }
@@ -149,6 +157,23 @@ pub fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
 /// Takes the escapes of help texts out: `\\` and `\n`.
 pub fn unescape_help(text: &[u8]) -> Cow<'_, [u8]> {
     replace(text, false)
+}
+
+/// A name or a value without its escapes. Unescaping UTF-8 leaves UTF-8: it only replaces ASCII by ASCII.
+pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
+    lossy(unescape(bytes))
+}
+
+/// A help text of the Prometheus text format without its escapes.
+pub(crate) fn help(text: &str) -> Cow<'_, str> {
+    lossy(unescape_help(text.as_bytes()))
+}
+
+fn lossy(bytes: Cow<'_, [u8]>) -> Cow<'_, str> {
+    match bytes {
+        Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
+    }
 }
 
 fn replace(text: &[u8], quotes: bool) -> Cow<'_, [u8]> {

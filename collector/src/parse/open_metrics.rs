@@ -8,7 +8,7 @@
 //! refuses what Prometheus refuses: comments, blank lines, a page without `# EOF` or with anything behind it (an empty page is one
 //! without samples), other blanks than one between the parts of a line, a unit that its family's name does not end with.
 
-use sample::MetricType;
+use sample::{MetricType, NO_TIME};
 
 use super::{Error, Fact, METADATA_BYTES_MAX, Metadata, Page, Piece, Rule, labels, value};
 
@@ -24,7 +24,7 @@ pub struct Exemplar<'a> {
     pub labels_text: &'a [u8],
     /// The float64 bits; every NaN is [`super::NORMAL_NAN`].
     pub value: u64,
-    /// Its timestamp, in milliseconds.
+    /// Its timestamp, in milliseconds; [`NO_TIME`] if they do not fit 64 bits.
     pub timestamp_ms: Option<i64>,
 }
 
@@ -84,13 +84,17 @@ impl<'a> Page<'a> {
         Ok(())
     }
 
-    /// Checks what the text format allows in a series text and OpenMetrics does not: blanks, and line breaks inside quotes.
+    /// Checks what the text format allows in a series text and OpenMetrics does not: blanks, line breaks inside quotes, labels without a
+    /// comma between them.
     pub(super) fn check_series(&self, start: usize, end: usize) -> Result<(), Error> {
         let (mut quoted, mut escaped) = (false, false);
         for (byte, at) in self.body[start..end].iter().zip(start..) {
             match byte {
                 b'\n' => return Err(Error::at(self.body, at, Rule::Unclosed)),
                 b' ' | b'\t' if !quoted => return Err(Error::at(self.body, at, Rule::Blank)),
+                _ if !quoted && at > start && self.body[at - 1] == b'"' && !matches!(byte, b',' | b'}' | b'=') => {
+                    return Err(Error::at(self.body, at, Rule::Separator));
+                }
                 b'"' if !escaped => quoted = !quoted,
                 _ => {}
             }
@@ -103,13 +107,16 @@ impl<'a> Page<'a> {
         self.body.get(self.at..).unwrap_or_default()
     }
 
-    /// A blank and a number of seconds, as whole milliseconds: multiplied by 1000 and cut, as in Prometheus.
+    /// A blank and a number of seconds, as whole milliseconds: multiplied by 1000 and cut, as in Prometheus; [`NO_TIME`] beyond 64 bits.
     fn seconds(&mut self) -> Result<i64, Error> {
         let start = self.at;
         let broken = |rule| Error::at(self.body, start, rule);
         let Some((b' ', text)) = self.rest().split_first() else { return Err(broken(Rule::End)) };
         let (bits, length) = value::parse(text).map_err(|_| broken(Rule::Seconds))?;
-        let ms = milliseconds(bits).ok_or_else(|| broken(Rule::Seconds))?;
+        if !f64::from_bits(bits).is_finite() {
+            return Err(broken(Rule::Seconds));
+        }
+        let ms = milliseconds(bits).unwrap_or(NO_TIME);
         self.at += 1 + length;
         Ok(ms)
     }

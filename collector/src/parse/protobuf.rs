@@ -17,7 +17,8 @@ mod wire;
 pub(crate) use histogram::{Exemplar, Histogram};
 
 use super::{LABELS_MAX, METADATA_BYTES_MAX, SERIES_BYTES_MAX};
-use wire::{Field, Fields};
+use wire::Field;
+pub(crate) use wire::Fields;
 
 /// A place in a page that breaks the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +66,15 @@ pub enum Rule {
     /// A native histogram with a bucket below zero or above 64 bits.
     #[error("the buckets of a native histogram count from 0 up")]
     Buckets,
+    /// A native histogram of a resolution that nobody knows.
+    #[error("the schema of a native histogram lies between -4 and 52")]
+    Schema,
+    /// A span of a native histogram that begins before the end of the one before it.
+    #[error("the spans of a native histogram stand in the order of their buckets")]
+    Offset,
+    /// A native histogram whose count is not that of its buckets.
+    #[error("the buckets of a native histogram add up to its count")]
+    Count,
     /// New series that take far more text than the page.
     #[error("the series of a page take at most 256 MiB of text")]
     TooMuchText,
@@ -186,7 +196,10 @@ impl<'a> Messages<'a> {
                 1 => family.name = field.text(SERIES_BYTES_MAX, Rule::SeriesTooLong)?,
                 2 => family.help = field.text(METADATA_BYTES_MAX, Rule::MetadataTooLong)?,
                 3 => family.kind = kind(&field)?,
-                4 => family.filled |= field.message().is_ok(),
+                4 => {
+                    field.message()?;
+                    family.filled = true;
+                }
                 5 => family.unit = field.text(METADATA_BYTES_MAX, Rule::MetadataTooLong)?,
                 _ => {}
             }
@@ -282,9 +295,9 @@ impl<'a> Metric<'a> {
         Ok(())
     }
 
-    /// The explicit timestamp; 0 is none, as in Prometheus.
+    /// The explicit timestamp; 0 is none, as in Prometheus. [`sample::NO_TIME`] is one that stands for another thing in a frame.
     pub(crate) fn timestamp_ms(&self) -> Option<i64> {
-        (self.timestamp_ms != 0 && self.timestamp_ms != sample::NO_TIME).then_some(self.timestamp_ms)
+        (self.timestamp_ms != 0).then_some(self.timestamp_ms)
     }
 
     /// The message of its family's type; `None` if it lacks it.

@@ -47,6 +47,7 @@ fn samples_are_read_as_prometheus_reads_them() {
     check("a{}1\n", &["a 1"]);
     check("a {b=\"c\"} 1\n", &["a[b=c] 1"]);
     check("a { b = \"c\" , d\t=\"\" , } 1\n", &["a[b=c][d=] 1"]);
+    check("a{b=\"c\" d=\"e\"f=\"g\"} 1\n", &["a[b=c][d=e][f=g] 1"]);
     check("a{b=\"c\",d=\"e\"}\t\t1 17\n", &["a[b=c][d=e] 1 @17"]);
     check("a 1 1700000000000 \n", &["a 1 @1700000000000"]);
     check("a 1 0", &["a 1 @0"]);
@@ -115,7 +116,8 @@ fn errors_name_line_column_and_rule() {
     check("a{b:c=\"d\"} 1", 1, 4, Rule::Equal);
     check("a{b} 1", 1, 4, Rule::Equal);
     check("a{b=c} 1", 1, 5, Rule::LabelValue);
-    check("a{b=\"c\" d=\"e\"} 1", 1, 9, Rule::Separator);
+    check("a{b=\"c\" 1", 1, 9, Rule::Separator);
+    check("a{b=\"c\n\" d} 1", 1, 5, Rule::Unclosed);
     check("a{b=\"c\"", 1, 8, Rule::Separator);
     check("a{b=\"c} 1", 1, 5, Rule::Unclosed);
     check("a{b=\"c} 1\nd{e=\"f\"} 1", 1, 5, Rule::Unclosed);

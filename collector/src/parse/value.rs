@@ -82,6 +82,11 @@ pub(crate) fn parse(text: &[u8]) -> Result<(u64, usize), Fault> {
     full(&text[..at]).map(|bits| (bits, at))
 }
 
+/// A whole text as a number.
+pub(crate) fn number(text: &str) -> Option<f64> {
+    parse(text.as_bytes()).ok().filter(|(_, length)| *length == text.len()).map(|(bits, _)| f64::from_bits(bits))
+}
+
 /// Adds the digits at the start of `text` to `mantissa` and counts them; beyond [`DIGITS_MAX`] the mantissa has wrapped.
 #[inline]
 fn digits(text: &[u8], mantissa: &mut u64) -> usize {

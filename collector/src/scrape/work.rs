@@ -12,11 +12,18 @@ use sample::{Encoder, Flags, Interner};
 use crate::client::{Answer, Encoding, Failure, body_limit, inflate};
 use crate::parse::Defect;
 use crate::queue::Frame;
-use crate::series::{Counts, Options, SeriesCache};
+use crate::series::{Counts, Options, PageError, SeriesCache};
+use crate::strict;
 use crate::target::Target;
 
 /// Series at the end of a scrape's own that are made where `extra_scrape_metrics` is true.
 const EXTRA: usize = 3;
+
+/// Pages between two that are looked through for what is only tolerated; larger: defects that come later are counted later, smaller: a page
+/// that changes at every scrape costs a slow pass more often.
+const CHECK_PAGES: u32 = 60;
+/// How many times longer such a pass takes than reading.
+const CHECK_COST: usize = 8;
 
 /// What a target's pages are read with, from scrape to scrape.
 pub(super) struct Work {
@@ -27,6 +34,8 @@ pub(super) struct Work {
     /// Bytes of the last page, or of the frames it made: how much the next one will cost.
     size_hint: usize,
     frame_hint: usize,
+    /// Pages until one is looked through again.
+    unchecked: u32,
 }
 
 /// What the client got, and for when.
@@ -64,7 +73,7 @@ impl Work {
             native_histograms_only: scrape.always_scrape_classic_histograms == Some(false),
         };
         let cache = SeriesCache::with_interner(options, layouts);
-        Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0 }
+        Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0, unchecked: 0 }
     }
 
     /// Whether a target's pages are read exactly like this.
@@ -78,7 +87,8 @@ impl Work {
             Ok(Answer { encoding: Encoding::Gzip, .. }) => got.raw.len().saturating_mul(8),
             _ => got.raw.len(),
         };
-        read.max(self.size_hint)
+        let passes = if self.target.scrape.strict { CHECK_COST } else { 1 };
+        read.max(self.size_hint).saturating_mul(passes)
     }
 
     pub(super) fn parts(&self) -> u16 {
@@ -142,9 +152,20 @@ impl Work {
             }
         };
         self.size_hint = page.len();
-        let mut counts =
-            self.cache.page_in(answer.format, page).map_err(|error| Failure::Page { reason: error.reason(), text: error.to_string() })?;
+        let refused = |error: PageError| Failure::Page { reason: error.reason(), text: error.to_string() };
+        if self.target.scrape.strict
+            && let Some(violation) = violation(answer, page)
+        {
+            self.cache.refused();
+            return Err(refused(PageError::Strict(violation)));
+        }
+        let mut counts = self.cache.page_in(answer.format, page).map_err(refused)?;
         counts.defects.add(Defect::ContentType, answer.guessed);
+        self.unchecked = self.unchecked.saturating_sub(1);
+        if counts.changed && self.unchecked == 0 && !self.target.scrape.strict {
+            self.unchecked = CHECK_PAGES;
+            counts.defects.add_checked(strict::check(answer.format, page).defects());
+        }
         Ok(counts)
     }
 
@@ -168,4 +189,12 @@ impl Work {
         self.cache.rest();
         (frames, fits)
     }
+}
+
+/// What `strict` refuses an answer for.
+fn violation(answer: Answer, page: &[u8]) -> Option<strict::Violation> {
+    if answer.guessed {
+        return Some(strict::Violation { place: strict::Place::Answer, defect: Defect::ContentType });
+    }
+    strict::check(answer.format, page).violations(answer.format, page).next()
 }

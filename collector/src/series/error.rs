@@ -53,6 +53,9 @@ pub enum PageError {
         /// Of the metric or the label.
         name: String,
     },
+    /// It breaks a rule of its format that only `strict` refuses.
+    #[error("cannot take the page under `strict`: {0}")]
+    Strict(crate::strict::Violation),
     /// The page is longer than 4 GiB.
     #[error("cannot read a page of {bytes} bytes")]
     TooLarge {
@@ -63,7 +66,7 @@ pub enum PageError {
 
 impl PageError {
     /// Every reason.
-    pub const REASONS: [&'static str; 9] = [
+    pub const REASONS: [&'static str; 10] = [
         "parse",
         "sample_limit",
         "label_limit",
@@ -73,6 +76,7 @@ impl PageError {
         "name_missing",
         "name_not_legacy",
         "body_size",
+        "strict",
     ];
 
     /// The reason as a metric label: one word of a closed set.
@@ -85,6 +89,7 @@ impl PageError {
             Self::NameMissing { .. } => "name_missing",
             Self::NameNotLegacy { .. } => "name_not_legacy",
             Self::TooLarge { .. } => "body_size",
+            Self::Strict(_) => "strict",
         }
     }
 }

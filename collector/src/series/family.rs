@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use sample::MetricType;
 
-use crate::parse::{self, Defect, Defects, Fact, Format, open_metrics, protobuf};
+use crate::parse::{self, Fact, Format, SUFFIXES, open_metrics, protobuf, text};
 
 /// A family as the page describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,26 +31,13 @@ pub(super) struct Families<'a> {
 #[derive(Debug, Default)]
 struct Said<'a> {
     kind: MetricType,
-    typed: bool,
     help: Cow<'a, str>,
     unit: &'a str,
 }
 
-/// The suffixes that a family's series carry, and the types that have them.
-const SUFFIXES: [(&str, &[MetricType]); 8] = [
-    ("_bucket", &[MetricType::Histogram, MetricType::GaugeHistogram]),
-    ("_count", &[MetricType::Histogram, MetricType::Summary, MetricType::GaugeHistogram]),
-    ("_sum", &[MetricType::Histogram, MetricType::Summary, MetricType::GaugeHistogram]),
-    ("_total", &[MetricType::Counter]),
-    ("_created", &[MetricType::Counter, MetricType::Histogram, MetricType::Summary]),
-    ("_gcount", &[MetricType::GaugeHistogram]),
-    ("_gsum", &[MetricType::GaugeHistogram]),
-    ("_info", &[MetricType::Info]),
-];
-
 impl<'a> Families<'a> {
     /// Reads the metadata that starts at `offsets` of a page that was read before: lines, or protobuf messages.
-    pub(super) fn read(format: Format, body: &'a [u8], offsets: &[usize], defects: &mut Defects) -> Self {
+    pub(super) fn read(format: Format, body: &'a [u8], offsets: &[usize]) -> Self {
         let mut families = Self { by_name: HashMap::new(), format };
         for &offset in offsets {
             if format == Format::Protobuf {
@@ -61,37 +48,28 @@ impl<'a> Families<'a> {
             let line = &rest[..memchr::memchr(b'\n', rest).map_or(rest.len(), |newline| newline + 1)];
             let metadata = if format == Format::OpenMetrics { open_metrics::metadata(line).map(Some) } else { parse::metadata(line) };
             if let Ok(Some(metadata)) = metadata {
-                families.take(metadata, defects);
+                families.take(metadata);
             }
         }
         families
     }
 
-    fn take(&mut self, metadata: parse::Metadata<'a>, defects: &mut Defects) {
+    fn take(&mut self, metadata: parse::Metadata<'a>) {
         let format = self.format;
-        let said = self.by_name.entry(text(parse::unescape(metadata.family.as_bytes()))).or_default();
+        let said = self.by_name.entry(text(metadata.family.as_bytes())).or_default();
         match metadata.fact {
-            Fact::Help(help) if format == Format::OpenMetrics => said.help = text(parse::unescape(help.as_bytes())),
-            Fact::Help(help) => said.help = text(parse::unescape_help(help.as_bytes())),
-            Fact::Type(kind) => {
-                defects.add(Defect::TypeTwice, said.typed && format == Format::OpenMetrics);
-                (said.kind, said.typed) = (kind, true);
-            }
+            Fact::Help(help) if format == Format::OpenMetrics => said.help = text(help.as_bytes()),
+            Fact::Help(help) => said.help = parse::help(help),
+            Fact::Type(kind) => said.kind = kind,
             Fact::Unit(unit) => said.unit = unit,
         }
     }
 
     fn take_message(&mut self, body: &'a [u8], offset: usize) {
         if let Ok(Some(family)) = protobuf::Messages::at(body, offset).family() {
-            let said = Said { kind: family.kind.metric_type(), typed: true, help: Cow::Borrowed(family.help), unit: family.unit };
+            let said = Said { kind: family.kind.metric_type(), help: Cow::Borrowed(family.help), unit: family.unit };
             self.by_name.insert(Cow::Borrowed(family.name), said);
         }
-    }
-
-    /// Whether an OpenMetrics series lacks the suffix that its family's type demands.
-    pub(super) fn lacks_suffix(&self, series: &str) -> bool {
-        let suffixed = [MetricType::Counter, MetricType::Info, MetricType::Histogram, MetricType::GaugeHistogram];
-        self.format == Format::OpenMetrics && self.by_name.get(series).is_some_and(|said| suffixed.contains(&said.kind))
     }
 
     /// The family of a series, if the page describes one.
@@ -110,13 +88,5 @@ impl<'a> Families<'a> {
     /// The family of a series; one of its own name, of unknown type, if the page describes none.
     pub(super) fn of<'s>(&'s self, series: &'s str) -> Family<'s> {
         self.described(series).unwrap_or(Family { name: series, kind: MetricType::Unknown, help: "", unit: "" })
-    }
-}
-
-/// Unescaping UTF-8 leaves UTF-8: it only replaces ASCII by ASCII.
-fn text(bytes: Cow<'_, [u8]>) -> Cow<'_, str> {
-    match bytes {
-        Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
-        Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
     }
 }

@@ -51,10 +51,12 @@ impl Fresh {
         PENDING | (self.rows.len() - 1) as Slot
     }
 
-    /// Another sample of a series that is still pending: the same rule as for series with a place.
+    /// Another sample of a series that is still pending: the same rule as for series with a place. A native histogram keeps its place.
     pub(super) fn put(&mut self, pending: Slot, value: u64, timestamp_ms: Option<i64>) -> Put {
-        let row = &mut self.rows[(pending & !PENDING) as usize];
-        if row.timestamp_ms != timestamp_ms {
+        let index = (pending & !PENDING) as usize;
+        let is_native = self.histograms.iter().any(|(series, _)| *series == index);
+        let row = &mut self.rows[index];
+        if row.timestamp_ms != timestamp_ms && !is_native {
             row.timestamp_ms = timestamp_ms;
             row.value = value;
         }

@@ -9,7 +9,7 @@ use config::relabel::{self, Labels};
 
 use super::hash::TextHash;
 use super::{Options, PageError};
-use crate::parse::{self, Error, Piece, Rule, Sample};
+use crate::parse::{Error, Piece, Rule, Sample, text};
 
 const NAME: &str = "__name__";
 const EXPORTED: &str = "exported_";
@@ -89,45 +89,6 @@ fn relabeled(options: &Options, identity: &Identity<'_>) -> Option<Identity<'sta
     let mut labels: Vec<_> = kept.chain(hidden).map(|(name, value)| (Cow::Owned(name.to_owned()), Cow::Owned(value.to_owned()))).collect();
     labels.sort();
     Some(Identity { name: Cow::Owned(set.get(NAME).to_owned()), labels })
-}
-
-/// Copies an exemplar of a page; the characters of its labels. Texts that `out` holds are written over.
-pub(super) fn fill(exemplar: &parse::Exemplar<'_>, out: &mut sample::Exemplar) -> usize {
-    (out.value, out.timestamp_ms) = (exemplar.value, exemplar.timestamp_ms);
-    let mut labels = Refill::new(&mut out.labels);
-    exemplar.labels(|name, value| labels.push(&text(name), &text(value)));
-    labels.finish()
-}
-
-/// Writes labels over those of an earlier exemplar, whose memory is used again.
-pub(super) struct Refill<'o> {
-    labels: &'o mut Vec<(String, String)>,
-    filled: usize,
-    characters: usize,
-}
-
-impl<'o> Refill<'o> {
-    pub(super) fn new(labels: &'o mut Vec<(String, String)>) -> Self {
-        Self { labels, filled: 0, characters: 0 }
-    }
-
-    pub(super) fn push(&mut self, name: &str, value: &str) {
-        self.characters += name.chars().count() + value.chars().count();
-        match self.labels.get_mut(self.filled) {
-            Some(label) => {
-                name.clone_into(&mut label.0);
-                value.clone_into(&mut label.1);
-            }
-            None => self.labels.push((name.to_owned(), value.to_owned())),
-        }
-        self.filled += 1;
-    }
-
-    /// Drops what is left of the earlier one; the characters written.
-    pub(super) fn finish(self) -> usize {
-        self.labels.truncate(self.filled);
-        self.characters
-    }
 }
 
 /// Settles which labels the series keeps beside the target's.
@@ -220,12 +181,4 @@ pub(super) fn hash<'a>(hash: TextHash, scratch: &mut Vec<u8>, name: &str, labels
 /// Where `part` lies in `body`.
 fn offset(body: &[u8], part: &[u8]) -> usize {
     (part.as_ptr() as usize).saturating_sub(body.as_ptr() as usize)
-}
-
-/// The text was checked as a whole, and unescaping UTF-8 leaves UTF-8.
-fn text(bytes: &[u8]) -> Cow<'_, str> {
-    match parse::unescape(bytes) {
-        Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
-        Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
-    }
 }

@@ -51,6 +51,8 @@ pub struct Counts {
     /// Samples dropped because their series has another one on this page. Of two with the same time (or none) the first stays; of two with
     /// different explicit timestamps the last on the page, because a frame holds one sample per series.
     pub duplicates: u64,
-    /// What the format does not allow and was taken all the same.
+    /// What the format does not allow and was taken all the same, so far as reading shows it.
     pub defects: Defects,
+    /// Whether a line of the page is new, moved or gone, against the page before.
+    pub changed: bool,
 }

@@ -8,11 +8,13 @@
 
 use std::borrow::Cow;
 
-use super::labels::{self, Identity, Refill};
+use sample::NO_TIME;
+
+use super::labels::{self, Identity};
 use super::store::{PENDING, Put, Slot};
 use super::{DROPPED, PageError, Point, Reading, SeriesCache};
 use crate::parse::protobuf::{self, Error, Exemplar, Family, Histogram, Kind, Messages, Metric, Role, Rule};
-use crate::parse::{Defect, EXEMPLAR_CHARACTERS_MAX, go_float};
+use crate::parse::{Defect, go_float};
 
 /// Bytes of names and labels of the new series of one page: larger lets a small page with long labels and many buckets take more memory
 /// than any text page could, smaller refuses large first pages.
@@ -107,10 +109,10 @@ impl SeriesCache {
 
     /// Takes one float.
     fn point(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, point: &protobuf::Point<'_>) -> Result<(), PageError> {
-        let (slot, put) = self.put(reading, place, point.role, point.value)?;
+        let (slot, put) = self.put(reading, place, point.role, point.value, false)?;
         if let Some(exemplar) = &point.exemplar {
             let exemplar = Exemplar::read(exemplar.clone())?;
-            self.attach(reading, slot, put, &exemplar);
+            self.exemplar(reading, slot, put, &exemplar);
         }
         Ok(())
     }
@@ -118,7 +120,7 @@ impl SeriesCache {
     /// Takes one native histogram with its exemplars.
     fn native(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
         histogram.check_native()?;
-        let (slot, put) = self.put(reading, place, Role::Bare, 0)?;
+        let (slot, put) = self.put(reading, place, Role::Bare, 0, true)?;
         if put == Put::Taken {
             let fill = |out: &mut sample::NativeHistogram| histogram.fill(place.family.kind, out);
             if slot & PENDING == 0 { self.store.histogram(slot, fill) } else { reading.fresh.histogram(slot, fill) }
@@ -126,7 +128,7 @@ impl SeriesCache {
         histogram.exemplars(|exemplar| {
             // As in Prometheus: without its time nobody could tell whether it was seen before.
             if exemplar.timestamp_ms.is_some() {
-                self.attach(reading, slot, put, &exemplar);
+                self.exemplar(reading, slot, put, &exemplar);
             } else {
                 reading.counts.defects.add(Defect::ExemplarTime, true);
             }
@@ -134,7 +136,14 @@ impl SeriesCache {
         })
     }
 
-    fn put(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, role: Role, value: u64) -> Result<(Slot, Put), PageError> {
+    fn put(
+        &mut self,
+        reading: &mut Reading<'_>,
+        place: &Place<'_, '_>,
+        role: Role,
+        value: u64,
+        native: bool,
+    ) -> Result<(Slot, Put), PageError> {
         let (tag, bits) = match role {
             Role::Bare => (0, 0),
             Role::Count => (1, 0),
@@ -143,7 +152,7 @@ impl SeriesCache {
             Role::Quantile(bits) => (4, bits),
         };
         let hash = self.mix([place.hash, tag, bits, 0]);
-        let point = Point { value, timestamp_ms: place.timestamp_ms };
+        let point = Point { value, timestamp_ms: place.timestamp_ms, native };
         let (slot, put) = match reading.walk.hashed(&self.order, hash, false) {
             Some(entry) => {
                 if reading.diverged {
@@ -155,7 +164,11 @@ impl SeriesCache {
                     return Ok((DROPPED, Put::Duplicate));
                 }
                 reading.counts.post_relabel += 1;
-                let put = self.store.put(entry.slot, value, place.timestamp_ms);
+                if place.timestamp_ms == Some(NO_TIME) {
+                    reading.counts.defects.add(Defect::TimestampRange, true);
+                    return Ok((DROPPED, Put::Duplicate));
+                }
+                let put = self.store.put_or_claim(entry.slot, point);
                 reading.counts.duplicates += u64::from(put == Put::Duplicate);
                 (entry.slot, put)
             }
@@ -175,25 +188,6 @@ impl SeriesCache {
             if slot & PENDING == 0 { self.store.start(slot, start_ms) } else { reading.fresh.start(slot, start_ms) }
         }
         Ok((slot, put))
-    }
-
-    fn attach(&mut self, reading: &mut Reading<'_>, slot: Slot, put: Put, exemplar: &Exemplar<'_>) {
-        if put == Put::Duplicate {
-            return;
-        }
-        let mut characters = 0;
-        let fill = |out: &mut sample::Exemplar| {
-            (out.value, out.timestamp_ms) = (exemplar.value, exemplar.timestamp_ms);
-            let mut labels = Refill::new(&mut out.labels);
-            exemplar.labels(|name, value| labels.push(name, value));
-            characters = labels.finish();
-        };
-        if slot & PENDING == 0 {
-            self.store.exemplar(slot, fill)
-        } else {
-            reading.fresh.exemplar(slot, fill)
-        }
-        reading.counts.defects.add(Defect::ExemplarTooLong, characters > EXEMPLAR_CHARACTERS_MAX);
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 
+use super::{Counts, SeriesCache};
+
 /// Hashes that are always kept: larger holds more memory for a target whose broken pages differ, smaller counts their series again.
 const SPARE: usize = 1000;
 
@@ -14,6 +16,13 @@ pub(super) struct Refused {
     before: HashSet<u64>,
     /// Of the page being read.
     now: HashSet<u64>,
+}
+
+impl SeriesCache {
+    /// Says that a page came and was not read, so that nothing of it is counted; the caller then says [`Self::failed`].
+    pub fn refused(&mut self) {
+        self.counts = Counts::default();
+    }
 }
 
 impl Refused {

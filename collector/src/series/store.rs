@@ -11,10 +11,9 @@ use sample::{
     Columns, Exemplar, Interner, Layout, LayoutBuilder, NO_TIME, NativeHistogram, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State,
 };
 
-use super::Part;
 use super::family::{Families, Family};
 use super::fresh::Fresh;
-use crate::parse::{Defect, Defects};
+use super::{Part, Point};
 
 /// A series' place: its part times [`PART_SERIES_MAX`] plus its index there.
 pub(super) type Slot = u32;
@@ -146,6 +145,12 @@ impl Store {
         Put::Taken
     }
 
+    /// The same of a sample that may be a native histogram: that has its place only if the series has no sample yet.
+    pub(super) fn put_or_claim(&mut self, slot: Slot, point: Point) -> Put {
+        let state = self.spares[(slot / SERIES_MAX) as usize].states[(slot % SERIES_MAX) as usize];
+        if point.native && state != State::Absent { Put::Duplicate } else { self.put(slot, point.value, point.timestamp_ms) }
+    }
+
     /// Gives a sample that was put its start timestamp.
     #[inline]
     pub(super) fn start(&mut self, slot: Slot, start_ms: i64) {
@@ -229,7 +234,7 @@ impl Store {
     }
 
     /// Appends the new series of a page with their samples; the slot of each, in order.
-    pub(super) fn append(&mut self, fresh: &mut Fresh, families: &Families<'_>, defects: &mut Defects) -> Vec<Slot> {
+    pub(super) fn append(&mut self, fresh: &mut Fresh, families: &Families<'_>) -> Vec<Slot> {
         let mut slots = Vec::with_capacity(fresh.len());
         let mut part = 0;
         let mut builder = None;
@@ -242,7 +247,6 @@ impl Store {
             }
             let builder = builder.get_or_insert_with(|| Appending::to(&self.parts[part].layout));
             builder.series(&families.of(name), name, labels);
-            defects.add(Defect::Suffix, families.lacks_suffix(name));
             let (value, timestamp_ms, start_ms) = fresh.sample(index);
             let slot = self.push(part, value, timestamp_ms, bytes);
             if start_ms != NO_TIME {

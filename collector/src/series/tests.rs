@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use sample::{MetricType, NO_TIME, PART_SERIES_MAX, STALE_NAN, State};
 
 use super::*;
+use crate::parse;
 
 mod edits;
 mod formats;

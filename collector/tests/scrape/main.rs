@@ -2,6 +2,7 @@
 
 mod bench;
 mod malformed;
+mod strict;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -8,6 +8,9 @@ use sample::{BucketCounts, Counts, NativeHistogram, ResetHint, Span};
 use super::wire::{Field, Fields, signed};
 use super::{Error, Kind, LABELS_MAX, Point, Role, Rule, pair};
 
+/// Resolutions that Prometheus knows; above 8 it lowers them, Strata leaves them.
+const SCHEMAS: std::ops::RangeInclusive<i32> = -4..=52;
+
 /// A histogram, so far as one pass shows it.
 #[derive(Debug, Clone)]
 pub(crate) struct Histogram<'a> {
@@ -34,6 +37,17 @@ pub(crate) struct Exemplar<'a> {
     pub(crate) value: u64,
     pub(crate) timestamp_ms: Option<i64>,
     fields: Fields<'a>,
+}
+
+/// The buckets of one side of zero, so far as they were read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Side {
+    spans: bool,
+    wanted: u64,
+    found: u64,
+    /// The last whole count, and the sum of all.
+    last: i64,
+    total: u128,
 }
 
 impl<'a> Exemplar<'a> {
@@ -156,36 +170,37 @@ impl<'a> Histogram<'a> {
         Ok(())
     }
 
-    /// Checks the native part: spans, and whole counts.
+    /// Checks the native part as Prometheus does before it stores one: schema, spans, and counts that are none below 0 and add up.
     pub(crate) fn check_native(&self) -> Result<(), Error> {
-        let float = self.is_float();
-        let (mut wanted, mut found, mut running) = ([0u64; 2], [0u64; 2], [0i64; 2]);
+        let at = self.fields.offset();
+        let broken = |rule| Err(Error { at, rule });
+        if !SCHEMAS.contains(&self.schema) {
+            return broken(Rule::Schema);
+        }
+        let mut sides = [Side::default(); 2];
         let mut rest = self.fields.clone();
         while let Some(field) = rest.next()? {
             match field.number {
-                9 => wanted[0] += u64::from(span(&field)?.length),
-                12 => wanted[1] += u64::from(span(&field)?.length),
-                10 | 13 => {
-                    let side = usize::from(field.number == 13);
-                    let mut broken = false;
-                    field.numbers(Fields::varint, |delta| {
-                        found[side] += u64::from(!float);
-                        let sum = running[side].checked_add(signed(delta));
-                        broken |= sum.is_none_or(|sum| sum < 0);
-                        running[side] = sum.unwrap_or(0);
-                    })?;
-                    if broken && !float {
-                        return Err(field.error(Rule::Buckets));
-                    }
-                }
-                11 | 14 => {
-                    let side = usize::from(field.number == 14);
-                    field.numbers(|run| run.fixed().map(u64::from_le_bytes), |_| found[side] += u64::from(float))?;
-                }
+                9 => sides[0].span(&field)?,
+                12 => sides[1].span(&field)?,
+                10 | 13 if !self.is_float() => sides[usize::from(field.number == 13)].deltas(&field)?,
+                11 | 14 if self.is_float() => sides[usize::from(field.number == 14)].doubles(&field)?,
+                10 | 13 => field.numbers(Fields::varint, |_| {})?,
+                11 | 14 => field.numbers(|run| run.fixed().map(u64::from_le_bytes), |_| {})?,
                 _ => {}
             }
         }
-        if wanted == found { Ok(()) } else { Err(Error { at: self.fields.offset(), rule: Rule::Spans }) }
+        if sides.iter().any(|side| side.wanted != side.found) {
+            return broken(Rule::Spans);
+        }
+        if self.is_float() {
+            return if self.count_float < 0.0 || self.zero_count_float < 0.0 { broken(Rule::Buckets) } else { Ok(()) };
+        }
+        let total = sides.iter().fold(u128::from(self.zero_count), |total, side| total + side.total);
+        let count = u128::from(self.count);
+        // What was not a number is in the count and in no bucket.
+        let fits = if f64::from_bits(self.sum).is_nan() { total <= count } else { total == count };
+        if fits { Ok(()) } else { broken(Rule::Count) }
     }
 
     /// Writes the native part over `out`; it was checked before. Spans and counts stay as they are on the page.
@@ -219,6 +234,42 @@ impl<'a> Histogram<'a> {
         } else {
             Counts::Integer(BucketCounts { count: self.count, zero_count: self.zero_count, ..counts })
         };
+    }
+}
+
+impl Side {
+    fn span(&mut self, field: &Field<'_>) -> Result<(), Error> {
+        let span = span(field)?;
+        if self.spans && span.offset < 0 {
+            return Err(field.error(Rule::Offset));
+        }
+        self.spans = true;
+        self.wanted += u64::from(span.length);
+        Ok(())
+    }
+
+    fn deltas(&mut self, field: &Field<'_>) -> Result<(), Error> {
+        let mut broken = false;
+        field.numbers(Fields::varint, |delta| {
+            self.found += 1;
+            let count = self.last.checked_add(signed(delta)).filter(|count| *count >= 0);
+            broken |= count.is_none();
+            self.last = count.unwrap_or(0);
+            self.total += self.last.unsigned_abs() as u128;
+        })?;
+        if broken { Err(field.error(Rule::Buckets)) } else { Ok(()) }
+    }
+
+    fn doubles(&mut self, field: &Field<'_>) -> Result<(), Error> {
+        let mut broken = false;
+        field.numbers(
+            |run| run.fixed().map(u64::from_le_bytes),
+            |bits| {
+                self.found += 1;
+                broken |= f64::from_bits(bits) < 0.0;
+            },
+        )?;
+        if broken { Err(field.error(Rule::Buckets)) } else { Ok(()) }
     }
 }
 

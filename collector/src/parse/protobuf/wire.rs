@@ -128,7 +128,7 @@ impl<'a> Field<'a> {
     }
 
     #[inline]
-    pub(super) fn varint(&self) -> Result<u64, Error> {
+    pub(crate) fn varint(&self) -> Result<u64, Error> {
         if let Value::Varint(value) = self.value { Ok(value) } else { Err(self.error(Rule::WireType)) }
     }
 
@@ -139,7 +139,7 @@ impl<'a> Field<'a> {
     }
 
     #[inline]
-    pub(super) fn message(&self) -> Result<Fields<'a>, Error> {
+    pub(crate) fn message(&self) -> Result<Fields<'a>, Error> {
         if let Value::Bytes(fields) = &self.value { Ok(fields.clone()) } else { Err(self.error(Rule::WireType)) }
     }
 

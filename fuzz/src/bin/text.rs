@@ -1,0 +1,4 @@
+//! `fuzz::targets::text` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::targets::text(bytes));

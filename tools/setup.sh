@@ -49,9 +49,8 @@ for purpose in "$@"; do
       cached cargo-deny-0.20.2 "cargo-deny, built by cargo: licence check (some minutes to build)"
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
-      have go || { say "Go is missing: Telegraf, statsd_exporter and Prometheus 3 are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
+      have go || { say "Go is missing: Telegraf, statsd_exporter, Prometheus 3 and the oracle of the format tests are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
       cached prometheus-3.15.0 "Prometheus 3.15 from its Go module: receiver and peer of the remote-write tests (some minutes to build)"
-      have go || { say "Go is missing: Telegraf, statsd_exporter and the oracle of the format tests are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
       cached statsd_exporter-0.31.0 "statsd_exporter from its Go module: a receiver of the statsd tests"
       cached "$("$TOOLS/textparse.sh" --folder)" "Prometheus 3's page readers from their Go module: the oracle of the format tests"
       cached telegraf-1.37.2 "Telegraf from its Go module: the agent of the feeds test (some minutes to build)"

@@ -131,6 +131,13 @@ impl Batch {
         share
     }
 
+    /// The most bytes that the body of these items has.
+    pub fn body_bytes_max(&self, items: &Range<usize>) -> usize {
+        let end = |items: usize| items.checked_sub(1).map_or(0, |last| self.items[last].end as usize);
+        let framing = self.framing.open.len() + self.framing.close.len() + self.framing.separator.len() * items.len();
+        end(items.end) - end(items.start) + framing
+    }
+
     /// Appends the body of some items to `out`: never more bytes than the items, their separators, and what is around them.
     pub fn body(&self, items: impl IntoIterator<Item = usize>, out: &mut Vec<u8>) {
         out.extend_from_slice(self.framing.open);

@@ -257,7 +257,7 @@ impl Http {
     }
 
     async fn body(&self, batch: &Batch, items: Range<usize>) -> Result<Bytes, Answer> {
-        let mut body = Vec::new();
+        let mut body = Vec::with_capacity(batch.body_bytes_max(&items));
         batch.body(items, &mut body);
         let compression = self.compression;
         if compression == Compression::None {

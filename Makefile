@@ -4,7 +4,8 @@
 #   make demo     an outage, a kill -9, the catch-up and the final count, in under a minute after the build
 #   make test     everything: format, lints, licences, unit tests, end-to-end tests against real servers
 #   make fuzz     each target for FUZZ_SECONDS (60) over what earlier runs found, which is kept in $STRATA_CACHE
-#   make bench    parse, frame, filter and encode by themselves, then the whole process on 28 targets; PEER=1 adds vmagent
+#   make bench    parse, frame, filter and encode by themselves, then the whole process on 28 targets; PEER=1 adds vmagent and Prometheus,
+#                 BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
@@ -21,7 +22,7 @@ BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 .PHONY: help setup build run demo test fmt lint docs unit e2e bench fuzz soak
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '3,10s/^# *//p' Makefile
 
 setup:
 	@tools/setup.sh build run test
@@ -67,7 +68,7 @@ bench: build
 	@if [ -n "$(PEER)" ]; then tools/setup.sh bench; fi
 	cargo bench --locked -p sample -p collector -p relay --bench '*' -- $(BENCH_FLAGS)
 	cargo build --locked -p e2e --bin bench
-	@target/debug/bench $(if $(PEER),--peer)
+	@target/debug/bench $(if $(PEER),--peer) $(BENCH_ARGS)
 
 # libFuzzer's instrumentation needs flags of the code generator, no nightly toolchain.
 fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \

@@ -65,7 +65,8 @@ for purpose in "$@"; do
       fi
       ;;
     bench)
-      cached vmagent-1.140.0 "vmagent from its Go module: the peer of the benchmark"
+      cached vmagent-1.140.0 "vmagent from its Go module: a peer of the benchmark"
+      cached prometheus-3.15.0 "Prometheus 3.15 from its Go module: a peer of the benchmark (some minutes to build)"
       ;;
     *) say "usage: tools/setup.sh build|run|test|bench ..."; exit 2 ;;
   esac
@@ -97,7 +98,10 @@ for purpose in "$@"; do
       "$TOOLS/telegraf.sh" >/dev/null
       "$TOOLS/prometheus3.sh" >/dev/null
       ;;
-    bench) "$TOOLS/vmagent.sh" >/dev/null ;;
+    bench)
+      "$TOOLS/vmagent.sh" >/dev/null
+      "$TOOLS/prometheus3.sh" >/dev/null
+      ;;
   esac
 done
 say "strata setup: everything for \`$*\` is there ($CACHE)"

@@ -19,6 +19,7 @@ pub mod http_sink;
 pub mod kafka;
 pub mod nats;
 pub mod page;
+pub mod plot;
 pub mod process;
 pub mod receivers;
 pub mod record;

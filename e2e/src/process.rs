@@ -32,6 +32,11 @@ impl Program {
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         Ok(Self(child.with_context(|| format!("cannot start {}", command.get_program().display()))?))
     }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
 }
 
 impl Drop for Program {

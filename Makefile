@@ -16,6 +16,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CACHE := $(or $(STRATA_CACHE),$(HOME)/.cache/strata)
+# Named, so that what fuzzing instruments is the programs and not the build scripts.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
@@ -76,10 +78,10 @@ fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage
 fuzz:
 	@tools/setup.sh build
 	RUSTFLAGS= STRATA_SEEDS=$(CACHE)/fuzz cargo test --locked -p collector --test formats -- seeds_of_fuzzing_can_be_written
-	cargo build --release --locked --manifest-path fuzz/Cargo.toml
+	cargo build --release --locked --manifest-path fuzz/Cargo.toml --target "$(HOST)"
 	@for target in text open_metrics protobuf frames; do \
 	  echo "== $$target"; \
-	  fuzz/target/release/$$target -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -max_len=4096 \
+	  fuzz/target/$(HOST)/release/$$target -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -max_len=4096 \
 	    -artifact_prefix=$(CACHE)/fuzz/$$target- $(CACHE)/fuzz/$$target; \
 	done
 

@@ -3,6 +3,7 @@
 //! *In*: requests on `server.listen`. *Out*: snapshots that are taken without waiting for anybody. *Bound*: bodies of [`BODY_BYTES_MAX`],
 //! addresses of [`URI_BYTES_MAX`], [`ANSWER_MAX`] until an answer begins; connections: see [`serve`]. *When full*: 413, 414, 408.
 
+pub(crate) mod audit;
 mod console;
 pub(crate) mod model;
 mod openapi;
@@ -25,6 +26,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, middleware};
 use prometheus::Registry;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use crate::reload::Outcome;
 use crate::token;
@@ -68,6 +70,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn replay(&self, id: &str) -> Option<ReplayState>;
     /// Asks a replay to end; how far it is.
     fn cancel_replay(&self, id: &str) -> Option<ReplayState>;
+    /// Starts an audit of a relay, or of all; the times are its range.
+    fn audit(self: Arc<Self>, query: audit::AuditQuery) -> Later<relay::audit::Audit>;
     /// Opens a tap.
     fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap>;
 }
@@ -117,12 +121,14 @@ impl From<QueryRejection> for Refusal {
 pub(crate) struct Shared {
     backend: Arc<dyn Backend>,
     registry: Registry,
-    taps: Arc<tokio::sync::Semaphore>,
+    taps: Arc<Semaphore>,
+    audits: Arc<Semaphore>,
 }
 
 /// The routes. `is_local`: only this machine reaches the listener, so that reads need no token.
 pub(crate) fn router(backend: Arc<dyn Backend>, registry: Registry, is_local: bool) -> Router {
-    let shared = Arc::new(Shared { backend, registry, taps: Arc::new(tokio::sync::Semaphore::new(tap::TAPS_MAX)) });
+    let (taps, audits) = (Arc::new(Semaphore::new(tap::TAPS_MAX)), Arc::new(Semaphore::new(audit::AUDITS_MAX)));
+    let shared = Arc::new(Shared { backend, registry, taps, audits });
     let mut router = Router::new();
     for route in ROUTES {
         let needs = match route.access {

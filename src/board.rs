@@ -17,6 +17,7 @@ use relay::{Activity, Relays};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::api::audit::AuditQuery;
 use crate::api::model::{
     Acknowledged, Changed, Check, Collection, Durability, Filter, Nats, PastTrouble, Pause, PauseRequest, Relay, Replay, ReplayState,
     Status, Store, Stream, Totals, Trouble,
@@ -292,6 +293,15 @@ impl Backend for Board {
 
     fn cancel_replay(&self, id: &str) -> Option<ReplayState> {
         self.with_parts(|parts| parts.replays.cancel(id)).flatten()
+    }
+
+    fn audit(self: Arc<Self>, query: AuditQuery) -> Later<relay::audit::Audit> {
+        Box::pin(async move {
+            match self.with_parts(|parts| Arc::clone(&parts.replays)) {
+                Some(replays) => replays.audit(query),
+                None => Err(starting()),
+            }
+        })
     }
 
     fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap> {

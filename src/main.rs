@@ -5,6 +5,7 @@
 
 mod api;
 mod appliance;
+mod audit;
 mod board;
 #[cfg(test)]
 mod book;
@@ -71,6 +72,8 @@ enum Command {
     Targets(targets::Args),
     /// Send a past range again, to one relay, while it goes on with the present.
     Replay(replay::Args),
+    /// Say what became of every sample of a range, per relay; or name the hole.
+    Audit(audit::Args),
     /// Show relays, targets and the stream on one screen, as they are now.
     Top(top::Args),
     /// Show samples as they arrive, from the stream or as a relay takes them.
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Command::Man(args) => configuration::man(&args),
         Command::Targets(args) => targets::main(&args),
         Command::Replay(args) => replay::main(&args),
+        Command::Audit(args) => audit::main(&args),
         Command::Top(args) => top::main(&args),
         Command::Tap(args) => tap::main(&args),
         Command::Pause(args) => pause::pause(&args),

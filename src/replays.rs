@@ -9,12 +9,15 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use bundled_nats::port::Streams;
 use config::Config;
+use relay::audit::{self, Audit};
+use relay::filter::SelectorError;
 use relay::replay::{self, Progress, Request};
 use relay::tap::{self, Tap};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::audit::AuditQuery;
 use crate::api::model::{Replay, ReplayState};
 use crate::api::{Refusal, no_relay};
 use crate::reload::relays_of;
@@ -106,6 +109,21 @@ impl Replays {
 
     fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Starts an audit.
+    pub(crate) fn audit(&self, query: AuditQuery) -> Result<Audit, Refusal> {
+        let config = self.config();
+        let wanted: Vec<&str> =
+            query.relay.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty()).collect();
+        if let Some(unknown) = wanted.iter().find(|name| config.relays.iter().all(|relay| relay.name != **name)) {
+            return Err(no_relay(unknown, &names(&config)));
+        }
+        let relays = config.relays.iter().filter(|relay| wanted.is_empty() || wanted.contains(&relay.name.as_str())).cloned().collect();
+        let selector = query.selector.as_deref().filter(|text| !text.trim().is_empty()).map(str::parse).transpose();
+        let selector = selector.map_err(|error: SelectorError| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+        let request = audit::Request { relays, from_ms: query.from_ms, to_ms: query.to_ms, selector };
+        Ok(Audit::start(request, self.streams.clone(), &self.stop))
     }
 
     /// Opens a tap on the stream.

@@ -122,8 +122,8 @@ async fn follow(api: &Api, query: &TapQuery, format: Format) -> anyhow::Result<(
     }
 }
 
-/// The query with its `?`, each value escaped.
-fn query_text(query: &TapQuery) -> String {
+/// A query with its `?`, each value escaped.
+pub(crate) fn query_text(query: &impl serde::Serialize) -> String {
     let fields = serde_json::to_value(query).ok().and_then(|value| value.as_object().cloned()).unwrap_or_default();
     let escape = |text: &str| -> String {
         let keep = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);

@@ -1,6 +1,43 @@
-//! The ledger's entries: every deliberate or detected loss, one message each in `STRATA_LEDGER`.
+//! What is in `STRATA_LEDGER`: every deliberate or detected loss, one message each; and the minutes of every relay, as sheets that each count once.
 
 use serde::{Deserialize, Serialize};
+
+use crate::port::Headers;
+
+/// The header of a [`Booking`].
+const BOOKING: &str = "St-Booking";
+
+/// What stands before a sheet of `sample::sheet` in the ledger.
+///
+/// A writer numbers its bookings from 1. A number that comes again replaces itself and all that came after it: so a writer that was killed between a
+/// booking and its own note of it makes that again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Booking {
+    /// Its number.
+    pub number: u64,
+}
+
+impl Booking {
+    /// Adds it to a message's headers.
+    pub fn put(&self, headers: &mut Headers) {
+        headers.insert(BOOKING, self.number.to_string());
+    }
+
+    /// Reads it from a message's headers; none: it is no sheet.
+    pub fn get(headers: &Headers) -> Option<Self> {
+        Some(Self { number: headers.get(BOOKING)?.parse().ok()? })
+    }
+}
+
+/// Subject of what was folded of a writer's minutes.
+pub fn folded_minutes(subject: &str) -> String {
+    subject.replacen("strata.ledger.minutes.", "strata.ledger.folded.minutes.", 1)
+}
+
+/// Subject of a relay's minutes.
+pub fn relay_minutes(relay: &str) -> String {
+    format!("strata.ledger.minutes.relay.{relay}")
+}
 
 /// One booked loss.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,4 +83,18 @@ pub enum Stage {
     Relay,
     /// Trimmed from the dead letters.
     Dead,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_booking_reads_back() {
+        let booking = Booking { number: 7 };
+        let mut headers = Headers::default();
+        assert_eq!(Booking::get(&headers), None);
+        booking.put(&mut headers);
+        assert_eq!((Booking::get(&headers), headers.get(BOOKING)), (Some(booking), Some("7")));
+    }
 }

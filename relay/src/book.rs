@@ -25,12 +25,12 @@ pub fn subject_of(stage: &str, relay: &str, reason: &str) -> String {
     format!("strata.ledger.{stage}.{relay}.{reason}")
 }
 
-/// Publishes one message; after an unknown outcome it looks whether the message is there. One writer per subject.
-pub async fn publish(log: &Arc<dyn Log>, subject: &str, headers: &Headers, payload: Bytes) -> Result<(), PublishError> {
+/// Publishes one message and says its sequence; after an unknown outcome it looks whether the message is there. One writer per subject.
+pub async fn publish(log: &Arc<dyn Log>, subject: &str, headers: &Headers, payload: Bytes) -> Result<u64, PublishError> {
     match log.publish(subject, headers, payload, None).await {
-        Ok(_) => Ok(()),
+        Ok(seq) => Ok(seq),
         Err(error @ PublishError::Unknown(_)) => match log.last(subject).await {
-            Ok(Some(last)) if last.headers.get("Nats-Msg-Id") == headers.get("Nats-Msg-Id") => Ok(()),
+            Ok(Some(last)) if last.headers.get("Nats-Msg-Id") == headers.get("Nats-Msg-Id") => Ok(last.seq),
             _ => Err(error),
         },
         Err(error) => Err(error),
@@ -42,11 +42,25 @@ pub async fn book(log: &Arc<dyn Log>, subject: &str, entry: &Entry, stop: &Cance
     let payload = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
     let mut headers = Headers::default();
     headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, rand::random::<u64>()));
+    store(log, subject, &headers, &payload, stop).await.map(|_| ())
+}
+
+/// Publishes one message and waits, as long as it takes, until it is stored; says its sequence.
+pub async fn store(
+    log: &Arc<dyn Log>,
+    subject: &str,
+    headers: &Headers,
+    payload: &Bytes,
+    stop: &CancellationToken,
+) -> Result<u64, Stopped> {
     let (mut backoff, mut told) = (Backoff::default(), false);
     loop {
-        let Err(error) = publish(log, subject, &headers, payload.clone()).await else { return Ok(()) };
+        let error = match publish(log, subject, headers, payload.clone()).await {
+            Ok(seq) => return Ok(seq),
+            Err(error) => error,
+        };
         if !std::mem::replace(&mut told, true) {
-            warn!(subject, %error, "cannot book a loss, trying again without end");
+            warn!(subject, %error, "cannot book, trying again without end");
         }
         tokio::select! {
             () = stop.cancelled() => return Err(Stopped),

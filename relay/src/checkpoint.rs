@@ -14,6 +14,7 @@ use sample::Envelope;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::now_ms;
+use crate::minutes::Open;
 
 /// Time between two writes. Larger: a crash repeats more; smaller: more fsyncs.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
@@ -141,6 +142,9 @@ pub struct Partial {
     pub delivered: u64,
     /// Samples of them that were rejected.
     pub rejected: u64,
+    /// The rejected ones, by target and slot.
+    #[serde(default)]
+    pub rejects: Vec<(u64, i64, u64)>,
 }
 
 /// A relay's position and what it needs to go on from there.
@@ -172,6 +176,9 @@ pub struct Checkpoint {
     pub pace: u64,
     /// What became of the samples so far.
     pub totals: Totals,
+    /// The same by target and minute; none: written before there was such a thing.
+    #[serde(default)]
+    pub minutes: Option<Open>,
 }
 
 impl Checkpoint {
@@ -190,6 +197,7 @@ impl Checkpoint {
             at_ms: now_ms(),
             pace: 0,
             totals: Totals::default(),
+            minutes: None,
         }
     }
 

@@ -198,7 +198,7 @@ impl Dead {
         let (mut backoff, mut told) = (Backoff::default(), false);
         loop {
             match book::publish(&self.log, &subject(&self.relay), &headers, payload.clone()).await {
-                Ok(()) => return Ok(()),
+                Ok(_) => return Ok(()),
                 Err(PublishError::Full(_)) => match self.trim().await {
                     Ok(true) => continue,
                     Ok(false) if told => {}

@@ -24,6 +24,7 @@ use crate::book::Book;
 use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
 use crate::control::Control;
 use crate::dead::{Dead, Stopped};
+use crate::minutes::{Fate, Minutes, fates};
 use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -71,10 +72,13 @@ struct Progress {
     delivered: u64,
     rejected: u64,
     given_up: u64,
+    /// The same by target and slot.
+    fates: Vec<Fate>,
 }
 
 impl Progress {
     fn add(&mut self, other: &Progress) {
+        self.fates.extend_from_slice(&other.fates);
         self.delivered += other.delivered;
         self.rejected += other.rejected;
         self.given_up += other.given_up;
@@ -89,8 +93,8 @@ pub struct Parts {
     pub dead: Dead,
     /// Where losses go.
     pub book: Book,
-    /// Where the position goes; none: a replay, which has none.
-    pub store: Option<Store>,
+    /// Where the position goes, and what is counted with it; none: a replay, which has none.
+    pub store: Option<(Store, Minutes)>,
     /// The position to go on from.
     pub checkpoint: Checkpoint,
     /// What the trim wants.
@@ -112,7 +116,7 @@ pub struct Deliver {
     lanes: Lanes,
     dead: Dead,
     book: Book,
-    store: Option<Store>,
+    store: Option<(Store, Minutes)>,
     checkpoint: Checkpoint,
     control: Arc<Control>,
     gauges: Gauges,
@@ -255,7 +259,9 @@ impl Deliver {
             return Ok(());
         }
         if self.skips(part.seq) {
-            self.progress.given_up += part.batch.items.len() as u64;
+            let all = 0..part.batch.items.len();
+            self.progress.given_up += all.len() as u64;
+            self.progress.fates.extend(fates(&part, std::iter::empty(), all));
             return Ok(());
         }
         self.pay(part.batch.items.len() as u64).await?;
@@ -284,7 +290,9 @@ impl Deliver {
         progress.batches = if part.is_shared { 0 } else { part.index + 1 };
         progress.delivered += outcome.delivered;
         progress.rejected += outcome.offenders.len() as u64;
-        progress.given_up += outcome.given_up;
+        progress.given_up += outcome.given_up.len() as u64;
+        let rejected = outcome.offenders.iter().map(|offender| offender.item);
+        progress.fates.extend(fates(part, rejected, outcome.given_up.iter().copied()));
         Ok(())
     }
 
@@ -304,9 +312,18 @@ impl Deliver {
                 delivered: partial.delivered,
                 rejected: partial.rejected,
                 given_up: 0,
+                fates: Vec::new(),
             };
         }
+        self.progress.fates.extend(fates(part, std::iter::empty(), std::iter::empty()));
         if part.index + 1 == partial.batches {
+            for (target, slot_ms, n) in &partial.rejects {
+                let rejected = |fate: &&mut Fate| (fate.target.0, fate.slot_ms) == (*target, *slot_ms) && fate.delivered >= *n;
+                if let Some(fate) = self.progress.fates.iter_mut().find(rejected) {
+                    fate.delivered -= n;
+                    fate.rejected += n;
+                }
+            }
             self.resumed = None;
         }
         true
@@ -343,10 +360,16 @@ impl Deliver {
         for mark in marks.iter().filter(|mark| !mark.undecodable.is_empty() && self.store.is_some()) {
             self.dead.park_frames(mark).await?;
         }
+        if let Some((_, minutes)) = &mut self.store {
+            minutes.take(&marks, &progress.fates, self.control.why().as_str());
+        }
         let (mut given_up, mut skipping) = (0, false);
         for mark in marks {
             skipping |= self.skipping();
             given_up += self.apply(mark, std::mem::take(&mut progress));
+        }
+        if let Some((_, minutes)) = &mut self.store {
+            minutes.relieve().await?;
         }
         let seq = self.checkpoint.seq;
         if self.store.is_none() {
@@ -382,7 +405,7 @@ impl Deliver {
             }
         }
         let filtered: u64 = mark.filtered.iter().map(|(_, n)| n).sum();
-        mark.filtered.iter().for_each(|(reason, n)| metrics.filtered(reason, *n));
+        mark.filtered.iter().filter(|(_, n)| *n > 0).for_each(|(reason, n)| metrics.filtered(reason, *n));
         mark.left_alone.iter().for_each(|(filter, n)| metrics.left_alone(filter, *n));
         let delivered = progress.delivered + mark.nothing;
         metrics.delivered.inc_by(delivered);
@@ -434,12 +457,13 @@ impl Deliver {
 
     /// Books what is open, then writes the checkpoint. A store that is away is tried again at the next interval.
     async fn write(&mut self) -> Result<(), Halt> {
-        let Some(store) = &mut self.store else {
+        let Some((store, minutes)) = &mut self.store else {
             self.dirty = false;
             return Ok(());
         };
         self.book.flush().await?;
         let checkpoint = &mut self.checkpoint;
+        checkpoint.minutes = Some(minutes.save().await?);
         checkpoint.at_ms = now_ms();
         checkpoint.positions.forget(checkpoint.at_ms);
         checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(1);
@@ -452,6 +476,12 @@ impl Deliver {
             batches: progress.batches,
             delivered: progress.delivered,
             rejected: progress.rejected,
+            rejects: progress
+                .fates
+                .iter()
+                .filter(|fate| fate.rejected > 0)
+                .map(|fate| (fate.target.0, fate.slot_ms, fate.rejected))
+                .collect(),
         });
         match store.write(checkpoint).await {
             Ok(()) => {

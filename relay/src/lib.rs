@@ -6,6 +6,7 @@
 //!
 //! Start reading at [`run`], then [`pipeline`] (what a message becomes) and [`deliver`] (what happens to that).
 
+pub mod audit;
 pub mod backoff;
 pub mod book;
 pub mod chain;
@@ -19,6 +20,7 @@ pub mod filter;
 pub mod gate;
 mod http;
 mod lasting;
+pub mod minutes;
 pub mod pause;
 pub mod pipeline;
 mod protobuf;

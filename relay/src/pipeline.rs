@@ -102,10 +102,11 @@ struct Message {
 
 impl Message {
     /// Counts samples of a slot that another one was taken for.
-    fn twin(&self, tally: &mut Tally, samples: u64) {
-        if self.mode != Mode::Silent {
-            tally.read += samples;
-            tally.drop_as("twin", samples);
+    fn twin<'d>(&self, tally: &mut Tally, parts: impl Iterator<Item = &'d Decoded>) {
+        for part in parts.filter(|_| self.mode != Mode::Silent) {
+            tally.read += u64::from(part.samples);
+            tally.drop_as("twin", u64::from(part.samples));
+            tally.line(&part.origin, part.slot_ms);
         }
     }
 }
@@ -170,7 +171,6 @@ impl Pipeline {
         self.seq = message.seq;
         let mut tally = Tally::new(self.resolver.chain().len());
         if let Some(gap) = gap {
-            tally.read += gap.samples;
             tally.loss(Loss { reason: "rollback", stream: true, samples: gap.samples, frames: gap.messages, target: None, slot_ms: None });
         }
         let at = Message { mode, seq: message.seq };
@@ -196,12 +196,13 @@ impl Pipeline {
             silent,
             restarted,
             skipped: mode == Mode::Skip,
-            read: tally.read,
+            read: tally.read + tally.losses.iter().map(|loss| loss.samples).sum::<u64>(),
             items: tally.items,
             nothing: tally.nothing,
             given_up: tally.given_up,
             filtered: tally.filtered(filters),
             left_alone: tally.left_alone(filters),
+            lines: tally.lines,
             losses: tally.losses,
             payload: if tally.undecodable.is_empty() { Bytes::new() } else { message.payload },
             undecodable: tally.undecodable,
@@ -319,7 +320,7 @@ impl Pipeline {
                 self.columns = columns;
                 return result;
             }
-            Fate::Twin | Fate::Hold => at.twin(tally, u64::from(decoded.samples)),
+            Fate::Twin | Fate::Hold => at.twin(tally, std::iter::once(&decoded)),
         }
         Ok(())
     }
@@ -342,7 +343,7 @@ impl Pipeline {
             Fate::Hold => self.held.put(key, at.seq, part),
             Fate::Twin => {
                 let siblings = self.held.take(&key);
-                at.twin(tally, siblings.iter().chain([&part]).map(|part| u64::from(part.decoded.samples)).sum());
+                at.twin(tally, siblings.iter().chain([&part]).map(|part| &part.decoded));
             }
             Fate::Take { late } => {
                 let mut parts = self.held.take(&key);
@@ -369,7 +370,7 @@ impl Pipeline {
         match self.slots.take(Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
             Fate::Take { late } => self.parts(at, parts, late, tally, out).await,
             Fate::Twin | Fate::Hold => {
-                at.twin(tally, parts.iter().map(|part| u64::from(part.decoded.samples)).sum());
+                at.twin(tally, parts.iter().map(|part| &part.decoded));
                 Ok(())
             }
         }
@@ -405,7 +406,6 @@ impl Pipeline {
         let Some((resolved, filters)) = self.resolver.split(decoded.generation) else {
             // Only a held part of a layout that is gone from memory gets here.
             if at.mode != Mode::Silent {
-                tally.read += samples;
                 tally.loss(Loss {
                     reason: "no_base",
                     stream: false,
@@ -433,12 +433,14 @@ impl Pipeline {
             if at.mode == Mode::Skip && selected {
                 tally.read += samples;
                 tally.given_up += samples;
+                tally.line(&decoded.origin, decoded.slot_ms);
             }
             return Ok(());
         }
         tally.read += samples;
         if late && previously.is_some() {
             tally.drop_as("late", samples);
+            tally.line(&decoded.origin, decoded.slot_ms);
             return Ok(());
         }
         if self.building.ends_before(decoded.origin.target, decoded.slot_ms)
@@ -456,6 +458,7 @@ impl Pipeline {
                 out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
             }
         }
+        tally.line(&decoded.origin, decoded.slot_ms);
         Ok(())
     }
 
@@ -485,7 +488,6 @@ impl Pipeline {
 
 impl Tally {
     fn undecodable(&mut self, reason: &'static str, detail: String, samples: u64, target: Option<sample::TargetId>, slot_ms: Option<i64>) {
-        self.read += samples;
         self.loss(Loss { reason, stream: false, samples, frames: 1, target, slot_ms });
         self.undecodable.push(Undecodable { reason, detail, samples, target, slot_ms });
     }

@@ -29,6 +29,7 @@ use crate::dead::Dead;
 use crate::deliver::{self, Deliver, HELD_RETRY, Lanes};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
+use crate::minutes::Minutes;
 use crate::pause;
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Incoming, Reader, identity};
@@ -195,7 +196,7 @@ impl Life {
             Err(error) => refusing(&error)?,
         };
         let mut lanes = Lanes::of(components.sink);
-        let (store, checkpoint, dead, book) = self.patiently().await?;
+        let (store, minutes, checkpoint, dead, book) = self.patiently().await?;
         if self.stop.run_until_cancelled(lanes.open()).await.is_none() {
             return Err(Error::Stopped);
         }
@@ -220,7 +221,7 @@ impl Life {
             lanes,
             dead,
             book,
-            store: Some(store),
+            store: Some((store, minutes)),
             checkpoint,
             control: self.control.clone(),
             gauges: self.gauges.clone(),
@@ -236,7 +237,7 @@ impl Life {
     }
 
     /// Opens everything that a start needs, as long as it takes.
-    async fn patiently(&self) -> Result<(Store, Checkpoint, Dead, Book), Error> {
+    async fn patiently(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let (mut backoff, mut told) = (Backoff::default(), false);
         loop {
             let error = match self.open().await {
@@ -257,7 +258,7 @@ impl Life {
         }
     }
 
-    async fn open(&self) -> Result<(Store, Checkpoint, Dead, Book), Error> {
+    async fn open(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let Streams { dead, ledger, state, .. } = &self.streams;
         let name = &self.relay.name;
         let owner = format!("{:016x}", rand::random::<u64>());
@@ -293,7 +294,8 @@ impl Life {
             self.control.skip_to(to, why);
         }
         info!(relay = name, position = checkpoint.seq, warm_from = checkpoint.warm_from, "starting");
-        Ok((store, checkpoint, parked, book))
+        let minutes = Minutes::open(ledger.clone(), name, &checkpoint, self.stop.clone()).await?;
+        Ok((store, minutes, checkpoint, parked, book))
     }
 
     /// Where a relay without a checkpoint begins.

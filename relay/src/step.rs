@@ -33,6 +33,25 @@ pub struct Section {
     pub layout: Arc<Layout>,
     /// Their slot, ms.
     pub slot_ms: i64,
+    /// Items of it in the batch.
+    pub items: u64,
+}
+
+/// What became of the samples of one frame before they were in a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Its target.
+    pub origin: Arc<Origin>,
+    /// Its slot, ms.
+    pub slot_ms: i64,
+    /// Its samples.
+    pub read: u64,
+    /// Samples of no consequence for the sink: delivered.
+    pub nothing: u64,
+    /// Samples given up undelivered.
+    pub given_up: u64,
+    /// Samples filtered, by the place of their reason in [`Mark::filtered`].
+    pub filtered: Vec<(usize, u64)>,
 }
 
 /// One batch and where its items come from.
@@ -117,8 +136,10 @@ pub struct Mark {
     pub nothing: u64,
     /// Samples given up undelivered.
     pub given_up: u64,
-    /// Samples filtered, by reason.
+    /// Samples filtered, by reason: every filter, then what else there was.
     pub filtered: Vec<(Arc<str>, u64)>,
+    /// The same, and the rest of it, by frame.
+    pub lines: Vec<Line>,
     /// Samples that filters left alone, by filter.
     pub left_alone: Vec<(Arc<str>, u64)>,
     /// What is lost with it.

@@ -101,7 +101,7 @@ pub async fn run(relay: &Relay, writing: Writing, external_labels: Vec<(String, 
                 Step::Marks(marks) => {
                     for mark in marks {
                         outcome.read += mark.read;
-                        outcome.filtered = mark.filtered;
+                        outcome.filtered = mark.filtered.into_iter().filter(|(_, n)| *n > 0).collect();
                     }
                 }
                 Step::Warm(_) => {}

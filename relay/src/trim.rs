@@ -34,6 +34,7 @@ use crate::replay;
 use crate::telemetry::Gauges;
 
 pub use floor::{GIVE_UP_ABOVE, GIVE_UP_KEEPS, Shares, WINDOW_ABOVE};
+pub(crate) use fold::next;
 pub use fold::{FOLD_ABOVE, FOLDED, Fold, sums};
 pub use watch::Watch;
 

@@ -17,6 +17,7 @@ mod layout;
 mod message;
 mod metric;
 mod origin;
+pub mod sheet;
 mod varint;
 
 pub use columns::{Columns, Exemplar, NO_TIME, State};

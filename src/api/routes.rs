@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::model::{Changed, PauseRequest, Relay, Relays, Replay, ReplayState, Status, Targets};
-use super::{Refusal, Shared, console, openapi, tap};
+use super::{Refusal, Shared, audit, console, openapi, tap};
 
 /// Who may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,6 +281,21 @@ pub(crate) const ROUTES: &[Route] = &[
         answers: &[(200, "The replay; its state is `stopped` once it has ended.", Content::Json(schema::<ReplayState>))],
         failures: &[NO_REPLAY],
         handler: || delete(cancel_replay),
+        ..READ
+    },
+    Route {
+        path: "/api/v1/audit",
+        id: "audit",
+        summary: "What was read of the stream against what became of it: lines of progress, then the statement.",
+        query: Some(schema::<audit::AuditQuery>),
+        answers: &[(200, "`{\"percent\":…}`, and at last `{\"statement\":…}` or `{\"error\":…}`.", Content::Lines)],
+        failures: &[
+            (400, "The range is empty, the selector is none, or the query is not understood."),
+            NO_RELAY,
+            (429, "An audit runs already."),
+            STARTING,
+        ],
+        handler: || get(audit::audit),
         ..READ
     },
     Route {

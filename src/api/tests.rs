@@ -100,6 +100,12 @@ impl Backend for One {
     fn cancel_replay(&self, id: &str) -> Option<ReplayState> {
         self.replay(id)
     }
+    fn audit(self: Arc<Self>, query: super::audit::AuditQuery) -> Later<relay::audit::Audit> {
+        let request = relay::audit::Request { relays: Vec::new(), from_ms: query.from_ms, to_ms: query.to_ms, selector: None };
+        let streams = bundled_nats::twin::Twin::new(1 << 20).streams();
+        Box::pin(async move { Ok(relay::audit::Audit::start(request, streams, &CancellationToken::new())) })
+    }
+
     fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap> {
         Box::pin(async move {
             let streams = bundled_nats::twin::Twin::new(1 << 20).streams();
@@ -155,6 +161,7 @@ fn example(route: &routes::Route) -> (String, &'static str) {
     match route.id {
         "start_replay" => (path, r#"{"relay": "one", "from_ms": 1, "to_ms": 2}"#),
         "pause" => (path, "{}"),
+        "audit" => (format!("{path}?from_ms=1&to_ms=2"), ""),
         _ => (path, ""),
     }
 }

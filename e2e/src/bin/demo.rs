@@ -114,6 +114,12 @@ async fn main() -> Result<()> {
     demo.counts();
     demo.scrapes(3).await?;
     demo.caught_up(&demo.steady).await?;
+    demo.caught_up(&demo.shaky).await?;
+    let audit = strata.command(&["audit", "--from", "5m"]).await?;
+    anyhow::ensure!(audit.code == 0, "the audit is not balanced: {}{}", audit.stdout, audit.stderr);
+    demo.say("strata audit\n");
+    audit.stdout.lines().for_each(|line| println!("         {line}"));
+    println!();
     strata.stop().await?;
     demo.say("strata was stopped (SIGTERM)");
     verdict(&demo)

@@ -44,6 +44,7 @@ async fn ten_times_the_stream_with_one_relay_stopped() -> Result<()> {
     let lost = strata.metric("strata_relay_lost_samples_total", &["relay=\"stopped\""]).await?;
     let lost_live = strata.metric("strata_relay_lost_samples_total", &["relay=\"live\""]).await?;
     let dropped = strata.metric("strata_dropped_samples_total", &[]).await?;
+    let (statement, code) = scene::audit(&strata, "now").await?;
     let booked = booked(&Store::open(&strata).await?.letters("STRATA_LEDGER").await?, "stopped");
     scene::stop(&mut strata, &exporters).await?;
 
@@ -63,6 +64,14 @@ async fn ten_times_the_stream_with_one_relay_stopped() -> Result<()> {
     let owed = live.records.all().len() - stopped.records.all().len();
     assert_eq!(lost, owed as f64, "every sample that was given up is counted");
     assert_eq!(booked, owed as u64, "and booked in the ledger");
+    assert_eq!((&statement["balanced"], code), (&Value::Bool(true), 0), "{statement}");
+    assert_eq!(scene::terms(&statement, "stopped")["lost"], serde_json::json!({ "full": owed }), "and audited");
+    let holes = statement["holes"].as_array().into_iter().flatten().filter(|hole| hole["stage"] != "scrape");
+    let named: u64 = holes
+        .filter(|hole| hole["reason"] == "full" && hole["target"]["job"] == scene::JOB)
+        .filter_map(|hole| hole["samples"].as_u64())
+        .sum();
+    assert_eq!(named, owed as u64, "by target");
     Ok(())
 }
 
@@ -140,6 +149,13 @@ async fn one_sample_in_a_thousand_is_refused_and_parked() -> Result<()> {
     })
     .await;
     assert!(agreed.is_ok(), "{last}");
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    assert_eq!((&statement["balanced"], code), (&Value::Bool(true), 0), "{statement}");
+    let terms = scene::terms(&statement, "picky");
+    let [scraped, delivered, rejected, waiting] =
+        ["scraped", "delivered", "rejected", "in_stream"].map(|term| terms[term].as_u64().unwrap_or(0));
+    assert!(rejected > 10 && delivered > 0, "{terms}");
+    assert_eq!(scraped, delivered + rejected + waiting, "{terms}");
     scene::stop(&mut strata, &exporters).await?;
     scene::assert_orderly(&picky);
     Ok(())

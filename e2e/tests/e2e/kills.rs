@@ -49,6 +49,7 @@ async fn ten_kills_lose_nothing_that_was_stored() -> Result<()> {
     scene::more_rounds(&exporters, 10, Duration::from_secs(60)).await?;
     scene::caught_up(&calm, &exporters, Duration::from_secs(60)).await?;
     scene::caught_up(&shot, &exporters, Duration::from_secs(60)).await?;
+    audit_agrees(&strata, &[("calm", &calm), ("shot", &shot)]).await?;
     scene::stop(&mut strata, &exporters).await?;
 
     scene::assert_orderly(&calm);
@@ -68,6 +69,30 @@ async fn ten_kills_lose_nothing_that_was_stored() -> Result<()> {
     );
     assert!(shot.repeats >= KILLS / 3, "requests that were taken but not answered come again: {}", shot.repeats);
     assert!(shot.repeats <= (KILLS + 1) * REPEATS_PER_KILL && calm.repeats <= (KILLS + 1) * REPEATS_PER_KILL);
+    Ok(())
+}
+
+/// The audit of whole minutes is balanced, and what it says was delivered is what came.
+async fn audit_agrees(strata: &Strata, sinks: &[(&str, &HttpSink)]) -> Result<()> {
+    let audited = wait::until("a whole minute was delivered", Duration::from_secs(150), async || {
+        let (statement, code) = scene::audit(strata, "1m").await.ok()?;
+        let is_done = |(name, _): &(&str, &HttpSink)| {
+            let terms = scene::terms(&statement, name);
+            terms["delivered"].as_u64() > Some(0) && terms["in_stream"] == 0
+        };
+        sinks.iter().all(is_done).then_some((statement, code))
+    });
+    let (statement, code) = audited.await?;
+    assert_eq!((&statement["balanced"], code), (&serde_json::Value::Bool(true), 0), "{statement}");
+    let range = statement["from_ms"].as_i64().unwrap_or(0)..statement["to_ms"].as_i64().unwrap_or(0);
+    for (name, sink) in sinks {
+        let came = sink.ledger().records.all().iter().filter(|record| range.contains(&record.timestamp_ms)).count() as u64;
+        let terms = scene::terms(&statement, name);
+        assert_eq!((terms["delivered"].as_u64(), terms["scraped"].as_u64()), (Some(came), Some(came)), "{name}: {terms}");
+    }
+    let holes = statement["holes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    assert!(holes.iter().all(|hole| hole["stage"] == "scrape"), "{holes:?}");
+    assert!(holes.iter().any(|hole| hole["reason"] == "not_running"), "the kills left slots without a scrape: {holes:?}");
     Ok(())
 }
 

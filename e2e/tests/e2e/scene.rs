@@ -122,6 +122,19 @@ pub async fn start_again(strata: &mut Strata) -> Result<()> {
     strata.ready().await
 }
 
+/// What `strata audit` says of the last hour up to so long ago, and its exit code.
+pub async fn audit(strata: &Strata, to: &str) -> Result<(serde_json::Value, i32)> {
+    let output = strata.command(&["audit", "--output", "json", "--to", to]).await?;
+    anyhow::ensure!(output.code < 2 && !output.stdout.is_empty(), "{}", output.stderr);
+    Ok((serde_json::from_str(&output.stdout)?, output.code))
+}
+
+/// One relay's terms in a statement.
+pub fn terms<'s>(statement: &'s serde_json::Value, relay: &str) -> &'s serde_json::Value {
+    let all = statement["relays"].as_array().into_iter().flatten();
+    all.into_iter().find(|terms| terms["relay"] == relay).unwrap_or(&serde_json::Value::Null)
+}
+
 /// No conflicts, and every series in order.
 pub fn assert_orderly(sink: &HttpSink) {
     let ledger = sink.ledger();

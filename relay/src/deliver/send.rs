@@ -32,7 +32,8 @@ const PROBES_MAX: usize = 64;
 pub(super) struct Outcome {
     pub delivered: u64,
     pub offenders: Vec<Offender>,
-    pub given_up: u64,
+    /// Items that are not tried any more.
+    pub given_up: Vec<usize>,
 }
 
 /// How long a request may have taken when a stop no longer waits for it. Larger: a sink that hangs takes the time of the others; smaller: what a
@@ -135,7 +136,7 @@ impl<'a> Work<'a> {
 
     /// The sink takes nothing of it: it is not asked for every item.
     fn is_hopeless(&self) -> bool {
-        self.probing && self.outcome.delivered == 0 && self.outcome.given_up == 0 && self.asked >= PROBES_MAX
+        self.probing && self.outcome.delivered == 0 && self.outcome.given_up.is_empty() && self.asked >= PROBES_MAX
     }
 
     fn is_done(&self) -> bool {
@@ -182,7 +183,7 @@ impl<'a> Work<'a> {
         let items = &self.order[range.from..range.to];
         match word {
             Word::Delivered => outcome.delivered += items.len() as u64,
-            Word::GivenUp => outcome.given_up += items.len() as u64,
+            Word::GivenUp => outcome.given_up.extend(items),
             Word::Rejected { items: Some(named), answer } => {
                 // The sink names them: it has taken the others.
                 let mut named: Vec<usize> = named.into_iter().filter(|item| *item < items.len()).collect();

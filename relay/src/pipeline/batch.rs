@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sample::{Columns, NO_TIME, NativeHistogram, ResetHint, State, TargetId};
+use sample::{Columns, NO_TIME, NativeHistogram, Origin, ResetHint, State, TargetId};
 
 use crate::chain::{COLLISION, Chain, KEEP, Moment, Outcome};
 use crate::delta::{NO_START, Previously};
@@ -13,7 +13,7 @@ use crate::encode::{Encode, Encoded, Sample, classic};
 use crate::filter::Series;
 use crate::resolve::{Resolved, Row};
 use crate::sink::{Batch, Item, Limits};
-use crate::step::{Loss, Part, Section, Undecodable};
+use crate::step::{Line, Loss, Part, Section, Undecodable};
 use crate::template::Route;
 
 use super::window::Window;
@@ -23,15 +23,27 @@ const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// What became of the samples of one message.
 pub(super) struct Tally {
+    /// Those of frames that could be decoded.
     pub read: u64,
     pub items: u64,
     pub nothing: u64,
     pub given_up: u64,
     pub losses: Vec<Loss>,
     pub undecodable: Vec<Undecodable>,
+    pub lines: Vec<Line>,
     by_filter: Vec<u64>,
     alone: Vec<u64>,
     others: Vec<(&'static str, u64)>,
+    told: Told,
+}
+
+/// What of a tally is in its lines.
+#[derive(Default)]
+struct Told {
+    read: u64,
+    nothing: u64,
+    given_up: u64,
+    filtered: Vec<u64>,
 }
 
 impl Tally {
@@ -43,9 +55,11 @@ impl Tally {
             given_up: 0,
             losses: Vec::new(),
             undecodable: Vec::new(),
+            lines: Vec::new(),
             by_filter: vec![0; filters],
             alone: vec![0; filters],
             others: Vec::new(),
+            told: Told::default(),
         }
     }
 
@@ -60,19 +74,33 @@ impl Tally {
         self.losses.push(loss);
     }
 
+    /// What was counted since the last line is one frame's.
+    pub fn line(&mut self, origin: &Arc<Origin>, slot_ms: i64) {
+        let told = &mut self.told;
+        let since = |now: u64, told: &mut u64| now - std::mem::replace(told, now);
+        let all = self.by_filter.iter().chain(self.others.iter().map(|(_, n)| n));
+        told.filtered.resize(self.by_filter.len() + self.others.len(), 0);
+        let filtered = all.zip(&mut told.filtered).enumerate().map(|(reason, (n, told))| (reason, since(*n, told)));
+        let line = Line {
+            origin: origin.clone(),
+            slot_ms,
+            filtered: filtered.filter(|(_, n)| *n > 0).collect(),
+            read: since(self.read, &mut told.read),
+            nothing: since(self.nothing, &mut told.nothing),
+            given_up: since(self.given_up, &mut told.given_up),
+        };
+        self.lines.push(line);
+    }
+
     pub fn filtered(&self, filters: &Chain) -> Vec<(Arc<str>, u64)> {
-        let mut all = named(filters, &self.by_filter);
+        let mut all: Vec<_> = filters.names().cloned().zip(self.by_filter.iter().copied()).collect();
         all.extend(self.others.iter().map(|(reason, n)| (Arc::from(*reason), *n)));
         all
     }
 
     pub fn left_alone(&self, filters: &Chain) -> Vec<(Arc<str>, u64)> {
-        named(filters, &self.alone)
+        filters.names().zip(&self.alone).filter(|(_, n)| **n > 0).map(|(name, n)| (name.clone(), *n)).collect()
     }
-}
-
-fn named(filters: &Chain, counts: &[u64]) -> Vec<(Arc<str>, u64)> {
-    filters.names().zip(counts).filter(|(_, n)| **n > 0).map(|(name, n)| (name.clone(), *n)).collect()
 }
 
 /// One frame as the per-sample loop needs it.
@@ -165,7 +193,7 @@ impl Building {
 
     /// The next items are of this target and slot.
     pub fn section(&mut self, resolved: &Resolved, slot_ms: i64) {
-        self.sections.push(Section { origin: resolved.origin.clone(), layout: resolved.layout.clone(), slot_ms });
+        self.sections.push(Section { origin: resolved.origin.clone(), layout: resolved.layout.clone(), slot_ms, items: 0 });
     }
 
     /// Takes samples from a series on, until the batch is full; says where to go on after [`Building::finish`], `None` at the end.
@@ -240,6 +268,7 @@ impl Building {
             }
             self.items.push(item);
             self.sources.push((section, i as u32));
+            self.sections[section as usize].items += 1;
             if self.items.len() >= self.limits.items_max || body > self.limits.bytes_max {
                 return Some(i + 1);
             }
@@ -265,7 +294,7 @@ impl Building {
             content_type: self.encoder.content_type(),
             key: window.key(self.index, config),
         };
-        let last = self.sections.last().cloned();
+        let last = self.sections.last().map(|last| Section { items: u64::from(self.carry.is_some()), ..last.clone() });
         let part = Part {
             seq: window.seq,
             index: self.index,

@@ -4,6 +4,8 @@
 //! before the purge. *Bound*: one entry of each kind in memory, one look per [`FOLD_INTERVAL`]. *When full*: a ledger without room for the
 //! summary: that waits in `STRATA_STATE` from before the purge until there is.
 //!
+//! Bookings of minutes become one sheet per writer: whole hours where nothing was lost, minutes where something was. The newest ones of each writer stay.
+//!
 //! A summary carries [`FOLDED`], the sequence up to which it speaks: an entry of its kind at or below that sequence counts no more. So the sums
 //! are right at every moment, also between the summary and the purge, and a fold that was interrupted is only done again.
 
@@ -12,9 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bundled_nats::ledger::{Entry, Stage};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bundled_nats::ledger::{Booking, Entry, Stage, folded_minutes};
 use bundled_nats::port::{Error, Headers, Info, Log, Message, PublishError, Read, State};
 use bytes::Bytes;
+use sample::sheet::{Cell, Kind as Counted, Sheet, Term};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +55,9 @@ const BYTES_IN_FLIGHT: usize = 1 << 20;
 /// Where summaries wait that the ledger has no room for.
 const PENDING_KEY: &str = "ledger.fold";
 
+/// Number, whether it is a summary, sheet.
+type Booked = (u64, bool, Bytes);
+
 /// Stage, relay, reason.
 type Kind = (&'static str, String, String);
 
@@ -58,6 +66,29 @@ type Kind = (&'static str, String, String);
 struct Pending {
     upto: u64,
     entries: Vec<Entry>,
+    #[serde(default)]
+    sheets: Vec<Hours>,
+}
+
+/// The folded minutes of one writer.
+#[derive(Serialize, Deserialize)]
+struct Hours {
+    subject: String,
+    /// Number of the last booking in it.
+    number: u64,
+    /// A sheet, base64.
+    sheet: String,
+}
+
+/// What the oldest messages say.
+#[derive(Default)]
+struct Oldest {
+    upto: u64,
+    count: u64,
+    /// What no summary says yet.
+    kinds: BTreeMap<Kind, Option<Entry>>,
+    /// Bookings that count, by subject; none: a summary says it all.
+    bookings: BTreeMap<String, Vec<Booked>>,
 }
 
 /// Folds the ledger.
@@ -81,25 +112,22 @@ impl Fold {
         if fill <= FOLD_ABOVE {
             return Ok(false);
         }
-        let (upto, count, kinds) = self.oldest(&info, fill > URGENT_ABOVE).await?;
-        if count <= kinds.len() as u64 {
+        let Oldest { upto, count, kinds, bookings } = self.oldest(&info, fill > URGENT_ABOVE).await?;
+        let into = kinds.len() + bookings.len();
+        if count <= into as u64 {
             warn!(entries = info.messages, "the ledger is nearly full and cannot be folded further: losses may wait to be booked");
             return Ok(false);
         }
-        let entries: Vec<Entry> = kinds.into_values().flatten().collect();
-        for (k, entry) in entries.iter().enumerate() {
-            match self.publish(entry, upto).await {
-                Ok(()) => {}
-                // In the state the rest is as durable; what is published already is found again there.
-                Err(PublishError::Full(_)) => {
-                    self.put(&Pending { upto, entries: entries[k..].to_vec() }).await?;
-                    break;
-                }
-                Err(error) => return Err(unavailable(&error)),
-            }
+        let sheets = bookings.into_iter().filter(|(_, all)| !all.is_empty()).map(|(subject, all)| Hours::of(subject, &all)).collect();
+        let pending = Pending { upto, entries: kinds.into_values().flatten().collect(), sheets };
+        match self.publish_all(&pending).await {
+            Ok(()) => {}
+            // In the state it is as durable; what is published already is found again there.
+            Err(PublishError::Full(_)) => self.put(&pending).await?,
+            Err(error) => return Err(unavailable(&error)),
         }
         let purged = self.ledger.purge(upto + 1).await?;
-        info!(entries = purged, into = entries.len(), "the ledger's oldest entries were folded: their sums stay");
+        info!(entries = purged, into, "the ledger's oldest entries were folded: their sums stay");
         self.finish().await?;
         Ok(purged > 0)
     }
@@ -115,11 +143,7 @@ impl Fold {
         };
         // It was written before the purge, so the purge may be still to come.
         self.ledger.purge(pending.upto + 1).await?;
-        for entry in &pending.entries {
-            if self.folded(&kind_of(entry)).await? < pending.upto {
-                self.publish(entry, pending.upto).await.map_err(|error| unavailable(&error))?;
-            }
-        }
+        self.publish_all(&pending).await.map_err(|error| unavailable(&error))?;
         self.state.delete(PENDING_KEY).await
     }
 
@@ -128,28 +152,65 @@ impl Fold {
         self.state.put(PENDING_KEY, Bytes::from(value), 0).await.map(|_| ())
     }
 
-    async fn publish(&self, entry: &Entry, upto: u64) -> Result<(), PublishError> {
-        let mut headers = Headers::default();
+    /// Publishes what is not there yet.
+    async fn publish_all(&self, pending: &Pending) -> Result<(), PublishError> {
+        let upto = pending.upto;
+        for entry in &pending.entries {
+            let payload = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
+            self.publish(&subject_of(&kind_of(entry)), upto, Headers::default(), payload).await?;
+        }
+        for Hours { subject, number, sheet } in &pending.sheets {
+            let mut headers = Headers::default();
+            Booking { number: *number }.put(&mut headers);
+            match self.publish(&folded_minutes(subject), upto, headers, BASE64.decode(sheet).unwrap_or_default().into()).await {
+                Err(PublishError::TooLarge { bytes }) => warn!(subject, bytes, "the folded minutes are too large for the server: they go"),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, subject: &str, upto: u64, mut headers: Headers, payload: Bytes) -> Result<(), PublishError> {
+        let there = self.folded(subject).await.map_err(|error| PublishError::Unavailable(error.to_string()))?;
+        if there >= upto {
+            return Ok(());
+        }
         headers.insert("Nats-Msg-Id", format!("fold:{upto}:{:x}", rand::random::<u64>()));
         headers.insert(FOLDED, upto.to_string());
-        book::publish(&self.ledger, &subject_of(&kind_of(entry)), &headers, Bytes::from(serde_json::to_vec(entry).unwrap_or_default()))
-            .await
+        book::publish(&self.ledger, subject, &headers, payload).await.map(|_| ())
     }
 
-    /// Up to where a kind is folded already.
-    async fn folded(&self, kind: &Kind) -> Result<u64, Error> {
-        Ok(self.ledger.last(&subject_of(kind)).await?.as_ref().and_then(folded_to).unwrap_or(0))
+    /// Up to where a summary's subject is folded already.
+    async fn folded(&self, subject: &str) -> Result<u64, Error> {
+        Ok(self.ledger.last(subject).await?.as_ref().and_then(folded_to).unwrap_or(0))
     }
 
-    /// Adds up the oldest entries: up to where, how many, and what is not said by a summary yet, by kind.
-    async fn oldest(&self, info: &Info, urgent: bool) -> Result<(u64, u64, BTreeMap<Kind, Option<Entry>>), Error> {
+    /// Adds up the oldest entries.
+    async fn oldest(&self, info: &Info, urgent: bool) -> Result<Oldest, Error> {
         let wanted = info.first_seq + (info.messages / FOLD_SHARE).max(1);
         let mut read = self.ledger.read(info.first_seq, BYTES_IN_FLIGHT).await?;
-        let (mut upto, mut count) = (info.first_seq.saturating_sub(1), 0);
-        let mut kinds: BTreeMap<Kind, Option<Entry>> = BTreeMap::new();
+        let Oldest { mut upto, mut count, mut kinds, mut bookings } =
+            Oldest { upto: info.first_seq.saturating_sub(1), ..Oldest::default() };
         let mut folded: BTreeMap<Kind, u64> = BTreeMap::new();
         while upto + 1 < wanted {
             let message = next(&mut read).await?;
+            if let Some(booking) = Booking::get(&message.headers) {
+                if folded_to(&message).is_none() && self.is_last(&message, booking).await? {
+                    break;
+                }
+                (upto, count) = (message.seq, count + 1);
+                let subject = message.subject.replacen("strata.ledger.folded.", "strata.ledger.", 1);
+                let done = self.folded(&folded_minutes(&subject)).await?;
+                let all = bookings.entry(subject).or_default();
+                if message.seq > done {
+                    // A number that comes again replaces itself and what came after it.
+                    if folded_to(&message).is_none() {
+                        all.retain(|(number, is_summary, _)| *is_summary || *number < booking.number);
+                    }
+                    all.push((booking.number, folded_to(&message).is_some(), message.payload));
+                }
+                continue;
+            }
             let Ok(entry) = serde_json::from_slice::<Entry>(&message.payload) else {
                 warn!(subject = message.subject, payload = %String::from_utf8_lossy(&message.payload), "an entry of the ledger is unreadable: it goes");
                 (upto, count) = (message.seq, count + 1);
@@ -163,7 +224,7 @@ impl Fold {
             let done = match folded.get(&kind) {
                 Some(done) => *done,
                 None => {
-                    let done = self.folded(&kind).await?;
+                    let done = self.folded(&subject_of(&kind)).await?;
                     folded.insert(kind.clone(), done);
                     done
                 }
@@ -176,7 +237,13 @@ impl Fold {
                 }
             }
         }
-        Ok((upto, count, kinds))
+        Ok(Oldest { upto, count, kinds, bookings })
+    }
+
+    /// Whether a writer goes on from this booking, or may still make it again.
+    async fn is_last(&self, message: &Message, booking: Booking) -> Result<bool, Error> {
+        let last = self.ledger.last(&message.subject).await?.and_then(|last| Booking::get(&last.headers));
+        Ok(last.is_none_or(|last| booking.number + 1 >= last.number))
     }
 
     /// Whether a relay that starts again must find this entry, so as not to book the same once more; without a checkpoint, all that is known.
@@ -191,6 +258,29 @@ impl Fold {
         let found = self.state.get(&checkpoint::key(relay)).await?;
         let checkpoint = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
         Ok(checkpoint.is_none_or(|checkpoint| to > checkpoint.seq))
+    }
+}
+
+impl Hours {
+    /// Whole hours of what was read and is accounted for, minutes of the rest.
+    fn of(subject: String, bookings: &[Booked]) -> Self {
+        let mut hours = Sheet::default();
+        let is_plain = |cell: &Cell<'_>, terms: &[Term]| {
+            let of = |wanted: fn(Counted) -> bool| -> i64 {
+                terms.iter().zip(cell.counts).filter(|(term, _)| wanted(term.kind)).map(|(_, n)| n).sum()
+            };
+            let fates = of(|kind| matches!(kind, Counted::Delivered | Counted::Filtered | Counted::Rejected));
+            of(|kind| kind == Counted::Read) == fates && of(|kind| kind == Counted::Lost) == 0
+        };
+        for (number, _, payload) in bookings {
+            match Sheet::decode(payload, None) {
+                Ok(sheet) => hours.take(&sheet, is_plain),
+                Err(error) => warn!(subject, number, %error, "a booking of minutes is unreadable: it goes"),
+            }
+        }
+        hours.settle();
+        let number = bookings.iter().map(|(number, ..)| *number).max().unwrap_or(0);
+        Self { subject, number, sheet: BASE64.encode(hours.encode(0)) }
     }
 }
 
@@ -239,7 +329,7 @@ pub fn sums(messages: &[Message]) -> BTreeMap<(&'static str, String, String), (u
     sums
 }
 
-pub(super) async fn next(read: &mut Box<dyn Read>) -> Result<Message, Error> {
+pub(crate) async fn next(read: &mut Box<dyn Read>) -> Result<Message, Error> {
     match tokio::time::timeout(READ_MAX, read.next()).await {
         Ok(message) => message,
         Err(_) => Err(Error::Unavailable { operation: "read what is there", reason: "no answer".to_owned() }),

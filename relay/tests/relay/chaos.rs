@@ -98,6 +98,12 @@ async fn run(seed: u64, batch_time: Millis) -> usize {
     assert_eq!((after.totals.rejected, after.totals.filtered, after.totals.lost), (bad, twins, 0), "seed {seed}");
     assert_eq!(after.totals.delivered, good, "seed {seed}");
     relays.stop(Duration::from_secs(10)).await;
+    let statement = audited(&setup, (0, at + 120 * SLOT)).await;
+    let terms = &statement.relays[0];
+    assert!(statement.balanced, "seed {seed}: {:?}", statement.holes);
+    let told = (terms.delivered, terms.rejected, terms.filtered.get("twin").copied().unwrap_or(0), terms.in_stream);
+    assert_eq!(told, (good, bad, twins, 0), "seed {seed}");
+    assert_eq!(terms.scraped, good + bad + twins, "seed {seed}");
     let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for call in sink.calls() {
         assert_eq!(*by_key.entry(call.key.clone()).or_insert_with(|| call.lines.clone()), call.lines, "seed {seed}: one key, one body");

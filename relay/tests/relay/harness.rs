@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bundled_nats::ledger::Entry;
+use bundled_nats::ledger::{Booking, Entry};
 use bundled_nats::port::{Headers, Log, State};
 use bundled_nats::twin::Twin;
 use bytes::Bytes;
+use relay::audit::{Request, Statement};
 use relay::checkpoint::Checkpoint;
 use relay::run::Components;
 use relay::sink::{Answer, Batch, Limits, Sink};
@@ -341,11 +342,19 @@ pub async fn checkpoint(twin: &Twin, name: &str) -> Option<Checkpoint> {
 }
 
 pub fn ledger(twin: &Twin) -> Vec<Entry> {
-    twin.ledger.messages().iter().map(|message| serde_json::from_slice(&message.payload).expect("an entry")).collect()
+    let messages = twin.ledger.messages();
+    let entries = messages.iter().filter(|message| Booking::get(&message.headers).is_none());
+    entries.map(|message| serde_json::from_slice(&message.payload).expect("an entry")).collect()
 }
 
 pub fn status(relays: &Relays, name: &str) -> Status {
     relays.status().into_iter().find(|status| status.name == name).expect("it runs")
+}
+
+/// What an audit of all relays says of a range of slots.
+pub async fn audited(setup: &Setup, (from_ms, to_ms): (i64, i64)) -> Statement {
+    let request = Request { relays: setup.relays.clone(), from_ms, to_ms, selector: None };
+    relay::audit::audit(request, &setup.twin.streams(), |_| ()).await.expect("the twin is up")
 }
 
 /// The equation of a checkpoint.

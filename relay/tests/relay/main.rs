@@ -1,5 +1,6 @@
 //! Relays over the in-memory twin: the collector's side is the `sample` crate, the sinks follow a script.
 
+mod auditing;
 mod changing;
 mod chaos;
 mod delivery;

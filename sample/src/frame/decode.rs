@@ -269,6 +269,22 @@ fn decoded(frame: &FrameRef<'_>, origin: Arc<Origin>, layout: Arc<Layout>, gener
     Decoded { origin, layout, generation, kind, slot_ms, part, parts, flags, samples }
 }
 
+impl FrameRef<'_> {
+    /// The origin that a key frame carries; nothing else of its body is read. None: it is no key frame.
+    ///
+    /// *Errors*: its bytes are wrong.
+    pub fn origin(&self) -> Result<Option<Origin>, DecodeError> {
+        if self.kind != FrameKind::Key {
+            return Ok(None);
+        }
+        let mut raw = Vec::new();
+        if self.packed {
+            unpack(&mut None, &self.body, self.raw_len, &mut raw)?;
+        }
+        Origin::read(self.target, &mut Reader::new(if self.packed { &raw } else { &self.body })).map(Some)
+    }
+}
+
 /// Decompresses exactly `len` bytes.
 pub(crate) fn unpack(
     unpacker: &mut Option<Decompressor<'static>>,

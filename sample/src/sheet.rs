@@ -1,0 +1,467 @@
+//! Sheets: what became of samples and slots, counted per target and minute of nominal slots.
+//!
+//! *In*: counts of one frame or slot at a time. *Out*: their sums, and a compact form of them for the ledger. *Bound*: [`Sheet::rows`] rows of 16 bytes, and one
+//! line per target; the writer books before that is much. *When full*: does not apply. A reader refuses more than [`CELLS_MAX`] rows.
+//!
+//! Most targets have the same counts in every slot. So a row says how many slots it has, and only what differs from the target's **usual** counts; and a
+//! sheet may be written as the rest of another one, whose targets and usual counts its reader has.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::frame::{decode, encode, limit};
+use crate::varint::{Reader, put, put_signed, put_str};
+use crate::{DecodeError, Origin, TargetId};
+
+/// Version of the form.
+const VERSION: u8 = 1;
+/// The most bytes of a sheet before compression that a reader accepts.
+const RAW_BYTES_MAX: usize = 64 << 20;
+/// The most rows, empty ones included, that a reader accepts.
+pub const CELLS_MAX: usize = 4 << 20;
+/// The most terms.
+const TERMS_MAX: usize = 1024;
+/// Minutes of an hour, the other span a row may have.
+pub const HOUR: u8 = 60;
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Samples that a relay read, or that are known to be missing.
+    Read = 0,
+    /// Samples that its sink acknowledged, or that are of no consequence for it.
+    Delivered = 1,
+    /// Samples dropped on purpose, by filter or other reason.
+    Filtered = 2,
+    /// Samples that its sink will never take.
+    Rejected = 3,
+    /// Samples lost for it, by reason.
+    Lost = 4,
+}
+
+/// One column: what is counted, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Term {
+    /// What.
+    pub kind: Kind,
+    /// Why; empty where there is one way only.
+    pub reason: Box<str>,
+}
+
+/// A target as a sheet names it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Its identity; 0: nobody knows whose samples they are.
+    pub id: TargetId,
+    /// Its job's name in the configuration.
+    pub job: Box<str>,
+    /// Its label `instance`.
+    pub instance: Box<str>,
+}
+
+/// Counts of one target and minute, or hour.
+#[derive(Debug, Clone, Copy)]
+pub struct Cell<'a> {
+    /// The minute since the Unix epoch; of an hour its first.
+    pub minute: i64,
+    /// How many minutes: 1 or [`HOUR`].
+    pub span: u8,
+    /// The target.
+    pub target: &'a Named,
+    /// Slots, or frames.
+    pub slots: u32,
+    /// Per term of the sheet.
+    pub counts: &'a [i64],
+}
+
+/// Counts of many targets and minutes.
+#[derive(Debug, Clone, Default)]
+pub struct Sheet {
+    terms: Vec<Term>,
+    lines: Vec<Line>,
+    places: HashMap<TargetId, u32>,
+    rows: BTreeMap<(i64, u8), Vec<Row>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Line {
+    named: Named,
+    /// None: no slot was counted yet.
+    usual: Option<Vec<i64>>,
+    /// The counts of the newest slot: the next usual ones.
+    last: Vec<i64>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Row {
+    slots: u32,
+    /// What the counts are above `slots` times the usual ones.
+    #[expect(clippy::box_collection, reason = "most rows have none: 8 bytes instead of 24")]
+    more: Option<Box<Vec<i64>>>,
+}
+
+impl Kind {
+    /// Every kind, by number.
+    pub const ALL: [Self; 5] = [Self::Read, Self::Delivered, Self::Filtered, Self::Rejected, Self::Lost];
+}
+
+impl Named {
+    /// The name in a target's origin.
+    #[must_use]
+    pub fn of(origin: &Origin) -> Self {
+        let label = |name: &str| origin.labels.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value.as_str());
+        Self { id: origin.target, job: origin.attribute("job").unwrap_or_else(|| label("job")).into(), instance: label("instance").into() }
+    }
+}
+
+/// The minute of a slot.
+#[must_use]
+pub fn minute_of(slot_ms: i64) -> i64 {
+    slot_ms.div_euclid(60_000)
+}
+
+impl Sheet {
+    /// The column of a term; a new one at the end if there is none.
+    pub fn term(&mut self, kind: Kind, reason: &str) -> u32 {
+        let known = self.terms.iter().position(|term| term.kind == kind && &*term.reason == reason);
+        let place = known.unwrap_or_else(|| {
+            self.terms.push(Term { kind, reason: reason.into() });
+            self.terms.len() - 1
+        });
+        place as u32
+    }
+
+    /// The columns.
+    #[must_use]
+    pub fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+
+    /// The line of a target; `named` is asked for a new one.
+    pub fn line(&mut self, id: TargetId, named: impl FnOnce() -> Named) -> u32 {
+        *self.places.entry(id).or_insert_with(|| {
+            self.lines.push(Line { named: named(), ..Line::default() });
+            (self.lines.len() - 1) as u32
+        })
+    }
+
+    /// The targets, in the order of their lines.
+    pub fn targets(&self) -> impl ExactSizeIterator<Item = &Named> {
+        self.lines.iter().map(|line| &line.named)
+    }
+
+    /// The number of rows, empty ones included.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows.values().map(Vec::len).sum()
+    }
+
+    /// Whether nothing is counted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Counts at a line and minute: so many slots, and per term what they came to. Terms named twice add up.
+    pub fn add(&mut self, line: u32, minute: i64, slots: u32, counts: &[(u32, u64)]) {
+        let mut once: Vec<(u32, i64)> = Vec::with_capacity(counts.len());
+        for (term, n) in counts.iter().filter(|(_, n)| *n > 0) {
+            match once.iter_mut().find(|(known, _)| known == term) {
+                Some((_, sum)) => *sum = sum.wrapping_add(*n as i64),
+                None => once.push((*term, *n as i64)),
+            }
+        }
+        self.add_to((minute, 1), line, slots, &once);
+    }
+
+    fn add_to(&mut self, at: (i64, u8), line: u32, slots: u32, counts: &[(u32, i64)]) {
+        let index = line as usize;
+        let Some(of) = self.lines.get_mut(index) else { return };
+        let rows = self.rows.entry(at).or_default();
+        if rows.len() <= index {
+            rows.resize(index + 1, Row::default());
+        }
+        let row = &mut rows[index];
+        row.slots = row.slots.saturating_add(slots);
+        if slots == 1
+            && of.last.iter().filter(|n| **n != 0).count() == counts.len()
+            && same(&of.last, counts)
+            && of.usual.as_ref() == Some(&of.last)
+        {
+            return;
+        }
+        let width = self.terms.len();
+        let mut dense = vec![0i64; width];
+        counts.iter().for_each(|(term, n)| dense[*term as usize] = dense[*term as usize].wrapping_add(*n));
+        if slots > 0 {
+            let each = i64::from(slots);
+            let per_slot = dense.iter().all(|n| n % each == 0).then(|| dense.iter().map(|n| n / each).collect::<Vec<_>>());
+            of.usual.get_or_insert_with(|| per_slot.clone().unwrap_or_default());
+            of.last = per_slot.unwrap_or_else(|| std::mem::take(&mut of.last));
+        }
+        for (term, n) in dense.iter_mut().enumerate() {
+            *n = n.wrapping_sub(of.usual().get(term).copied().unwrap_or(0).wrapping_mul(i64::from(slots)));
+        }
+        row.differ(&dense);
+    }
+
+    /// Looks at every count that is not 0.
+    pub fn each(&self, mut look: impl FnMut(Cell<'_>)) {
+        let mut counts = vec![0i64; self.terms.len()];
+        for ((minute, span), rows) in &self.rows {
+            for (line, row) in self.lines.iter().zip(rows) {
+                if row.slots == 0 && row.more.is_none() {
+                    continue;
+                }
+                for (term, count) in counts.iter_mut().enumerate() {
+                    let usual = line.usual().get(term).copied().unwrap_or(0).wrapping_mul(i64::from(row.slots));
+                    *count = usual.wrapping_add(row.more.as_ref().and_then(|more| more.get(term)).copied().unwrap_or(0));
+                }
+                look(Cell { minute: *minute, span: *span, target: &line.named, slots: row.slots, counts: &counts });
+            }
+        }
+    }
+
+    /// Adds all of another sheet; cells of which `folds` says so to their hour.
+    pub fn take(&mut self, other: &Self, mut folds: impl FnMut(&Cell<'_>, &[Term]) -> bool) {
+        let terms: Vec<u32> = other.terms.iter().map(|term| self.term(term.kind, &term.reason)).collect();
+        other.each(|cell| {
+            let hour = cell.span == HOUR || folds(&cell, &other.terms);
+            let at = if hour { (cell.minute.div_euclid(i64::from(HOUR)) * i64::from(HOUR), HOUR) } else { (cell.minute, 1) };
+            let counts: Vec<(u32, i64)> = terms.iter().copied().zip(cell.counts.iter().copied()).filter(|(_, n)| *n != 0).collect();
+            let line = self.line(cell.target.id, || cell.target.clone());
+            self.add_to(at, line, cell.slots, &counts);
+        });
+    }
+
+    /// Makes the newest counts the usual ones, and forgets targets of which nothing is counted: before it is written whole.
+    pub fn settle(&mut self) {
+        for (index, line) in self.lines.iter_mut().enumerate() {
+            if line.usual.as_ref() == Some(&line.last) {
+                continue;
+            }
+            for rows in self.rows.values_mut() {
+                let Some(row) = rows.get_mut(index).filter(|row| row.slots > 0) else { continue };
+                let width = line.usual().len().max(line.last.len());
+                let at = |counts: &[i64], term: usize| counts.get(term).copied().unwrap_or(0);
+                let moved = |term| at(line.usual(), term).wrapping_sub(at(&line.last, term)).wrapping_mul(i64::from(row.slots));
+                let difference: Vec<i64> = (0..width).map(moved).collect();
+                row.differ(&difference);
+            }
+            line.usual = Some(line.last.clone());
+        }
+        let mut keep = vec![false; self.lines.len()];
+        for rows in self.rows.values() {
+            rows.iter().zip(&mut keep).filter(|(row, _)| row.slots > 0 || row.more.is_some()).for_each(|(_, keep)| *keep = true);
+        }
+        retain(&mut self.lines, &keep);
+        self.rows.values_mut().for_each(|rows| retain(rows, &keep));
+        self.places = self.lines.iter().zip(0..).map(|(line, place)| (line.named.id, place)).collect();
+    }
+
+    /// The same in parts of fewer targets each.
+    #[must_use]
+    pub fn parts(&self, count: usize) -> Vec<Self> {
+        let each = self.lines.len().div_ceil(count.max(1)).max(1);
+        let mut parts = vec![Self::default(); self.lines.len().div_ceil(each)];
+        self.each(|cell| {
+            let part = &mut parts[self.places[&cell.target.id] as usize / each];
+            let counts = self.terms.iter().zip(cell.counts).filter(|(_, n)| **n != 0);
+            let counts: Vec<(u32, i64)> = counts.map(|(term, n)| (part.term(term.kind, &term.reason), *n)).collect();
+            let line = part.line(cell.target.id, || cell.target.clone());
+            part.add_to((cell.minute, cell.span), line, cell.slots, &counts);
+        });
+        parts
+    }
+
+    /// Forgets the rows; targets and their usual counts stay: what a reader of the whole sheet knows.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+    }
+
+    /// Writes it as the rest of a sheet with the first `known` targets; 0: whole.
+    #[must_use]
+    pub fn encode(&self, known: usize) -> Vec<u8> {
+        let mut raw = Vec::new();
+        put(&mut raw, self.terms.len() as u64);
+        for term in &self.terms {
+            raw.push(term.kind as u8);
+            put_str(&mut raw, &term.reason);
+        }
+        let known = known.min(self.lines.len());
+        put(&mut raw, known as u64);
+        let new = &self.lines[known..];
+        put(&mut raw, new.len() as u64);
+        new.iter().for_each(|line| raw.extend_from_slice(&line.named.id.0.to_le_bytes()));
+        new.iter().for_each(|line| put_str(&mut raw, &line.named.job));
+        new.iter().for_each(|line| put_str(&mut raw, &line.named.instance));
+        for term in 0..self.terms.len() {
+            new.iter().for_each(|line| put_signed(&mut raw, line.usual().get(term).copied().unwrap_or(0)));
+        }
+        put(&mut raw, self.rows.len() as u64);
+        let mut before = 0;
+        for ((minute, span), rows) in &self.rows {
+            put_signed(&mut raw, minute.wrapping_sub(before));
+            before = *minute;
+            raw.push(*span);
+            put(&mut raw, rows.len() as u64);
+            rows.iter().for_each(|row| put(&mut raw, u64::from(row.slots)));
+            let more = || rows.iter().enumerate().filter_map(|(line, row)| Some((line, row.more.as_ref()?)));
+            put(&mut raw, more().count() as u64);
+            let mut after = 0;
+            for (line, counts) in more() {
+                put(&mut raw, (line - after) as u64);
+                after = line;
+                put(&mut raw, counts.iter().filter(|n| **n != 0).count() as u64);
+                for (term, n) in counts.iter().enumerate().filter(|(_, n)| **n != 0) {
+                    put(&mut raw, term as u64);
+                    put_signed(&mut raw, *n);
+                }
+            }
+        }
+        let (mut out, mut packed) = (vec![VERSION, 0], Vec::new());
+        if encode::pack(&mut None, &raw, &mut packed) && packed.len() + 10 < raw.len() {
+            out[1] = 1;
+            put(&mut out, raw.len() as u64);
+            out.extend_from_slice(&packed);
+        } else {
+            out.extend_from_slice(&raw);
+        }
+        out
+    }
+
+    /// Reads one; `base`: the sheet it is the rest of, its rows are not looked at.
+    ///
+    /// *Errors*: [`DecodeError::Version`] from a newer writer, [`DecodeError::Corrupt`] also where it is the rest of another sheet than `base`.
+    pub fn decode(bytes: &[u8], base: Option<&Self>) -> Result<Self, DecodeError> {
+        let mut head = Reader::new(bytes);
+        let version = head.u8("sheet version")?;
+        if version != VERSION {
+            return Err(DecodeError::Version(version));
+        }
+        let mut unpacked = Vec::new();
+        let raw = match head.u8("sheet codec")? {
+            0 => head.rest(),
+            1 => {
+                let len = head.varint("sheet length")?;
+                limit("sheet", len, RAW_BYTES_MAX)?;
+                decode::unpack(&mut None, head.rest(), len as usize, &mut unpacked)?;
+                &unpacked
+            }
+            _ => return Err(head.corrupt("sheet codec")),
+        };
+        let mut from = Reader::new(raw);
+        let mut sheet = Self { terms: read_terms(&mut from)?, ..Self::default() };
+        let known: usize = from.small("known targets")?;
+        let lines = base.map_or(&[][..], |base| &base.lines);
+        if known > lines.len() || base.is_some_and(|base| known > 0 && !sheet.terms.starts_with(&base.terms)) {
+            return Err(from.corrupt("known targets"));
+        }
+        sheet.lines.extend_from_slice(&lines[..known]);
+        read_lines(&mut from, &mut sheet.lines, sheet.terms.len())?;
+        sheet.places = sheet.lines.iter().zip(0..).map(|(line, place)| (line.named.id, place)).collect();
+        sheet.read_rows(&mut from)?;
+        Ok(sheet)
+    }
+
+    fn read_rows(&mut self, from: &mut Reader<'_>) -> Result<(), DecodeError> {
+        let (mut minute, mut cells) = (0i64, 0);
+        for _ in 0..from.count(4, "minutes")? {
+            minute = minute.wrapping_add(from.signed("minute")?);
+            let span = from.u8("span")?;
+            let count = from.count(1, "rows")?;
+            cells += count;
+            limit("rows", cells as u64, CELLS_MAX)?;
+            if count > self.lines.len() || !matches!(span, 1 | HOUR) {
+                return Err(from.corrupt("rows"));
+            }
+            let mut rows = Vec::with_capacity(count);
+            for _ in 0..count {
+                rows.push(Row { slots: from.small("slots")?, more: None });
+            }
+            let mut line = 0usize;
+            for _ in 0..from.count(2, "differences")? {
+                line = line.saturating_add(from.small("line")?);
+                let mut more = vec![0; self.terms.len()];
+                for _ in 0..from.count(2, "terms")? {
+                    let term: usize = from.small("term")?;
+                    *more.get_mut(term).ok_or_else(|| from.corrupt("term"))? = from.signed("count")?;
+                }
+                rows.get_mut(line).ok_or_else(|| from.corrupt("line"))?.more = Some(Box::new(more));
+            }
+            self.rows.insert((minute, span), rows);
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    fn usual(&self) -> &[i64] {
+        self.usual.as_deref().unwrap_or_default()
+    }
+}
+
+impl Row {
+    fn differ(&mut self, difference: &[i64]) {
+        if difference.iter().all(|n| *n == 0) {
+            return;
+        }
+        let more = self.more.get_or_insert_default();
+        if more.len() < difference.len() {
+            more.resize(difference.len(), 0);
+        }
+        more.iter_mut().zip(difference).for_each(|(sum, n)| *sum = sum.wrapping_add(*n));
+        if more.iter().all(|n| *n == 0) {
+            self.more = None;
+        }
+    }
+}
+
+/// Whether these are the counts, in any order, each term once.
+fn same(dense: &[i64], counts: &[(u32, i64)]) -> bool {
+    counts.iter().all(|(term, n)| *n != 0 && dense.get(*term as usize) == Some(n))
+}
+
+fn retain<T>(all: &mut Vec<T>, keep: &[bool]) {
+    let mut place = 0;
+    all.retain(|_| {
+        place += 1;
+        keep[place - 1]
+    });
+}
+
+fn read_terms(from: &mut Reader<'_>) -> Result<Vec<Term>, DecodeError> {
+    let count = from.count(2, "terms")?;
+    limit("terms", count as u64, TERMS_MAX)?;
+    let mut terms = Vec::with_capacity(count);
+    for _ in 0..count {
+        let kind = usize::from(from.u8("kind")?);
+        let kind = Kind::ALL.get(kind).copied().ok_or_else(|| from.corrupt("kind"))?;
+        terms.push(Term { kind, reason: from.str("reason")?.into() });
+    }
+    Ok(terms)
+}
+
+fn read_lines(from: &mut Reader<'_>, lines: &mut Vec<Line>, terms: usize) -> Result<(), DecodeError> {
+    let (first, count) = (lines.len(), from.count(10, "targets")?);
+    for _ in 0..count {
+        lines.push(Line { named: Named { id: TargetId(from.u64("target")?), ..Named::default() }, ..Line::default() });
+    }
+    let new = &mut lines[first..];
+    for line in new.iter_mut() {
+        line.named.job = from.str("job")?.into();
+    }
+    for line in new.iter_mut() {
+        line.named.instance = from.str("instance")?.into();
+    }
+    for _ in 0..terms {
+        for line in new.iter_mut() {
+            line.last.push(from.signed("usual count")?);
+        }
+    }
+    new.iter_mut().for_each(|line| line.usual = Some(line.last.clone()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

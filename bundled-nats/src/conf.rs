@@ -154,8 +154,10 @@ fn may_publish(role: Role) -> Vec<String> {
             }
             // Dead letters are trimmed by the relay that needs the space.
             subjects.push(format!("$JS.API.STREAM.PURGE.{}", streams::DEAD));
-            subjects.extend(read(streams::RAW));
-            subjects.extend(read(streams::STATE));
+            // The ledger for the audit.
+            for stream in [streams::RAW, streams::LEDGER, streams::STATE] {
+                subjects.extend(read(stream));
+            }
         }
     }
     subjects

@@ -6,6 +6,7 @@
 
 mod lanes;
 mod outage;
+mod progress;
 mod send;
 mod split;
 mod suspect;
@@ -24,11 +25,12 @@ use crate::book::Book;
 use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
 use crate::control::Control;
 use crate::dead::{Dead, Stopped};
-use crate::minutes::{Fate, Minutes, fates};
+use crate::minutes::{Minutes, fates};
 use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
 
 use outage::{GivenUp, Outage};
+use progress::Progress;
 use send::Sent;
 use suspect::Suspect;
 
@@ -61,27 +63,6 @@ enum Halt {
 impl From<Stopped> for Halt {
     fn from(Stopped: Stopped) -> Self {
         Halt::Stopped
-    }
-}
-
-/// What became of the batches of the message in hand.
-#[derive(Debug, Default, Clone)]
-struct Progress {
-    id: String,
-    batches: u32,
-    delivered: u64,
-    rejected: u64,
-    given_up: u64,
-    /// The same by target and slot.
-    fates: Vec<Fate>,
-}
-
-impl Progress {
-    fn add(&mut self, other: &Progress) {
-        self.fates.extend_from_slice(&other.fates);
-        self.delivered += other.delivered;
-        self.rejected += other.rejected;
-        self.given_up += other.given_up;
     }
 }
 
@@ -285,48 +266,8 @@ impl Deliver {
         if !outcome.offenders.is_empty() {
             self.dead.park(part, &outcome.offenders).await?;
         }
-        let progress = &mut self.progress;
-        progress.id = part.batch.key.split('/').next().unwrap_or_default().to_owned();
-        progress.batches = if part.is_shared { 0 } else { part.index + 1 };
-        progress.delivered += outcome.delivered;
-        progress.rejected += outcome.offenders.len() as u64;
-        progress.given_up += outcome.given_up.len() as u64;
-        let rejected = outcome.offenders.iter().map(|offender| offender.item);
-        progress.fates.extend(fates(part, rejected, outcome.given_up.iter().copied()));
+        self.progress.take(part, &outcome);
         Ok(())
-    }
-
-    /// Whether a life before this one was done with a part already.
-    fn resume(&mut self, part: &Part) -> bool {
-        let Some(partial) = &self.resumed else { return false };
-        let ours = part.batch.key.ends_with(&format!("/{}", self.checkpoint.config))
-            && part.batch.key.split('/').next() == Some(partial.id.as_str());
-        if !ours || part.index >= partial.batches {
-            self.resumed = None;
-            return false;
-        }
-        if part.index == 0 {
-            self.progress = Progress {
-                id: partial.id.clone(),
-                batches: partial.batches,
-                delivered: partial.delivered,
-                rejected: partial.rejected,
-                given_up: 0,
-                fates: Vec::new(),
-            };
-        }
-        self.progress.fates.extend(fates(part, std::iter::empty(), std::iter::empty()));
-        if part.index + 1 == partial.batches {
-            for (target, slot_ms, n) in &partial.rejects {
-                let rejected = |fate: &&mut Fate| (fate.target.0, fate.slot_ms) == (*target, *slot_ms) && fate.delivered >= *n;
-                if let Some(fate) = self.progress.fates.iter_mut().find(rejected) {
-                    fate.delivered -= n;
-                    fate.rejected += n;
-                }
-            }
-            self.resumed = None;
-        }
-        true
     }
 
     async fn marks(&mut self, marks: Vec<Mark>) -> Result<(), Halt> {
@@ -471,18 +412,7 @@ impl Deliver {
         let whole = self.suspects.is_empty() && progress.batches > 0 && progress.given_up == 0;
         // Asked for only where nothing is begun that the partial does not tell of.
         checkpoint.clean &= !self.half_sent && (whole || progress.delivered == 0);
-        checkpoint.partial = whole.then(|| Partial {
-            id: progress.id.clone(),
-            batches: progress.batches,
-            delivered: progress.delivered,
-            rejected: progress.rejected,
-            rejects: progress
-                .fates
-                .iter()
-                .filter(|fate| fate.rejected > 0)
-                .map(|fate| (fate.target.0, fate.slot_ms, fate.rejected))
-                .collect(),
-        });
+        checkpoint.partial = whole.then(|| progress.partial());
         match store.write(checkpoint).await {
             Ok(()) => {
                 self.dirty = false;

@@ -1,5 +1,6 @@
 //! The audit: what it says is what happened, and what does not add up has a name.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -8,7 +9,7 @@ use bundled_nats::port::{Headers, Log, State};
 use bundled_nats::twin::{Fault, Twin};
 use relay::audit::{Hole, Statement, Terms};
 use relay::minutes::Open;
-use relay::sink::Answer;
+use relay::sink::{Answer, Limits};
 use sample::TargetId;
 use sample::sheet::{Kind, Sheet, minute_of};
 
@@ -30,7 +31,7 @@ fn picky(twin: &Twin) -> Setup {
 type Told<'s> = (u64, u64, Vec<(&'s str, u64)>, u64, Vec<(&'s str, u64)>, u64);
 
 fn terms(statement: &Statement) -> Told<'_> {
-    fn list(reasons: &std::collections::BTreeMap<String, u64>) -> Vec<(&str, u64)> {
+    fn list(reasons: &BTreeMap<String, u64>) -> Vec<(&str, u64)> {
         reasons.iter().map(|(reason, n)| (reason.as_str(), *n)).collect()
     }
     let Terms { scraped, delivered, filtered, rejected, lost, in_stream, .. } = &statement.relays[0];
@@ -144,6 +145,67 @@ async fn what_is_lost_is_named_with_its_reason_and_the_sums_still_add_up() {
     holes.sort_unstable();
     assert_eq!(holes, [("corrupt", "", 5, true), ("max_age", "t1", 5, true), ("max_age", "t2", 5, true), ("rollback", "", 5, true)]);
     assert!(statement.balanced);
+}
+
+/// Slots, and samples by kind, of each target in the open sheet of a relay.
+async fn by_target(twin: &Twin) -> BTreeMap<String, (u32, BTreeMap<Kind, i64>)> {
+    let open = checkpoint(twin, "one").await.and_then(|checkpoint| checkpoint.minutes).expect("it was counted");
+    let sheet = relay::minutes::read(&twin.streams().ledger, &open).await.expect("up").expect("readable");
+    let mut all: BTreeMap<String, (u32, BTreeMap<Kind, i64>)> = BTreeMap::new();
+    sheet.each(|cell| {
+        let (slots, kinds) = all.entry(cell.target.instance.to_string()).or_default();
+        *slots += cell.slots;
+        for (term, n) in sheet.terms().iter().zip(cell.counts).filter(|(_, n)| **n != 0) {
+            *kinds.entry(term.kind).or_default() += n;
+        }
+    });
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_a_window_and_requests_of_a_part_count_at_their_own_targets() {
+    let twin = Twin::new(u64::MAX);
+    let mut setup = picky(&twin);
+    setup.relays[0].batch_time = config::Millis(1000);
+    setup.relays[0].hold.max_age = Some(config::Millis(60_000));
+    setup.options.trim = Some(twin.streams());
+    setup.lanes = 3;
+    setup.limits = Limits { bytes_max: 1 << 20, items_max: 6 };
+    // One series is away and is given up, wherever its request has others with it; one is refused.
+    let sink = setup.sink("one");
+    sink.set(|lines| match lines.iter().any(|line| line.contains("bad")) {
+        _ if lines.iter().any(|line| line.contains("\"b\"") && line.contains("\"t1\"")) => retry(),
+        true => reject(),
+        false => Answer::Delivered,
+    });
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (at, mut last) = (slot(0), 0);
+    for k in 0..4 {
+        for target in 1..=4 {
+            last = producer.publish(&[scrape(target, at + k * SLOT, &PAGE)]).await;
+        }
+    }
+    let relays = setup.start();
+    passed(&twin, "one", last).await;
+    relays.stop(Duration::from_secs(5)).await;
+    let delivered = sink.delivered();
+    let of = |target: u64| delivered.iter().filter(|line| line.contains(&format!("\"t{target}\""))).count() as i64;
+    let calls = sink.calls();
+    let targets = |call: &Call| (1..=4).filter(|t| call.lines.iter().any(|line| line.contains(&format!("\"t{t}\"")))).count();
+    assert!(calls.iter().any(|call| targets(call) > 1), "some requests have samples of several messages: {calls:?}");
+    let told = by_target(&twin).await;
+    assert_eq!(told.keys().collect::<Vec<_>>(), ["t1", "t2", "t3", "t4"]);
+    for target in 1..=4 {
+        let (slots, kinds) = &told[&format!("t{target}")];
+        let n = |kind| kinds.get(&kind).copied().unwrap_or(0);
+        assert_eq!((*slots, n(Kind::Read), n(Kind::Filtered), n(Kind::Delivered)), (4, 20, 8, of(target)), "t{target}: {kinds:?}");
+        assert_eq!(n(Kind::Rejected) + n(Kind::Lost), 12 - of(target), "t{target}: {kinds:?}");
+    }
+    let statement = audited(&setup, (at, at + 10 * SLOT)).await;
+    let (scraped, delivered, _, rejected, lost, _) = terms(&statement);
+    let (parked, lost) = (twin.dead.messages(), lost.iter().map(|(_, n)| n).sum::<u64>());
+    assert!(statement.balanced && rejected > 0 && lost > 0 && delivered > 0 && !parked.is_empty(), "{:?}", terms(&statement));
+    assert_eq!(scraped, delivered + 32 + rejected + lost);
 }
 
 #[tokio::test(start_paused = true)]

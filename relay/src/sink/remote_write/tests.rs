@@ -302,8 +302,8 @@ async fn each_answer_is_classified_in_both_versions() {
 #[tokio::test]
 async fn silence_and_a_cut_connection_are_retries_of_the_same_bytes() {
     let (url, task) = server(&["", "HTTP/1.1 204 No Content\r\ncontent-le", WRITTEN]).await;
-    let mut sink = built(json!({"url": url, "protobuf_message": V2, "timeout": "50ms"}));
-    assert_eq!(sink.send(&three(), 0..3).await, Answer::Retry { after: None, reason: "no answer within 50ms".to_owned() });
+    let mut sink = built(json!({"url": url, "protobuf_message": V2, "timeout": "1s"}));
+    assert_eq!(sink.send(&three(), 0..3).await, Answer::Retry { after: None, reason: "no answer within 1s".to_owned() });
     sink.timeout = Duration::from_secs(10);
     let answer = sink.send(&three(), 0..3).await;
     assert!(matches!(answer, Answer::Retry { after: None, .. }), "{answer:?}");

@@ -94,7 +94,8 @@ fn seeds_of_fuzzing_can_be_written() {
         inputs.iter().zip(0..).for_each(|(input, number): (&Vec<u8>, usize)| {
             std::fs::write(folder.join(format!("{number:03}")), input).expect("written");
         });
-        assert_eq!(std::fs::read_dir(folder).expect("made").count(), inputs.len());
+        // What earlier runs found may be there too.
+        assert!(!inputs.is_empty() && std::fs::read_dir(folder).expect("made").count() >= inputs.len(), "{name}");
     }
 }
 

@@ -54,8 +54,8 @@ feeds:
     telegraf.stop().await?;
     let before = telegraf.samples()?.0.len();
 
-    // The agent is away; Strata goes on, is killed and started again.
-    scene::more_rounds(&exporters, 8, LIMIT).await?;
+    // The agent is away for a minute and more; Strata goes on, is killed and started again.
+    scene::more_rounds(&exporters, 60, LIMIT).await?;
     let children = process::children(strata.pid()?);
     process::signal(strata.pid()?, Signal::SIGKILL);
     strata.gone(children).await?;

@@ -3,7 +3,8 @@
 //! *In*: nothing. *Out*: a process whose memory follows what it uses. *Bound*: [`ARENAS_MAX`] arenas. *When full*: does not apply.
 //!
 //! By default glibc makes eight arenas per core and, once a large buffer was freed, keeps buffers of that size inside them: what a start or a burst
-//! took is then never given back. An allocator of our own choice (jemalloc, mimalloc) was measured to need more memory here, not less.
+//! took is then never given back. jemalloc and mimalloc, preloaded on the same targets, needed more memory than this; jemalloc as little only where
+//! it gives every free page back at once, for more processor time.
 
 /// Arenas that threads share. More: memory that one arena has free and another one lacks; fewer: threads that wait for each other.
 #[cfg(target_env = "gnu")]

@@ -21,8 +21,7 @@ use crate::template::{self, Route, Template};
 /// Of a series whose text is shared with other targets.
 const SHARED: u16 = u16::MAX;
 
-/// Text that a relay keeps. Larger: memory, at about 160 bytes per series; smaller: more samples whose labels are rendered again, at about
-/// 0.1 µs each.
+/// Text that a relay keeps. Larger: memory, at about 160 bytes per series as JSON; smaller: more samples whose labels are rendered again.
 const RENDERED_BYTES_MAX: usize = 8 << 20;
 
 /// Rendered series: of one layout, shared by its targets, or of one target with all labels. In the former a series has no text whose own

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::api::audit::AuditQuery;
 use crate::client::Api;
 use crate::place::Place;
-use crate::{FAILED, Output, USAGE, fail, tap, times};
+use crate::{Output, ask, tap, times, usage};
 
 /// Holes that are printed for a person; JSON has them all.
 const SHOWN_MAX: usize = 40;
@@ -42,12 +42,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> ExitCode {
-    let now = times::now_ms();
-    let (from_ms, to_ms) = match (times::parse(&args.from, now), times::parse(&args.to, now)) {
-        (Ok(from), Ok(to)) if from <= to => (from, to),
-        (Ok(from), Ok(to)) => return usage(&format!("--from {} is not before --to {}", times::show(from), times::show(to))),
-        (Err(message), _) => return usage(&format!("--from: {message}")),
-        (_, Err(message)) => return usage(&format!("--to: {message}")),
+    let (from_ms, to_ms) = match times::range(&args.from, &args.to, times::now_ms(), 0) {
+        Ok(range) => range,
+        Err(message) => return usage(&message),
     };
     let relay = (!args.relay.is_empty()).then(|| args.relay.join(","));
     let query = AuditQuery { from_ms, to_ms, relay, selector: args.selector.clone() };
@@ -55,17 +52,7 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         Ok(api) => api,
         Err(code) => return code,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime");
-    match runtime.and_then(|runtime| runtime.block_on(follow(&api, &query, args.output))) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(FAILED),
-        Err(error) => fail(&error),
-    }
-}
-
-fn usage(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
-    ExitCode::from(USAGE)
+    ask(follow(&api, &query, args.output))
 }
 
 /// Waits for the statement and prints it; whether it is balanced.

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use crate::api::model::{Changed, PauseRequest};
 use crate::place::Place;
-use crate::{Output, USAGE, fail, times};
+use crate::{Output, fail, times, usage};
 
 #[derive(clap::Args)]
 pub(crate) struct Pause {
@@ -38,10 +38,7 @@ pub(crate) struct Resume {
 pub(crate) fn pause(args: &Pause) -> ExitCode {
     let until_ms = match args.until.as_deref().map(|until| times::later(until, times::now_ms())).transpose() {
         Ok(until_ms) => until_ms,
-        Err(message) => {
-            eprintln!("error: --until: {message}");
-            return ExitCode::from(USAGE);
-        }
+        Err(message) => return usage(&format!("--until: {message}")),
     };
     change(&args.place, &format!("/api/v1/relays/{}/pause", args.name), PauseRequest { until_ms }, args.output)
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::api::model::Replay;
 use crate::client::Api;
 use crate::place::Place;
-use crate::{FAILED, Output, USAGE, fail, times};
+use crate::{Output, ask, times, usage};
 
 /// Between two looks at the progress.
 const POLL: Duration = Duration::from_millis(500);
@@ -46,30 +46,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> ExitCode {
-    let now = times::now_ms();
-    let (from_ms, to_ms) = match (times::parse(&args.from, now), times::parse(&args.to, now)) {
-        (Ok(from), Ok(to)) if from < to => (from, to),
-        (Ok(from), Ok(to)) => return usage(&format!("--from {} is not before --to {}", times::show(from), times::show(to))),
-        (Err(message), _) => return usage(&format!("--from: {message}")),
-        (_, Err(message)) => return usage(&format!("--to: {message}")),
+    let (from_ms, to_ms) = match times::range(&args.from, &args.to, times::now_ms(), 1) {
+        Ok(range) => range,
+        Err(message) => return usage(&message),
     };
     let request = Replay { relay: args.relay.clone(), from_ms, to_ms, rate: args.rate, again: args.again };
     let api = match args.place.api(true) {
         Ok(api) => api,
         Err(code) => return code,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime");
-    let done = runtime.and_then(|runtime| runtime.block_on(replay(&api, &request, args.output)));
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(FAILED),
-        Err(error) => fail(&error),
-    }
-}
-
-fn usage(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
-    ExitCode::from(USAGE)
+    ask(replay(&api, &request, args.output))
 }
 
 /// Starts it and follows it; whether it ended well.

@@ -31,6 +31,16 @@ pub(crate) fn parse(text: &str, now_ms: i64) -> Result<i64, String> {
     }
 }
 
+/// The range of `--from` and `--to`, at least `span_min_ms` long. *Errors*: a sentence that names the flag.
+pub(crate) fn range(from: &str, to: &str, now_ms: i64, span_min_ms: i64) -> Result<(i64, i64), String> {
+    let from = parse(from, now_ms).map_err(|message| format!("--from: {message}"))?;
+    let to = parse(to, now_ms).map_err(|message| format!("--to: {message}"))?;
+    if to.saturating_sub(from) < span_min_ms {
+        return Err(format!("--from {} is not before --to {}", show(from), show(to)));
+    }
+    Ok((from, to))
+}
+
 /// A point in time after `now_ms`: `in 10m`, `10m`, `HH:MM` (UTC, the next one) or RFC 3339.
 pub(crate) fn later(text: &str, now_ms: i64) -> Result<i64, String> {
     let text = text.trim();

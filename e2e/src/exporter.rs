@@ -79,7 +79,7 @@ impl Exporter {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let inner = Inner { manner: Manner::Well, next_round: 0, is_frozen: false, served: Vec::new(), breaks: Vec::new() };
         let state = Arc::new(State { page, port: listener.local_addr()?.port(), inner: Mutex::new(inner) });
-        let task = tokio::spawn(accept(listener, Arc::clone(&state)));
+        let task = tokio::spawn(http1::accept(listener, Arc::clone(&state), serve));
         Ok(Self { state, task })
     }
 
@@ -152,17 +152,6 @@ impl Exporter {
 impl Drop for Exporter {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, state: Arc<State>) {
-    let mut connections = tokio::task::JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let state = Arc::clone(&state);
-        connections.spawn(async move {
-            // A peer that goes away in the middle is one of the things that happen here.
-            drop(serve(Connection::new(stream), state).await);
-        });
     }
 }
 

@@ -65,7 +65,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let state = Arc::new(State { route: Box::new(route), inner: Mutex::default() });
-        let task = tokio::spawn(accept(listener, Arc::clone(&state)));
+        let task = tokio::spawn(http1::accept(listener, Arc::clone(&state), serve));
         Ok(Self { port, state, task })
     }
 
@@ -94,17 +94,6 @@ impl Drop for Proxy {
 impl State {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no holder panics")
-    }
-}
-
-async fn accept(listener: TcpListener, state: Arc<State>) {
-    let mut connections = tokio::task::JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let state = Arc::clone(&state);
-        connections.spawn(async move {
-            // A peer that goes away in the middle is one of the things that happen here.
-            drop(serve(Connection::new(stream), state).await);
-        });
     }
 }
 

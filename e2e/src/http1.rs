@@ -4,16 +4,30 @@
 //! beyond them gets an error. A real server library would mend the very faults that the tests stage.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// A connection with its read buffer.
 pub type Connection = BufReader<TcpStream>;
+
+/// Serves each connection in a task of its own, until it is dropped.
+pub async fn accept<S, F>(listener: TcpListener, state: Arc<S>, serve: impl Fn(Connection, Arc<S>) -> F)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        // A peer that goes away in the middle is one of the things that happen here.
+        connections.spawn(serve(Connection::new(stream), Arc::clone(&state)));
+    }
+}
 
 /// Start line, headers and body of a request or a response.
 #[derive(Debug, Clone, Default)]

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::Result;
 use prost::Message as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use crate::http1::{self, Connection};
 
@@ -86,7 +86,7 @@ impl Receiver {
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (port, received) = (listener.local_addr()?.port(), Arc::new(Mutex::new(Received::default())));
-        let task = tokio::spawn(accept(listener, Arc::clone(&received)));
+        let task = tokio::spawn(http1::accept(listener, Arc::clone(&received), serve));
         Ok(Self { received, port, task })
     }
 
@@ -107,16 +107,7 @@ impl Drop for Receiver {
     }
 }
 
-async fn accept(listener: TcpListener, received: Arc<Mutex<Received>>) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        // A sender that is ended in the middle of a request is no fault of the receiver.
-        connections.spawn(serve(stream, Arc::clone(&received)));
-    }
-}
-
-async fn serve(stream: TcpStream, received: Arc<Mutex<Received>>) -> std::io::Result<()> {
-    let mut connection = Connection::new(stream);
+async fn serve(mut connection: Connection, received: Arc<Mutex<Received>>) -> std::io::Result<()> {
     while let Some(request) = http1::read(&mut connection).await? {
         let status = {
             let mut received = received.lock().expect("no holder panics");

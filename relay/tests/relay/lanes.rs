@@ -21,6 +21,14 @@ fn lanes(twin: &Twin) -> Setup {
     setup
 }
 
+/// Lanes whose sink has this answer for every request with one of the series in it.
+fn refused(twin: &Twin, answer: fn() -> Answer) -> (Setup, Scripted) {
+    let setup = lanes(twin);
+    let sink = setup.sink("one");
+    sink.set(move |lines| if lines.iter().any(|line| named(line) == "s_3") { answer() } else { Answer::Delivered });
+    (setup, sink)
+}
+
 async fn publish(producer: &mut Producer, slots: std::ops::Range<i64>) {
     let names: Vec<String> = (0..SERIES).map(|i| format!("s_{i}")).collect();
     for k in slots {
@@ -69,9 +77,7 @@ async fn the_requests_of_a_part_are_on_their_way_together_and_each_series_keeps_
 #[tokio::test(start_paused = true)]
 async fn a_lane_that_fails_sends_its_own_again_and_the_position_waits_for_it() {
     let twin = Twin::new(u64::MAX);
-    let setup = lanes(&twin);
-    let sink = setup.sink("one");
-    sink.set(|lines| if lines.iter().any(|line| named(line) == "s_3") { retry() } else { Answer::Delivered });
+    let (setup, sink) = refused(&twin, retry);
     publish(&mut Producer::new(&twin, "p", 1), 1..3).await;
     let relays = setup.start();
     until("the others are delivered, and it was tried again", || {
@@ -95,9 +101,7 @@ async fn a_lane_that_fails_sends_its_own_again_and_the_position_waits_for_it() {
 #[tokio::test(start_paused = true)]
 async fn what_a_lane_refuses_is_found_while_the_others_deliver() {
     let twin = Twin::new(u64::MAX);
-    let setup = lanes(&twin);
-    let sink = setup.sink("one");
-    sink.set(|lines| if lines.iter().any(|line| named(line) == "s_3") { reject() } else { Answer::Delivered });
+    let (setup, sink) = refused(&twin, reject);
     publish(&mut Producer::new(&twin, "p", 1), 1..3).await;
     let relays = setup.start();
     let after = passed(&twin, "one", 2).await;
@@ -111,9 +115,7 @@ async fn what_a_lane_refuses_is_found_while_the_others_deliver() {
 #[tokio::test(start_paused = true)]
 async fn after_a_kill_the_same_requests_go_again_under_the_same_keys() {
     let twin = Twin::new(u64::MAX);
-    let setup = lanes(&twin);
-    let sink = setup.sink("one");
-    sink.set(|lines| if lines.iter().any(|line| named(line) == "s_3") { retry() } else { Answer::Delivered });
+    let (setup, sink) = refused(&twin, retry);
     publish(&mut Producer::new(&twin, "p", 1), 1..2).await;
     let relays = setup.start();
     until("the others are delivered", || sink.delivered().len() > 30 && sink.calls().len() >= 4).await;
@@ -132,9 +134,7 @@ async fn after_a_kill_the_same_requests_go_again_under_the_same_keys() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_the_lanes_that_are_answered_and_not_for_one_that_is_refused() {
     let twin = Twin::new(u64::MAX);
-    let setup = lanes(&twin);
-    let sink = setup.sink("one");
-    sink.set(|lines| if lines.iter().any(|line| named(line) == "s_3") { retry() } else { Answer::Delivered });
+    let (setup, sink) = refused(&twin, retry);
     publish(&mut Producer::new(&twin, "p", 1), 1..2).await;
     let relays = setup.start();
     until("one is refused", || sink.calls().len() >= 5).await;

@@ -93,14 +93,15 @@ impl Board {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
     }
 
-    /// Takes one look at what moves.
-    pub(crate) fn look(&self, stream: Option<Info>, dead: Option<Info>) {
+    /// Takes one look at what moves; `dead`: the stream of dead letters, where it was asked.
+    pub(crate) fn look(&self, dead: Option<Info>) {
         let seen = self.with_parts(|parts| {
             let telemetry = parts.collector.as_ref().map(Collector::telemetry);
             let counts = telemetry.map_or((0, 0), |t| (t.scraped_samples.get(), t.published_bytes.get()));
-            (counts, parts.relays.as_ref().map(Relays::status).unwrap_or_default())
+            let relays = parts.relays.as_ref();
+            (counts, relays.map(Relays::status).unwrap_or_default(), relays.and_then(Relays::stream))
         });
-        let ((scraped, published_bytes), relays) = seen.unwrap_or_default();
+        let ((scraped, published_bytes), relays, stream) = seen.unwrap_or_default();
         let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
         let mut pulse = self.pulse();
         pulse.look(Instant::now(), stream, dead, scraped, published_bytes, &relays);

@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const WINDOW: usize = 60;
 /// Looks per point of a history.
 const LOOKS_PER_POINT: u64 = 2;
+/// Looks per question for the dead letters. Larger: they are seen later; smaller: more requests to an idle server.
+const LOOKS_PER_DEAD: u64 = 5;
 /// Points of a history: the last five minutes.
 const POINTS: usize = 150;
 /// Shortest time that says something about a rate.
@@ -69,11 +71,13 @@ pub(crate) struct Pulse {
 pub(crate) async fn run(board: std::sync::Arc<Board>, streams: Streams, stop: CancellationToken) {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(looks.tick()).await.is_some() {
-        let Some((stream, dead)) = stop.run_until_cancelled(async { (streams.raw.info().await, streams.dead.info().await) }).await else {
-            return;
+    for look in 0_u64.. {
+        let dead = async {
+            looks.tick().await;
+            if look.is_multiple_of(LOOKS_PER_DEAD) { streams.dead.info().await.ok() } else { None }
         };
-        board.look(stream.ok(), dead.ok());
+        let Some(dead) = stop.run_until_cancelled(dead).await else { return };
+        board.look(dead);
     }
 }
 

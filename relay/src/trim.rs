@@ -1,7 +1,7 @@
 //! The trim: the only thing that frees space in `STRATA_RAW`.
 //!
 //! *In*: every relay's durable checkpoint, running replays, the replay window. *Out*: purges of what nobody needs; requests to relays to give
-//! up what their `hold` does not cover, or what a full stream has no room for. *Bound*: one look per [`TRIM_INTERVAL`]. *When full*: first the
+//! up what their `hold` does not cover, or what a full stream has no room for. *Bound*: one look per [`TRIM_INTERVAL`], or [`CALM_INTERVAL`]. *When full*: first the
 //! replay window shrinks, then relays that left the configuration and replays hold no more, then the relay that lags most gives up its oldest,
 //! unless its `on_full` is `block`.
 
@@ -40,6 +40,9 @@ pub use watch::Watch;
 
 /// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while half of the stream is free and no relay has a `hold` of its own. A look is a dozen requests, which an idle server feels.
+const CALM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Share of `max_bytes` below which "full" means another limit: the volume's. Above, a large message met the ordinary wall.
 const LOWER_WALL_BELOW: f64 = 0.9;
@@ -88,6 +91,8 @@ pub struct Trim {
     /// Configured relays whose checkpoint is there and cannot be understood.
     unreadable: HashSet<String>,
     blocked: bool,
+    /// The last look saw nothing that could become urgent before [`CALM_INTERVAL`] is over.
+    calm: bool,
     /// Bytes at which a publisher was told the stream is full: the wall, where it is lower than `max_bytes`.
     wall: Option<(u64, Instant)>,
 }
@@ -114,6 +119,7 @@ impl Trim {
             returned: HashSet::new(),
             unreadable: HashSet::new(),
             blocked: false,
+            calm: false,
             wall: None,
         }
     }
@@ -122,6 +128,9 @@ impl Trim {
     pub async fn look(&mut self, told: bool) -> Result<(), Error> {
         self.replan();
         let info = self.streams.raw.info().await?;
+        let limited =
+            self.plan.subjects.iter().any(|subject| subject.relay.hold.max_age.is_some() || subject.relay.hold.max_bytes.is_some());
+        self.calm = !told && !limited && info.bytes < info.max_bytes / 2;
         if info.messages == 0 {
             return Ok(());
         }
@@ -340,11 +349,12 @@ impl Lasting for Trim {
                 (Ok(()), true) => info!("trims again"),
                 _ => {}
             }
+            let pause = if looked.is_ok() && self.calm { CALM_INTERVAL } else { TRIM_INTERVAL };
             told = tokio::select! {
                 () = stop.cancelled() => return,
                 () = full.notified() => true,
                 () = wake.notified() => false,
-                () = tokio::time::sleep(TRIM_INTERVAL) => false,
+                () = tokio::time::sleep(pause) => false,
             };
         }
     }

@@ -4,8 +4,8 @@
 #   make demo     an outage, a kill -9, the catch-up and the final count, in under a minute after the build
 #   make test     everything: format, lints, licences, unit tests, end-to-end tests against real servers
 #   make fuzz     each target for FUZZ_SECONDS (60) over what earlier runs found, which is kept in $STRATA_CACHE
-#   make bench    parse, frame, filter and encode by themselves, then the whole process on 28 targets; PEER=1 adds vmagent and Prometheus,
-#                 BENCH_ARGS='--out docs/benchmarks.md' writes the page
+#   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus (50 minutes);
+#                 BENCH_ARGS='--only 28 --strata-only' is a part of it, BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
@@ -39,7 +39,7 @@ run:
 	@tools/run.sh
 
 demo: build
-	cargo build --locked -p e2e --bin demo
+	cargo build --locked --workspace --bin demo
 	@target/debug/demo
 
 fmt:
@@ -58,19 +58,20 @@ unit:
 
 e2e:
 	$(RELEASE)
-	cargo test --locked -p e2e -- --test-threads 2
+	cargo test --workspace --locked --test e2e -- --test-threads 2
 
+# Both in one call: with other packages selected, dependencies have other features, and are built anew.
 test:
 	@tools/setup.sh build test
 	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory e2e
+	$(RELEASE)
+	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --locked -- --test-threads 2
 
 bench: build
-	@if [ -n "$(PEER)" ]; then tools/setup.sh bench; fi
+	@tools/setup.sh bench
 	cargo bench --locked -p sample -p collector -p relay --bench '*' -- $(BENCH_FLAGS)
-	cargo build --locked -p e2e --bin bench
-	@target/debug/bench $(if $(PEER),--peer) $(BENCH_ARGS)
+	cargo build --locked --workspace --bin bench
+	@target/debug/bench $(BENCH_ARGS)
 
 # libFuzzer's instrumentation needs flags of the code generator, no nightly toolchain.
 fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -86,5 +87,5 @@ fuzz:
 	done
 
 soak: build
-	cargo build --locked -p e2e --bin soak
+	cargo build --locked --workspace --bin soak
 	@target/debug/soak --out docs/soak.md $(SOAK_FLAGS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Programs that Debian 12 packages and the tests start: `tools/debian.sh prometheus|victoria-metrics|etcd|haproxy|collectd|nats-server|node_exporter`.
+# Programs that Debian 12 packages and the tests start: `tools/debian.sh prometheus|victoria-metrics|vmagent|etcd|haproxy|collectd|nats-server|node_exporter`.
 # Unpacked, not installed: no service starts and the system stays as it is. Prints the folder, in which usr/ is; fails where
 # apt does not have these versions, as do the tests that need them.
 . "$(dirname "$0")/lib.sh"
@@ -13,6 +13,11 @@ case ${1:-} in
   victoria-metrics)
     folder=debian-victoria-metrics-1.79.5
     packages="victoria-metrics=1.79.5+ds1-2+b5 bb437c10c5aa7c6a293acbb93828bd726dded618aa4bf3f4b45bef24c6d2f6f0"
+    ;;
+  vmagent) # of the same package as the database
+    folder=debian-vmagent-1.79.5
+    packages="victoria-metrics=1.79.5+ds1-2+b5 bb437c10c5aa7c6a293acbb93828bd726dded618aa4bf3f4b45bef24c6d2f6f0"
+    keep=usr/bin/vmagent
     ;;
   etcd)
     folder=debian-etcd-3.4.23
@@ -39,7 +44,7 @@ libprotobuf-c1=1.4.1-1+b1 e99b3091938bfbd55b24e95587b868ba735e38e4adbcb9942c6993
     folder=node_exporter-1.5.0-1+b6
     packages="prometheus-node-exporter=1.5.0-1+b6 8cb5b39627595ea2cf3cd27be593e0e9af87023d29e1c5b8487e2f9510097e09"
     ;;
-  *) say "usage: tools/debian.sh prometheus|victoria-metrics|etcd|haproxy|collectd|nats-server|node_exporter"; exit 2 ;;
+  *) say "usage: tools/debian.sh prometheus|victoria-metrics|vmagent|etcd|haproxy|collectd|nats-server|node_exporter"; exit 2 ;;
 esac
 
 fetch() {
@@ -51,8 +56,9 @@ fetch() {
     dpkg -x ./*.deb .
     rm ./*.deb
   done <<<"$packages"
-  # What no test starts.
-  rm -rf usr/share/doc usr/share/man usr/share/prometheus usr/bin/vm[abr]* usr/bin/vmctl
+  # What nobody starts.
+  rm -rf usr/share/doc usr/share/man usr/share/prometheus
+  if [ -n "${keep:-}" ]; then find usr -type f ! -path "$keep" -delete; else rm -rf usr/bin/vm[abr]* usr/bin/vmctl; fi
 }
 
 have apt-get || { say "strata setup: $1 comes from Debian 12, and there is no apt-get here"; exit 1; }

@@ -67,6 +67,8 @@ for purpose in "$@"; do
     bench)
       cached vmagent-1.140.0 "vmagent from its Go module: a peer of the benchmark"
       cached prometheus-3.15.0 "Prometheus 3.15 from its Go module: a peer of the benchmark (some minutes to build)"
+      cached debian-prometheus-2.42.0 "Prometheus 2.42 from apt, unpacked: a peer of the benchmark"
+      cached debian-vmagent-1.79.5 "vmagent 1.79.5 from apt, unpacked: a peer of the benchmark"
       ;;
     *) say "usage: tools/setup.sh build|run|test|bench ..."; exit 2 ;;
   esac
@@ -101,6 +103,7 @@ for purpose in "$@"; do
     bench)
       "$TOOLS/vmagent.sh" >/dev/null
       "$TOOLS/prometheus3.sh" >/dev/null
+      for program in prometheus vmagent; do "$TOOLS/debian.sh" "$program" >/dev/null; done
       ;;
   esac
 done

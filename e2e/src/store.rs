@@ -8,7 +8,11 @@ use async_nats::jetstream::{self, stream::Stream};
 use base64::Engine;
 use serde_json::Value;
 
+use crate::page::mix;
 use crate::strata::Strata;
+
+/// A message of [`Store::fill`].
+const FILL_MESSAGE_BYTES: u64 = 512 * 1024;
 
 /// A connection to the bundled server.
 pub struct Store {
@@ -42,6 +46,19 @@ impl Store {
     /// *Errors*: no such stream.
     pub async fn bytes(&self, name: &str) -> Result<u64> {
         Ok(self.stream(name).await?.cached_info().state.bytes)
+    }
+
+    /// Fills the raw stream with messages of a producer of its own, which are none of Strata's: each [`FILL_MESSAGE_BYTES`] of noise.
+    ///
+    /// *Errors*: the server refuses one.
+    pub async fn fill(&self, bytes: u64) -> Result<()> {
+        let mut noise = vec![0; FILL_MESSAGE_BYTES as usize];
+        for number in 0..bytes.div_ceil(FILL_MESSAGE_BYTES) {
+            // Different each time: nothing in between may make the store smaller.
+            noise.chunks_exact_mut(8).zip(number << 32..).for_each(|(chunk, n)| chunk.copy_from_slice(&mix(n).to_le_bytes()));
+            self.context.publish("strata.raw.0.filler", noise.clone().into()).await?.await?;
+        }
+        Ok(())
     }
 
     /// Payloads of all messages of a stream as JSON, oldest first; booked minutes are none and left out.

@@ -3,6 +3,8 @@
 //! *In*: a target and its slots. *Out*: frames, a [`Status`], counted misses. *Bound*: [`REQUESTS_MAX`] requests in flight, one large page
 //! per core at a time. *When full*: a slot that cannot start in time is missed and counted; there is never a burst to catch up.
 
+mod intake;
+mod page;
 mod work;
 
 use std::panic::AssertUnwindSafe;
@@ -14,21 +16,18 @@ use futures::FutureExt as _;
 use sample::{Interner, TargetId};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Answer, Buffers, Client, Failure};
+use crate::client::{Buffers, Client, Failure};
 use crate::publish::Link;
 use crate::slot::{Clock, Missed, Slots};
 use crate::target::{Target, as_map};
 use crate::telemetry::Telemetry;
 
-use work::{Done, Got, Work};
+use work::Work;
 
 /// Requests in flight over all targets; larger: sockets and memory, smaller: hung targets keep others waiting.
 pub const REQUESTS_MAX: usize = 512;
-/// Pages above this many bytes are read on the blocking pool, as they take more than about 500 µs.
-const INLINE_BYTES_MAX: usize = 128 * 1024;
 /// Reason of scrapes that are not made, as their job has more targets than `target_limit`.
 pub(crate) const TARGET_LIMIT: &str = "target_limit";
 /// Pause after a defect; larger: the next slot of a short interval starts late, smaller: a defect that comes back at once takes a core.
@@ -89,7 +88,9 @@ pub(crate) struct Shared {
     client: Arc<Client>,
     requests: Semaphore,
     cores: Semaphore,
-    buffers: Buffers,
+    /// For pieces of bodies, and for blocks of pages.
+    pieces: Buffers,
+    blocks: Buffers,
     layouts: Arc<Interner>,
     clock: Clock,
     telemetry: Telemetry,
@@ -155,7 +156,8 @@ impl Shared {
             client,
             requests: Semaphore::new(requests_max),
             cores: Semaphore::new(cores),
-            buffers: Buffers::default(),
+            pieces: Buffers::default(),
+            blocks: Buffers::default(),
             layouts,
             clock,
             telemetry,
@@ -310,48 +312,9 @@ impl Scrape {
     }
 
     async fn scrape(&mut self, slot_ms: i64) {
-        let started = Instant::now();
-        let mut raw = self.shared.buffers.take();
-        let result = match self.target.over_limit() {
-            Some(text) => Err(Failure::Page { reason: TARGET_LIMIT, text }),
-            None => self.shared.client.get(&self.target, &mut raw).await,
-        };
-        let mut got = Got { slot_ms, duration: started.elapsed(), raw, page: self.shared.buffers.take(), result };
-        if self.link.rebase_due(self.work.parts()) {
-            self.work.rebase();
-        }
-        let done = if self.work.cost(&got) > INLINE_BYTES_MAX { self.finish_aside(&mut got).await } else { self.work.finish(&mut got) };
-        let duration = got.duration;
-        self.shared.buffers.give(got.raw);
-        self.shared.buffers.give(got.page);
+        let (done, duration) = self.page(slot_ms).await;
         self.report(slot_ms, duration, &done.result);
         self.push(done.frames, done.fits);
-    }
-
-    /// Finishes a large page on the blocking pool, as many at a time as there are cores.
-    async fn finish_aside(&mut self, got: &mut Got) -> Done {
-        let shared = self.shared.clone();
-        let _core = shared.cores.acquire().await;
-        let fresh = Box::new(Work::new(self.target.clone(), self.shared.layouts.clone()));
-        let mut work = std::mem::replace(&mut self.work, fresh);
-        let empty = Got { slot_ms: got.slot_ms, duration: got.duration, raw: Vec::new(), page: Vec::new(), result: Ok(Answer::EMPTY) };
-        let mut whole = std::mem::replace(got, empty);
-        let aside = tokio::task::spawn_blocking(move || {
-            let done = work.finish(&mut whole);
-            (work, whole, done)
-        });
-        match aside.await {
-            Ok((work, whole, done)) => {
-                self.work = work;
-                *got = whole;
-                done
-            }
-            Err(error) => {
-                // The fresh state goes on; the series of the lost one end with the next good page.
-                got.result = Err(Failure::Internal(error.to_string()));
-                self.work.finish(got)
-            }
-        }
     }
 
     fn push(&mut self, frames: Vec<crate::queue::Frame>, fits: bool) {

@@ -150,10 +150,10 @@ impl Client {
 
     /// Asks for a target's page; its body is still to be read.
     ///
-    /// *Shape*: cancel safe: a dropped call closes its connection. *Limits*: the target's timeout covers the body, too.
+    /// *Shape*: cancel safe: a dropped call closes its connection. *Limits*: the target's timeout covers all the time that it takes for the body,
+    /// too, but not the time between two pieces of it that the caller takes.
     pub async fn get(&self, target: &Target) -> Result<(Answer, Body), Failure> {
-        let deadline = Instant::now() + target.timeout;
-        match tokio::time::timeout_at(deadline, self.open(target, deadline)).await {
+        match tokio::time::timeout(target.timeout, self.open(target)).await {
             Ok(done) => done,
             Err(_) => Err(Failure::Timeout(target.timeout)),
         }
@@ -166,7 +166,7 @@ impl Client {
         let seconds = HeaderValue::from_str(&refresh.as_secs_f64().to_string()).map_err(|_| Failure::Header)?;
         let accept = HeaderValue::from_static("application/json");
         let call = Call { url, access, accept, gzip: true, extra: (REFRESH_HEADER, seconds) };
-        let deadline = Instant::now() + timeout;
+        let started = Instant::now();
         let fetch = async {
             let response = call.send().await?;
             if response.status() != StatusCode::OK {
@@ -179,17 +179,18 @@ impl Client {
             }
             let gzip = header(CONTENT_ENCODING) == b"gzip";
             let (mut raw, mut list) = (Vec::new(), Vec::new());
-            Body::new(response.into_body(), BODY_BYTES_MAX, self.room.clone(), (timeout, deadline)).rest(&mut raw).await?;
+            Body::new(response.into_body(), BODY_BYTES_MAX, self.room.clone(), timeout, started).rest(&mut raw).await?;
             if !gzip {
                 return Ok(raw);
             }
             inflate(&raw, BODY_BYTES_MAX, &mut list)?;
             Ok(list)
         };
-        tokio::time::timeout_at(deadline, fetch).await.unwrap_or(Err(Failure::Timeout(timeout)))
+        tokio::time::timeout(timeout, fetch).await.unwrap_or(Err(Failure::Timeout(timeout)))
     }
 
-    async fn open(&self, target: &Target, deadline: Instant) -> Result<(Answer, Body), Failure> {
+    async fn open(&self, target: &Target) -> Result<(Answer, Body), Failure> {
+        let started = Instant::now();
         let seconds = HeaderValue::from_str(&target.timeout.as_secs_f64().to_string()).map_err(|_| Failure::Header)?;
         let negotiation = Negotiation::new(&target.scrape);
         let call = Call {
@@ -215,7 +216,7 @@ impl Client {
         if length.is_some_and(|length| length > limit) {
             return Err(Failure::BodyTooLarge(limit));
         }
-        let body = Body::new(response.into_body(), limit, self.room.clone(), (target.timeout, deadline));
+        let body = Body::new(response.into_body(), limit, self.room.clone(), target.timeout, started);
         Ok((Answer { encoding, format, guessed: known.is_none() }, body))
     }
 }

@@ -39,7 +39,8 @@ pub struct Body {
     bytes: u64,
     limit: u64,
     timeout: Duration,
-    deadline: Instant,
+    /// What is left of it: only waiting for the target, or for room, takes of it.
+    left: Duration,
     is_ended: bool,
     room: Arc<Semaphore>,
     permits: Vec<OwnedSemaphorePermit>,
@@ -77,9 +78,10 @@ impl Buffers {
 }
 
 impl Body {
-    /// `limit`: bytes as they come. `timeout` ends at `deadline`.
-    pub(super) fn new(incoming: Incoming, limit: u64, room: Arc<Semaphore>, (timeout, deadline): (Duration, Instant)) -> Self {
-        Self { incoming, chunk: Bytes::new(), bytes: 0, limit, timeout, deadline, is_ended: false, room, permits: Vec::new() }
+    /// `limit`: bytes as they come. The timeout has run since `started`.
+    pub(super) fn new(incoming: Incoming, limit: u64, room: Arc<Semaphore>, timeout: Duration, started: Instant) -> Self {
+        let left = timeout.saturating_sub(started.elapsed());
+        Self { incoming, chunk: Bytes::new(), bytes: 0, limit, timeout, left, is_ended: false, room, permits: Vec::new() }
     }
 
     /// Whether all of it was read.
@@ -105,14 +107,14 @@ impl Body {
     async fn read(&mut self, max: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
         while out.len() < max {
             if self.chunk.is_empty() {
-                let frame = match tokio::time::timeout_at(self.deadline, self.incoming.frame()).await {
-                    Ok(Some(frame)) => frame.map_err(|error| Failure::Transfer(innermost(&error)))?,
-                    Ok(None) => {
-                        self.is_ended = true;
-                        return Ok(());
-                    }
-                    Err(_) => return Err(Failure::Timeout(self.timeout)),
+                let started = Instant::now();
+                let frame = tokio::time::timeout(self.left, self.incoming.frame()).await.map_err(|_| Failure::Timeout(self.timeout))?;
+                self.left = self.left.saturating_sub(started.elapsed());
+                let Some(frame) = frame else {
+                    self.is_ended = true;
+                    return Ok(());
                 };
+                let frame = frame.map_err(|error| Failure::Transfer(innermost(&error)))?;
                 self.chunk = frame.into_data().unwrap_or_default();
                 self.bytes += self.chunk.len() as u64;
                 if self.bytes > self.limit {
@@ -129,7 +131,9 @@ impl Body {
 
     async fn take_room(&mut self, pieces: usize) -> Result<(), Failure> {
         while self.permits.len() < pieces {
-            let permit = tokio::time::timeout_at(self.deadline, self.room.clone().acquire_owned()).await;
+            let started = Instant::now();
+            let permit = tokio::time::timeout(self.left, self.room.clone().acquire_owned()).await;
+            self.left = self.left.saturating_sub(started.elapsed());
             let permit = permit.map_err(|_| Failure::Timeout(self.timeout))?;
             self.permits.push(permit.map_err(|_| Failure::Transfer("the client is stopping".to_owned()))?);
         }

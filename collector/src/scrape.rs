@@ -13,12 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use sample::sheet::Kind;
 use sample::{Interner, TargetId};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Buffers, Client, Failure};
+use crate::minutes::Hole;
 use crate::publish::Link;
 use crate::slot::{Clock, Missed, Slots};
 use crate::target::{Target, as_map};
@@ -274,7 +276,8 @@ impl Scrape {
         let mut why = Missed::Overrun;
         loop {
             let next = self.slots.next(self.shared.clock.now_ms());
-            self.missed(next.missed, why);
+            let every_ms = self.slots.every_ms();
+            self.missed(next.slot_ms.saturating_sub(every_ms.saturating_mul(next.missed.cast_signed())), next.missed, why);
             self.status.lock().unwrap_or_else(PoisonError::into_inner).next_scrape_ms = Some(next.slot_ms);
             tokio::select! {
                 biased;
@@ -283,7 +286,7 @@ impl Scrape {
                 () = self.wait(next.slot_ms) => {}
             }
             if self.slots.is_late(next.slot_ms, self.shared.clock.now_ms()) {
-                self.missed(1, Missed::Suspended);
+                self.missed(next.slot_ms, 1, Missed::Suspended);
                 why = Missed::Suspended;
                 continue;
             }
@@ -292,7 +295,7 @@ impl Scrape {
             match tokio::time::timeout(self.slots.late_max(), shared.requests.acquire()).await {
                 Ok(Ok(_permit)) => self.scrape(next.slot_ms).await,
                 Ok(Err(_)) | Err(_) => {
-                    self.missed(1, Missed::Busy);
+                    self.missed(next.slot_ms, 1, Missed::Busy);
                     why = Missed::Busy;
                 }
             }
@@ -353,6 +356,7 @@ impl Scrape {
             }
             Err(failure) => {
                 telemetry.scrapes_failed.with_label_values(&[failure.reason()]).inc();
+                self.missing(Kind::Failed, failure.reason(), slot_ms, 1);
                 let text = with_causes(failure);
                 if before != Health::Down {
                     status.down_since_ms = Some(slot_ms);
@@ -367,11 +371,16 @@ impl Scrape {
         }
     }
 
-    fn missed(&self, slots: u64, why: Missed) {
+    fn missed(&self, first_ms: i64, slots: u64, why: Missed) {
         if slots > 0 {
             self.shared.telemetry.slots_missed.with_label_values(&[why.as_str()]).inc_by(slots);
+            self.missing(Kind::Missed, why.as_str(), first_ms, slots);
             self.status.lock().unwrap_or_else(PoisonError::into_inner).missed += slots;
         }
+    }
+
+    fn missing(&self, kind: Kind, reason: &'static str, first_ms: i64, slots: u64) {
+        self.link.missing(&self.target.origin, Hole { kind, reason, first_ms, every_ms: self.slots.every_ms(), slots });
     }
 }
 

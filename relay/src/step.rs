@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use sample::{Envelope, Layout, Origin, TargetId};
+use sample::{Columns, Envelope, Layout, Origin, TargetId};
 
 use crate::checkpoint::Gap;
 use crate::sink::Batch;
@@ -31,6 +31,8 @@ pub struct Section {
     pub origin: Arc<Origin>,
     /// Their series.
     pub layout: Arc<Layout>,
+    /// What they have, should the sink refuse some of them.
+    pub columns: Arc<Columns>,
     /// Their slot, ms.
     pub slot_ms: i64,
     /// Items of it in the batch.

@@ -51,7 +51,7 @@ const LOWER_WALL_BELOW: f64 = 0.9;
 const WALL_MEMORY: Duration = Duration::from_secs(600);
 
 /// Key under which it is kept since when a relay is not configured any more.
-fn left_key(relay: &str) -> String {
+pub(crate) fn left_key(relay: &str) -> String {
     format!("left.{relay}")
 }
 

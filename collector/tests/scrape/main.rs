@@ -1,6 +1,7 @@
 //! Scrapes of real loopback HTTP servers, good and bad, through the collector into the in-memory twin.
 
 mod bench;
+mod booked;
 mod large;
 mod malformed;
 mod strict;

@@ -192,8 +192,9 @@ impl Building {
     }
 
     /// The next items are of this target and slot.
-    pub fn section(&mut self, resolved: &Resolved, slot_ms: i64) {
-        self.sections.push(Section { origin: resolved.origin.clone(), layout: resolved.layout.clone(), slot_ms, items: 0 });
+    pub fn section(&mut self, resolved: &Resolved, columns: &Columns, slot_ms: i64) {
+        let (origin, layout, columns) = (resolved.origin.clone(), resolved.layout.clone(), Arc::new(columns.clone()));
+        self.sections.push(Section { origin, layout, columns, slot_ms, items: 0 });
     }
 
     /// Takes samples from a series on, until the batch is full; says where to go on after [`Building::finish`], `None` at the end.

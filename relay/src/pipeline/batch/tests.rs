@@ -93,7 +93,7 @@ fn batches(
     assert!(resolver.resolve("p", &decoded));
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
     let mut building = Building::new(encoder, Limits { bytes_max, items_max: 1000 });
-    building.section(resolved, SLOT);
+    building.section(resolved, &read, SLOT);
     let moment = chain.moment(TargetId(1), SLOT, false);
     let mut tally = Tally::new(chain.len());
     let mut page = Page { resolved, filters: chain, columns: &read, moment };

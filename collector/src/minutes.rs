@@ -67,7 +67,7 @@ impl Minutes {
     /// Counts a hole.
     pub(crate) fn count(&self, origin: &Origin, hole: Hole) {
         let mut open = self.open();
-        if open.sheet.rows() > ROWS_MAX {
+        if !open.is_full && open.sheet.rows() > ROWS_MAX {
             open.make_room();
         }
         if open.is_full || hole.slots == 0 {

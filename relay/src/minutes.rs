@@ -110,8 +110,8 @@ pub fn fates(part: &Part, rejected: impl Iterator<Item = usize>, given_up: impl 
         rejected: 0,
         given_up: 0,
     };
-    let mut fates: Vec<Fate> = part.sections.iter().map(fate).collect();
-    let section = |item: usize| part.sources[item].0 as usize;
+    let mut fates: Vec<Fate> = part.batch.sections.iter().map(fate).collect();
+    let section = |item: usize| part.batch.items[item].section as usize;
     for item in rejected {
         fates[section(item)].delivered -= 1;
         fates[section(item)].rejected += 1;

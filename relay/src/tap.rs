@@ -273,13 +273,13 @@ impl Show {
         for i in 0..shown {
             let item = batch.item(i);
             if self.encoded {
-                let wrapped = match std::str::from_utf8(item) {
+                let wrapped = match std::str::from_utf8(&item) {
                     Ok(text) => json!({ "encoded": text.trim_end_matches('\n') }),
-                    Err(_) => json!({ "encoded_base64": STANDARD.encode(item) }),
+                    Err(_) => json!({ "encoded_base64": STANDARD.encode(&item) }),
                 };
                 lines.extend_from_slice(wrapped.to_string().as_bytes());
             } else {
-                lines.extend_from_slice(item);
+                lines.extend_from_slice(&item);
             }
             lines.push(b'\n');
         }
@@ -303,7 +303,7 @@ impl Show {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encode::Framing;
+    use crate::encode::{Form, Framing};
     use crate::sink::Item;
 
     fn request(rate: u32) -> Request {
@@ -313,10 +313,11 @@ mod tests {
 
     fn batch(items: u32) -> Batch {
         Batch {
+            sections: Arc::default(),
             routes: Default::default(),
             bytes: b"{}".repeat(items as usize),
-            items: (1..=items).map(|i| Item { end: 2 * i, series: 0, target: 0, route: 0 }).collect(),
-            framing: Framing { open: b"", separator: b"\n", close: b"\n", families: false },
+            items: (1..=items).map(|i| Item { end: 2 * i, section: 0, series: 0, index: 0, route: 0 }).collect(),
+            framing: Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole },
             content_type: "application/x-ndjson",
             slots_ms: (0, 0),
             key: String::new(),

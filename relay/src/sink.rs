@@ -337,7 +337,8 @@ pub(crate) mod tests {
     /// A batch of these texts.
     pub(crate) fn batch(texts: &[&str], framing: Framing) -> Batch {
         let origin = Origin { target: TargetId(7), labels: Vec::new(), attributes: Vec::new() };
-        let section = Section { origin: Arc::new(origin), layout: Arc::default(), names: Arc::default(), slot_ms: 0, items: 0 };
+        let origin = Arc::new(origin);
+        let section = Section { origin, layout: Arc::default(), columns: Arc::default(), names: Arc::default(), slot_ms: 0, items: 0 };
         let mut batch = Batch {
             bytes: Vec::new(),
             items: Vec::new(),

@@ -353,9 +353,7 @@ mod tests {
         let show = Show::new(&Request { at_ms: Some(0), ..request(3) }, sent);
         let (steps, received) = mpsc::channel(16);
         let part = |items| {
-            let sources = vec![(0, 0); items as usize];
-            let part =
-                crate::step::Part { seq: 1, index: 0, first_ms: 0, is_shared: false, batch: batch(items), sections: Vec::new(), sources };
+            let part = crate::step::Part { seq: 1, index: 0, first_ms: 0, is_shared: false, batch: batch(items) };
             Step::Part(Box::new(part))
         };
         for items in [2, 2, 2] {

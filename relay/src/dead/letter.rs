@@ -14,6 +14,7 @@ use sample::{Columns, Decoded, Decoder, Encoder, Flags, Layout, LayoutBuilder, M
 use serde::{Deserialize, Serialize};
 
 use super::{ATTEMPT, LETTER, Offender, SAMPLES, UNCOUNTED, cut};
+use crate::sink::Batch;
 use crate::step::{Part, Section};
 
 /// One rejected sample.
@@ -78,10 +79,11 @@ pub struct Page {
 /// Samples of a letter as text, and the series of each section that they are of.
 pub(super) fn of(part: &Part, offenders: &[Offender]) -> (Vec<Sample>, String) {
     let (mut samples, mut message) = (Vec::with_capacity(offenders.len()), MessageBuilder::new());
-    let section = |offender: &Offender| part.sources[offender.item].0;
+    let Batch { items, sections, .. } = &part.batch;
+    let section = |offender: &Offender| items[offender.item].section;
     for same in offenders.chunk_by(|a, b| section(a) == section(b)) {
-        let Some(section) = same.first().map(|first| &part.sections[section(first) as usize]) else { continue };
-        let series: Vec<usize> = same.iter().map(|offender| part.sources[offender.item].1 as usize).collect();
+        let Some(section) = same.first().map(|first| &sections[section(first) as usize]) else { continue };
+        let series: Vec<usize> = same.iter().map(|offender| items[offender.item].index as usize).collect();
         for (offender, series) in same.iter().zip(&series) {
             samples.push(Sample {
                 series: text(section, *series),

@@ -78,7 +78,14 @@ fn batch(rows: &[Row<'_>]) -> Batch {
         let number = |n: usize| u32::try_from(n).expect("small");
         batch.items.push(Item { end: number(batch.bytes.len()), section: number(section), index: number(index), ..item });
     }
-    let section = |slot_ms| Section { origin: origin.clone(), layout: layout.clone(), names: names.clone(), slot_ms, items: 0 };
+    let section = |slot_ms| Section {
+        origin: origin.clone(),
+        layout: layout.clone(),
+        columns: Arc::default(),
+        names: names.clone(),
+        slot_ms,
+        items: 0,
+    };
     batch.sections = slots.into_iter().map(section).collect();
     batch
 }

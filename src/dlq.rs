@@ -241,7 +241,7 @@ mod tests {
         let answers = vec![Answer { answer: "400: label too long".to_owned(), samples: 3 }];
         let shelved =
             Shelved { relay: "one".to_owned(), letters: 2, samples: 4, undecodable: 1, newest_ms: 60_000, answers, ..Shelved::default() };
-        let expect = "one: 4 samples in 2 letters, from 2 min to 1 min old
+        let expect = "one: 4 samples in 2 letters, from 2 min to 60 s old
   1 of the letters cannot be decoded
            3  400: label too long
 ";

@@ -123,7 +123,8 @@ impl Keeper {
         for part in parts {
             self.number += 1;
             let mut headers = Headers::default();
-            headers.insert(ID, format!("{}:{}:{}", self.producer, self.started_ms, self.number));
+            // Unlike an id of the losses, which the same stream would take for the same message.
+            headers.insert(ID, format!("minutes:{}:{}:{}", self.producer, self.started_ms, self.number));
             Booking { number: self.number }.put(&mut headers);
             if let Some(life) = life.take() {
                 life.put(&mut headers);

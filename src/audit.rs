@@ -60,7 +60,9 @@ async fn follow(api: &Api, query: &AuditQuery, output: Output) -> anyhow::Result
     let mut lines = api.lines(&format!("/api/v1/audit{}", tap::query_text(query))).await.context("cannot start the audit")?;
     let bar = std::io::IsTerminal::is_terminal(&std::io::stderr()).then(|| progress_bar("counting frames"));
     let found = outcome(&mut lines, bar.as_ref(), "statement", api).await;
-    bar.as_ref().map_or((), ProgressBar::finish_and_clear);
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
     let found = found?;
     let statement: Statement = serde_json::from_value(found.clone()).with_context(|| format!("{} speaks another version", api.base()))?;
     match output {

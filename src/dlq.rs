@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use config::RelabelConfig;
-use indicatif::ProgressBar;
 use relay::dead::again::Outcome;
 use relay::dead::shelf::Shelved;
 use serde::Deserialize;
@@ -200,7 +199,9 @@ async fn follow(api: &Api, path: &str, asked: &impl serde::Serialize, output: Ou
     let mut lines = api.post_lines(path, asked).await?;
     let bar = std::io::IsTerminal::is_terminal(&std::io::stderr()).then(|| audit::progress_bar("samples"));
     let outcome = audit::outcome(&mut lines, bar.as_ref(), "outcome", api).await;
-    bar.as_ref().map_or((), ProgressBar::finish_and_clear);
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
     let found: Value = outcome?;
     let outcome: Outcome = serde_json::from_value(found.clone()).context("another version of the API")?;
     match output {

@@ -145,7 +145,14 @@ fn batch(encoder: &dyn Encode, rows: &[(&str, &Row)], slots: usize) -> Batch {
         for (page, names) in pages.iter().zip(&names) {
             let slot_ms = AT + SLOT * slot as i64;
             let origin = Origin { target: TargetId(Arc::as_ptr(names).addr() as u64), labels: Vec::new(), attributes: Vec::new() };
-            sections.push(Section { origin: Arc::new(origin), layout: names.layout.clone(), names: names.clone(), slot_ms, items: 0 });
+            sections.push(Section {
+                origin: Arc::new(origin),
+                layout: names.layout.clone(),
+                names: names.clone(),
+                columns: Arc::default(),
+                slot_ms,
+                items: 0,
+            });
             for (index, (_, row)) in page.iter().enumerate() {
                 let moves = row.kind != MetricType::Gauge && row.value != 0.0;
                 let value = (row.value + if moves { slot as f64 } else { 0.0 }).to_bits();

@@ -20,6 +20,9 @@ use super::{KEY, Kept, LETTER, Letter, SAMPLES, SEQ, UNCOUNTED};
 /// Why samples are filtered that the rules for the letters dropped.
 const RELABEL: &str = "relabel";
 
+/// Samples by what became of them, and why.
+pub type Fates = BTreeMap<(Kind, &'static str), u64>;
+
 /// Letters that are done with together.
 #[derive(Default)]
 pub(super) struct Chunk {
@@ -37,7 +40,7 @@ pub(super) struct Chunk {
     /// Whose samples they are.
     pub named: HashMap<TargetId, Named>,
     /// What became of samples that do not go to the sink, by target and slot.
-    pub fates: BTreeMap<(TargetId, i64), BTreeMap<(Kind, &'static str), u64>>,
+    pub fates: BTreeMap<(TargetId, i64), Fates>,
 }
 
 impl Chunk {

@@ -25,8 +25,11 @@ pub struct Row {
     pub on_the_wire: Option<f64>,
 }
 
-/// What of Strata is measured: its name, and the sink as configured.
-pub const SINKS: [(&str, fn(u16) -> String); 5] = [
+/// The relays of a configuration, by the port of their sink.
+pub type Relays = fn(u16) -> String;
+
+/// What of Strata is measured: its name, and its relays.
+pub const SINKS: [(&str, Relays); 5] = [
     ("Strata: scrape → stream", |_| String::new()),
     ("Strata: → NDJSON", |port| relay(&format!("http: {{url: \"http://127.0.0.1:{port}/\"}}"))),
     ("Strata: → remote write 1.0", |port| write(port, "prometheus.WriteRequest", "snappy")),
@@ -88,7 +91,7 @@ impl Peer {
 /// Strata's figures under a load.
 ///
 /// *Errors*: it does not start, or does not scrape.
-pub async fn strata(load: &Load, name: &str, relays: fn(u16) -> String) -> Result<Row> {
+pub async fn strata(load: &Load, name: &str, relays: Relays) -> Result<Row> {
     println!("{name}");
     let (exporters, sink) = (load.exporters().await?, Sink::start().await?);
     let mut strata = Strata::start(&format!("{}{}", load.scrape_configs(&exporters), relays(sink.port))).await?;

@@ -41,8 +41,11 @@ pub use watch::Watch;
 /// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same while half of the stream is free and no relay has a `hold` of its own. A look is a dozen requests, which an idle server feels.
+/// The same while no relay has a `hold` of its own and half of the stream is free, and will be. A look is a dozen requests, which an idle server feels.
 const CALM_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How far ahead that is looked, at the present growth. Larger: more looks; smaller: a burst may fill the stream before the next one.
+const CALM_AHEAD: Duration = Duration::from_secs(60);
 
 /// Share of `max_bytes` below which "full" means another limit: the volume's. Above, a large message met the ordinary wall.
 const LOWER_WALL_BELOW: f64 = 0.9;
@@ -93,6 +96,8 @@ pub struct Trim {
     blocked: bool,
     /// The last look saw nothing that could become urgent before [`CALM_INTERVAL`] is over.
     calm: bool,
+    /// Bytes in the stream at the last look.
+    before: Option<(u64, Instant)>,
     /// Bytes at which a publisher was told the stream is full: the wall, where it is lower than `max_bytes`.
     wall: Option<(u64, Instant)>,
 }
@@ -120,6 +125,7 @@ impl Trim {
             unreadable: HashSet::new(),
             blocked: false,
             calm: false,
+            before: None,
             wall: None,
         }
     }
@@ -130,11 +136,16 @@ impl Trim {
         let info = self.streams.raw.info().await?;
         let limited =
             self.plan.subjects.iter().any(|subject| subject.relay.hold.max_age.is_some() || subject.relay.hold.max_bytes.is_some());
-        self.calm = !told && !limited && info.bytes < info.max_bytes / 2;
+        let now = Instant::now();
+        let growth = self.before.replace((info.bytes, now)).map(|(bytes, at)| {
+            let seconds = now.duration_since(at).as_secs_f64().max(0.001);
+            info.bytes.saturating_sub(bytes) as f64 / seconds
+        });
+        let later = |growth: f64| info.bytes as f64 + growth * CALM_AHEAD.as_secs_f64();
+        self.calm = !told && !limited && growth.is_some_and(|growth| later(growth) < info.max_bytes as f64 / 2.0);
         if info.messages == 0 {
             return Ok(());
         }
-        let now = Instant::now();
         if told && (info.bytes as f64) < info.max_bytes as f64 * LOWER_WALL_BELOW {
             self.wall = Some((info.bytes, now));
         }

@@ -31,6 +31,7 @@ mod fresh;
 mod hash;
 mod labels;
 mod lookup;
+mod nhcb;
 mod options;
 mod protobuf;
 mod refused;
@@ -46,6 +47,7 @@ use fresh::Fresh;
 use hash::TextHash;
 use labels::Identity;
 use lookup::Lookup;
+use nhcb::Lines;
 use refused::Refused;
 use store::{PENDING, Put, Slot, Store};
 use walk::Walk;
@@ -85,6 +87,8 @@ pub struct SeriesCache {
     scratch: Vec<u8>,
     counts: Counts,
     refused: Refused,
+    /// Empty unless classic histograms are converted.
+    lines: Lines,
 }
 
 /// One entry of a page in order: the hash of its text, and the series it is of.
@@ -144,6 +148,7 @@ impl SeriesCache {
             scratch: Vec::new(),
             counts: Counts::default(),
             refused: Refused::default(),
+            lines: Lines::default(),
         }
     }
 
@@ -178,7 +183,11 @@ impl SeriesCache {
             diverged: false,
             metadata_changed: false,
         };
-        let read = if format == Format::Protobuf { self.read_protobuf(&mut reading) } else { self.read(&mut reading) };
+        let read = match format {
+            Format::Protobuf => self.read_protobuf(&mut reading),
+            Format::Text | Format::OpenMetrics if self.options.convert_histograms => self.read_converting(&mut reading),
+            Format::Text | Format::OpenMetrics => self.read(&mut reading),
+        };
         let limit = self.options.sample_limit;
         match read.and_then(|()| if reading.is_over(limit) { Err(PageError::SampleLimit { limit }) } else { Ok(()) }) {
             Ok(()) => {
@@ -254,37 +263,43 @@ impl SeriesCache {
     /// Reads all entries; series with a place are put into the spare columns, others gather in `fresh`.
     fn read(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
         while let Some(first) = reading.page.first() {
-            let offset = reading.page.offset();
-            let Some(entry) = reading.walk.expected(self.hash, &self.order, &reading.page, first) else {
-                self.miss(reading, first)?;
-                continue;
-            };
-            reading.page.skip(entry.length as usize);
-            if reading.diverged {
-                self.next.push(entry);
-            }
-            if entry.slot == METADATA {
-                self.metadata.push(offset);
-                continue;
-            }
-            let (value, timestamp_ms) = reading.page.suffix()?;
-            reading.counts.scraped += 1;
-            if entry.slot == DROPPED {
-                continue;
-            }
-            reading.counts.post_relabel += 1;
-            let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
-            if timestamp_ms == Some(NO_TIME) {
-                reading.counts.defects.add(Defect::TimestampRange, true);
-                continue;
-            }
-            let put = self.store.put(entry.slot, value, timestamp_ms);
-            reading.counts.duplicates += u64::from(put == Put::Duplicate);
-            if let Some(exemplar) = reading.page.exemplar() {
-                self.exemplar(reading, entry.slot, put, &exemplar);
-            }
+            self.entry(reading, first)?;
         }
         Ok(reading.page.end()?)
+    }
+
+    /// Reads one entry.
+    #[inline(always)]
+    fn entry(&mut self, reading: &mut Reading<'_>, first: u8) -> Result<(), PageError> {
+        let offset = reading.page.offset();
+        let Some(entry) = reading.walk.expected(self.hash, &self.order, &reading.page, first) else {
+            return self.miss(reading, first);
+        };
+        reading.page.skip(entry.length as usize);
+        if reading.diverged {
+            self.next.push(entry);
+        }
+        if entry.slot == METADATA {
+            self.metadata.push(offset);
+            return Ok(());
+        }
+        let (value, timestamp_ms) = reading.page.suffix()?;
+        reading.counts.scraped += 1;
+        if entry.slot == DROPPED {
+            return Ok(());
+        }
+        reading.counts.post_relabel += 1;
+        let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
+        if timestamp_ms == Some(NO_TIME) {
+            reading.counts.defects.add(Defect::TimestampRange, true);
+            return Ok(());
+        }
+        let put = self.store.put(entry.slot, value, timestamp_ms);
+        reading.counts.duplicates += u64::from(put == Put::Duplicate);
+        if let Some(exemplar) = reading.page.exemplar() {
+            self.exemplar(reading, entry.slot, put, &exemplar);
+        }
+        Ok(())
     }
 
     /// Reads an entry that is not the expected one.
@@ -354,31 +369,6 @@ impl SeriesCache {
             Put::Duplicate => reading.counts.duplicates += 1,
         }
         Ok((slot, put))
-    }
-
-    fn miss_metadata(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
-        let offset = reading.page.offset();
-        let Some(metadata) = reading.page.metadata()? else { return Ok(()) };
-        // A last line without its line break may be the start of another one: it is never expected.
-        let length = if metadata.line.ends_with(b"\n") { Some(metadata.line.len() as u32) } else { None };
-        self.place_metadata(reading, offset, self.hash.of(metadata.line), length);
-        Ok(())
-    }
-
-    /// Takes metadata that is not the expected; with a length it may be expected from now on.
-    fn place_metadata(&mut self, reading: &mut Reading<'_>, offset: usize, hash: u64, length: Option<u32>) {
-        self.metadata.push(offset);
-        self.diverge(reading);
-        if reading.walk.ahead(&self.order, hash, true).is_none() {
-            let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
-            match lookup.metadata_placed(&self.order, hash) {
-                Some(place) => reading.walk.jump(place),
-                None => reading.metadata_changed = true,
-            }
-        }
-        if let Some(length) = length {
-            self.next.push(Entry { hash, length, slot: METADATA });
-        }
     }
 
     /// Finds a series by its text or its labels, or takes it as new; and whether the page before had it.
@@ -454,7 +444,7 @@ impl SeriesCache {
             self.grow(&mut reading);
             self.created.forget();
         }
-        reading.counts.changed = is_changed;
+        reading.counts.changed |= is_changed;
         if self.format == Format::OpenMetrics {
             self.created.apply(self.hash, &mut self.scratch, &mut self.store);
         }

@@ -14,6 +14,7 @@ fn file(name: &str) -> String {
         "scrape" => "tests/scrape/main.rs".to_owned(),
         "strict" => "tests/scrape/strict.rs".to_owned(),
         "real" => "tests/protobuf.rs".to_owned(),
+        "nhcb" => "tests/formats/nhcb.rs".to_owned(),
         other => format!("tests/{other}.rs"),
     }
 }

@@ -38,6 +38,15 @@ impl Shown for protobuf::Exemplar<'_> {
 }
 
 impl SeriesCache {
+    /// Takes an exemplar of a native histogram. As in Prometheus: without its time nobody could tell whether it was seen before.
+    pub(super) fn timed_exemplar(&mut self, reading: &mut Reading<'_>, slot: Slot, put: Put, shown: &impl Shown) {
+        if shown.at().1.is_some() {
+            self.exemplar(reading, slot, put, shown);
+        } else {
+            reading.counts.defects.add(Defect::ExemplarTime, true);
+        }
+    }
+
     /// Takes an exemplar with the sample it stands behind.
     pub(super) fn exemplar(&mut self, reading: &mut Reading<'_>, slot: Slot, put: Put, shown: &impl Shown) {
         if put == Put::Duplicate {

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 
 use sample::MetricType;
 
+use super::lookup::Lookup;
+use super::{Entry, METADATA, PageError, Reading, SeriesCache};
 use crate::parse::{self, Fact, Format, SUFFIXES, open_metrics, protobuf, text};
 
 /// A family as the page describes it.
@@ -33,6 +35,34 @@ struct Said<'a> {
     kind: MetricType,
     help: Cow<'a, str>,
     unit: &'a str,
+}
+
+impl SeriesCache {
+    /// Reads a comment that is not the expected entry.
+    pub(super) fn miss_metadata(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
+        let offset = reading.page.offset();
+        let Some(metadata) = reading.page.metadata()? else { return Ok(()) };
+        // A last line without its line break may be the start of another one: it is never expected.
+        let length = if metadata.line.ends_with(b"\n") { Some(metadata.line.len() as u32) } else { None };
+        self.place_metadata(reading, offset, self.hash.of(metadata.line), length);
+        Ok(())
+    }
+
+    /// Takes metadata that is not the expected; with a length it may be expected from now on.
+    pub(super) fn place_metadata(&mut self, reading: &mut Reading<'_>, offset: usize, hash: u64, length: Option<u32>) {
+        self.metadata.push(offset);
+        self.diverge(reading);
+        if reading.walk.ahead(&self.order, hash, true).is_none() {
+            let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
+            match lookup.metadata_placed(&self.order, hash) {
+                Some(place) => reading.walk.jump(place),
+                None => reading.metadata_changed = true,
+            }
+        }
+        if let Some(length) = length {
+            self.next.push(Entry { hash, length, slot: METADATA });
+        }
+    }
 }
 
 impl<'a> Families<'a> {

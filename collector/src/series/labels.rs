@@ -30,6 +30,16 @@ impl Identity<'_> {
 
 /// Reads the labels of `sample`, which lies in `body`, and relabels them; none: the series is dropped.
 pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> Result<Option<Identity<'a>>, PageError> {
+    read_changed(options, body, sample, |_| {})
+}
+
+/// The same of a series that is not quite what the page names.
+pub(super) fn read_changed<'a>(
+    options: &Options,
+    body: &[u8],
+    sample: &Sample<'a>,
+    change: impl FnOnce(&mut Identity<'a>),
+) -> Result<Option<Identity<'a>>, PageError> {
     let series_text = sample.series_text;
     let located = |at: usize, rule| PageError::Parse(Error::at(body, offset(body, series_text) + at, rule));
     if let Err(fault) = std::str::from_utf8(series_text) {
@@ -40,6 +50,7 @@ pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> R
         Piece::Name(name) => identity.name = text(name),
         Piece::Label(name, value) => identity.labels.push((text(name), text(value))),
     });
+    change(&mut identity);
     settle(options, identity, || Error::at(body, offset(body, series_text), Rule::Start).line)
 }
 

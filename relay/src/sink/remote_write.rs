@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use config::{ByteSize, HttpClientConfig, Kind, Millis, OptionsError, beside};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use http_client::Client;
 use schemars::JsonSchema;
@@ -35,7 +35,7 @@ use crate::http::{self as shared, Meaning};
 mod message;
 mod metadata;
 
-use message::Counts;
+pub use message::Counts;
 use metadata::{Metric, Told};
 
 /// The registry's row.
@@ -279,9 +279,8 @@ impl RemoteWrite {
         let answered = async {
             let response = self.client.send(self.request(message, body)).await?;
             let (head, body) = response.into_parts();
-            let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
-            let written = written(&head.headers);
-            Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body, &self.client).await })
+            let text = shared::excerpt(body, &self.client).await;
+            Ok::<_, http_client::Error>(Reply::new(head.status, &head.headers, text))
         };
         match tokio::time::timeout(self.timeout, answered).await {
             Err(_) => {
@@ -344,6 +343,13 @@ impl RemoteWrite {
     }
 }
 
+impl Reply {
+    fn new(status: StatusCode, headers: &HeaderMap, text: String) -> Self {
+        let after = shared::retry_after(headers.get(RETRY_AFTER), SystemTime::now());
+        Self { status, after, written: written(headers), text }
+    }
+}
+
 fn compress(compression: Compression, body: &[u8]) -> Result<Bytes, String> {
     match compression {
         Compression::Snappy => snap::raw::Encoder::new().compress_vec(body).map(Bytes::from).map_err(|error| error.to_string()),
@@ -360,6 +366,20 @@ fn written(headers: &HeaderMap) -> Option<Counts> {
         return None;
     }
     Some(Counts { samples: samples.unwrap_or(0), histograms: histograms.unwrap_or(0), exemplars: exemplars.unwrap_or(0) })
+}
+
+/// Some items of the encoder `remote_write` as the message of a version, before compression; none: another encoder wrote them.
+pub fn message(version: ProtobufMessage, items: &[u8]) -> Option<Vec<u8>> {
+    message::write(version, items).ok().map(|(message, _)| message)
+}
+
+/// What an answer with its text means for the items of a request that held `sent`; none: its server has only 1.0.
+pub fn answer(version: ProtobufMessage, response: &Response<String>, sent: Counts, items: &Range<usize>) -> Option<Answer> {
+    let reply = Reply::new(response.status(), response.headers(), response.body().clone());
+    match judge(version, &reply, sent, items) {
+        Tried::Answered(answer) => Some(answer),
+        Tried::Unsupported(_) => None,
+    }
 }
 
 /// What an answer to a message says of its items.

@@ -7,6 +7,7 @@ mod console;
 mod external_nats;
 mod feeds;
 mod file;
+mod formats;
 mod full_stream;
 mod fuzz;
 mod http_options;

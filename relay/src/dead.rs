@@ -4,7 +4,7 @@
 //! *Bound*: [`LETTER_BYTES_MAX`] per letter of samples, one message's payload for frames; the stream's own limit. *When full*: the oldest
 //! letters are trimmed, each trim booked in the ledger first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -31,6 +31,12 @@ const FRAMES_NAMED_MAX: usize = 20;
 
 /// Part of the stream that one trim frees.
 const TRIM_SHARE: u64 = 16;
+
+/// Letters looked at for what a life before this one parked. Larger: a longer start after a crash; smaller: more may be parked twice.
+const LETTERS_MAX: usize = 4096;
+
+/// What ends the key of a letter of frames.
+const FRAMES: &str = "frames";
 
 const SEQ: &str = "St-Seq";
 const KEY: &str = "St-Key";
@@ -91,9 +97,12 @@ pub struct Dead {
     ledger: Arc<dyn Log>,
     relay: String,
     stop: CancellationToken,
-    /// The newest letter of a life before this one, above the checkpoint: letters up to it are there already.
-    there: Option<(u64, String)>,
+    /// Letters of a life before this one, above the checkpoint, by the key of their batch or message: the samples in them.
+    there: BTreeMap<String, BTreeSet<Parked>>,
 }
+
+/// A sample that is parked: its series, its slot, the item.
+type Parked = (String, i64, String);
 
 impl Dead {
     /// Looks which letters above a position are there already.
@@ -104,36 +113,57 @@ impl Dead {
         position: u64,
         stop: CancellationToken,
     ) -> Result<Self, PortError> {
-        let last = log.last(&subject(relay)).await?;
-        let there = last.and_then(|message| {
-            let seq = message.headers.get(SEQ)?.parse::<u64>().ok()?;
-            let key = message.headers.get(KEY)?.to_owned();
+        let own = subject(relay);
+        let (mut there, mut looked): (BTreeMap<_, BTreeSet<_>>, _) = (BTreeMap::new(), 0);
+        let mut next = log.last(&own).await?;
+        while let Some(message) = next.take_if(|_| looked < LETTERS_MAX) {
+            looked += 1;
+            let header = |name| message.headers.get(name).filter(|_| message.subject == own);
             // A replay's letters say nothing of where the relay was.
-            (seq > position && !key.starts_with("replay-")).then_some((seq, key))
-        });
+            if let Some(key) = header(KEY).filter(|key| !key.starts_with("replay-")) {
+                if header(SEQ).and_then(|seq| seq.parse::<u64>().ok()).is_none_or(|seq| seq <= position) {
+                    break;
+                }
+                let key = key.rsplit_once('#').filter(|(_, number)| *number != FRAMES).map_or(key, |(batch, _)| batch);
+                let letter = serde_json::from_slice::<Letter>(&message.payload).ok();
+                let samples =
+                    letter.into_iter().flat_map(|letter| letter.samples).map(|sample| (sample.series, sample.slot_ms, sample.item));
+                there.entry(key.to_owned()).or_default().extend(samples);
+            }
+            next = match message.seq {
+                0 | 1 => None,
+                seq => log.get(seq - 1).await?,
+            };
+        }
         Ok(Self { log, ledger, relay: relay.to_owned(), stop, there })
     }
 
     /// The stream was rolled back: which letters are there already is not known by sequence any more.
     pub fn void(&mut self) {
-        self.there = None;
+        self.there.clear();
     }
 
     /// Parks rejected items and waits until they are stored.
     pub async fn park(&mut self, part: &Part, offenders: &[Offender]) -> Result<(), Stopped> {
-        let mut samples = Vec::new();
-        let (mut bytes, mut letters) = (0, 0);
-        for (i, offender) in offenders.iter().enumerate() {
+        // The sink may refuse others than it did in a life before this one: what is there is known sample by sample.
+        let there = self.there.remove(&part.batch.key).unwrap_or_default();
+        let (mut samples, mut bytes, mut letters) = (Vec::new(), 0, 0);
+        for offender in offenders {
             let sample = describe(part, offender);
-            bytes += sample.series.len() + sample.item.len() + sample.answer.len() + 64;
-            samples.push(sample);
-            if bytes >= LETTER_BYTES_MAX || i + 1 == offenders.len() {
+            let parked = (sample.series, sample.slot_ms, sample.item);
+            if there.contains(&parked) {
+                continue;
+            }
+            let (series, slot_ms, item) = parked;
+            bytes += series.len() + item.len() + sample.answer.len() + 64;
+            samples.push(Sample { series, slot_ms, item, answer: sample.answer });
+            if bytes >= LETTER_BYTES_MAX {
                 self.letter(part, letters, std::mem::take(&mut samples)).await?;
                 letters += 1;
                 bytes = 0;
             }
         }
-        Ok(())
+        if samples.is_empty() { Ok(()) } else { self.letter(part, letters, samples).await }
     }
 
     async fn letter(&mut self, part: &Part, number: usize, samples: Vec<Sample>) -> Result<(), Stopped> {
@@ -169,23 +199,14 @@ impl Dead {
             "relay": self.relay, "reason": "undecodable", "seq": mark.seq, "id": mark.id, "at_ms": now_ms(),
             "count": mark.undecodable.len(), "frames": frames,
         });
-        let key = format!("{}#frames", mark.id);
+        let key = format!("{}#{FRAMES}", mark.id);
+        if self.there.remove(&key).is_some() {
+            return Ok(());
+        }
         self.store(mark.seq, &key, samples, Some(described.to_string()), mark.payload.clone()).await
     }
 
     async fn store(&mut self, seq: u64, key: &str, samples: u64, described: Option<String>, payload: Bytes) -> Result<(), Stopped> {
-        if let Some((last_seq, last_key)) = &self.there {
-            if seq < *last_seq {
-                return Ok(());
-            }
-            let (here, last) = (seq == *last_seq, last_key == key);
-            if !here || last {
-                self.there = None;
-            }
-            if here {
-                return Ok(());
-            }
-        }
         let mut headers = Headers::default();
         headers.insert("Nats-Msg-Id", format!("{}:{key}:{:x}", self.relay, rand::random::<u64>()));
         headers.insert(SEQ, seq.to_string());
@@ -217,6 +238,7 @@ impl Dead {
             }
             told = true;
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Err(Stopped),
                 () = tokio::time::sleep(backoff.wait()) => {}
             }

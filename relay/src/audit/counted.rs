@@ -46,8 +46,11 @@ impl Counted {
         self.partial.resize_with(all.len(), Partial::default);
         self.clocks.resize(all.len(), i64::MIN);
         let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { return };
-        if let Place::After(_) = self.positions.place(&envelope) {
-            self.torn.push((minute_of(self.last_ms), minute_of(envelope.first_ms)));
+        match self.positions.place(&envelope) {
+            Place::After(_) => self.torn.push((minute_of(self.last_ms), minute_of(envelope.first_ms))),
+            // What came before its first one is gone, from the front or with a tail that reached so far.
+            Place::Next if envelope.n > 1 && !self.positions.knows(&envelope) => self.torn.push((i64::MIN, minute_of(envelope.first_ms))),
+            Place::Next | Place::Seen => {}
         }
         self.positions.advance(&envelope, &message.subject, message.time_ms);
         self.last_ms = envelope.last_ms;

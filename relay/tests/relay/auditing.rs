@@ -301,3 +301,23 @@ async fn folded_minutes_keep_their_sums() {
     twin.ledger.publish("strata.ledger.relay.one.full", &Headers::default(), "{}".into(), None).await.expect("room");
     assert!(audited(&setup, range).await.balanced);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_delivered_of_a_stream_that_lost_its_beginning_is_no_disagreement() {
+    let twin = Twin::new(u64::MAX);
+    let setup = picky(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    let relays = setup.start();
+    for k in 0..4 {
+        producer.publish(&[scrape(1, at + k * SLOT, &PAGE)]).await;
+    }
+    passed(&twin, "one", 4).await;
+    twin.raw.tear(4);
+    producer.rebase();
+    let last = producer.publish(&[scrape(1, at + 4 * SLOT, &PAGE)]).await;
+    until("what came after is read", || status(&relays, "one").position == last && status(&relays, "one").totals.read == 25).await;
+    relays.stop(Duration::from_secs(5)).await;
+    let statement = audited(&setup, (at, at + 5 * SLOT)).await;
+    assert!(statement.balanced, "{:?}", statement.holes);
+}

@@ -166,15 +166,25 @@ impl Life {
                     tracing::error!(relay = name, %error, "the relay has ended");
                     shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
-                    while self.control.skipped() <= shared.live().position {
-                        if self.stop.run_until_cancelled(self.control.sender.notified()).await.is_none() {
+                    let mut passed = shared.live().position;
+                    loop {
+                        let (is_asked, asked) = (self.control.skipped() > passed, self.control.sender.notified());
+                        let waited = match is_asked {
+                            true => self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await,
+                            false => self.stop.run_until_cancelled(asked).await,
+                        };
+                        if waited.is_none() {
                             return;
+                        }
+                        if is_asked {
+                            // A process that took it over and lives has given up itself: to begin again would end it there.
+                            passed = self.stored_position().await.unwrap_or(passed);
+                            if self.control.skipped() > passed {
+                                break;
+                            }
                         }
                     }
                     warn!(relay = name, "the relay has ended but must give up samples: it starts again");
-                    if self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await.is_none() {
-                        return;
-                    }
                 }
                 Err(_) => {
                     tracing::error!(
@@ -236,6 +246,12 @@ impl Life {
         Ok(delivered?)
     }
 
+    /// The position that is stored, as far as anybody can say.
+    async fn stored_position(&self) -> Option<u64> {
+        let found = self.streams.state.get(&checkpoint::key(&self.relay.name)).await.ok()??;
+        serde_json::from_slice::<Checkpoint>(&found.value).ok().map(|checkpoint| checkpoint.seq)
+    }
+
     /// Opens everything that a start needs, as long as it takes.
     async fn patiently(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let (mut backoff, mut told) = (Backoff::default(), false);
@@ -252,6 +268,7 @@ impl Life {
             let next = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
             self.gauges.shared.trouble(Activity::Starting, error.to_string(), next);
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(wait) => {}
             }

@@ -20,6 +20,7 @@ pub mod filter;
 pub mod gate;
 mod http;
 mod lasting;
+pub mod lease;
 pub mod minutes;
 pub mod pause;
 pub mod pipeline;
@@ -64,6 +65,8 @@ pub struct Options {
     pub full: Arc<Notify>,
     /// The streams with the right to purge them; none: another process trims.
     pub trim: Option<Streams>,
+    /// This process among others that may run the same relays; none: there are no others.
+    pub applicant: Option<lease::Applicant>,
     /// The layouts in use, shared with the collector of the same process.
     pub layouts: Arc<Interner>,
     /// Makes the components of a relay.
@@ -78,6 +81,7 @@ impl Default for Options {
             retired_hold: Duration::from_secs(24 * 3600),
             full: Arc::new(Notify::new()),
             trim: None,
+            applicant: None,
             layouts: Arc::default(),
             build: run::builder(bundled_nats::feed::Feeds::default()),
         }

@@ -13,4 +13,5 @@ mod reading;
 mod rejecting;
 mod remote_writing;
 mod replaying;
+mod standby;
 mod summing;

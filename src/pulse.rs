@@ -70,10 +70,12 @@ pub(crate) async fn run(board: std::sync::Arc<Board>, streams: Streams, stop: Ca
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(looks.tick()).await.is_some() {
-        let Some((stream, dead)) = stop.run_until_cancelled(async { (streams.raw.info().await, streams.dead.info().await) }).await else {
-            return;
+        let looked = async {
+            let dead = if board.role().sees_dead() { streams.dead.info().await.ok() } else { None };
+            (streams.raw.info().await.ok(), dead)
         };
-        board.look(stream.ok(), dead.ok());
+        let Some((stream, dead)) = stop.run_until_cancelled(looked).await else { return };
+        board.look(stream, dead);
     }
 }
 

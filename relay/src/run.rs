@@ -222,7 +222,6 @@ impl Life {
             dead,
             book,
             store: Some((store, minutes)),
-            count: None,
             checkpoint,
             control: self.control.clone(),
             gauges: self.gauges.clone(),

@@ -34,8 +34,7 @@ pub enum MetricType {
 pub struct UnknownMetricType;
 
 impl MetricType {
-    /// All of them by their numbers.
-    pub const ALL: [Self; 8] =
+    const ALL: [Self; 8] =
         [Self::Unknown, Self::Counter, Self::Gauge, Self::Histogram, Self::GaugeHistogram, Self::Summary, Self::Info, Self::StateSet];
 
     /// The word of the exposition formats.

@@ -9,7 +9,8 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse as _, Response};
 use futures::stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,5 +53,5 @@ pub(crate) async fn audit(
         let line = audit.next().await?;
         Some((Ok::<_, std::convert::Infallible>(line), (audit, permit)))
     });
-    Ok(super::lines(Body::from_stream(lines)))
+    Ok(([(CONTENT_TYPE, "application/x-ndjson"), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response())
 }

@@ -79,8 +79,6 @@ pub enum Rule {
     AfterEof,
     /// Metadata longer than [`super::METADATA_BYTES_MAX`].
     MetadataTooLong,
-    /// A line longer than [`super::LINE_BYTES_MAX`].
-    LineTooLong,
 }
 
 impl Error {
@@ -132,7 +130,6 @@ impl fmt::Display for Rule {
             Self::EofMissing => "a page ends with '# EOF'",
             Self::AfterEof => "nothing follows '# EOF'",
             Self::MetadataTooLong => "a line of metadata takes at most 65536 bytes",
-            Self::LineTooLong => "a line takes at most 1048576 bytes",
         })
     }
 }

@@ -13,5 +13,4 @@ mod reading;
 mod rejecting;
 mod remote_writing;
 mod replaying;
-mod resending;
 mod summing;

@@ -100,8 +100,7 @@ impl Call {
                     None
                 }
                 Ok(address) => {
-                    let payload = with.batch.item(i);
-                    let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(address.topic, i).payload(&*payload);
+                    let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(address.topic, i).payload(with.batch.item(i));
                     if let Some(key) = &address.key {
                         record = record.key(key.bytes());
                     }

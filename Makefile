@@ -4,7 +4,7 @@
 #   make demo     an outage, a kill -9, the catch-up and the final count, in under a minute after the build
 #   make test     everything: format, lints, licences, unit tests, end-to-end tests against real servers
 #   make fuzz     each target for FUZZ_SECONDS (60) over what earlier runs found, which is kept in $STRATA_CACHE
-#   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus (50 minutes);
+#   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus;
 #                 BENCH_ARGS='--only 28 --strata-only' is a part of it, BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #

@@ -10,14 +10,10 @@ case ${1:-} in
     folder=debian-prometheus-2.42.0
     packages="prometheus=2.42.0+ds-5+deb12u1 81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55"
     ;;
-  victoria-metrics)
-    folder=debian-victoria-metrics-1.79.5
+  victoria-metrics | vmagent) # two programs of one package
+    folder=debian-$1-1.79.5
     packages="victoria-metrics=1.79.5+ds1-2+b5 bb437c10c5aa7c6a293acbb93828bd726dded618aa4bf3f4b45bef24c6d2f6f0"
-    ;;
-  vmagent) # of the same package as the database
-    folder=debian-vmagent-1.79.5
-    packages="victoria-metrics=1.79.5+ds1-2+b5 bb437c10c5aa7c6a293acbb93828bd726dded618aa4bf3f4b45bef24c6d2f6f0"
-    keep=usr/bin/vmagent
+    if [ "$1" = vmagent ]; then keep=usr/bin/vmagent; fi
     ;;
   etcd)
     folder=debian-etcd-3.4.23

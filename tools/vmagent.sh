@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vmagent 1.140.0, the peer that `make bench PEER=1` measures beside Strata. Built from its Go module, checked against
+# vmagent 1.140.0, the peer that `make bench` measures beside Strata. Built from its Go module, checked against
 # tools/vmagent/go.sum. Prints the path of the program.
 . "$(dirname "$0")/lib.sh"
 

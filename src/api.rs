@@ -5,6 +5,7 @@
 
 pub(crate) mod audit;
 mod console;
+pub(crate) mod dead;
 pub(crate) mod model;
 mod openapi;
 mod routes;
@@ -17,14 +18,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, middleware};
 use prometheus::Registry;
+use relay::dead::shelf::{Shelved, Shown};
+use relay::forget::Forgotten;
+use relay::lines::Lines;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
@@ -64,6 +69,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn reload(&self) -> Pin<Box<dyn Future<Output = Option<Outcome>> + Send>>;
     /// Pauses a relay, or resumes it.
     fn pause(self: Arc<Self>, name: String, pause: Option<PauseRequest>) -> Later<Changed>;
+    /// Forgets a relay that left the configuration.
+    fn forget(self: Arc<Self>, name: String) -> Later<Forgotten>;
     /// Starts a replay.
     fn start_replay(self: Arc<Self>, replay: Replay) -> Later<ReplayState>;
     /// How far a replay is.
@@ -71,7 +78,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Asks a replay to end; how far it is.
     fn cancel_replay(&self, id: &str) -> Option<ReplayState>;
     /// Starts an audit of a relay, or of all; the times are its range.
-    fn audit(self: Arc<Self>, query: audit::AuditQuery) -> Later<relay::audit::Audit>;
+    fn audit(self: Arc<Self>, query: audit::AuditQuery) -> Later<Lines>;
+    /// What every relay has of dead letters.
+    fn dead_letters(self: Arc<Self>) -> Later<Vec<Shelved>>;
+    /// Samples of a relay's dead letters.
+    fn dead_samples(self: Arc<Self>, name: String, query: dead::SamplesQuery) -> Later<Vec<Shown>>;
+    /// Sends a relay's dead letters again.
+    fn resend(self: Arc<Self>, name: String, asked: dead::Resend) -> Later<Lines>;
+    /// Discards a relay's dead letters.
+    fn discard(self: Arc<Self>, name: String, asked: dead::Discard) -> Later<Lines>;
     /// Opens a tap.
     fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap>;
 }
@@ -123,12 +138,13 @@ pub(crate) struct Shared {
     registry: Registry,
     taps: Arc<Semaphore>,
     audits: Arc<Semaphore>,
+    letters: Arc<Semaphore>,
 }
 
 /// The routes. `is_local`: only this machine reaches the listener, so that reads need no token.
 pub(crate) fn router(backend: Arc<dyn Backend>, registry: Registry, is_local: bool) -> Router {
     let (taps, audits) = (Arc::new(Semaphore::new(tap::TAPS_MAX)), Arc::new(Semaphore::new(audit::AUDITS_MAX)));
-    let shared = Arc::new(Shared { backend, registry, taps, audits });
+    let shared = Arc::new(Shared { backend, registry, taps, audits, letters: Arc::new(Semaphore::new(1)) });
     let mut router = Router::new();
     for route in ROUTES {
         let needs = match route.access {
@@ -148,6 +164,11 @@ pub(crate) fn router(backend: Arc<dyn Backend>, registry: Registry, is_local: bo
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(bounds))
         .with_state(shared)
+}
+
+/// Lines of JSON as they come.
+fn lines(body: Body) -> Response {
+    ([(CONTENT_TYPE, "application/x-ndjson"), (CACHE_CONTROL, "no-store")], body).into_response()
 }
 
 async fn bounds(request: Request, next: Next) -> Response {

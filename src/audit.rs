@@ -9,11 +9,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use relay::audit::{Collection, Hole, Statement, Terms};
+use relay::audit::{Collection, Hole, Start, Statement, Terms};
 use serde_json::Value;
 
 use crate::api::audit::AuditQuery;
-use crate::client::Api;
+use crate::client::{Api, Lines};
 use crate::place::Place;
 use crate::{Output, ask, tap, times, usage};
 
@@ -58,34 +58,42 @@ pub(crate) fn main(args: &Args) -> ExitCode {
 /// Waits for the statement and prints it; whether it is balanced.
 async fn follow(api: &Api, query: &AuditQuery, output: Output) -> anyhow::Result<bool> {
     let mut lines = api.lines(&format!("/api/v1/audit{}", tap::query_text(query))).await.context("cannot start the audit")?;
-    let bar = std::io::IsTerminal::is_terminal(&std::io::stderr()).then(progress_bar);
+    let bar = std::io::IsTerminal::is_terminal(&std::io::stderr()).then(|| progress_bar("counting frames"));
+    let found = outcome(&mut lines, bar.as_ref(), "statement", api).await;
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
+    let found = found?;
+    let statement: Statement = serde_json::from_value(found.clone()).with_context(|| format!("{} speaks another version", api.base()))?;
+    match output {
+        Output::Json => println!("{found}"),
+        Output::Text => print!("{}", text(&statement)),
+    }
+    Ok(statement.balanced)
+}
+
+/// Follows work that tells lines: what its last one has under a name.
+pub(crate) async fn outcome(lines: &mut Lines, bar: Option<&ProgressBar>, name: &str, api: &Api) -> anyhow::Result<Value> {
     loop {
-        let Some(line) = lines.next().await? else { bail!("{} has ended the audit", api.base()) };
+        let Some(line) = lines.next().await? else { bail!("{} has ended it", api.base()) };
         let value: Value = serde_json::from_slice(&line).context("cannot read the answer")?;
-        if let (Some(percent), Some(bar)) = (value["percent"].as_u64(), &bar) {
+        if let (Some(percent), Some(bar)) = (value["percent"].as_u64(), bar) {
             bar.set_position(percent);
         }
         if let Some(error) = value["error"].as_str() {
-            bail!("cannot finish the audit: {error}");
+            bail!("cannot finish it: {error}");
         }
-        let Some(found) = value.get("statement") else { continue };
-        if let Some(bar) = &bar {
-            bar.finish_and_clear();
+        if let Some(found) = value.get(name) {
+            return Ok(found.clone());
         }
-        let statement: Statement =
-            serde_json::from_value(found.clone()).with_context(|| format!("{} speaks another version", api.base()))?;
-        match output {
-            Output::Json => println!("{found}"),
-            Output::Text => print!("{}", text(&statement)),
-        }
-        return Ok(statement.balanced);
     }
 }
 
-fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{elapsed_precise} {bar:30.cyan/dim} {percent:>3}% eta {eta}  counting frames");
+/// Elapsed time, a bar, what is left, and what it is about.
+pub(crate) fn progress_bar(what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{elapsed_precise} {bar:30.cyan/dim} {percent:>3}% eta {eta}  {msg}");
     // The template is a constant: one that is none would show the plain bar.
-    ProgressBar::new(100).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    ProgressBar::new(100).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
 }
 
 /// The statement for a person.
@@ -101,7 +109,7 @@ pub(crate) fn text(statement: &Statement) -> String {
         relay(&mut out, terms);
     }
     let (coverage, losses): (Vec<&Hole>, Vec<&Hole>) = statement.holes.iter().partition(|hole| hole.stage == "scrape");
-    for (title, holes) in [("holes", losses), ("slots without a scrape", coverage)] {
+    for (title, holes) in [("holes", losses), ("slots without a page", coverage)] {
         if holes.is_empty() {
             continue;
         }
@@ -124,17 +132,21 @@ fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
 }
 
 fn collection(out: &mut String, collection: &Collection) {
-    let Collection { targets, slots, failed_slots, missed_slots, samples, dropped_samples } = collection;
-    push(out, format_args!("\ncollected: {samples} samples in {slots} slots of {targets} targets"));
-    if *failed_slots > 0 {
-        push(out, format_args!(", {failed_slots} of them failed"));
-    }
-    out.push('\n');
-    for (reason, n) in missed_slots {
-        push(out, format_args!("  missed {n} slots: {reason}\n"));
+    let Collection { targets, slots, failed_slots, missed_slots, starts, samples, dropped_samples } = collection;
+    push(out, format_args!("\ncollected: {samples} samples in {slots} slots of {targets} targets\n"));
+    for (word, by_reason) in [("failed", failed_slots), ("missed", missed_slots)] {
+        by_reason.iter().for_each(|(reason, n)| push(out, format_args!("  {word} {n} slots: {reason}\n")));
     }
     for (reason, n) in dropped_samples {
         push(out, format_args!("  dropped {n} samples before the stream: {reason}\n"));
+    }
+    for Start { producer, at_ms, before, ended_ms } in starts {
+        push(out, format_args!("  {producer} started at {}", times::show(*at_ms)));
+        match (before.as_str(), ended_ms) {
+            ("none", _) => out.push('\n'),
+            (before, Some(ended)) => push(out, format_args!("; the process before it was {before} at {}\n", times::show(*ended))),
+            (before, None) => push(out, format_args!("; the process before it was {before}\n")),
+        }
     }
 }
 
@@ -194,8 +206,7 @@ mod tests {
             samples: 5,
             ..Hole::default()
         };
-        let missed =
-            Hole { relay: None, stage: "scrape".to_owned(), reason: "not_running".to_owned(), slots: 2, samples: 0, ..hole.clone() };
+        let missed = Hole { relay: None, stage: "scrape".to_owned(), reason: "killed".to_owned(), slots: 2, samples: 0, ..hole.clone() };
         let terms = Terms {
             relay: "one".to_owned(),
             balanced: true,
@@ -207,7 +218,9 @@ mod tests {
         let collection = Collection {
             targets: 1,
             slots: 2,
-            missed_slots: BTreeMap::from([("not_running".to_owned(), 2)]),
+            failed_slots: BTreeMap::from([("timeout".to_owned(), 1)]),
+            missed_slots: BTreeMap::from([("killed".to_owned(), 2)]),
+            starts: vec![Start { producer: "west".to_owned(), at_ms: 60_000, before: "killed".to_owned(), ended_ms: None }],
             samples: 10,
             ..Collection::default()
         };
@@ -224,7 +237,9 @@ mod tests {
 counted anew from the frames in the stream
 
 collected: 10 samples in 2 slots of 1 targets
-  missed 2 slots: not_running
+  failed 1 slots: timeout
+  missed 2 slots: killed
+  west started at 1970-01-01T00:01:00Z; the process before it was killed
 
 relay one
   scraped                         10
@@ -237,8 +252,8 @@ relay one
 holes
   api/a:1, 1970-01-01T00:00:00Z to 1970-01-01T00:01:00Z: 5 samples, relay (one): full
 
-slots without a scrape
-  api/a:1, 1970-01-01T00:00:00Z to 1970-01-01T00:01:00Z: 2 slots, scrape: not_running
+slots without a page
+  api/a:1, 1970-01-01T00:00:00Z to 1970-01-01T00:01:00Z: 2 slots, scrape: killed
 
 balanced
 ";

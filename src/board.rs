@@ -2,9 +2,11 @@
 //!
 //! *In*: parts as they come and go. *Out*: snapshots as JSON. *Bound*: one snapshot per request. *When full*: does not apply.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::http::StatusCode;
@@ -13,22 +15,30 @@ use bundled_nats::{Durability as Promise, Server, ServerState};
 use collector::Collector;
 use config::Config;
 use prometheus::Registry;
+use relay::dead::shelf::{Shelved, Shown};
+use relay::forget::Forgotten;
+use relay::lines::Lines;
 use relay::{Activity, Relays};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::audit::AuditQuery;
+use crate::api::dead::{Discard, Resend, SamplesQuery};
 use crate::api::model::{
-    Acknowledged, Changed, Check, Collection, Durability, Filter, Nats, PastTrouble, Pause, PauseRequest, Relay, Replay, ReplayState,
+    Acknowledged, Changed, Check, Collection, Durability, Filter, Lag, Nats, PastTrouble, Pause, PauseRequest, Relay, Replay, ReplayState,
     Status, Store, Stream, Totals, Trouble,
 };
 use crate::api::{Backend, Later, Refusal, no_relay};
 use crate::process::Process;
-use crate::pulse::{Pulse, span};
+use crate::pulse::Pulse;
 use crate::reload::{self, Outcome};
 use crate::replays::Replays;
+use crate::room::Room;
 use crate::telemetry::Telemetry;
 use crate::times;
+
+/// How long an audit waits for what the collector has to book. Larger: an audit is late while the ledger is away; smaller: it misses the last minute's reasons.
+const BOOK_MAX: Duration = Duration::from_secs(2);
 
 /// What the API sees: empty while the parts start.
 pub(crate) struct Board {
@@ -93,17 +103,19 @@ impl Board {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
     }
 
-    /// Takes one look at what moves.
-    pub(crate) fn look(&self, stream: Option<Info>, dead: Option<Info>) {
+    /// Takes one look at what moves; `dead`: the stream of dead letters and how many each subject has, where it was asked.
+    pub(crate) fn look(&self, dead: Option<Info>, letters: Option<BTreeMap<String, u64>>) {
         let seen = self.with_parts(|parts| {
             let telemetry = parts.collector.as_ref().map(Collector::telemetry);
             let counts = telemetry.map_or((0, 0), |t| (t.scraped_samples.get(), t.published_bytes.get()));
-            (counts, parts.relays.as_ref().map(Relays::status).unwrap_or_default())
+            let relays = parts.relays.as_ref();
+            (counts, relays.map(Relays::status).unwrap_or_default(), relays.and_then(Relays::stream))
         });
-        let ((scraped, published_bytes), relays) = seen.unwrap_or_default();
+        let ((scraped, published_bytes), relays, stream) = seen.unwrap_or_default();
         let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
         let mut pulse = self.pulse();
         pulse.look(Instant::now(), stream, dead, scraped, published_bytes, &relays);
+        pulse.letters = letters.unwrap_or_else(|| std::mem::take(&mut pulse.letters));
         if let Some(info) = pulse.stream {
             self.telemetry.show_stream(info.bytes, info.max_bytes);
         }
@@ -136,6 +148,7 @@ impl Board {
                 retries: status.retries,
             },
             dead_letters: status.totals.rejected,
+            kept_letters: pulse.letters(&status.name),
             error: status.last_error.map(|text| Trouble { text, since_ms: status.error_since_ms, next_retry_ms: status.next_retry_ms }),
             last_error: status.past_error.map(|(text, at_ms)| PastTrouble { text, at_ms }),
             pause: status.pause.map(|pause| Pause { since_ms: pause.since_ms, until_ms: pause.until_ms }),
@@ -151,26 +164,18 @@ impl Board {
         }
     }
 
-    /// What a pause means for the stream.
-    fn note(&self, relay: &Relay, until_ms: Option<i64>) -> String {
+    /// Who reads beside the relays.
+    fn replays(&self) -> Result<Arc<Replays>, Refusal> {
+        self.with_parts(|parts| Arc::clone(&parts.replays)).ok_or_else(starting)
+    }
+
+    /// What a pause of a relay costs.
+    fn room<T>(&self, relay: &Relay, until_ms: Option<i64>, say: impl FnOnce(&Room<'_>, i64) -> T) -> T {
         let pulse = self.pulse();
         let (_, rate) = pulse.collection();
         let wall = pulse.stream.map_or(0.0, |info| info.max_bytes as f64 * relay::trim::GIVE_UP_ABOVE);
-        let hold = relay.hold.max_bytes.map_or(wall, |bytes| wall.min(bytes.0 as f64));
-        let limit = if hold < wall { "hold.max_bytes" } else { "buffer.max_bytes" };
-        let mut note = format!("it holds its place; {:.0} bytes come in per second", rate);
-        if let Some(until) = until_ms {
-            let seconds = (until.saturating_sub(times::now_ms()).max(0)) as f64 / 1000.0;
-            note.push_str(&format!(", so the {} until {} take about {:.0} bytes", span(seconds), times::show(until), rate * seconds));
-        }
-        if rate > 0.0 {
-            let left = ((hold - relay.lag.bytes as f64) / rate).max(0.0);
-            note.push_str(&format!("; there is room ({limit}) for {}", span(left)));
-        }
-        if let Some(age) = relay.hold.max_age {
-            note.push_str(&format!("; what is older than hold.max_age ({age}) is given up"));
-        }
-        note
+        let Lag { seconds: lag_seconds, bytes: lag_bytes, .. } = relay.lag;
+        say(&Room { hold: &relay.hold, lag_seconds, lag_bytes, wall, rate, until_ms }, times::now_ms())
     }
 }
 
@@ -257,6 +262,14 @@ impl Backend for Board {
             if asked.is_some_and(|asked| asked.until_ms.is_some_and(|until| until <= now_ms)) {
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, "the end of the pause has passed already"));
             }
+            if let Some(PauseRequest { until_ms, force: false }) = asked
+                && let Some(relay) = self.relays().into_iter().find(|relay| relay.name == name)
+                && let Some(loss) = self.room(&relay, until_ms, |room, now_ms| room.loses(now_ms))
+            {
+                return Err(
+                    Refusal::new(StatusCode::CONFLICT, format!("samples would be lost: {loss}")).fix("pause it all the same with --force")
+                );
+            }
             let pause = asked.map(|asked| relay::pause::Pause { since_ms: now_ms, until_ms: asked.until_ms });
             let change = self.with_parts(|parts| parts.relays.as_ref().map(|relays| relays.pause(&name, pause))).flatten();
             let Some(change) = change else { return Err(starting()) };
@@ -271,20 +284,19 @@ impl Backend for Board {
             );
             let Some(relay) = self.relays().into_iter().find(|relay| relay.name == name) else { return Err(no_relay(&name, &known)) };
             let note = match asked {
-                Some(asked) => self.note(&relay, asked.until_ms),
+                Some(asked) => self.room(&relay, asked.until_ms, |room, now_ms| room.note(now_ms)),
                 None => format!("it goes on with {} samples that wait", relay.lag.samples),
             };
             Ok(Changed { relay, note })
         })
     }
 
+    fn forget(self: Arc<Self>, name: String) -> Later<Forgotten> {
+        Box::pin(async move { self.replays()?.forget(&name).await })
+    }
+
     fn start_replay(self: Arc<Self>, replay: Replay) -> Later<ReplayState> {
-        Box::pin(async move {
-            match self.with_parts(|parts| Arc::clone(&parts.replays)) {
-                Some(replays) => replays.start(replay).await,
-                None => Err(starting()),
-            }
-        })
+        Box::pin(async move { self.replays()?.start(replay).await })
     }
 
     fn replay(&self, id: &str) -> Option<ReplayState> {
@@ -295,22 +307,36 @@ impl Backend for Board {
         self.with_parts(|parts| parts.replays.cancel(id)).flatten()
     }
 
-    fn audit(self: Arc<Self>, query: AuditQuery) -> Later<relay::audit::Audit> {
+    fn dead_letters(self: Arc<Self>) -> Later<Vec<Shelved>> {
+        Box::pin(async move { self.replays()?.dead_letters().await })
+    }
+
+    fn dead_samples(self: Arc<Self>, name: String, query: SamplesQuery) -> Later<Vec<Shown>> {
+        Box::pin(async move { self.replays()?.dead_samples(name, query).await })
+    }
+
+    fn resend(self: Arc<Self>, name: String, asked: Resend) -> Later<Lines> {
+        Box::pin(async move { self.replays()?.resend(&name, asked) })
+    }
+
+    fn discard(self: Arc<Self>, name: String, asked: Discard) -> Later<Lines> {
+        Box::pin(async move { self.replays()?.discard(&name, &asked) })
+    }
+
+    fn audit(self: Arc<Self>, query: AuditQuery) -> Later<Lines> {
         Box::pin(async move {
-            match self.with_parts(|parts| Arc::clone(&parts.replays)) {
-                Some(replays) => replays.audit(query),
-                None => Err(starting()),
+            let booked = self.with_parts(|parts| parts.collector.as_ref().map(Collector::booked)).flatten();
+            if let Some(booked) = booked
+                && tokio::time::timeout(BOOK_MAX, booked).await.is_err()
+            {
+                tracing::warn!("the ledger is away: the audit does not know why the slots of the last minute were missed");
             }
+            self.replays()?.audit(query)
         })
     }
 
     fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap> {
-        Box::pin(async move {
-            match self.with_parts(|parts| Arc::clone(&parts.replays)) {
-                Some(replays) => replays.tap(request).await,
-                None => Err(starting()),
-            }
-        })
+        Box::pin(async move { self.replays()?.tap(request).await })
     }
 }
 

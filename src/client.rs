@@ -88,7 +88,16 @@ impl Api {
 
     /// Lines as they come.
     pub(crate) async fn lines(&self, path: &str) -> anyhow::Result<Lines> {
-        let answer = self.within(self.request(Method::GET, path, Bytes::new())).await?;
+        self.stream(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Lines of what a POST begins.
+    pub(crate) async fn post_lines(&self, path: &str, body: &impl serde::Serialize) -> anyhow::Result<Lines> {
+        self.stream(Method::POST, path, serde_json::to_vec(body)?.into()).await
+    }
+
+    async fn stream(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Lines> {
+        let answer = self.within(self.request(method, path, body)).await?;
         Ok(Lines { body: answer, buffer: BytesMut::new(), ended: false })
     }
 

@@ -12,6 +12,7 @@ mod book;
 mod check;
 mod client;
 mod configuration;
+mod dlq;
 mod logs;
 mod nats;
 mod page;
@@ -19,9 +20,11 @@ mod pause;
 mod place;
 mod process;
 mod pulse;
+mod relay;
 mod reload;
 mod replay;
 mod replays;
+mod room;
 mod run;
 mod tap;
 mod targets;
@@ -75,10 +78,14 @@ enum Command {
     Replay(replay::Args),
     /// Say what became of every sample of a range, per relay; or name the hole.
     Audit(audit::Args),
+    /// See what sinks refused, the dead letters; send them again, or discard them.
+    Dlq(dlq::Args),
     /// Show relays, targets and the stream on one screen, as they are now.
     Top(top::Args),
     /// Show samples as they arrive, from the stream or as a relay takes them.
     Tap(tap::Args),
+    /// Forget a relay that left the configuration.
+    Relay(relay::Args),
     /// Let a relay wait: it holds its place in the stream, over restarts.
     Pause(pause::Pause),
     /// Let a paused relay go on where it stopped.
@@ -124,8 +131,10 @@ fn main() -> ExitCode {
         Command::Targets(args) => targets::main(&args),
         Command::Replay(args) => replay::main(&args),
         Command::Audit(args) => audit::main(&args),
+        Command::Dlq(args) => dlq::main(&args),
         Command::Top(args) => top::main(&args),
         Command::Tap(args) => tap::main(&args),
+        Command::Relay(args) => relay::main(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
     }

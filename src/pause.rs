@@ -17,6 +17,9 @@ pub(crate) struct Pause {
     /// When it goes on by itself: `2026-01-02T03:04:05Z`, `03:04` (UTC, the next one), `in 10m`; default: when it is resumed.
     #[arg(long)]
     until: Option<String>,
+    /// Also where samples would be lost before that, at the rate of the last minute.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     place: Place,
     /// How the outcome is printed.
@@ -40,7 +43,7 @@ pub(crate) fn pause(args: &Pause) -> ExitCode {
         Ok(until_ms) => until_ms,
         Err(message) => return usage(&format!("--until: {message}")),
     };
-    change(&args.place, &format!("/api/v1/relays/{}/pause", args.name), PauseRequest { until_ms }, args.output)
+    change(&args.place, &format!("/api/v1/relays/{}/pause", args.name), PauseRequest { until_ms, force: args.force }, args.output)
 }
 
 pub(crate) fn resume(args: &Resume) -> ExitCode {

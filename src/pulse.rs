@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const WINDOW: usize = 60;
 /// Looks per point of a history.
 const LOOKS_PER_POINT: u64 = 2;
+/// Looks per question for the dead letters. Larger: they are seen later; smaller: more requests to an idle server.
+const LOOKS_PER_DEAD: u64 = 5;
 /// Points of a history: the last five minutes.
 const POINTS: usize = 150;
 /// Shortest time that says something about a rate.
@@ -56,6 +58,8 @@ pub(crate) struct Pulse {
     pub(crate) stream: Option<Info>,
     /// The stream of dead letters, when it last answered.
     pub(crate) dead: Option<Info>,
+    /// How many letters each subject of it has.
+    pub(crate) letters: BTreeMap<String, u64>,
     points: VecDeque<Point>,
     looks: u64,
     histories: BTreeMap<String, History>,
@@ -69,11 +73,16 @@ pub(crate) struct Pulse {
 pub(crate) async fn run(board: std::sync::Arc<Board>, streams: Streams, stop: CancellationToken) {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(looks.tick()).await.is_some() {
-        let Some((stream, dead)) = stop.run_until_cancelled(async { (streams.raw.info().await, streams.dead.info().await) }).await else {
-            return;
+    for look in 0_u64.. {
+        let dead = async {
+            looks.tick().await;
+            match look.is_multiple_of(LOOKS_PER_DEAD) {
+                true => (streams.dead.info().await.ok(), streams.dead.subjects().await.ok()),
+                false => (None, None),
+            }
         };
-        board.look(stream.ok(), dead.ok());
+        let Some((dead, letters)) = stop.run_until_cancelled(dead).await else { return };
+        board.look(dead, letters);
     }
 }
 
@@ -121,6 +130,11 @@ impl Pulse {
         self.points.push_back(Point { at, scraped, published_bytes, relays });
     }
 
+    /// Letters of a relay that are kept.
+    pub(crate) fn letters(&self, relay: &str) -> u64 {
+        self.letters.get(&relay::dead::subject(relay)).copied().unwrap_or(0)
+    }
+
     /// Scraped samples and published bytes per second.
     pub(crate) fn collection(&self) -> (f64, f64) {
         let (Some(first), Some(last)) = (self.points.front(), self.points.back()) else { return (0.0, 0.0) };
@@ -150,6 +164,7 @@ impl Pulse {
             pending_bytes: last.undelivered_bytes,
             left_seconds: self.retention(relay, hold).left_seconds,
             catch_up_seconds: catch_up(over, first, last),
+            letters: self.letters(relay),
         })
     }
 
@@ -312,7 +327,7 @@ mod tests {
             pulse.look(start + LOOK * k, Some(info), None, u64::from(k) * 500, 0, &[status(90.0 - f64::from(k), u64::from(k))]);
         }
         let outlook = pulse.outlook("", &Hold::default()).expect("it was seen");
-        assert_eq!(outlook, Outlook { pending_bytes: 80_000, left_seconds: None, catch_up_seconds: Some(80) });
+        assert_eq!(outlook, Outlook { pending_bytes: 80_000, left_seconds: None, catch_up_seconds: Some(80), letters: 0 });
         let lag = pulse.lag(&status(70.0, 20));
         assert_eq!((lag.messages, lag.bytes, lag.catch_up_seconds), (80, 80_000, Some(80)));
         assert_eq!(pulse.retention("", &Hold::default()).text, "caught up in 80 s");

@@ -40,6 +40,12 @@ pub(crate) struct Args {
     /// Also into a sink that adds up (statsd), where a range sent twice counts twice.
     #[arg(long)]
     again: bool,
+    /// Only series that this PromQL selector takes, such as `{job="api"}`, before the relay's filters.
+    #[arg(long = "match", value_name = "SELECTOR")]
+    selector: Option<String>,
+    /// Send nothing: say how many samples of which jobs would be sent.
+    #[arg(long)]
+    dry_run: bool,
     /// How the progress is printed.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -50,7 +56,15 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         Ok(range) => range,
         Err(message) => return usage(&message),
     };
-    let request = Replay { relay: args.relay.clone(), from_ms, to_ms, rate: args.rate, again: args.again };
+    let request = Replay {
+        relay: args.relay.clone(),
+        from_ms,
+        to_ms,
+        rate: args.rate,
+        again: args.again,
+        selector: args.selector.clone(),
+        dry_run: args.dry_run,
+    };
     let api = match args.place.api(true) {
         Ok(api) => api,
         Err(code) => return code,
@@ -94,6 +108,9 @@ async fn replay(api: &Api, request: &Replay, output: Output) -> anyhow::Result<b
             } else if let Some(bar) = &bar {
                 bar.abandon();
             }
+            if output == Output::Text && request.dry_run {
+                print!("{}", by_job(&state));
+            }
             return Ok(ended == "done");
         }
         if give_up_at.is_some_and(|at| Instant::now() >= at) {
@@ -125,6 +142,13 @@ async fn interrupted(terminate: &mut Signal, interrupt: &mut Signal) {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+}
+
+/// What a dry run would have sent.
+fn by_job(state: &Value) -> String {
+    let jobs = state.get("jobs").and_then(Value::as_object).into_iter().flatten();
+    let lines: String = jobs.map(|(job, samples)| format!("  {samples:>14}  {job}\n")).collect();
+    format!("nothing was sent; by job it would be\n{lines}")
 }
 
 /// One line of progress.

@@ -2,15 +2,19 @@
 //!
 //! *In*: requests. *Out*: their state, until [`KEPT_MAX`] newer ones were asked for. *Bound*: [`RUNNING_MAX`] at a time. *When full*: 429.
 
-use std::collections::VecDeque;
+mod dead;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use bundled_nats::port::Streams;
 use config::Config;
-use relay::audit::{self, Audit};
-use relay::filter::SelectorError;
+use relay::audit;
+use relay::filter::{Selector, SelectorError};
+use relay::forget::{self, Forgotten};
+use relay::lines::Lines;
 use relay::replay::{self, Progress, Request};
 use relay::tap::{self, Tap};
 use tokio::sync::{Semaphore, watch};
@@ -55,6 +59,7 @@ struct Now {
     state: &'static str,
     sink_says: Option<String>,
     error: Option<String>,
+    jobs: BTreeMap<String, u64>,
 }
 
 impl Replays {
@@ -85,12 +90,13 @@ impl Replays {
         let Ok(permit) = Arc::clone(&self.running).try_acquire_owned() else {
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, format!("{RUNNING_MAX} replays run already: wait for one to end")));
         };
-        let Replay { from_ms, to_ms, rate, again, .. } = asked;
-        let request = Request { relay: relay.clone(), from_ms, to_ms, rate, again };
+        let Replay { from_ms, to_ms, rate, again, dry_run, .. } = asked;
+        let selector = selector(asked.selector.as_deref())?;
+        let request = Request { relay: relay.clone(), from_ms, to_ms, rate, again, selector, dry_run };
         let stop = self.stop.child_token();
         let options = relay::Options { external_labels: relays_of(&config).external_labels, ..self.options.clone() };
         let started = replay::Replay::start(request, self.streams.clone(), &options, &stop).await.map_err(refusal)?;
-        let now = Mutex::new(Now { state: "running", sink_says: None, error: None });
+        let now = Mutex::new(Now { state: "running", sink_says: None, error: None, jobs: BTreeMap::new() });
         let run = Arc::new(Run { id: started.id.clone(), asked, progress: started.progress(), now, stop });
         let answer = run.state();
         {
@@ -112,7 +118,7 @@ impl Replays {
     }
 
     /// Starts an audit.
-    pub(crate) fn audit(&self, query: AuditQuery) -> Result<Audit, Refusal> {
+    pub(crate) fn audit(&self, query: AuditQuery) -> Result<Lines, Refusal> {
         let config = self.config();
         let wanted: Vec<&str> =
             query.relay.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty()).collect();
@@ -120,10 +126,32 @@ impl Replays {
             return Err(no_relay(unknown, &names(&config)));
         }
         let relays = config.relays.iter().filter(|relay| wanted.is_empty() || wanted.contains(&relay.name.as_str())).cloned().collect();
-        let selector = query.selector.as_deref().filter(|text| !text.trim().is_empty()).map(str::parse).transpose();
-        let selector = selector.map_err(|error: SelectorError| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+        let selector = selector(query.selector.as_deref())?;
         let request = audit::Request { relays, from_ms: query.from_ms, to_ms: query.to_ms, selector };
-        Ok(Audit::start(request, self.streams.clone(), &self.stop))
+        Ok(audit::start(request, self.streams.clone(), &self.stop))
+    }
+
+    /// Forgets a relay that left the configuration.
+    pub(crate) async fn forget(&self, name: &str) -> Result<Forgotten, Refusal> {
+        let config = self.config();
+        if config.relays.iter().any(|relay| relay.name == name) {
+            let refusal = Refusal::new(StatusCode::CONFLICT, format!("relay '{name}' is configured"));
+            return Err(refusal.fix("take it out of the configuration first, and reload"));
+        }
+        let unavailable = |error: &dyn std::error::Error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, chain(error));
+        match forget::forget(&self.streams, name, &self.stop).await {
+            Ok(Some(forgotten)) => {
+                tracing::warn!(relay = name, samples = forgotten.lost_samples, "a relay that left the configuration is forgotten");
+                Ok(forgotten)
+            }
+            Ok(None) => {
+                let known = forget::names(&self.streams).await.map_err(|error| unavailable(&error))?;
+                let orphans: Vec<String> =
+                    known.into_iter().filter(|known| config.relays.iter().all(|relay| relay.name != *known)).collect();
+                Err(no_relay(name, &orphans))
+            }
+            Err(error) => Err(unavailable(&error)),
+        }
     }
 
     /// Opens a tap on the stream.
@@ -188,6 +216,7 @@ impl Run {
         while tokio::time::timeout(LOOK, &mut ended).await.is_err() {
             self.now().sink_says = replay.last_error();
         }
+        self.now().jobs = replay.by_job();
         let finished = replay.finish().await;
         let mut now = self.now();
         match finished {
@@ -220,10 +249,17 @@ impl Run {
             filtered_samples: progress.totals.filtered,
             rejected_samples: progress.totals.rejected,
             lost_samples: progress.totals.lost,
+            jobs: now.jobs.clone(),
             warning: missing.map(|oldest| format!("the stream begins at {}: what was before is gone", times::show(oldest))),
             error: now.error.clone().or_else(|| now.sink_says.clone().filter(|_| now.state == "running")),
         }
     }
+}
+
+/// A selector as somebody wrote it; none: everything.
+fn selector(text: Option<&str>) -> Result<Option<Selector>, Refusal> {
+    let selector = text.filter(|text| !text.trim().is_empty()).map(str::parse).transpose();
+    selector.map_err(|error: SelectorError| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 fn names(config: &Config) -> Vec<String> {

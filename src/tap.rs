@@ -14,12 +14,16 @@ use serde_json::Value;
 use crate::api::tap::TapQuery;
 use crate::client::Api;
 use crate::place::Place;
-use crate::{fail, times};
+use crate::{fail, times, usage};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A PromQL selector, such as `up` or `'{job="api", __name__=~"http_.*"}'`; default: everything.
+    #[arg(conflicts_with = "matches")]
     selector: Option<String>,
+    /// The same as an option.
+    #[arg(long = "match", value_name = "SELECTOR")]
+    matches: Option<String>,
     /// Show what this relay takes, after its filters.
     #[arg(long)]
     relay: Option<String>,
@@ -29,6 +33,9 @@ pub(crate) struct Args {
     /// Only this job; may be repeated.
     #[arg(long)]
     job: Vec<String>,
+    /// Begin in the past: `10 min ago`, `03:04` (UTC, the last one), `2026-01-02T03:04:05Z`. Nothing is left out then: --rate is how fast it goes by.
+    #[arg(long)]
+    at: Option<String>,
     /// At most so many samples per second, like `200/s`; the others are counted.
     #[arg(long, value_parser = times::rate)]
     rate: Option<u64>,
@@ -64,16 +71,21 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         Ok(api) => api,
         Err(code) => return code,
     };
+    let at_ms = match args.at.as_deref().map(|at| times::parse(at, times::now_ms())).transpose() {
+        Ok(at_ms) => at_ms,
+        Err(message) => return usage(&format!("--at: {message}")),
+    };
     let stage = args.stage.map(|at| match at {
         At::Raw => Stage::Raw,
         At::Filtered => Stage::Filtered,
         At::Encoded => Stage::Encoded,
     });
     let query = TapQuery {
-        selector: args.selector.clone(),
+        selector: args.selector.clone().or_else(|| args.matches.clone()),
         relay: args.relay.clone(),
         stage,
         job: (!args.job.is_empty()).then(|| args.job.join(",")),
+        at_ms,
         rate: args.rate.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime");

@@ -15,6 +15,8 @@ pub(crate) struct Outlook {
     pub(crate) left_seconds: Option<u64>,
     /// Seconds until nothing waits; none: it is not behind, or does not catch up.
     pub(crate) catch_up_seconds: Option<u64>,
+    /// Dead letters of it that are kept.
+    pub(crate) letters: u64,
 }
 
 /// The gauges.
@@ -26,6 +28,7 @@ pub(crate) struct Telemetry {
     pending_bytes: GaugeVec,
     retention: GaugeVec,
     catch_up: GaugeVec,
+    letters: GaugeVec,
 }
 
 impl Telemetry {
@@ -53,6 +56,10 @@ impl Telemetry {
             retention: per_relay(
                 "strata_relay_retention_seconds",
                 "After how long the relay meets a limit at the rate of the last minute; absent: it meets none.",
+            )?,
+            letters: per_relay(
+                "strata_relay_dead_letters",
+                "Letters of samples that the relay's sink refused and that are kept: neither taken later, discarded nor trimmed.",
             )?,
             catch_up: per_relay(
                 "strata_relay_catch_up_seconds",
@@ -87,6 +94,7 @@ impl Telemetry {
         show(&self.pending_bytes, |outlook| Some(outlook.pending_bytes));
         show(&self.retention, |outlook| outlook.left_seconds);
         show(&self.catch_up, |outlook| outlook.catch_up_seconds);
+        show(&self.letters, |outlook| Some(outlook.letters));
         *shown = now.keys().cloned().collect();
     }
 }
@@ -100,12 +108,13 @@ mod tests {
         let registry = Registry::new();
         let telemetry = Telemetry::register(&registry).expect("an own registry");
         let mut shown = BTreeSet::new();
-        let outlook = |pending_bytes, left_seconds, catch_up_seconds| Outlook { pending_bytes, left_seconds, catch_up_seconds };
+        let outlook = |pending_bytes, left_seconds, catch_up_seconds| Outlook { pending_bytes, left_seconds, catch_up_seconds, letters: 3 };
         let relays = |relays: &[(&str, Outlook)]| relays.iter().map(|(relay, seen)| ((*relay).to_owned(), seen.clone())).collect();
         telemetry.show_relays(&relays(&[("a", outlook(1, Some(7), Some(3))), ("b", outlook(2, Some(8), None))]), &mut shown);
         telemetry.show_relays(&relays(&[("b", outlook(9, None, Some(5)))]), &mut shown);
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
         let found: Vec<_> = text.lines().filter(|line| line.starts_with("strata_relay_")).collect();
-        assert_eq!(found, ["strata_relay_catch_up_seconds{relay=\"b\"} 5", "strata_relay_pending_bytes{relay=\"b\"} 9"]);
+        let expect = ["catch_up_seconds{relay=\"b\"} 5", "dead_letters{relay=\"b\"} 3", "pending_bytes{relay=\"b\"} 9"];
+        assert_eq!(found, expect.map(|line| format!("strata_relay_{line}")));
     }
 }

@@ -3,6 +3,7 @@
 //! *In*: messages, positions. *Out*: sequences, messages. *Bound*: one request in flight per call; a reader holds what it was opened with.
 //! *When full*: [`PublishError::Full`]; a request without answer is [`PublishError::Unknown`], never assumed lost.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
@@ -173,6 +174,26 @@ impl Log for NatsLog {
         }
         let answer = self.api.request(&format!("STREAM.PURGE.{}", self.stream), &json!({"seq": keep_from})).await;
         Ok(answer.map_err(|error| unavailable("purge", &error))?["purged"].as_u64().unwrap_or(0))
+    }
+
+    async fn purge_of(&self, subject: &str, keep_from: u64) -> Result<u64, Error> {
+        let info = self.info().await?;
+        // A sequence of 0 would purge all of it.
+        let keep_from = keep_from.min(info.last_seq + 1);
+        if keep_from <= info.first_seq {
+            return Ok(0);
+        }
+        let body = json!({"seq": keep_from, "filter": subject});
+        let answer = self.api.request(&format!("STREAM.PURGE.{}", self.stream), &body).await;
+        Ok(answer.map_err(|error| unavailable("purge", &error))?["purged"].as_u64().unwrap_or(0))
+    }
+
+    async fn subjects(&self) -> Result<BTreeMap<String, u64>, Error> {
+        let body = json!({"subjects_filter": ">"});
+        let answer = self.api.request(&format!("STREAM.INFO.{}", self.stream), &body).await;
+        let info = answer.map_err(|error| unavailable("count the messages of subjects", &error))?;
+        let subjects = info["state"]["subjects"].as_object().into_iter().flatten();
+        Ok(subjects.map(|(subject, count)| (subject.clone(), count.as_u64().unwrap_or(0))).collect())
     }
 }
 

@@ -154,8 +154,8 @@ fn may_publish(role: Role) -> Vec<String> {
             }
             // Dead letters are trimmed by the relay that needs the space.
             subjects.push(format!("$JS.API.STREAM.PURGE.{}", streams::DEAD));
-            // The ledger for the audit.
-            for stream in [streams::RAW, streams::LEDGER, streams::STATE] {
+            // The ledger for the audit, the dead letters for whoever wants to see them or sends them again.
+            for stream in [streams::RAW, streams::DEAD, streams::LEDGER, streams::STATE] {
                 subjects.extend(read(stream));
             }
         }

@@ -1,4 +1,5 @@
-//! What is in `STRATA_LEDGER`: every deliberate or detected loss, one message each; and the minutes of every relay, as sheets that each count once.
+//! What is in `STRATA_LEDGER`: every deliberate or detected loss, one message each; and the minutes of every relay and collector, as sheets that each
+//! count once.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,6 +7,15 @@ use crate::port::Headers;
 
 /// The header of a [`Booking`].
 const BOOKING: &str = "St-Booking";
+
+/// The header of a [`Life`].
+const LIFE: &str = "St-Life";
+
+/// What the subjects of relays' and collectors' minutes begin with.
+const MINUTES: &str = "strata.ledger.minutes.";
+
+/// The same of what was folded of them.
+const FOLDED_MINUTES: &str = "strata.ledger.folded.minutes.";
 
 /// What stands before a sheet of `sample::sheet` in the ledger.
 ///
@@ -29,14 +39,61 @@ impl Booking {
     }
 }
 
+/// A moment in the life of a collector's process, beside the sheet of a booking.
+///
+/// A start that no stop stands before says that the process before it was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It began, ms.
+    Started(i64),
+    /// It ended by itself, after its last slot, ms.
+    Stopped(i64),
+}
+
+impl Life {
+    /// Adds it to a message's headers.
+    pub fn put(&self, headers: &mut Headers) {
+        let (word, at_ms) = match self {
+            Self::Started(at_ms) => ("started", at_ms),
+            Self::Stopped(at_ms) => ("stopped", at_ms),
+        };
+        headers.insert(LIFE, format!("{word} {at_ms}"));
+    }
+
+    /// Reads it from a message's headers; none: nothing of the kind.
+    pub fn get(headers: &Headers) -> Option<Self> {
+        match headers.get(LIFE)?.split_once(' ')? {
+            ("started", at_ms) => Some(Self::Started(at_ms.parse().ok()?)),
+            ("stopped", at_ms) => Some(Self::Stopped(at_ms.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
 /// Subject of what was folded of a writer's minutes.
 pub fn folded_minutes(subject: &str) -> String {
-    subject.replacen("strata.ledger.minutes.", "strata.ledger.folded.minutes.", 1)
+    subject.replacen(MINUTES, FOLDED_MINUTES, 1)
 }
 
 /// Subject of a relay's minutes.
 pub fn relay_minutes(relay: &str) -> String {
-    format!("strata.ledger.minutes.relay.{relay}")
+    format!("{MINUTES}relay.{relay}")
+}
+
+/// Subject of what became of a relay's dead letters later.
+pub fn dead_minutes(relay: &str) -> String {
+    format!("{MINUTES}dead.{relay}")
+}
+
+/// Subject of a collector's minutes.
+pub fn collector_minutes(producer: &str) -> String {
+    format!("{MINUTES}collector.{producer}")
+}
+
+/// The producer whose minutes, folded or not, come on a subject; none: no collector's.
+pub fn collector_of(subject: &str) -> Option<&str> {
+    let whose = subject.strip_prefix(MINUTES).or_else(|| subject.strip_prefix(FOLDED_MINUTES))?;
+    whose.strip_prefix("collector.")
 }
 
 /// One booked loss.
@@ -96,5 +153,16 @@ mod tests {
         assert_eq!(Booking::get(&headers), None);
         booking.put(&mut headers);
         assert_eq!((Booking::get(&headers), headers.get(BOOKING)), (Some(booking), Some("7")));
+        for (life, text) in [(Life::Started(5), "started 5"), (Life::Stopped(9), "stopped 9")] {
+            life.put(&mut headers);
+            assert_eq!((Life::get(&headers), headers.get(LIFE)), (Some(life), Some(text)));
+        }
+    }
+
+    #[test]
+    fn a_subject_says_whose_minutes_they_are() {
+        let subject = collector_minutes("west");
+        assert_eq!((collector_of(&subject), collector_of(&folded_minutes(&subject))), (Some("west"), Some("west")));
+        assert_eq!((collector_of(&relay_minutes("collector")), collector_of("strata.ledger.publish.west")), (None, None));
     }
 }

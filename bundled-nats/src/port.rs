@@ -3,6 +3,8 @@
 //! *In*: messages to publish, positions to read from. *Out*: acknowledgements, messages in order.
 //! *Bound*: a [`Read`] holds at most the bytes in flight it was opened with. *When full*: publish answers [`PublishError::Full`].
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -141,6 +143,12 @@ pub trait Log: Send + Sync + 'static {
 
     /// Removes everything below `keep_from`; says how many messages went.
     async fn purge(&self, keep_from: u64) -> Result<u64, Error>;
+
+    /// Removes the messages of one subject below `keep_from`; says how many went.
+    async fn purge_of(&self, subject: &str, keep_from: u64) -> Result<u64, Error>;
+
+    /// How many messages each subject has.
+    async fn subjects(&self) -> Result<BTreeMap<String, u64>, Error>;
 }
 
 /// A position in a stream that moves forward.

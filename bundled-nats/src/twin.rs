@@ -350,6 +350,24 @@ impl Log for TwinLog {
         content.index_subjects();
         Ok(purged.len() as u64)
     }
+
+    async fn purge_of(&self, subject: &str, keep_from: u64) -> Result<u64, Error> {
+        let mut content = self.core.up("purge a subject")?;
+        let below = content.messages.range(..keep_from).filter(|(_, message)| message.subject == subject);
+        let purged: Vec<u64> = below.map(|(seq, _)| *seq).collect();
+        for seq in &purged {
+            content.remove(*seq);
+        }
+        content.index_subjects();
+        Ok(purged.len() as u64)
+    }
+
+    async fn subjects(&self) -> Result<BTreeMap<String, u64>, Error> {
+        let content = self.core.up("count the messages of subjects")?;
+        let mut counts = BTreeMap::new();
+        content.messages.values().for_each(|message| *counts.entry(message.subject.clone()).or_default() += 1);
+        Ok(counts)
+    }
 }
 
 #[async_trait]

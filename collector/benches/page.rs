@@ -1,8 +1,10 @@
 //! Speed from a page's bytes to columns: `cargo bench -p collector --bench page [-- steady/apiserver]`.
 //!
 //! `steady`: the second and later pages of a target, every series where it was (two pages in turn, a third of the values moved).
-//! `open-metrics`, `protobuf`: the same page again and again in those formats. `shuffled`: families in another order on every other page. `cold`: the first page of a target. The pages come from `STRATA_CORPORA`
-//! (default `../shared/corpora` beside the repository); without it a page made on the spot is used, and its name says so.
+//! `open-metrics`, `protobuf`: the same page again and again in those formats. `shuffled`: families in another order on every other page.
+//! `cold`, `cold-open-metrics`, `cold-protobuf`: the first page of a target. `one-new`: a steady page, but one series in its middle that
+//! comes for the one of the page before. The pages come from `STRATA_CORPORA` (default `../shared/corpora` beside the repository); without
+//! it a page made on the spot is used, and its name says so.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -86,17 +88,43 @@ fn bench(criterion: &mut Criterion) {
             });
             group.finish();
         }
-        let mut group = criterion.benchmark_group("cold");
-        group.throughput(Throughput::Elements(samples)).sample_size(20);
-        group.bench_function(&name, |bencher| {
-            bencher.iter_batched(
-                || SeriesCache::new(options()),
-                |mut cache| cache.page(black_box(&page)).map(|_| cache),
-                BatchSize::LargeInput,
-            );
-        });
-        group.finish();
+        bench_cold(criterion, "cold", &name, Format::Text, &page, samples);
+        bench_one_new(criterion, &name, page, samples);
     }
+}
+
+fn bench_cold(criterion: &mut Criterion, kind: &str, name: &str, format: Format, page: &[u8], samples: u64) {
+    let mut group = criterion.benchmark_group(kind);
+    group.throughput(Throughput::Elements(samples)).sample_size(20);
+    group.bench_function(name, |bencher| {
+        bencher.iter_batched(
+            || SeriesCache::new(options()),
+            |mut cache| cache.page_in(format, black_box(page)).map(|_| cache),
+            BatchSize::LargeInput,
+        );
+    });
+    group.finish();
+}
+
+/// The cost of the page is in it: compare with `steady`.
+fn bench_one_new(criterion: &mut Criterion, name: &str, mut page: Vec<u8>, samples: u64) {
+    const LINE: &str = "one_new_total{number=\"00000000\"} 1\n";
+    let half = page.len() / 2;
+    let middle = page[half..].iter().position(|byte| *byte == b'\n').map_or(page.len(), |newline| half + newline + 1);
+    page.splice(middle..middle, LINE.bytes());
+    let digits = middle + "one_new_total{number=\"".len();
+    let (mut cache, mut number) = (SeriesCache::new(options()), 0);
+    cache.page(&page).expect("a real page");
+    let mut group = criterion.benchmark_group("one-new");
+    group.throughput(Throughput::Elements(samples));
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            number += 1;
+            page[digits..digits + 8].copy_from_slice(format!("{number:08}").as_bytes());
+            black_box(cache.page(black_box(&page)))
+        });
+    });
+    group.finish();
 }
 
 /// Steady pages in the other formats: the text page as OpenMetrics, and its protobuf form where the corpora have one.
@@ -118,6 +146,7 @@ fn bench_formats(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(samples));
             group.bench_function(&name, |bencher| bencher.iter(|| black_box(cache.page_in(format, black_box(&page)))));
             group.finish();
+            bench_cold(criterion, &format!("cold-{kind}"), &name, format, &page, samples);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The HTTP client of all scrapes: one GET, its body, and why there is none.
 //!
-//! *In*: a target, or the address of a list of targets. *Out*: the body's bytes, or a [`Failure`]. *Bound*: the body limit of the target (or
-//! [`BODY_BYTES_MAX`]), and [`BODIES_BYTES_MAX`] for all bodies in flight together. *When full*: a body over its limit is a failed
-//! scrape; one that finds no room among the others waits, and times out.
+//! *In*: a target, or the address of a list of targets. *Out*: a [`Body`] to be read, or a [`Failure`]. *Bound*: the body limit of the target
+//! (or [`BODY_BYTES_MAX`]), and [`BODIES_BYTES_MAX`] for what is in memory of all bodies in flight. *When full*: a body over its limit is a
+//! failed scrape; one that finds no room among the others waits, and times out.
 
 mod body;
 mod negotiate;
@@ -15,16 +15,19 @@ use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::parse::Format;
 use crate::target::Target;
 
-pub use body::{Buffers, inflate};
+#[cfg(test)]
+pub(crate) use body::tests::gzip;
+pub use body::{Body, Buffers, PIECE_BYTES, Unpacker, inflate};
 pub use negotiate::{Negotiation, format_of};
 
 /// Body limit where the configuration sets none; larger: a broken exporter takes more memory, smaller: very large pages need a setting.
 pub const BODY_BYTES_MAX: u64 = 64 << 20;
-/// All bodies in flight together, above the first 64 KiB of each; larger: memory, smaller: large pages wait for each other.
+/// What is in memory of all bodies in flight, above the first 64 KiB of each; larger: memory, smaller: large pages wait for each other.
 pub const BODIES_BYTES_MAX: usize = 256 << 20;
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
 const REFRESH_HEADER: HeaderName = HeaderName::from_static("x-prometheus-refresh-interval-seconds");
@@ -103,11 +106,6 @@ struct Call<'a> {
     extra: (HeaderName, HeaderValue),
 }
 
-impl Answer {
-    /// Nothing worth reading.
-    pub const EMPTY: Self = Self { encoding: Encoding::Identity, format: Format::Text, guessed: false };
-}
-
 impl Failure {
     /// Every reason but those of the page itself.
     pub const REASONS: [&'static str; 13] = [
@@ -146,16 +144,16 @@ impl Failure {
 impl Client {
     /// A client without connections.
     pub fn new() -> Self {
-        let room = Arc::new(Semaphore::new(BODIES_BYTES_MAX / body::ROOM_BYTES));
+        let room = Arc::new(Semaphore::new(BODIES_BYTES_MAX / PIECE_BYTES));
         Self { room }
     }
 
-    /// Gets a target's page into `raw`, as it came.
+    /// Asks for a target's page; its body is still to be read.
     ///
-    /// *Shape*: cancel safe: a dropped call closes its connection. *Limits*: the target's timeout covers all of it.
-    pub async fn get(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Answer, Failure> {
-        raw.clear();
-        match tokio::time::timeout(target.timeout, self.fetch(target, raw)).await {
+    /// *Shape*: cancel safe: a dropped call closes its connection. *Limits*: the target's timeout covers all the time that it takes for the body,
+    /// too, but not the time between two pieces of it that the caller takes.
+    pub async fn get(&self, target: &Target) -> Result<(Answer, Body), Failure> {
+        match tokio::time::timeout(target.timeout, self.open(target)).await {
             Ok(done) => done,
             Err(_) => Err(Failure::Timeout(target.timeout)),
         }
@@ -168,6 +166,7 @@ impl Client {
         let seconds = HeaderValue::from_str(&refresh.as_secs_f64().to_string()).map_err(|_| Failure::Header)?;
         let accept = HeaderValue::from_static("application/json");
         let call = Call { url, access, accept, gzip: true, extra: (REFRESH_HEADER, seconds) };
+        let started = Instant::now();
         let fetch = async {
             let response = call.send().await?;
             if response.status() != StatusCode::OK {
@@ -180,7 +179,7 @@ impl Client {
             }
             let gzip = header(CONTENT_ENCODING) == b"gzip";
             let (mut raw, mut list) = (Vec::new(), Vec::new());
-            body::read(response.into_body(), BODY_BYTES_MAX, &self.room, &mut raw).await?;
+            Body::new(response.into_body(), BODY_BYTES_MAX, self.room.clone(), timeout, started).rest(&mut raw).await?;
             if !gzip {
                 return Ok(raw);
             }
@@ -190,7 +189,8 @@ impl Client {
         tokio::time::timeout(timeout, fetch).await.unwrap_or(Err(Failure::Timeout(timeout)))
     }
 
-    async fn fetch(&self, target: &Target, raw: &mut Vec<u8>) -> Result<Answer, Failure> {
+    async fn open(&self, target: &Target) -> Result<(Answer, Body), Failure> {
+        let started = Instant::now();
         let seconds = HeaderValue::from_str(&target.timeout.as_secs_f64().to_string()).map_err(|_| Failure::Header)?;
         let negotiation = Negotiation::new(&target.scrape);
         let call = Call {
@@ -216,8 +216,8 @@ impl Client {
         if length.is_some_and(|length| length > limit) {
             return Err(Failure::BodyTooLarge(limit));
         }
-        body::read(response.into_body(), limit, &self.room, raw).await?;
-        Ok(Answer { encoding, format, guessed: known.is_none() })
+        let body = Body::new(response.into_body(), limit, self.room.clone(), target.timeout, started);
+        Ok((Answer { encoding, format, guessed: known.is_none() }, body))
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod discovery;
+mod minutes;
 pub mod parse;
 pub mod publish;
 pub mod queue;
@@ -153,6 +154,13 @@ impl Collector {
     /// *Shape*: cancel safe.
     pub fn failed(&self) -> impl Future<Output = publish::Error> + Send + 'static {
         self.publisher.failed()
+    }
+
+    /// Waits until the slots that were missed or failed so far are booked, for whoever wants to read of them in the ledger.
+    ///
+    /// *Shape*: cancel safe. It never returns while the ledger is away.
+    pub fn booked(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.publisher.booked()
     }
 
     /// The collector's metrics.

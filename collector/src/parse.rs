@@ -2,7 +2,7 @@
 //!
 //! - *In:* a page (`&[u8]`, uncompressed). *Out:* [`Row`]s that borrow from it; a series is one run of bytes whose labels
 //!   [`Sample::pieces`] reads on demand.
-//! - *Bound:* [`SERIES_BYTES_MAX`], [`LABELS_MAX`], [`METADATA_BYTES_MAX`]; no allocation per row.
+//! - *Bound:* [`LINE_BYTES_MAX`], [`SERIES_BYTES_MAX`], [`LABELS_MAX`], [`METADATA_BYTES_MAX`]; no allocation per row.
 //! - *When full or broken:* a located [`Error`]; the page is then worth nothing, as in Prometheus.
 //!
 //! It takes what Prometheus 3 takes for this format: blanks and tabs between tokens, blank lines, comments, a comma after the last
@@ -38,6 +38,10 @@ pub const LABELS_MAX: usize = 1024;
 pub const EXEMPLAR_CHARACTERS_MAX: usize = 128;
 /// Bytes of one line of metadata: larger bloats every key frame, smaller refuses long help texts.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of one line, with what stands before and behind a sample, and of a comment; larger: a block of a page that comes in pieces takes as
+/// much memory, smaller: no room for the longest series with the longest exemplar.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// The suffixes that a family's series carry, and the types that have them.
 pub(crate) const SUFFIXES: [(&str, &[MetricType]); 8] = [
@@ -130,19 +134,34 @@ impl<'a> Page<'a> {
         Self { open_metrics: true, ..Self::new(body) }
     }
 
+    /// Goes on at the first byte of another block of a page; `ended`: an earlier one had the page's end.
+    pub(crate) fn resume(self, ended: bool) -> Self {
+        Self { ended, ..self }
+    }
+
+    /// All of its bytes.
+    pub(crate) fn body(&self) -> &'a [u8] {
+        self.body
+    }
+
+    /// Whether its end was read.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// Reads the next entry; `None` at the end. Comments are passed over.
     ///
     /// *Errors:* the first broken rule, located. The page must then be given up: the cursor stands inside the broken line.
     pub fn row(&mut self) -> Result<Option<Row<'a>>, Error> {
         loop {
             match self.first() {
-                None => return self.end().map(|()| None),
+                None => return self.end(self.body.is_empty()).map(|()| None),
                 Some(b'#') => {
                     if let Some(metadata) = self.metadata()? {
                         return Ok(Some(Row::Metadata(metadata)));
                     }
                 }
-                Some(_) => return self.sample().map(|sample| Some(Row::Sample(sample))),
+                Some(_) => return self.sample(|_| {}).map(|sample| Some(Row::Sample(sample))),
             }
         }
     }
@@ -204,10 +223,10 @@ impl<'a> Page<'a> {
         metadata(line).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
     }
 
-    /// Reads a whole sample; the cursor stands on its first byte.
-    pub(crate) fn sample(&mut self) -> Result<Sample<'a>, Error> {
+    /// Reads a whole sample and hands the name and the labels of its series to `take`; the cursor stands on its first byte.
+    pub(crate) fn sample(&mut self, take: impl FnMut(Piece<'a>)) -> Result<Sample<'a>, Error> {
         let start = self.at;
-        match labels::walk(self.body, start, |_| {}) {
+        match labels::walk(self.body, start, take) {
             Ok(end) => {
                 self.at = end;
                 if self.open_metrics {

@@ -1,25 +1,29 @@
 //! Publishing: frames become messages of this process' own subject, strictly in order, one in flight.
 //!
-//! *In*: frames of scrapes, by [`Link`]. *Out*: acknowledged messages in `STRATA_RAW`, ledger entries for what had to be dropped.
+//! *In*: frames of scrapes, and slots without one, by [`Link`]. *Out*: acknowledged messages in `STRATA_RAW`; ledger entries for what had to be dropped, and
+//! for what was never scraped.
 //! *Bound*: `buffer.memory` bytes of frames, one message in flight. *When full*: the oldest scrape never yet sent is dropped, tallied,
 //! and booked when the stream is back. A message whose outcome is unknown is tried again, never dropped.
 
 mod chain;
 mod ledger;
+mod minutes;
 mod name;
 mod writer;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bundled_nats::port::Streams;
-use sample::{FrameKind, TargetId};
+use sample::{FrameKind, Origin, TargetId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::minutes::{Hole, Minutes};
 use crate::queue::{Dropped, Frame, Queue};
 use crate::slot::Clock;
 use crate::telemetry::Telemetry;
@@ -92,6 +96,7 @@ pub struct Publisher {
     outlet: Arc<Outlet>,
     writer: JoinHandle<()>,
     booker: JoinHandle<()>,
+    keeper: JoinHandle<()>,
     stops: Stops,
     failed: watch::Receiver<Option<Error>>,
 }
@@ -107,6 +112,8 @@ pub struct Link {
 /// What scrapes, writer and booker share.
 pub(crate) struct Outlet {
     pub(crate) queue: Queue,
+    /// Slots that brought no page and are not booked yet.
+    pub(crate) minutes: Minutes,
     pub(crate) telemetry: Telemetry,
     /// Goes up when every target's base must be sent again.
     pub(crate) generation: AtomicU64,
@@ -139,6 +146,7 @@ impl Publisher {
     pub fn start(options: Options, streams: &Streams, telemetry: Telemetry) -> Self {
         let outlet = Arc::new(Outlet {
             queue: Queue::new(options.memory, telemetry.clone()),
+            minutes: Minutes::default(),
             telemetry,
             generation: AtomicU64::new(0),
             published_bytes: AtomicU64::new(0),
@@ -157,8 +165,9 @@ impl Publisher {
                 fail.send_replace(Some(error));
             }
         });
-        let booker = ledger::Booker::new(&options, streams.ledger.clone(), outlet.clone(), stops.clone());
-        Self { outlet, writer, booker: tokio::spawn(booker.run()), stops, failed }
+        let booker = ledger::Booker::new(&options, streams.ledger.clone(), outlet.clone(), &stops);
+        let keeper = minutes::Keeper::new(&options, streams.ledger.clone(), outlet.clone(), &stops);
+        Self { outlet, writer, booker: tokio::spawn(booker.run()), keeper: tokio::spawn(keeper.run()), stops, failed }
     }
 
     /// Goes by other limits from now on; what waits beyond less memory is dropped at the next push.
@@ -191,6 +200,14 @@ impl Publisher {
         let last_ms = self.outlet.last_ack_ms.load(Ordering::Acquire);
         let age_ms = self.outlet.clock.now_ms().saturating_sub(last_ms);
         last_ms > 0 && self.failure().is_none() && u128::from(age_ms.unsigned_abs()) <= READY_ACK_MAX.as_millis()
+    }
+
+    /// Waits until the slots that brought no page so far are booked.
+    ///
+    /// *Shape*: cancel safe. It never returns while the ledger is away.
+    pub(crate) fn booked(&self) -> impl Future<Output = ()> + Send + use<> {
+        let outlet = self.outlet.clone();
+        async move { outlet.minutes.booked().await }
     }
 
     /// Why publishing ended, if it did.
@@ -226,9 +243,13 @@ impl Publisher {
         }
         self.outlet.queue.drop_all(Dropped::Stopped);
         self.stops.book.cancel();
-        if tokio::time::timeout_at(now + within, &mut self.booker).await.is_err() {
-            self.stops.abort_book.cancel();
-            join(&mut self.booker, "booker").await;
+        {
+            let (booker, keeper) = (&mut self.booker, &mut self.keeper);
+            let mut booked = pin!(async { tokio::join!(join(booker, "booker"), join(keeper, "keeper")) });
+            if tokio::time::timeout_at(now + within, &mut booked).await.is_err() {
+                self.stops.abort_book.cancel();
+                booked.await;
+            }
         }
         let tally = self.outlet.queue.take_tally();
         let dropped = |why: Dropped| self.outlet.telemetry.dropped_samples.with_label_values(&["publish", why.as_str()]).get();
@@ -251,6 +272,7 @@ impl Drop for Publisher {
     fn drop(&mut self) {
         self.writer.abort();
         self.booker.abort();
+        self.keeper.abort();
     }
 }
 
@@ -271,6 +293,11 @@ impl Link {
             self.base_at_bytes = self.outlet.published_bytes.load(Ordering::Acquire);
         }
         self.outlet.queue.push(frames);
+    }
+
+    /// Counts slots that brought no page.
+    pub(crate) fn missing(&self, origin: &Origin, hole: Hole) {
+        self.outlet.minutes.count(origin, hole);
     }
 
     /// Counts frames that are too large for any message as dropped.

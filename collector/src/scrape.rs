@@ -3,6 +3,8 @@
 //! *In*: a target and its slots. *Out*: frames, a [`Status`], counted misses. *Bound*: [`REQUESTS_MAX`] requests in flight, one large page
 //! per core at a time. *When full*: a slot that cannot start in time is missed and counted; there is never a burst to catch up.
 
+mod intake;
+mod page;
 mod work;
 
 use std::panic::AssertUnwindSafe;
@@ -11,24 +13,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use sample::sheet::Kind;
 use sample::{Interner, TargetId};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Answer, Buffers, Client, Failure};
+use crate::client::{Buffers, Client, Failure};
+use crate::minutes::Hole;
 use crate::publish::Link;
 use crate::slot::{Clock, Missed, Slots};
 use crate::target::{Target, as_map};
 use crate::telemetry::Telemetry;
 
-use work::{Done, Got, Work};
+use work::Work;
 
 /// Requests in flight over all targets; larger: sockets and memory, smaller: hung targets keep others waiting.
 pub const REQUESTS_MAX: usize = 512;
-/// Pages above this many bytes are read on the blocking pool, as they take more than about 500 µs.
-const INLINE_BYTES_MAX: usize = 128 * 1024;
 /// Reason of scrapes that are not made, as their job has more targets than `target_limit`.
 pub(crate) const TARGET_LIMIT: &str = "target_limit";
 /// Pause after a defect; larger: the next slot of a short interval starts late, smaller: a defect that comes back at once takes a core.
@@ -89,7 +90,9 @@ pub(crate) struct Shared {
     client: Arc<Client>,
     requests: Semaphore,
     cores: Semaphore,
-    buffers: Buffers,
+    /// For pieces of bodies, and for blocks of pages.
+    pieces: Buffers,
+    blocks: Buffers,
     layouts: Arc<Interner>,
     clock: Clock,
     telemetry: Telemetry,
@@ -155,7 +158,8 @@ impl Shared {
             client,
             requests: Semaphore::new(requests_max),
             cores: Semaphore::new(cores),
-            buffers: Buffers::default(),
+            pieces: Buffers::default(),
+            blocks: Buffers::default(),
             layouts,
             clock,
             telemetry,
@@ -272,7 +276,8 @@ impl Scrape {
         let mut why = Missed::Overrun;
         loop {
             let next = self.slots.next(self.shared.clock.now_ms());
-            self.missed(next.missed, why);
+            let every_ms = self.slots.every_ms();
+            self.missed(next.slot_ms.saturating_sub(every_ms.saturating_mul(next.missed.cast_signed())), next.missed, why);
             self.status.lock().unwrap_or_else(PoisonError::into_inner).next_scrape_ms = Some(next.slot_ms);
             tokio::select! {
                 biased;
@@ -281,7 +286,7 @@ impl Scrape {
                 () = self.wait(next.slot_ms) => {}
             }
             if self.slots.is_late(next.slot_ms, self.shared.clock.now_ms()) {
-                self.missed(1, Missed::Suspended);
+                self.missed(next.slot_ms, 1, Missed::Suspended);
                 why = Missed::Suspended;
                 continue;
             }
@@ -290,7 +295,7 @@ impl Scrape {
             match tokio::time::timeout(self.slots.late_max(), shared.requests.acquire()).await {
                 Ok(Ok(_permit)) => self.scrape(next.slot_ms).await,
                 Ok(Err(_)) | Err(_) => {
-                    self.missed(1, Missed::Busy);
+                    self.missed(next.slot_ms, 1, Missed::Busy);
                     why = Missed::Busy;
                 }
             }
@@ -310,48 +315,9 @@ impl Scrape {
     }
 
     async fn scrape(&mut self, slot_ms: i64) {
-        let started = Instant::now();
-        let mut raw = self.shared.buffers.take();
-        let result = match self.target.over_limit() {
-            Some(text) => Err(Failure::Page { reason: TARGET_LIMIT, text }),
-            None => self.shared.client.get(&self.target, &mut raw).await,
-        };
-        let mut got = Got { slot_ms, duration: started.elapsed(), raw, page: self.shared.buffers.take(), result };
-        if self.link.rebase_due(self.work.parts()) {
-            self.work.rebase();
-        }
-        let done = if self.work.cost(&got) > INLINE_BYTES_MAX { self.finish_aside(&mut got).await } else { self.work.finish(&mut got) };
-        let duration = got.duration;
-        self.shared.buffers.give(got.raw);
-        self.shared.buffers.give(got.page);
+        let (done, duration) = self.page(slot_ms).await;
         self.report(slot_ms, duration, &done.result);
         self.push(done.frames, done.fits);
-    }
-
-    /// Finishes a large page on the blocking pool, as many at a time as there are cores.
-    async fn finish_aside(&mut self, got: &mut Got) -> Done {
-        let shared = self.shared.clone();
-        let _core = shared.cores.acquire().await;
-        let fresh = Box::new(Work::new(self.target.clone(), self.shared.layouts.clone()));
-        let mut work = std::mem::replace(&mut self.work, fresh);
-        let empty = Got { slot_ms: got.slot_ms, duration: got.duration, raw: Vec::new(), page: Vec::new(), result: Ok(Answer::EMPTY) };
-        let mut whole = std::mem::replace(got, empty);
-        let aside = tokio::task::spawn_blocking(move || {
-            let done = work.finish(&mut whole);
-            (work, whole, done)
-        });
-        match aside.await {
-            Ok((work, whole, done)) => {
-                self.work = work;
-                *got = whole;
-                done
-            }
-            Err(error) => {
-                // The fresh state goes on; the series of the lost one end with the next good page.
-                got.result = Err(Failure::Internal(error.to_string()));
-                self.work.finish(got)
-            }
-        }
     }
 
     fn push(&mut self, frames: Vec<crate::queue::Frame>, fits: bool) {
@@ -390,6 +356,7 @@ impl Scrape {
             }
             Err(failure) => {
                 telemetry.scrapes_failed.with_label_values(&[failure.reason()]).inc();
+                self.missing(Kind::Failed, failure.reason(), slot_ms, 1);
                 let text = with_causes(failure);
                 if before != Health::Down {
                     status.down_since_ms = Some(slot_ms);
@@ -404,11 +371,16 @@ impl Scrape {
         }
     }
 
-    fn missed(&self, slots: u64, why: Missed) {
+    fn missed(&self, first_ms: i64, slots: u64, why: Missed) {
         if slots > 0 {
             self.shared.telemetry.slots_missed.with_label_values(&[why.as_str()]).inc_by(slots);
+            self.missing(Kind::Missed, why.as_str(), first_ms, slots);
             self.status.lock().unwrap_or_else(PoisonError::into_inner).missed += slots;
         }
+    }
+
+    fn missing(&self, kind: Kind, reason: &'static str, first_ms: i64, slots: u64) {
+        self.link.missing(&self.target.origin, Hole { kind, reason, first_ms, every_ms: self.slots.every_ms(), slots });
     }
 }
 

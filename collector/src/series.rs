@@ -1,6 +1,6 @@
 //! From pages to columns: which series a target has, and their values in one scrape.
 //!
-//! - *In:* a target's pages, one after another. *Out:* [`Part`]s: a layout that changes only when series do, and columns of values.
+//! - *In:* a target's pages, one after another, whole or in blocks. *Out:* [`Part`]s: a layout that changes only when series do, and columns of values.
 //! - *Bound:* the limits of [`Options`] and of [`crate::parse`]; 16 bytes per entry of the page, 18 bytes per series, and the layouts.
 //! - *When full or broken:* [`PageError`]; nothing has changed then, and the caller says [`SeriesCache::failed`].
 //!
@@ -23,6 +23,7 @@ use sample::{Columns, Interner, Layout, NO_TIME};
 
 use crate::parse::{Defect, Format, Page};
 
+mod blocks;
 mod created;
 mod error;
 mod exemplar;
@@ -37,18 +38,18 @@ mod refused;
 mod store;
 mod walk;
 
+pub use blocks::{Reading, entry_bytes_max};
 pub use error::PageError;
 pub use options::{Counts, Options};
 
+use blocks::Halt;
 use created::Created;
 use family::Families;
-use fresh::Fresh;
 use hash::TextHash;
-use labels::Identity;
+use labels::{Identity, Scratch};
 use lookup::Lookup;
 use refused::Refused;
 use store::{PENDING, Put, Slot, Store};
-use walk::Walk;
 
 /// Marks an entry that is a line of metadata.
 const METADATA: Slot = Slot::MAX;
@@ -78,13 +79,15 @@ pub struct SeriesCache {
     next: Vec<Entry>,
     lookup: Option<Lookup>,
     clean_pages: u32,
-    /// Offsets of the metadata lines of the page being read.
+    /// Offsets of the metadata in the block being read.
     metadata: Vec<usize>,
     synthetic: Vec<(&'static str, Slot)>,
     created: Created,
     scratch: Vec<u8>,
     counts: Counts,
     refused: Refused,
+    /// A page was begun and neither finished nor refused.
+    is_open: bool,
 }
 
 /// One entry of a page in order: the hash of its text, and the series it is of.
@@ -95,17 +98,6 @@ struct Entry {
     slot: Slot,
 }
 
-/// What is known of a page while it is read.
-struct Reading<'a> {
-    body: &'a [u8],
-    page: Page<'a>,
-    walk: Walk,
-    fresh: Fresh,
-    counts: Counts,
-    diverged: bool,
-    metadata_changed: bool,
-}
-
 /// What a page says of one series at one time.
 #[derive(Debug, Clone, Copy)]
 struct Point {
@@ -113,12 +105,6 @@ struct Point {
     timestamp_ms: Option<i64>,
     /// It is a native histogram: it takes a place, and replaces nothing.
     native: bool,
-}
-
-impl Reading<'_> {
-    fn is_over(&self, limit: u64) -> bool {
-        limit > 0 && self.counts.post_relabel > limit
-    }
 }
 
 impl SeriesCache {
@@ -144,57 +130,7 @@ impl SeriesCache {
             scratch: Vec::new(),
             counts: Counts::default(),
             refused: Refused::default(),
-        }
-    }
-
-    /// Takes a page in the Prometheus text format, all or nothing: [`Self::page_in`].
-    pub fn page(&mut self, body: &[u8]) -> Result<Counts, PageError> {
-        self.page_in(Format::Text, body)
-    }
-
-    /// Takes a page, all or nothing.
-    ///
-    /// *Shape:* afterwards every part has the page's samples, staleness markers for what it lacks, and synthetic series marked stale until
-    /// [`Self::synthetic`] gives their values. *Errors:* no part has changed; the caller then says [`Self::failed`].
-    pub fn page_in(&mut self, format: Format, body: &[u8]) -> Result<Counts, PageError> {
-        self.counts = Counts::default();
-        if u32::try_from(body.len()).is_err() {
-            return Err(PageError::TooLarge { bytes: body.len() });
-        }
-        if format != self.format {
-            // Another format spells every series anew, so no place of the last page is worth anything.
-            self.format = format;
-            self.order.clear();
-            self.lookup = None;
-        }
-        self.store.begin();
-        self.metadata.clear();
-        let mut reading = Reading {
-            body,
-            page: if format == Format::OpenMetrics { Page::open_metrics(body) } else { Page::new(body) },
-            walk: Walk::new(),
-            fresh: Fresh::default(),
-            counts: Counts::default(),
-            diverged: false,
-            metadata_changed: false,
-        };
-        let read = if format == Format::Protobuf { self.read_protobuf(&mut reading) } else { self.read(&mut reading) };
-        let limit = self.options.sample_limit;
-        match read.and_then(|()| if reading.is_over(limit) { Err(PageError::SampleLimit { limit }) } else { Ok(()) }) {
-            Ok(()) => {
-                self.refused.clear();
-                self.counts = self.commit(reading);
-                Ok(self.counts)
-            }
-            Err(error) => {
-                self.refused.keep(self.order.len());
-                self.counts = reading.counts;
-                if reading.fresh.len() > 0 {
-                    // It leads to series that never came to be.
-                    self.lookup = None;
-                }
-                Err(error)
-            }
+            is_open: false,
         }
     }
 
@@ -205,6 +141,7 @@ impl SeriesCache {
 
     /// Says that the scrape failed: every series of the page becomes stale once, then absent.
     pub fn failed(&mut self) {
+        self.settle();
         self.store.begin();
         self.store.commit();
     }
@@ -238,7 +175,7 @@ impl SeriesCache {
 
     fn add_synthetic(&mut self, name: &'static str) -> Slot {
         let identity = labels::hash(self.hash, &mut self.scratch, name, std::iter::empty());
-        let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
+        let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store));
         let slot = match lookup.identity(self.hash, &self.store, &mut self.scratch, identity) {
             Some(slot) => slot,
             None => {
@@ -251,54 +188,74 @@ impl SeriesCache {
         slot
     }
 
-    /// Reads all entries; series with a place are put into the spare columns, others gather in `fresh`.
-    fn read(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
-        while let Some(first) = reading.page.first() {
-            let offset = reading.page.offset();
-            let Some(entry) = reading.walk.expected(self.hash, &self.order, &reading.page, first) else {
-                self.miss(reading, first)?;
-                continue;
-            };
-            reading.page.skip(entry.length as usize);
-            if reading.diverged {
-                self.next.push(entry);
-            }
-            if entry.slot == METADATA {
-                self.metadata.push(offset);
-                continue;
-            }
-            let (value, timestamp_ms) = reading.page.suffix()?;
-            reading.counts.scraped += 1;
-            if entry.slot == DROPPED {
-                continue;
-            }
-            reading.counts.post_relabel += 1;
-            let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
-            if timestamp_ms == Some(NO_TIME) {
-                reading.counts.defects.add(Defect::TimestampRange, true);
-                continue;
-            }
-            let put = self.store.put(entry.slot, value, timestamp_ms);
-            reading.counts.duplicates += u64::from(put == Put::Duplicate);
-            if let Some(exemplar) = reading.page.exemplar() {
-                self.exemplar(reading, entry.slot, put, &exemplar);
+    /// Reads all entries of a block: series with a place are put into the spare columns, others gather in `fresh`. Where it halts, nothing of
+    /// the entry was taken if it is broken.
+    fn read(&mut self, reading: &mut Reading, page: &mut Page<'_>) -> (usize, Result<(), Halt>) {
+        let mut scratch = Scratch::default();
+        while let Some(first) = page.first() {
+            let at = page.offset();
+            if let Err(halt) = self.entry(reading, page, &mut scratch, first) {
+                return (at, Err(halt));
             }
         }
-        Ok(reading.page.end()?)
+        (page.offset(), Ok(()))
+    }
+
+    #[inline(always)]
+    fn entry<'a>(&mut self, reading: &mut Reading, page: &mut Page<'a>, scratch: &mut Scratch<'a>, first: u8) -> Result<(), Halt> {
+        let (offset, walk) = (page.offset(), reading.walk);
+        let Some(entry) = reading.walk.expected(self.hash, &self.order, page, first) else {
+            return self.miss(reading, page, scratch, first);
+        };
+        page.skip(entry.length as usize);
+        if reading.diverged {
+            self.next.push(entry);
+        }
+        if entry.slot == METADATA {
+            self.metadata.push(offset);
+            return Ok(());
+        }
+        let (value, timestamp_ms) = match page.suffix() {
+            Ok(suffix) => suffix,
+            Err(error) => {
+                reading.walk = walk;
+                if reading.diverged {
+                    self.next.pop();
+                }
+                return Err(error.into());
+            }
+        };
+        reading.counts.scraped += 1;
+        if entry.slot == DROPPED {
+            return Ok(());
+        }
+        reading.counts.post_relabel += 1;
+        let timestamp_ms = timestamp_ms.filter(|_| self.options.honor_timestamps);
+        if timestamp_ms == Some(NO_TIME) {
+            reading.counts.defects.add(Defect::TimestampRange, true);
+            return Ok(());
+        }
+        let put = self.store.put(entry.slot, value, timestamp_ms);
+        reading.counts.duplicates += u64::from(put == Put::Duplicate);
+        if let Some(exemplar) = page.exemplar() {
+            self.exemplar(reading, entry.slot, put, &exemplar);
+        }
+        Ok(())
     }
 
     /// Reads an entry that is not the expected one.
-    fn miss(&mut self, reading: &mut Reading<'_>, first: u8) -> Result<(), PageError> {
+    fn miss<'a>(&mut self, reading: &mut Reading, page: &mut Page<'a>, scratch: &mut Scratch<'a>, first: u8) -> Result<(), Halt> {
         if first == b'#' {
-            return self.miss_metadata(reading);
+            return self.miss_metadata(reading, page);
         }
-        let sample = reading.page.sample()?;
+        scratch.pieces.clear();
+        let sample = page.sample(|piece| scratch.pieces.push(piece))?;
         let timestamp_ms = sample.timestamp_ms.filter(|_| self.options.honor_timestamps);
-        let hash = self.hash.of(sample.series_text);
+        let (text, body) = (sample.series_text, page.body());
         let point = Point { value: sample.value, timestamp_ms, native: false };
-        let body = reading.body;
-        let (slot, put) =
-            self.place(reading, hash, sample.series_text.len() as u32, point, |options| labels::read(options, body, &sample))?;
+        let (slot, put) = self.place(reading, self.hash.of(text), text.len() as u32, point, move |options| {
+            labels::read(options, body, text, scratch).map(|is_left| is_left.then_some(&scratch.identity))
+        })?;
         if let Some(exemplar) = sample.exemplar {
             self.exemplar(reading, slot, put, &exemplar);
         }
@@ -306,13 +263,13 @@ impl SeriesCache {
     }
 
     /// Puts a sample whose series is not the expected one; its labels are read only if nobody knows `hash`.
-    fn place<'i>(
+    fn place<'s, 'i: 's>(
         &mut self,
-        reading: &mut Reading<'_>,
+        reading: &mut Reading,
         hash: u64,
         length: u32,
         point: Point,
-        identity: impl FnOnce(&Options) -> Result<Option<Identity<'i>>, PageError>,
+        identity: impl FnOnce(&Options) -> Result<Option<&'s Identity<'i>>, PageError>,
     ) -> Result<(Slot, Put), PageError> {
         self.diverge(reading);
         reading.counts.scraped += 1;
@@ -356,9 +313,9 @@ impl SeriesCache {
         Ok((slot, put))
     }
 
-    fn miss_metadata(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
-        let offset = reading.page.offset();
-        let Some(metadata) = reading.page.metadata()? else { return Ok(()) };
+    fn miss_metadata(&mut self, reading: &mut Reading, page: &mut Page<'_>) -> Result<(), Halt> {
+        let offset = page.offset();
+        let Some(metadata) = page.metadata()? else { return Ok(()) };
         // A last line without its line break may be the start of another one: it is never expected.
         let length = if metadata.line.ends_with(b"\n") { Some(metadata.line.len() as u32) } else { None };
         self.place_metadata(reading, offset, self.hash.of(metadata.line), length);
@@ -366,11 +323,11 @@ impl SeriesCache {
     }
 
     /// Takes metadata that is not the expected; with a length it may be expected from now on.
-    fn place_metadata(&mut self, reading: &mut Reading<'_>, offset: usize, hash: u64, length: Option<u32>) {
+    fn place_metadata(&mut self, reading: &mut Reading, offset: usize, hash: u64, length: Option<u32>) {
         self.metadata.push(offset);
         self.diverge(reading);
         if reading.walk.ahead(&self.order, hash, true).is_none() {
-            let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
+            let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store));
             match lookup.metadata_placed(&self.order, hash) {
                 Some(place) => reading.walk.jump(place),
                 None => reading.metadata_changed = true,
@@ -382,41 +339,42 @@ impl SeriesCache {
     }
 
     /// Finds a series by its text or its labels, or takes it as new; and whether the page before had it.
-    fn look_up<'i>(
+    fn look_up<'s, 'i: 's>(
         &mut self,
-        reading: &mut Reading<'_>,
+        reading: &mut Reading,
         hash: u64,
         point: Point,
-        identity: impl FnOnce(&Options) -> Result<Option<Identity<'i>>, PageError>,
+        identity: impl FnOnce(&Options) -> Result<Option<&'s Identity<'i>>, PageError>,
     ) -> Result<(Slot, bool), PageError> {
-        let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store, &self.order));
-        if let Some((slot, place)) = lookup.text(&self.order, hash) {
+        let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store));
+        if let Some(place) = lookup.known_places().and_then(|places| places.text(&self.order, hash)) {
+            reading.walk.jump(place);
+            return Ok((self.order[place].slot, true));
+        }
+        let Some(identity) = identity(&self.options)? else {
+            if let Some(place) = lookup.places(&self.store, &self.order).text(&self.order, hash) {
+                reading.walk.jump(place);
+            }
+            return Ok((DROPPED, false));
+        };
+        let own = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+        let identity_hash = labels::hash(self.hash, &mut self.scratch, &identity.name, own);
+        let known = lookup.identity(self.hash, &self.store, &mut self.scratch, identity_hash);
+        if let Some(slot) = known {
+            let place = if slot & PENDING == 0 { lookup.places(&self.store, &self.order).slot(slot) } else { None };
             if let Some(place) = place {
                 reading.walk.jump(place);
             }
             return Ok((slot, place.is_some()));
         }
-        let Some(identity) = identity(&self.options)? else {
-            lookup.add_text(hash, DROPPED);
-            return Ok((DROPPED, false));
-        };
-        let own = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
-        let identity_hash = labels::hash(self.hash, &mut self.scratch, &identity.name, own);
-        let slot = match lookup.identity(self.hash, &self.store, &mut self.scratch, identity_hash) {
-            Some(slot) => slot,
-            None => {
-                let slot = reading.fresh.push(&identity, point.value, point.timestamp_ms);
-                reading.fresh.identities.push((identity_hash, slot));
-                lookup.add_pending(identity_hash, slot);
-                slot
-            }
-        };
-        lookup.add_text(hash, slot);
-        Ok((slot, lookup.placed(slot).is_some()))
+        let slot = reading.fresh.push(identity, point.value, point.timestamp_ms);
+        reading.fresh.identities.push((identity_hash, slot));
+        lookup.add_pending(identity_hash, slot);
+        Ok((slot, false))
     }
 
     /// From the first miss on the page's own order is written down.
-    fn diverge(&mut self, reading: &mut Reading<'_>) {
+    fn diverge(&mut self, reading: &mut Reading) {
         if !reading.diverged {
             reading.diverged = true;
             self.next.clear();
@@ -424,8 +382,8 @@ impl SeriesCache {
         }
     }
 
-    /// Makes the page that was read the current one.
-    fn commit(&mut self, mut reading: Reading<'_>) -> Counts {
+    /// Makes the page that was read the current one; `block`: its last.
+    fn commit(&mut self, mut reading: Reading, block: &[u8]) -> Counts {
         let all_new = reading.fresh.len() as u64 + reading.counts.duplicates == reading.counts.post_relabel;
         if self.order.is_empty() && reading.fresh.len() > 0 && all_new && self.store.slots() == self.synthetic.len() {
             // The first page: its series stand before the synthetic ones, so that identical exporters have identical layouts.
@@ -451,10 +409,13 @@ impl SeriesCache {
             self.created.forget();
         }
         if reading.fresh.len() > 0 || reading.metadata_changed {
-            self.grow(&mut reading);
+            self.grow(&mut reading, block);
             self.created.forget();
         }
         reading.counts.changed = is_changed;
+        if let Some(lookup) = self.lookup.as_mut().filter(|_| is_changed) {
+            lookup.forget_places();
+        }
         if self.format == Format::OpenMetrics {
             self.created.apply(self.hash, &mut self.scratch, &mut self.store);
         }
@@ -463,8 +424,8 @@ impl SeriesCache {
     }
 
     /// Appends new series and takes new metadata.
-    fn grow(&mut self, reading: &mut Reading<'_>) {
-        let families = Families::read(self.format, reading.body, &self.metadata);
+    fn grow(&mut self, reading: &mut Reading, block: &[u8]) {
+        let families = Families::read(self.format, &reading.kept, block, &self.metadata);
         if reading.metadata_changed {
             self.store.describe(&families);
         }
@@ -480,7 +441,7 @@ impl SeriesCache {
         }
     }
 
-    /// Keeps the lookup in step with the order, or drops what a steady page does not need.
+    /// Drops what a steady page does not need.
     fn tidy(&mut self, diverged: bool) {
         self.clean_pages = if diverged { 0 } else { self.clean_pages.saturating_add(1) };
         if self.clean_pages >= CLEAN_PAGES {
@@ -489,9 +450,6 @@ impl SeriesCache {
         if self.clean_pages == CLEAN_PAGES {
             self.next = Vec::new();
             self.order.shrink_to_fit();
-        }
-        if let Some(lookup) = self.lookup.as_mut().filter(|_| diverged) {
-            lookup.place(&self.store, &self.order);
         }
     }
 }

@@ -106,6 +106,11 @@ impl Slots {
         Duration::from_millis((self.interval_ms / 2).unsigned_abs())
     }
 
+    /// Between two slots, ms.
+    pub fn every_ms(&self) -> i64 {
+        self.interval_ms
+    }
+
     /// The slot that was given out last.
     pub fn last_ms(&self) -> Option<i64> {
         self.last_ms

@@ -9,10 +9,11 @@ fn file(name: &str) -> String {
         "value" | "go_float" => format!("src/parse/{name}.rs"),
         "open_metrics" | "protobuf" => format!("src/parse/{name}/tests.rs"),
         "cache" => "src/series/tests.rs".to_owned(),
+        "blocks" => "src/series/blocks/tests.rs".to_owned(),
         "formats" => "src/series/tests/formats.rs".to_owned(),
         "negotiate" => "src/client/negotiate.rs".to_owned(),
         "scrape" => "tests/scrape/main.rs".to_owned(),
-        "strict" => "tests/scrape/strict.rs".to_owned(),
+        "large" | "strict" => format!("tests/scrape/{name}.rs"),
         "real" => "tests/protobuf.rs".to_owned(),
         other => format!("tests/{other}.rs"),
     }

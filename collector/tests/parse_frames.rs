@@ -169,3 +169,31 @@ fn frames_say_what_the_pages_say() {
         }
     }
 }
+
+/// A page of 22,853 series, as many as an API server has, gets one more.
+#[test]
+fn one_new_series_costs_the_bytes_of_one() {
+    const SERIES: u32 = 22_853;
+    let line = |series: u32| format!("made_total{{path=\"/api/v1/things/{series}\",code=\"{}\"}} {series}\n", series % 7);
+    let page = |count: u32| format!("# TYPE made counter\n{}", (0..count).map(line).collect::<String>());
+    let mut cache = SeriesCache::new(Options::default());
+    let origin = Origin { target: TargetId(7), labels: Vec::new(), attributes: Vec::new() };
+    let (mut encoders, origin) = (Vec::new(), Arc::new(origin));
+    let mut frames = |count: u32, slot_ms: i64| {
+        cache.page(page(count).as_bytes()).expect("a good page");
+        let frame = |(index, part): (usize, &collector::series::Part)| {
+            if encoders.len() == index {
+                encoders.push(Encoder::new(Arc::clone(&origin), index as u16));
+            }
+            let mut frame = Vec::new();
+            encoders[index].encode(slot_ms, 2, Flags::default(), &part.layout, &part.columns, &mut frame).bytes
+        };
+        cache.parts().iter().enumerate().map(frame).sum::<usize>()
+    };
+    let key = frames(SERIES, SLOT_MS);
+    let steady = frames(SERIES, 2 * SLOT_MS);
+    let patch = frames(SERIES + 1, 3 * SLOT_MS);
+    let more = frames(SERIES + 101, 4 * SLOT_MS);
+    println!("{key} bytes of key frames, {steady} steady, {patch} with a new series, {more} with a hundred");
+    assert!(key > 10_000 && patch < steady + 200 && more < steady + 100 * 100, "{key}, {steady}, {patch}, {more}");
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::ledger::{Entry, Stage};
+use bundled_nats::ledger::{Booking, Entry, Stage};
 use bundled_nats::port::Streams;
 use bundled_nats::twin::{Fault, Twin};
 use collector::publish::{CANARY_PERIOD, Error, Link, MESSAGE_BYTES, Options, Publisher};
@@ -114,8 +114,7 @@ impl Bench {
     }
 
     fn booked(&self) -> Vec<Entry> {
-        let messages = self.twin.ledger.messages();
-        messages.iter().map(|message| serde_json::from_slice(&message.payload).expect("an entry")).collect()
+        losses(&self.twin)
     }
 }
 
@@ -151,6 +150,13 @@ impl Found {
             assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "numbers {numbers:?}");
         }
     }
+}
+
+/// What is booked as lost, beside the minutes.
+fn losses(twin: &Twin) -> Vec<Entry> {
+    let messages = twin.ledger.messages();
+    let entries = messages.iter().filter(|message| Booking::get(&message.headers).is_none());
+    entries.map(|message| serde_json::from_slice(&message.payload).expect("an entry")).collect()
 }
 
 async fn wait(state: &str, mut reached: impl FnMut() -> bool) {
@@ -216,7 +222,9 @@ async fn a_full_stream_drops_the_oldest_and_books_it_when_there_is_room() {
     assert_eq!(booked.iter().map(|entry| entry.samples).sum::<u64>(), bench.dropped());
     assert!(booked.iter().all(|entry| entry.stage == Stage::Publish && entry.reason == "buffer_full"));
     assert!(booked.iter().all(|entry| entry.producer.as_deref() == Some("west") && entry.target.is_some()));
-    assert!(bench.twin.ledger.messages().iter().all(|message| message.subject == "strata.ledger.publish.west"));
+    let is_minute = |subject: &str| subject == bundled_nats::ledger::collector_minutes("west");
+    let messages = bench.twin.ledger.messages();
+    assert!(messages.iter().all(|message| message.subject == "strata.ledger.publish.west" || is_minute(&message.subject)));
     sources.iter_mut().for_each(|source| source.push(100));
     bench.published().await;
     // After a drop the base is sent again.
@@ -440,8 +448,7 @@ async fn a_stop_reports_and_books_what_it_could_not_publish() {
     assert!(started.elapsed() <= Duration::from_secs(5));
     // The first frame is in flight and unknown; what hangs on its base is not.
     assert_eq!((left.samples, left.unknown_samples, left.unbooked_samples), (60, 30, 0));
-    let booked: Vec<Entry> =
-        twin.ledger.messages().iter().map(|message| serde_json::from_slice(&message.payload).expect("an entry")).collect();
+    let booked = losses(&twin);
     let mut reasons: Vec<_> = booked.iter().map(|entry| (entry.reason.as_str(), entry.samples)).collect();
     reasons.sort_unstable();
     assert_eq!(reasons, [("stopped", 60), ("stopped_unknown", 30)]);

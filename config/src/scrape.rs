@@ -56,7 +56,8 @@ pub struct ScrapeConfig {
     #[serde(default)]
     pub convert_classic_histograms_to_nhcb: Option<bool>,
     /// True: a page that breaks any rule of its format's specification fails the scrape, with line, column and rule as the reason. Default:
-    /// what Prometheus tolerates is taken and counted. Prometheus has no such key. It costs a second, slower pass over every page.
+    /// what Prometheus tolerates is taken and counted. Prometheus has no such key. It costs a second, slower pass over every page, and memory
+    /// for the whole of it.
     #[serde(default)]
     pub strict: bool,
     /// True: a scrape also makes `scrape_timeout_seconds`, `scrape_sample_limit` and `scrape_body_size_bytes`. Default: false.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -25,6 +25,8 @@ pub use listener::Listener;
 
 const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qk";
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// What a JVM may take to start where every core is taken.
+const START_MAX: Duration = Duration::from_secs(180);
 
 /// A broker; it is killed when dropped.
 pub struct Kafka {
@@ -104,14 +106,26 @@ impl Kafka {
 
     /// Starts the broker on its store, and waits until it says so.
     ///
-    /// *Errors*: no start within a minute.
+    /// *Errors*: it ended, or no start within three minutes, with the end of its log.
     pub async fn resume(&mut self) -> Result<()> {
         let started = self.log()?.matches("Kafka Server started").count();
-        self.child = Some(self.java("kafka.Kafka", &["server.properties"])?.spawn().context("cannot start java")?);
-        wait::until_true("Kafka Server started", Duration::from_secs(60), || {
-            self.log().is_ok_and(|log| log.matches("Kafka Server started").count() > started)
+        let mut child = self.java("kafka.Kafka", &["server.properties"])?.spawn().context("cannot start java")?;
+        let mut ended = None;
+        let came = wait::until_true("Kafka Server started", START_MAX, || {
+            ended = child.try_wait().ok().flatten();
+            ended.is_some() || self.log().is_ok_and(|log| log.matches("Kafka Server started").count() > started)
         })
-        .await
+        .await;
+        self.child = Some(child);
+        let came = match ended {
+            Some(status) => Err(anyhow!("Kafka ended: {status}")),
+            None => came,
+        };
+        came.with_context(|| {
+            let log = self.log().unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(30).collect();
+            format!("the end of its log, the newest line first:\n{}", lines.join("\n"))
+        })
     }
 
     /// Stops the broker cleanly.

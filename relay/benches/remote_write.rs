@@ -5,14 +5,15 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use bundled_nats::feed::Feeds;
 use config::Component;
 use regex::Regex;
 use relay::encode::{Encode, Sample};
-use relay::filter::Series;
 use relay::sink::{Answer, Batch, Files, Item, Place};
-use sample::MetricType;
+use relay::step::{Names, Section};
+use sample::{LayoutBuilder, MetricType, Origin, TargetId};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -111,15 +112,11 @@ async fn measure(message: &str, compression: &str, slots: usize, pages: &[(Strin
     let place = Place { files: &Files::default(), feeds: &Feeds::default(), relay: "bench", encoder: "remote_write" };
     let mut sink = relay::sink::build(&Component { name: "remote_write".to_owned(), options }, &place).expect("options it takes");
     let mut samples = 0;
-    let mut batch = empty(&*encoder);
     let all: Vec<(&str, &Row)> = pages.iter().flat_map(|(page, rows)| rows.iter().map(move |row| (page.as_str(), row))).collect();
     for rows in all.chunks(SAMPLES / slots) {
-        for slot in 0..slots {
-            rows.iter().for_each(|(page, row)| encode(&*encoder, page, row, slot, &mut batch));
-        }
+        let batch = batch(&*encoder, rows, slots);
         samples += batch.items.len();
         assert_eq!(sink.send(&batch, 0..batch.items.len()).await, Answer::Delivered);
-        batch = empty(&*encoder);
     }
     server.abort();
     let mut sum = 0;
@@ -129,39 +126,68 @@ async fn measure(message: &str, compression: &str, slots: usize, pages: &[(Strin
     (samples, sum)
 }
 
-fn empty(encoder: &dyn Encode) -> Batch {
-    Batch {
+/// Some samples in so many slots; counters move from slot to slot.
+fn batch(encoder: &dyn Encode, rows: &[(&str, &Row)], slots: usize) -> Batch {
+    let pages: Vec<&[(&str, &Row)]> = rows.chunk_by(|a, b| a.0 == b.0).collect();
+    let mut batch = Batch {
         bytes: Vec::new(),
         items: Vec::new(),
+        sections: Arc::default(),
         routes: Vec::new(),
         framing: encoder.framing(),
         content_type: encoder.content_type(),
         slots_ms: (AT, AT),
         key: "p:1:1/0/0".to_owned(),
+    };
+    let names: Vec<Arc<Names>> = pages.iter().map(|rows| Arc::new(names(rows))).collect();
+    let mut sections = Vec::new();
+    for slot in 0..slots {
+        for (page, names) in pages.iter().zip(&names) {
+            let slot_ms = AT + SLOT * slot as i64;
+            let origin = Origin { target: TargetId(Arc::as_ptr(names).addr() as u64), labels: Vec::new(), attributes: Vec::new() };
+            sections.push(Section {
+                origin: Arc::new(origin),
+                layout: names.layout.clone(),
+                names: names.clone(),
+                columns: Arc::default(),
+                slot_ms,
+                items: 0,
+            });
+            for (index, (_, row)) in page.iter().enumerate() {
+                let moves = row.kind != MetricType::Gauge && row.value != 0.0;
+                let value = (row.value + if moves { slot as f64 } else { 0.0 }).to_bits();
+                let (kind, timestamp_ms) = (row.kind, slot_ms);
+                let sample = Sample {
+                    series: &[],
+                    target: &[],
+                    kind,
+                    timestamp_ms,
+                    value,
+                    delta: None,
+                    sum_delta: None,
+                    start_ms: None,
+                    exemplars: &[],
+                };
+                encoder.sample(&sample, &mut batch.bytes);
+                let number = |n: usize| u32::try_from(n).expect("small");
+                let series = (Arc::as_ptr(names).addr() + index) as u64;
+                let section = number(sections.len() - 1);
+                batch.items.push(Item { end: number(batch.bytes.len()), section, series, index: number(index), route: 0 });
+            }
+        }
     }
+    batch.sections = sections.into();
+    batch
 }
 
-/// Appends a sample; counters move from slot to slot.
-fn encode(encoder: &dyn Encode, page: &str, row: &Row, slot: usize, batch: &mut Batch) {
-    let labels: Vec<(&str, &str)> = row.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let (mut series, mut target) = (Vec::new(), Vec::new());
-    let moves = row.kind != MetricType::Gauge && row.value != 0.0;
-    let of = Series { name: &row.name, labels: &labels, kind: row.kind, cumulative: moves, help: &row.help, unit: "" };
-    encoder.series(&of, &mut series);
-    encoder.target(&[("instance", page), ("job", "kubernetes")], &mut target);
-    let sample = Sample {
-        series: &series,
-        target: &target,
-        kind: row.kind,
-        timestamp_ms: AT + SLOT * slot as i64,
-        value: (row.value + if moves { slot as f64 } else { 0.0 }).to_bits(),
-        delta: None,
-        sum_delta: None,
-        start_ms: None,
-        exemplars: &[],
-    };
-    encoder.sample(&sample, &mut batch.bytes);
-    batch.items.push(Item { end: u32::try_from(batch.bytes.len()).expect("small"), series: 0, target: 0, route: 0 });
+fn names(rows: &[(&str, &Row)]) -> Names {
+    let mut layout = LayoutBuilder::new();
+    for (_, row) in rows {
+        let family = layout.family(&row.name, row.kind, &row.help, "");
+        layout.series(family, &row.name, row.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    }
+    let instance = rows.first().map_or("", |(page, _)| page);
+    Names::new(Arc::new(layout.build()), &[("instance", instance), ("job", "kubernetes")])
 }
 
 /// Takes every request, and tells the length of its body.

@@ -9,30 +9,33 @@
 mod booked;
 mod counted;
 mod holes;
+mod slots;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use bundled_nats::port::{Error as PortError, Log, Message, Read, Streams};
-use bytes::Bytes;
+use bundled_nats::port::{Error as PortError, Log, Streams};
 use config::Relay;
 use sample::sheet::{Named, Sheet, minute_of};
-use sample::{MetricType, TargetId};
+use sample::{KEY_FRAME_PERIOD, MetricType, TargetId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{self, Checkpoint};
+use crate::existing::Existing;
 use crate::filter::{Selector, Series};
-use crate::{minutes, trim};
+use crate::lines::Lines;
+use crate::minutes;
 
+use booked::Writer;
 use counted::Counted;
 use holes::Holes;
+use slots::Slots;
 
 pub use holes::{Hole, Place};
+pub use slots::Start;
 
 /// Bytes of messages on their way. Larger: memory beside the relays; smaller: round trips show.
 pub const BYTES_IN_FLIGHT: usize = 4 << 20;
@@ -40,10 +43,10 @@ pub const BYTES_IN_FLIGHT: usize = 4 << 20;
 pub const CELLS_MAX: usize = 2 << 20;
 /// Holes that are told one by one. Larger: a longer answer; smaller: fewer names in a large outage.
 pub const HOLES_MAX: usize = 10_000;
-/// Lines that wait for the listener.
-const LINES_MAX: usize = 8;
 /// Clocks of collectors and server may differ so much, ms.
 const CLOCK_SLACK_MS: i64 = 60_000;
+/// A collector that runs and has nothing to say says so within half of this, ms.
+const QUIET_MS: i64 = 20_000;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -86,10 +89,12 @@ pub struct Collection {
     pub targets: u64,
     /// Slots with a frame.
     pub slots: u64,
-    /// Those of them whose scrape failed.
-    pub failed_slots: u64,
-    /// Slots without one between two that have one, by reason.
+    /// Slots whose scrape failed, by reason.
+    pub failed_slots: BTreeMap<String, u64>,
+    /// Slots in which no scrape began, by reason.
     pub missed_slots: BTreeMap<String, u64>,
+    /// When collectors began, and how the process before each of them ended.
+    pub starts: Vec<Start>,
     /// Samples in the stream.
     pub samples: u64,
     /// Samples dropped before the stream, by reason.
@@ -109,7 +114,7 @@ pub struct Terms {
     pub delivered: u64,
     /// Dropped on purpose, by filter or other reason.
     pub filtered: BTreeMap<String, u64>,
-    /// Refused by its sink, kept in the dead letters.
+    /// Refused by its sink, and neither taken later nor discarded: kept in the dead letters, as long as these have room.
     pub rejected: u64,
     /// Lost, by reason.
     pub lost: BTreeMap<String, u64>,
@@ -130,12 +135,6 @@ pub enum Error {
     TooMuch,
 }
 
-/// A running audit; dropping it ends it.
-pub struct Audit {
-    lines: mpsc::Receiver<Bytes>,
-    task: AbortHandle,
-}
-
 /// One relay as it was when the audit began.
 struct Of {
     relay: Relay,
@@ -147,6 +146,8 @@ struct Of {
     /// The last booking that its checkpoint knows of.
     number: u64,
     open: Option<Sheet>,
+    /// Samples of dead letters that are none any more.
+    no_longer_rejected: u64,
     /// Counted, booked.
     cells: HashMap<(TargetId, i64), (i64, i64)>,
     /// Minutes before are folded into hours.
@@ -161,49 +162,15 @@ struct Scope {
     names: HashMap<TargetId, (Named, bool)>,
 }
 
-/// Reads from a sequence to what was the last one when it was opened.
-struct Existing {
-    read: Option<Box<dyn Read>>,
-    last: u64,
-}
-
-impl Audit {
-    /// Starts it; its lines are `{"percent":…}`, and at last `{"statement":…}` or `{"error":…}`.
-    pub fn start(request: Request, streams: Streams, stop: &CancellationToken) -> Self {
-        let (sent, lines) = mpsc::channel(LINES_MAX);
-        let stop = stop.child_token();
-        let task = tokio::spawn(async move {
-            let told = sent.clone();
-            let progress = move |percent: u64| {
-                // One that is not taken at once is of no use any more.
-                told.try_send(line(&json!({ "percent": percent }))).unwrap_or_default();
-            };
-            let Some(done) = stop.run_until_cancelled(audit(request, &streams, progress)).await else { return };
-            let last = match done {
-                Ok(statement) => json!({ "statement": statement }),
-                Err(error) => json!({ "error": error.to_string() }),
-            };
-            if sent.send(line(&last)).await.is_err() {
-                tracing::debug!("nobody waits for the audit any more");
-            }
-        });
-        Self { lines, task: task.abort_handle() }
-    }
-
-    /// The next line; none: it has ended. Cancel safe.
-    pub async fn next(&mut self) -> Option<Bytes> {
-        self.lines.recv().await
-    }
-}
-
-impl Drop for Audit {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn line(value: &serde_json::Value) -> Bytes {
-    Bytes::from(format!("{value}\n"))
+/// Starts it; its lines are `{"percent":…}`, and at last `{"statement":…}` or `{"error":…}`.
+pub fn start(request: Request, streams: Streams, stop: &CancellationToken) -> Lines {
+    Lines::start(stop, async move |tell| {
+        let told = tell.clone();
+        match audit(request, &streams, move |percent| told.progress(&json!({ "percent": percent }))).await {
+            Ok(statement) => tell.end(&json!({ "statement": statement })).await,
+            Err(error) => tell.end(&json!({ "error": error.to_string() })).await,
+        }
+    })
 }
 
 /// Makes the statement; `progress` is told how many percent of the stream's part are done.
@@ -216,8 +183,9 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
     }
     let mut holes = Holes::default();
     let mut collection = Collection::default();
-    let valid = booked::list(&streams.ledger, &all, &mut scope, &mut collection, &mut holes).await?;
-    let begin = streams.raw.seq_at(from * 60_000 - CLOCK_SLACK_MS).await?;
+    let mut slots = Slots::default();
+    let valid = booked::list(&streams.ledger, &all, &mut slots, &mut scope, &mut collection, &mut holes).await?;
+    let begin = begin(&streams.raw, from * 60_000).await?;
     let (mut frames, mut bookings) = (Existing::open(&streams.raw, begin).await?, Existing::open(&streams.ledger, 0).await?);
     let mut counted = Counted::default();
     let mut booking = booked::next(&mut bookings, &valid).await?;
@@ -229,12 +197,16 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
             (booking, _) => booking.is_some(),
         };
         if is_booking {
-            if let Some((taken, relay)) = booking.take() {
-                booked::take(&mut all[relay], &taken, &scope, &mut holes);
+            if let Some((taken, whose)) = booking.take() {
+                match whose {
+                    Writer::Relay(place) => booked::take(&mut all[place], &taken, &scope, &mut holes),
+                    Writer::Dead(place) => booked::amend(&mut all[place], &taken, &scope, &mut holes),
+                    Writer::Collector => slots.book(&taken.payload, &scope),
+                }
             }
             booking = booked::next(&mut bookings, &valid).await?;
         } else if let Some(taken) = message.take() {
-            counted.take(&taken, &mut all, &mut scope, &mut collection);
+            counted.take(&taken, &mut all, &mut slots, &mut scope, &mut collection);
             let percent = taken.seq.saturating_sub(begin) * 100 / frames.last.saturating_sub(begin).max(1);
             if std::mem::replace(&mut told, percent) != percent {
                 progress(percent);
@@ -242,7 +214,7 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
             tokio::task::yield_now().await;
             message = frames.next().await?;
         }
-        if all.iter().any(|of| of.cells.len() > CELLS_MAX) {
+        if all.iter().any(|of| of.cells.len() > CELLS_MAX) || slots.len() > CELLS_MAX {
             return Err(Error::TooMuch);
         }
     }
@@ -251,9 +223,11 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
             booked::add(of, &open, &scope, &mut holes);
         }
     }
-    let counted_from = counted.finish(&streams.raw, &mut all, &scope, &mut collection, &mut holes).await?;
+    let counted_from = counted.finish(&streams.raw, &mut all, &scope, &mut holes).await?;
+    slots.finish(&scope, |minute| counted.is_torn(minute), &mut collection, &mut holes);
     let disagree = |of: &Of| holes.list.iter().any(|hole| !hole.accounted && hole.relay.as_deref() == Some(of.relay.name.as_str()));
     for of in &mut all {
+        of.terms.rejected = of.terms.rejected.saturating_sub(of.no_longer_rejected);
         of.terms.balanced = of.terms.trouble.is_none() && !disagree(of);
     }
     Ok(Statement {
@@ -268,11 +242,31 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
     })
 }
 
+/// Where to begin to read for the slots from a time on. Where nothing was stored at that time, slots may be missing that only what came before shows.
+async fn begin(raw: &Arc<dyn Log>, from_ms: i64) -> Result<u64, Error> {
+    let at = raw.seq_at(from_ms).await?;
+    let back_to_ms = match (raw.get(at.saturating_sub(1)).await?, raw.get(at).await?) {
+        (Some(before), Some(after)) if after.time_ms - before.time_ms > QUIET_MS => before.time_ms - KEY_FRAME_PERIOD.as_millis() as i64,
+        _ => i64::MAX,
+    };
+    Ok(raw.seq_at(back_to_ms.min(from_ms - CLOCK_SLACK_MS)).await?)
+}
+
 impl Of {
     async fn read(relay: Relay, streams: &Streams) -> Result<Self, Error> {
         let terms = Terms { relay: relay.name.clone(), ..Terms::default() };
         let found = streams.state.get(&checkpoint::key(&relay.name)).await?;
-        let mut of = Self { relay, terms, position: 0, since: u64::MAX, number: 0, open: None, cells: HashMap::new(), folded_to: i64::MIN };
+        let mut of = Self {
+            relay,
+            terms,
+            position: 0,
+            since: u64::MAX,
+            number: 0,
+            open: None,
+            no_longer_rejected: 0,
+            cells: HashMap::new(),
+            folded_to: i64::MIN,
+        };
         let checkpoint = found.map(|entry| serde_json::from_slice::<Checkpoint>(&entry.value));
         match checkpoint {
             Some(Ok(Checkpoint { seq, minutes: Some(open), .. })) => {
@@ -338,23 +332,5 @@ impl Scope {
         let named = self.name(target);
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
         Place { id: target.to_string(), job: text(named.map(|n| &*n.job)), instance: text(named.map(|n| &*n.instance)) }
-    }
-}
-
-impl Existing {
-    async fn open(log: &Arc<dyn Log>, from: u64) -> Result<Self, Error> {
-        let info = log.info().await?;
-        let is_there = info.messages > 0 && from <= info.last_seq;
-        let read = if is_there { Some(log.read(from.max(info.first_seq), BYTES_IN_FLIGHT).await?) } else { None };
-        Ok(Self { read, last: info.last_seq })
-    }
-
-    async fn next(&mut self) -> Result<Option<Message>, Error> {
-        let Some(read) = &mut self.read else { return Ok(None) };
-        let message = trim::next(read).await?;
-        if message.seq >= self.last {
-            self.read = None;
-        }
-        Ok((message.seq <= self.last).then_some(message))
     }
 }

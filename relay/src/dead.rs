@@ -4,14 +4,18 @@
 //! *Bound*: [`LETTER_BYTES_MAX`] per letter of samples, one message's payload for frames; the stream's own limit. *When full*: the oldest
 //! letters are trimmed, each trim booked in the ledger first.
 
+pub mod again;
+mod attempts;
+mod chunk;
+mod letter;
+pub mod shelf;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use base64::Engine as _;
 use bundled_nats::ledger::{Entry, Stage};
 use bundled_nats::port::{Error as PortError, Headers, Log, Message, PublishError};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -19,6 +23,8 @@ use tracing::{debug, error, warn};
 use crate::backoff::{Backoff, now_ms};
 use crate::book;
 use crate::step::{Mark, Part};
+
+pub use letter::{Kept, Letter, Page, Sample};
 
 /// Bytes of a letter of samples. Larger: nearer to the server's message limit; smaller: more messages.
 pub const LETTER_BYTES_MAX: usize = 256 * 1024;
@@ -36,6 +42,10 @@ const SEQ: &str = "St-Seq";
 const KEY: &str = "St-Key";
 const SAMPLES: &str = "St-Samples";
 const LETTER: &str = "St-Dead";
+/// A letter of samples that the relay's minutes do not have as rejected.
+const UNCOUNTED: &str = "St-Uncounted";
+/// A letter that takes the place of an earlier one, by the attempt that made it: it counts once that has come to its end.
+const ATTEMPT: &str = "St-Attempt";
 
 /// The token ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,36 +54,6 @@ pub struct Stopped;
 /// Subject of a relay's dead letters.
 pub fn subject(relay: &str) -> String {
     format!("strata.dead.{relay}")
-}
-
-/// One rejected sample.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sample {
-    /// The series as text, with its target's labels.
-    pub series: String,
-    /// Nominal slot, ms.
-    pub slot_ms: i64,
-    /// The encoded item, base64.
-    pub item: String,
-    /// What the sink said of it.
-    pub answer: String,
-}
-
-/// A letter of rejected samples, as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letter {
-    /// The relay.
-    pub relay: String,
-    /// `rejected`.
-    pub reason: String,
-    /// Stream sequence of their message.
-    pub seq: u64,
-    /// Idempotency key of their batch.
-    pub key: String,
-    /// When they were parked, ms.
-    pub at_ms: i64,
-    /// The samples.
-    pub samples: Vec<Sample>,
 }
 
 /// One rejected item of a part.
@@ -93,10 +73,27 @@ pub struct Dead {
     stop: CancellationToken,
     /// The newest letter of a life before this one, above the checkpoint: letters up to it are there already.
     there: Option<(u64, String)>,
+    role: Role,
+}
+
+/// For whom letters are parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The relay.
+    Live,
+    /// A replay, whose samples no minutes have.
+    Replay,
+    /// Dead letters that are sent again.
+    Again {
+        /// Whether the relay's minutes have them as rejected.
+        is_counted: bool,
+        /// Which attempt.
+        attempt: u64,
+    },
 }
 
 impl Dead {
-    /// Looks which letters above a position are there already.
+    /// For a relay: looks which letters above its position are there already.
     pub async fn open(
         log: Arc<dyn Log>,
         ledger: Arc<dyn Log>,
@@ -108,10 +105,16 @@ impl Dead {
         let there = last.and_then(|message| {
             let seq = message.headers.get(SEQ)?.parse::<u64>().ok()?;
             let key = message.headers.get(KEY)?.to_owned();
-            // A replay's letters say nothing of where the relay was.
-            (seq > position && !key.starts_with("replay-")).then_some((seq, key))
+            // A replay's letters, and those that were moved, say nothing of where the relay was.
+            let is_live = message.headers.get(UNCOUNTED).is_none() && message.headers.get(ATTEMPT).is_none();
+            (seq > position && is_live).then_some((seq, key))
         });
-        Ok(Self { log, ledger, relay: relay.to_owned(), stop, there })
+        Ok(Self { there, ..Self::beside(log, ledger, relay, Role::Live, stop) })
+    }
+
+    /// For what runs beside the relay.
+    pub fn beside(log: Arc<dyn Log>, ledger: Arc<dyn Log>, relay: &str, role: Role, stop: CancellationToken) -> Self {
+        Self { log, ledger, relay: relay.to_owned(), stop, there: None, role }
     }
 
     /// The stream was rolled back: which letters are there already is not known by sequence any more.
@@ -121,22 +124,20 @@ impl Dead {
 
     /// Parks rejected items and waits until they are stored.
     pub async fn park(&mut self, part: &Part, offenders: &[Offender]) -> Result<(), Stopped> {
-        let mut samples = Vec::new();
-        let (mut bytes, mut letters) = (0, 0);
+        let (mut begin, mut bytes, mut letters) = (0, 0, 0);
         for (i, offender) in offenders.iter().enumerate() {
-            let sample = describe(part, offender);
-            bytes += sample.series.len() + sample.item.len() + sample.answer.len() + 64;
-            samples.push(sample);
+            // Item and series come twice: as text, and in a frame.
+            bytes += 3 * part.batch.item(offender.item).len() + cut(&offender.answer).len() + 256;
             if bytes >= LETTER_BYTES_MAX || i + 1 == offenders.len() {
-                self.letter(part, letters, std::mem::take(&mut samples)).await?;
-                letters += 1;
-                bytes = 0;
+                self.letter(part, letters, &offenders[begin..=i]).await?;
+                (begin, bytes, letters) = (i + 1, 0, letters + 1);
             }
         }
         Ok(())
     }
 
-    async fn letter(&mut self, part: &Part, number: usize, samples: Vec<Sample>) -> Result<(), Stopped> {
+    async fn letter(&mut self, part: &Part, number: usize, offenders: &[Offender]) -> Result<(), Stopped> {
+        let (samples, frames) = letter::of(part, offenders);
         let count = samples.len() as u64;
         let letter = Letter {
             relay: self.relay.clone(),
@@ -145,6 +146,7 @@ impl Dead {
             key: part.batch.key.clone(),
             at_ms: now_ms(),
             samples,
+            frames,
         };
         let payload = serde_json::to_vec(&letter).unwrap_or_default();
         let key = format!("{}#{number}", part.batch.key);
@@ -194,10 +196,21 @@ impl Dead {
         if let Some(described) = described {
             headers.insert(LETTER, described);
         }
-        let mut payload = payload;
+        if !matches!(self.role, Role::Live | Role::Again { is_counted: true, .. }) {
+            headers.insert(UNCOUNTED, "1");
+        }
+        if let Role::Again { attempt, .. } = self.role {
+            headers.insert(ATTEMPT, attempt.to_string());
+        }
+        self.put(&headers, payload).await
+    }
+
+    /// Stores a message as long as it takes; makes room where there is none.
+    async fn put(&self, headers: &Headers, mut payload: Bytes) -> Result<(), Stopped> {
+        let key = headers.get(KEY).unwrap_or_default();
         let (mut backoff, mut told) = (Backoff::default(), false);
         loop {
-            match book::publish(&self.log, &subject(&self.relay), &headers, payload.clone()).await {
+            match book::publish(&self.log, &subject(&self.relay), headers, payload.clone()).await {
                 Ok(_) => return Ok(()),
                 Err(PublishError::Full(_)) => match self.trim().await {
                     Ok(true) => continue,
@@ -285,21 +298,4 @@ fn cut(text: &str) -> String {
         end -= 1;
     }
     text[..end].to_owned()
-}
-
-fn describe(part: &Part, offender: &Offender) -> Sample {
-    let (section, series) = part.sources[offender.item];
-    let section = &part.sections[section as usize];
-    let series = section.layout.series(series as usize);
-    let target: Vec<(&str, &str)> = section.origin.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-    let own: Vec<(&str, &str)> = series.labels().collect();
-    let mut merged = Vec::new();
-    crate::resolve::merge(&target, &own, &mut merged);
-    let labels: Vec<String> = merged.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
-    Sample {
-        series: format!("{}{{{}}}", series.name(), labels.join(",")),
-        slot_ms: section.slot_ms,
-        item: base64::engine::general_purpose::STANDARD.encode(part.batch.item(offender.item)),
-        answer: cut(&offender.answer),
-    }
 }

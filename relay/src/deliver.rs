@@ -25,7 +25,7 @@ use crate::book::Book;
 use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
 use crate::control::Control;
 use crate::dead::{Dead, Stopped};
-use crate::minutes::{Minutes, fates};
+use crate::minutes::{Fate, Minutes, fates};
 use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -66,6 +66,9 @@ impl From<Stopped> for Halt {
     }
 }
 
+/// Counts what became of the messages of a window.
+pub type Count = Box<dyn FnMut(&[Mark], &[Fate]) + Send>;
+
 /// What a delivery is made of.
 pub struct Parts {
     /// The sink.
@@ -76,6 +79,8 @@ pub struct Parts {
     pub book: Book,
     /// Where the position goes, and what is counted with it; none: a replay, which has none.
     pub store: Option<(Store, Minutes)>,
+    /// Who else counts what became of the messages of a window.
+    pub count: Option<Count>,
     /// The position to go on from.
     pub checkpoint: Checkpoint,
     /// What the trim wants.
@@ -98,6 +103,7 @@ pub struct Deliver {
     dead: Dead,
     book: Book,
     store: Option<(Store, Minutes)>,
+    count: Option<Count>,
     checkpoint: Checkpoint,
     control: Arc<Control>,
     gauges: Gauges,
@@ -141,6 +147,7 @@ impl Deliver {
             dead: parts.dead,
             book: parts.book,
             store: parts.store,
+            count: parts.count,
             checkpoint,
             control: parts.control,
             gauges: parts.gauges,
@@ -303,6 +310,9 @@ impl Deliver {
         }
         if let Some((_, minutes)) = &mut self.store {
             minutes.take(&marks, &progress.fates, self.control.why().as_str());
+        }
+        if let Some(count) = &mut self.count {
+            count(&marks, &progress.fates);
         }
         let (mut given_up, mut skipping) = (0, false);
         for mark in marks {

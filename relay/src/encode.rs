@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::filter::Series;
 use crate::registry;
+use crate::step::Names;
 
 pub(crate) mod classic;
 mod first;
@@ -56,8 +57,32 @@ pub struct Framing {
     pub separator: &'static [u8],
     /// After the last item.
     pub close: &'static [u8],
-    /// Whether every item begins with a line that says its family and type, which a body has once per family.
-    pub families: bool,
+    /// What an item is by itself.
+    pub form: Form,
+}
+
+/// What an item is by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Whole.
+    Whole,
+    /// Whole, and it begins with a line that says its family and type, which a body has once per family.
+    Families,
+    /// What a sample says, without what its series is called: whoever writes a body takes that from the item's section, as remote write does.
+    Unnamed {
+        /// Whether type, help and unit go along.
+        metadata: bool,
+    },
+}
+
+impl Form {
+    /// Bytes that an item takes of a body beside its own, at most.
+    pub fn beside(self, names: &Names, series: usize) -> usize {
+        match self {
+            Form::Whole | Form::Families => 0,
+            Form::Unnamed { metadata } => remote_write::named_bytes(names, series, metadata),
+        }
+    }
 }
 
 /// One sample on its way out.
@@ -95,7 +120,8 @@ pub enum Encoded {
 
 /// One encoder with its options.
 pub trait Encode: Send + Sync {
-    /// Renders the constant part of a series: `series.labels` are its own labels only, or all of them where they overlap the target's.
+    /// Renders the constant part of a series: `series.labels` are its own labels only, or all of them where they overlap the target's. Not asked
+    /// of an encoder whose items are [`Form::Unnamed`].
     fn series(&self, series: &Series<'_>, out: &mut Vec<u8>);
 
     /// Renders the constant part of a target's labels (sorted by name).

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use http_client::Client;
 use hyper::body::Incoming;
 
-use crate::sink::{Answer, Limits};
+use crate::sink::{Answer, Limits, Sink};
 
 /// Bytes of an answer's body that are read. Larger: a peer can make us read more; smaller: more connections are given up after errors.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -22,6 +22,11 @@ const EXCERPT_CHARS: usize = 300;
 
 /// The longest `Retry-After` that is believed. Larger: a wrong header stalls a relay for longer; smaller: a peer that means it is asked too often.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// As many more of a sink as there may be requests beside its own.
+pub(crate) fn lanes(sink: &(impl Sink + Clone + 'static), requests_max: usize) -> Vec<Box<dyn Sink>> {
+    (1..requests_max).map(|_| Box::new(sink.clone()) as Box<dyn Sink>).collect()
+}
 
 /// What a status means for the items that were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +57,29 @@ pub(crate) const fn bytes_max() -> ByteSize {
     ByteSize::mib(4)
 }
 
-/// Reads the bounds of one request. *Errors*: one of them is 0.
-pub(crate) fn bounds(timeout: Millis, bytes_max: ByteSize, items_max: usize) -> Result<(Duration, Limits), OptionsError> {
-    let zeros = [("timeout", timeout.0 == 0), ("bytes_max", bytes_max.0 == 0), ("items_max", items_max == 0)];
+/// Most requests at the same time, whatever is written. Larger: memory and load on the receiver; smaller: a far receiver is not kept busy.
+const REQUESTS_MAX: usize = 64;
+
+/// What requests are bound by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Of one try.
+    pub timeout: Duration,
+    /// Of one request.
+    pub limits: Limits,
+    /// Requests at the same time.
+    pub requests_max: usize,
+}
+
+/// Reads the bounds of requests. *Errors*: one of them is 0.
+pub(crate) fn bounds(timeout: Millis, bytes_max: ByteSize, items_max: usize, requests_max: usize) -> Result<Bounds, OptionsError> {
+    let zeros =
+        [("timeout", timeout.0 == 0), ("bytes_max", bytes_max.0 == 0), ("items_max", items_max == 0), ("requests_max", requests_max == 0)];
     if let Some((path, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
         return Err(OptionsError::new(path, format!("'{path}' cannot be 0")));
     }
     let bytes_max = usize::try_from(bytes_max.0).unwrap_or(usize::MAX);
-    Ok((timeout.duration(), Limits { bytes_max, items_max }))
+    Ok(Bounds { timeout: timeout.duration(), limits: Limits { bytes_max, items_max }, requests_max: requests_max.min(REQUESTS_MAX) })
 }
 
 /// Reads a sink's URL. *Errors*: it is none of `http://` or `https://`, or has credentials in it.

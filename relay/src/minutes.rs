@@ -110,8 +110,8 @@ pub fn fates(part: &Part, rejected: impl Iterator<Item = usize>, given_up: impl 
         rejected: 0,
         given_up: 0,
     };
-    let mut fates: Vec<Fate> = part.sections.iter().map(fate).collect();
-    let section = |item: usize| part.sources[item].0 as usize;
+    let mut fates: Vec<Fate> = part.batch.sections.iter().map(fate).collect();
+    let section = |item: usize| part.batch.items[item].section as usize;
     for item in rejected {
         fates[section(item)].delivered -= 1;
         fates[section(item)].rejected += 1;
@@ -121,6 +121,37 @@ pub fn fates(part: &Part, rejected: impl Iterator<Item = usize>, given_up: impl 
         fates[section(item)].given_up += 1;
     }
     fates
+}
+
+/// Counts what became of the messages of a window. `why`: the reason under which samples of them are given up.
+pub fn count(sheet: &mut Sheet, marks: &[Mark], fates: &[Fate], why: &str) {
+    let (read, delivered) = (sheet.term(Kind::Read, ""), sheet.term(Kind::Delivered, ""));
+    let (rejected, given_up) = (sheet.term(Kind::Rejected, ""), sheet.term(Kind::Lost, why));
+    let mut cells: BTreeMap<(TargetId, i64), Counts<'_>> = BTreeMap::new();
+    for mark in marks {
+        let filtered: Vec<u32> = mark.filtered.iter().map(|(reason, _)| sheet.term(Kind::Filtered, reason)).collect();
+        for line in &mark.lines {
+            let (first, counts) = cells.entry((line.origin.target, line.slot_ms)).or_default();
+            first.get_or_insert(line);
+            counts.extend([(read, line.read), (delivered, line.nothing), (given_up, line.given_up)]);
+            counts.extend(line.filtered.iter().map(|(reason, n)| (filtered[*reason], *n)));
+        }
+        let first_ms = mark.envelope.as_ref().map_or(mark.at_ms, |envelope| envelope.first_ms);
+        for loss in &mark.losses {
+            let at = (loss.target.unwrap_or_default(), loss.slot_ms.unwrap_or(first_ms));
+            let lost = sheet.term(Kind::Lost, loss.reason);
+            cells.entry(at).or_default().1.extend([(read, loss.samples), (lost, loss.samples)]);
+        }
+    }
+    for fate in fates {
+        let counts = &mut cells.entry((fate.target, fate.slot_ms)).or_default().1;
+        counts.extend([(delivered, fate.delivered), (rejected, fate.rejected), (given_up, fate.given_up)]);
+    }
+    for ((target, slot_ms), (line, counts)) in cells {
+        let named = || line.map_or_else(|| Named { id: target, ..Named::default() }, |line| Named::of(&line.origin));
+        let place = sheet.line(target, named);
+        sheet.add(place, minute_of(slot_ms), 1, &counts);
+    }
 }
 
 impl Minutes {
@@ -166,34 +197,7 @@ impl Minutes {
 
     /// Counts the messages of a window. `why`: the reason under which samples of them are given up.
     pub fn take(&mut self, marks: &[Mark], fates: &[Fate], why: &str) {
-        let sheet = &mut self.sheet;
-        let (read, delivered) = (sheet.term(Kind::Read, ""), sheet.term(Kind::Delivered, ""));
-        let (rejected, given_up) = (sheet.term(Kind::Rejected, ""), sheet.term(Kind::Lost, why));
-        let mut cells: BTreeMap<(TargetId, i64), Counts<'_>> = BTreeMap::new();
-        for mark in marks {
-            let filtered: Vec<u32> = mark.filtered.iter().map(|(reason, _)| sheet.term(Kind::Filtered, reason)).collect();
-            for line in &mark.lines {
-                let (first, counts) = cells.entry((line.origin.target, line.slot_ms)).or_default();
-                first.get_or_insert(line);
-                counts.extend([(read, line.read), (delivered, line.nothing), (given_up, line.given_up)]);
-                counts.extend(line.filtered.iter().map(|(reason, n)| (filtered[*reason], *n)));
-            }
-            let first_ms = mark.envelope.as_ref().map_or(mark.at_ms, |envelope| envelope.first_ms);
-            for loss in &mark.losses {
-                let at = (loss.target.unwrap_or_default(), loss.slot_ms.unwrap_or(first_ms));
-                let lost = sheet.term(Kind::Lost, loss.reason);
-                cells.entry(at).or_default().1.extend([(read, loss.samples), (lost, loss.samples)]);
-            }
-        }
-        for fate in fates {
-            let counts = &mut cells.entry((fate.target, fate.slot_ms)).or_default().1;
-            counts.extend([(delivered, fate.delivered), (rejected, fate.rejected), (given_up, fate.given_up)]);
-        }
-        for ((target, slot_ms), (line, counts)) in cells {
-            let named = || line.map_or_else(|| Named { id: target, ..Named::default() }, |line| Named::of(&line.origin));
-            let place = sheet.line(target, named);
-            sheet.add(place, minute_of(slot_ms), 1, &counts);
-        }
+        count(&mut self.sheet, marks, fates, why);
     }
 
     /// Books early what no checkpoint waits for: while a long range is given up, none is written.

@@ -449,7 +449,7 @@ impl Pipeline {
             out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
         }
         let moment = filters.moment(decoded.origin.target, decoded.slot_ms, decoded.flags.contains(Flags::PUSHED));
-        self.building.section(resolved, decoded.slot_ms);
+        self.building.section(resolved, columns, decoded.slot_ms);
         let mut page = Page { resolved, filters, columns, moment };
         let mut next = 0;
         while let Some(full_at) = self.building.fill(&mut page, next, previously.as_deref_mut(), tally) {

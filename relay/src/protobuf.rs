@@ -72,6 +72,16 @@ pub(crate) fn put_message(key: u32, out: &mut Vec<u8>, write: impl FnOnce(&mut V
     out[start..].rotate_right(head);
 }
 
+/// How many bytes a varint takes.
+pub(crate) const fn varint_bytes(value: usize) -> usize {
+    (70 - (value | 1).leading_zeros() as usize) / 7
+}
+
+/// How many bytes a field of so many bytes takes, where its number is below 16.
+pub(crate) const fn field_bytes(len: usize) -> usize {
+    1 + varint_bytes(len) + len
+}
+
 /// A field's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Value<'a> {
@@ -174,6 +184,15 @@ mod tests {
         fn any_bytes_read_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let mut fields = Fields::new(&bytes);
             while let Ok(Some(_)) = fields.field() {}
+        }
+    }
+
+    #[test]
+    fn a_varint_is_as_long_as_it_is_said_to_be() {
+        for value in [0, 1, 127, 128, 16_383, 16_384, usize::MAX] {
+            let mut out = Vec::new();
+            varint(value as u64, &mut out);
+            assert_eq!(varint_bytes(value), out.len(), "{value}");
         }
     }
 

@@ -116,7 +116,7 @@ impl Reader {
             if std::mem::take(&mut self.told) {
                 info!(relay = self.relay, "reads on");
             }
-            let envelope = Envelope::parse(|name| message.headers.get(name)).map_err(|e| e.to_string());
+            let envelope = envelope_of(&message);
             let (silent, gap) = match self.judge(&message, envelope.as_ref().ok()) {
                 Seen::Pass(silent, gap) => (silent, gap),
                 Seen::Drop => continue,
@@ -163,6 +163,14 @@ impl Reader {
         if self.reopen != Reopen::Again && info.last_seq < known {
             warn!(relay = self.relay, position = known, last = info.last_seq, "the stream ends before the position: it was rolled back");
             self.rolled_back();
+        }
+        // Before anything is read as delivered: what is at reused sequences below the checkpoint was not.
+        if let (Reopen::Start(_), Some((seq, id))) = (self.reopen, &self.check) {
+            let there = self.log.get(*seq).await?;
+            if there.is_none_or(|message| identity(&message, envelope_of(&message).ok().as_ref()) != *id) {
+                warn!(relay = self.relay, position = seq, "another message is at the checkpoint: the stream was rolled back");
+                self.rolled_back();
+            }
         }
         let from = match self.reopen {
             Reopen::Start(warm) => warm.clamp(1, self.seq.max(1)),
@@ -219,6 +227,10 @@ impl Reader {
         }
         seen
     }
+}
+
+fn envelope_of(message: &Message) -> Result<Envelope, String> {
+    Envelope::parse(|name| message.headers.get(name)).map_err(|e| e.to_string())
 }
 
 /// What tells a message from any other: producer, epoch and n; for a foreign one its subject and time.

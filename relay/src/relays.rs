@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bundled_nats::port::{Error as PortError, Streams};
+use bundled_nats::port::{Error as PortError, Info, Streams};
 use config::Relay;
 use prometheus::Registry;
 use sample::Interner;
@@ -63,6 +63,7 @@ pub struct Changes {
 pub struct Relays {
     ground: Ground,
     plan: watch::Sender<Plan>,
+    seen: watch::Receiver<Option<Info>>,
     state: Arc<Mutex<State>>,
     tasks: Mutex<JoinSet<()>>,
     stop: CancellationToken,
@@ -121,12 +122,13 @@ impl Relays {
         let (plan, planned) = watch::channel(Plan::default());
         let ground = Ground { streams: streams.clone(), build, metrics, layouts, trim: Arc::new(Notify::new()) };
         let wake = ground.trim.clone();
-        let relays = Self { ground, plan, state: Arc::default(), tasks: Mutex::default(), stop: token.child_token() };
+        let (look, seen) = watch::channel(None);
+        let relays = Self { ground, plan, seen, state: Arc::default(), tasks: Mutex::default(), stop: token.child_token() };
         // Before the trim has its first look: what is held must be known then.
         drop(relays.configure(Configuration { relays: configs.to_vec(), external_labels, replay_window }));
         {
             let (mut tasks, stop) = (relays.tasks(), &relays.stop);
-            tasks.spawn(last(trim::Watch::new(streams.clone(), planned.clone()), stop.clone()));
+            tasks.spawn(last(trim::Watch::new(streams.clone(), planned.clone(), look), stop.clone()));
             if let Some(Streams { raw, ledger, .. }) = trim {
                 tasks.spawn(last(trim::Fold::new(ledger, streams.state.clone(), planned.clone()), stop.clone()));
                 let trim = trim::Trim::new(Streams { raw, ..streams }, planned, retired_hold, full, trimmed, wake);
@@ -222,6 +224,11 @@ impl Relays {
             life.run().await;
         });
         Running { relay, control, gauges, task: Task { stop, begun, ended, abort } }
+    }
+
+    /// What the stream of samples said of itself when it last answered; looked at every second.
+    pub fn stream(&self) -> Option<Info> {
+        *self.seen.borrow()
     }
 
     /// Snapshots of all relays, in the order of the configuration.

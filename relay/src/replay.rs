@@ -4,12 +4,15 @@
 //! idempotency keys of the replay's own. *Bound*: an own reader, an own rate limit. *When full*: waits for the sink; its place in the stream is
 //! held by a registration in `STRATA_STATE`. The live relay's position does not move.
 
-use std::sync::Arc;
+mod nowhere;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bundled_nats::port::{Error as PortError, State, Streams};
 use bytes::Bytes;
-use config::{OptionsError, Relay};
+use config::{Component, OptionsError, Relay};
 use prometheus::Registry;
 use sample::KEY_FRAME_PERIOD;
 use serde::{Deserialize, Serialize};
@@ -23,13 +26,19 @@ use crate::backoff::now_ms;
 use crate::book::Book;
 use crate::checkpoint::{Checkpoint, Totals};
 use crate::control::Control;
-use crate::dead::Dead;
+use crate::dead::{Dead, Role};
 use crate::deliver::{self, Deliver, Lanes};
+use crate::filter::{self, Selector};
 use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
 use crate::run::{Components, config_hash, feed};
 use crate::step::STEPS_MAX;
 use crate::telemetry::{Gauges, Metrics, Shared};
+
+use nowhere::Nowhere;
+
+/// Why samples are filtered that were not asked for.
+const UNSELECTED: &str = "unselected";
 
 /// Prefix of the keys under which running replays hold space.
 pub const KEY_PREFIX: &str = "replay.";
@@ -72,6 +81,10 @@ pub struct Request {
     pub rate: Option<u64>,
     /// Whether a sink that adds up may be given what it was given before.
     pub again: bool,
+    /// Only series that it takes, by name and labels before the relay's filters; none: all.
+    pub selector: Option<Selector>,
+    /// Whether nothing is sent, only counted.
+    pub dry_run: bool,
 }
 
 /// How far a replay is.
@@ -128,12 +141,16 @@ pub enum Error {
     Stopped,
 }
 
+/// Samples by job.
+type Jobs = Arc<Mutex<BTreeMap<String, u64>>>;
+
 /// A running replay.
 pub struct Replay {
     /// Its name: the producer in its idempotency keys.
     pub id: String,
     progress: watch::Receiver<Progress>,
     shared: Arc<Shared>,
+    jobs: Jobs,
     task: JoinHandle<Result<(), Error>>,
     stop: CancellationToken,
 }
@@ -148,9 +165,17 @@ impl Replay {
             return Err(Error::Range { from_ms: *from_ms, to_ms: *to_ms });
         }
         let name = relay.name.clone();
-        let components = (options.build)(relay).map_err(|source| Error::Options { relay: name.clone(), source })?;
-        if components.encoder.wants_deltas() && !request.again {
+        let refused = |source| Error::Options { relay: name.clone(), source };
+        let mut components = (options.build)(relay).map_err(refused)?;
+        if components.encoder.wants_deltas() && !request.again && !request.dry_run {
             return Err(Error::AddsUp { relay: name });
+        }
+        if let Some(selector) = &request.selector {
+            let keep = Component { name: "keep".to_owned(), options: selector.as_str().into() };
+            components.filters.insert(0, (UNSELECTED.into(), filter::build(&keep).map_err(refused)?));
+        }
+        if request.dry_run {
+            components.sink = Box::new(Nowhere(components.sink));
         }
         let id = format!("replay-{:012x}", rand::random::<u64>() >> 16);
         let warm = from_ms.saturating_sub((KEY_FRAME_PERIOD + CLOCK_SLACK).as_millis() as i64);
@@ -166,13 +191,15 @@ impl Replay {
             .and_then(|message| sample::Envelope::parse(|header| message.headers.get(header)).ok().map(|envelope| envelope.first_ms));
         let first = Progress { begin, position: begin.saturating_sub(1), end, oldest_ms, totals: Totals::default() };
         let (report, progress) = watch::channel(first);
-        let (stop, shared) = (token.child_token(), Arc::new(Shared::default()));
+        let (stop, shared, jobs) = (token.child_token(), Arc::new(Shared::default()), Jobs::default());
         info!(relay = name, id, begin, end, "replay begins");
-        let work = Work { request, components, streams, external_labels: options.external_labels.clone(), id: id.clone(), begin, end };
+        let external_labels = options.external_labels.clone();
+        let count = request.dry_run.then(|| by_job(jobs.clone()));
+        let work = Work { request, components, streams, external_labels, id: id.clone(), begin, end, count };
         // Lines of delivery name the relay: the span tells them from the live relay's.
         let span = info_span!("replay", id);
         let task = tokio::spawn(work.run(register, report, shared.clone(), stop.clone()).instrument(span));
-        Ok(Self { id, progress, shared, task, stop })
+        Ok(Self { id, progress, shared, jobs, task, stop })
     }
 
     /// How far it is; changes with every message.
@@ -183,6 +210,11 @@ impl Replay {
     /// What its sink says, while it takes nothing.
     pub fn last_error(&self) -> Option<String> {
         self.shared.live().last_error.clone()
+    }
+
+    /// Samples that a dry run would have sent so far, by job.
+    pub fn by_job(&self) -> BTreeMap<String, u64> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for its end.
@@ -199,6 +231,18 @@ impl Drop for Replay {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// Counts what would be sent: what no filter dropped.
+fn by_job(jobs: Jobs) -> deliver::Count {
+    Box::new(move |marks, _| {
+        let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        for line in marks.iter().flat_map(|mark| &mark.lines) {
+            let filtered: u64 = line.filtered.iter().map(|(_, n)| n).sum();
+            let job = line.origin.attribute("job").unwrap_or_default();
+            *jobs.entry(job.to_owned()).or_default() += line.read.saturating_sub(filtered);
+        }
+    })
 }
 
 struct Register {
@@ -223,6 +267,7 @@ struct Work {
     id: String,
     begin: u64,
     end: u64,
+    count: Option<deliver::Count>,
 }
 
 impl Work {
@@ -258,7 +303,7 @@ impl Work {
     }
 
     async fn replay(self, report: watch::Sender<Progress>, shared: Arc<Shared>, stop: CancellationToken) -> Result<(), Error> {
-        let Self { request, components, streams, external_labels, id, begin, end } = self;
+        let Self { request, components, streams, external_labels, id, begin, end, count } = self;
         if begin > end {
             return Ok(());
         }
@@ -286,13 +331,14 @@ impl Work {
             replay: Some((id, request.from_ms, request.to_ms)),
         };
         let pipeline = Pipeline::new(parts, control.clone());
-        let dead = Dead::open(streams.dead.clone(), streams.ledger.clone(), &relay.name, u64::MAX, stop.clone()).await?;
+        let dead = Dead::beside(streams.dead.clone(), streams.ledger.clone(), &relay.name, Role::Replay, stop.clone());
         let (book, _) = Book::open(streams.ledger.clone(), &relay.name, u64::MAX, stop.clone()).await?;
         let deliver = Deliver::new(deliver::Parts {
             lanes,
             dead,
             book,
             store: None,
+            count,
             checkpoint,
             control: control.clone(),
             gauges,

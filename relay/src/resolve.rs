@@ -8,14 +8,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
-use sample::{Decoded, Layout, LayoutId, MetricType, Origin, TargetId};
+use sample::{Decoded, Layout, LayoutBuilder, LayoutId, MetricType, Origin, TargetId};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::chain::{Chain, identity};
 use crate::delta::{NO_PLACE, Previously};
-use crate::encode::Encode;
+use crate::encode::{Encode, Form};
 use crate::filter::{Filter, Series};
 use crate::gate::Place;
+use crate::step::Names;
 use crate::template::{self, Route, Template};
 
 /// Of a series whose text is shared with other targets.
@@ -62,18 +63,37 @@ fn headroom(len: usize) -> usize {
 pub struct Row {
     /// Hash of its whole identity.
     pub hash: u64,
-    /// What filters said: its rule's number in the chain.
-    pub rule: u32,
-    /// Where its previous value is kept; [`NO_PLACE`]: nowhere.
-    pub place: u32,
+    /// What filters said and what its values are: its rule's number in the chain, above [`RULE_SHIFT`] bits for the others.
+    said: u32,
     /// Which of [`Resolved::routes`] it takes: there are no more of them than series of a part.
     pub route: u16,
     /// Its place among the texts that have all labels, so that the target's part is empty; [`SHARED`]: it has none there.
     whole: u16,
+}
+
+/// Bits of [`Row::said`] below the rule: whether it only grows, and its type.
+const RULE_SHIFT: u32 = 4;
+
+impl Row {
+    fn new(hash: u64, rule: u32, kind: MetricType, cumulative: bool, route: u16, whole: u16) -> Self {
+        assert!(rule < 1 << (u32::BITS - RULE_SHIFT), "a rule is a combination of verdicts on at least one series");
+        Self { hash, said: rule << RULE_SHIFT | (kind as u32) << 1 | u32::from(cumulative), route, whole }
+    }
+
+    /// What filters said: its rule's number in the chain.
+    pub fn rule(&self) -> u32 {
+        self.said >> RULE_SHIFT
+    }
+
     /// Type of its family.
-    pub kind: MetricType,
+    pub fn kind(&self) -> MetricType {
+        MetricType::ALL[(self.said >> 1 & 7) as usize]
+    }
+
     /// Whether it only grows until a reset.
-    pub cumulative: bool,
+    pub fn cumulative(&self) -> bool {
+        self.said & 1 == 1
+    }
 }
 
 /// One target's part of a page, resolved.
@@ -84,12 +104,16 @@ pub struct Resolved {
     pub origin: Arc<Origin>,
     /// Its series.
     pub layout: Arc<Layout>,
+    /// What those are called after the filters, for an encoder whose items do not say it.
+    pub names: Arc<Names>,
     /// Per series, in layout order.
     pub rows: Vec<Row>,
     /// What the sink's templates say of its series, each text once; empty for a sink without templates.
     pub routes: Vec<Arc<Route>>,
     /// Places at the chain's gates, as many per series as there are gates.
     pub places: Vec<Place>,
+    /// Per series where its previous value is kept; none for an encoder that does not ask for it.
+    previous: Vec<u32>,
     target_text: Vec<u8>,
     texts: Arc<Texts>,
     whole: Texts,
@@ -106,15 +130,22 @@ impl Resolved {
         }
     }
 
+    /// Where the previous value of a series is kept; [`NO_PLACE`]: nowhere.
+    pub fn previous(&self, i: usize) -> u32 {
+        self.previous.get(i).copied().unwrap_or(NO_PLACE)
+    }
+
     /// Finds the places of previous values, again if those are void.
     pub fn remember(&mut self, chain: &Chain, previously: &mut Previously) {
         if self.version == previously.version().wrapping_add(1) {
             return;
         }
         self.version = previously.version().wrapping_add(1);
-        for row in self.rows.iter_mut().filter(|row| row.cumulative && chain.rule(row.rule).drops().is_none()) {
-            row.place = previously.place(row.hash);
-        }
+        let counts = |row: &Row| row.cumulative() && chain.rule(row.rule()).drops().is_none();
+        let places = self.rows.iter().map(|row| if counts(row) { previously.place(row.hash) } else { NO_PLACE });
+        self.previous.clear();
+        self.previous.extend(places);
+        self.previous.shrink_to(headroom(self.previous.len()));
     }
 }
 
@@ -198,8 +229,10 @@ impl Resolver {
                 wanted,
                 origin: decoded.origin.clone(),
                 layout: decoded.layout.clone(),
+                names: Arc::default(),
                 rows: Vec::new(),
                 routes: Vec::new(),
+                previous: Vec::new(),
                 target_text: Vec::new(),
                 texts: Arc::default(),
                 whole: Texts::default(),
@@ -245,17 +278,19 @@ impl Resolver {
         if self.rendered >= RENDERED_BYTES_MAX {
             self.rendered = self.rendered() + resolved.whole.bytes.len();
         }
+        let unnamed = matches!(self.encoder.framing().form, Form::Unnamed { .. });
+        let mut naming = unnamed.then(|| Naming::of(resolved));
         let origin = resolved.origin.clone();
         let layout = resolved.layout.clone();
         let target = target_labels(&origin, &self.external_labels);
-        if resolved.rows.is_empty() {
+        if resolved.rows.is_empty() && !unnamed {
             self.encoder.target(&target, &mut resolved.target_text);
         }
         let key = (layout.id(), names_hash(&target));
         let shared = self.texts.get(&key).and_then(Weak::upgrade);
         let mut texts = match &shared {
-            Some(_) => None,
-            None => Some(std::mem::take(&mut resolved.texts)),
+            None if !unnamed => Some(std::mem::take(&mut resolved.texts)),
+            _ => None,
         };
         let mut rendering = texts.as_mut().map(Arc::make_mut);
         let mut own: Vec<(&str, &str)> = Vec::new();
@@ -286,7 +321,9 @@ impl Resolver {
                 None => whole,
             };
             let mut place = SHARED;
-            if (overlaps || after.rewritten.is_some()) && self.chain.rule(after.rule).drops().is_none() {
+            if let Some(naming) = &mut naming {
+                naming.add(&layout, i, after.rewritten.is_some().then_some(&last), &target);
+            } else if (overlaps || after.rewritten.is_some()) && self.chain.rule(after.rule).drops().is_none() {
                 // What filters made of it is not made again for each sample, room or not.
                 place = resolved.whole.ends.len() as u16;
                 self.rendered += resolved.whole.add(|bytes| self.encoder.series(&last, bytes));
@@ -310,17 +347,13 @@ impl Resolver {
                     (resolved.routes.len() - 1) as u16
                 })
             });
-            resolved.rows.push(Row {
-                rule: after.rule,
-                route,
-                hash: identity(&last),
-                place: NO_PLACE,
-                kind: whole.kind,
-                whole: place,
-                cumulative: whole.cumulative,
-            });
+            resolved.rows.push(Row::new(identity(&last), after.rule, whole.kind, whole.cumulative, route, place));
         }
         resolved.rows.shrink_to(headroom(resolved.rows.len()));
+        if let Some(naming) = naming {
+            resolved.names = Arc::new(naming.done(&layout, &target));
+            return;
+        }
         resolved.texts = match (shared, texts) {
             (Some(shared), _) => shared,
             (None, texts) => {
@@ -331,6 +364,52 @@ impl Resolver {
             }
         };
     }
+}
+
+/// Names under construction: the layout's own until a filter changes one.
+struct Naming {
+    known: Arc<Layout>,
+    renamed: Option<LayoutBuilder>,
+}
+
+impl Naming {
+    /// Goes on behind the series that have rows.
+    fn of(resolved: &Resolved) -> Self {
+        let known = resolved.names.layout.clone();
+        let renames = !resolved.layout.extends(&known);
+        Self { renamed: renames.then(|| LayoutBuilder::append_to(&known)), known }
+    }
+
+    /// The next series; `renamed`: with all of its labels, where a filter changed it.
+    fn add(&mut self, layout: &Layout, index: usize, renamed: Option<&Series<'_>>, target: &[(&str, &str)]) {
+        let series = layout.series(index);
+        if renamed.is_some() && self.renamed.is_none() {
+            let mut builder = LayoutBuilder::append_to(&self.known);
+            (self.known.len()..index).for_each(|index| put(&mut builder, layout.series(index), None, target));
+            self.renamed = Some(builder);
+        }
+        if let Some(builder) = &mut self.renamed {
+            put(builder, series, renamed, target);
+        }
+    }
+
+    fn done(self, layout: &Arc<Layout>, target: &[(&str, &str)]) -> Names {
+        let layout = self.renamed.map_or_else(|| layout.clone(), |builder| Arc::new(builder.build()));
+        Names::new(layout, target)
+    }
+}
+
+/// Appends a series; where a filter changed it, with labels that hide those of the target which it does not have.
+fn put(builder: &mut LayoutBuilder, series: sample::Series<'_>, renamed: Option<&Series<'_>>, target: &[(&str, &str)]) {
+    let family = series.family();
+    let of = builder.family(family.name, family.kind, family.help, family.unit);
+    match renamed {
+        None => builder.series(of, series.name(), series.labels()),
+        Some(after) => {
+            let hidden = target.iter().filter(|(name, _)| after.labels.iter().all(|(label, _)| label != name)).map(|(name, _)| (*name, ""));
+            builder.series(of, after.name, after.labels.iter().copied().chain(hidden))
+        }
+    };
 }
 
 /// The labels of a target: its own, and the external ones it does not have.

@@ -222,6 +222,7 @@ impl Life {
             dead,
             book,
             store: Some((store, minutes)),
+            count: None,
             checkpoint,
             control: self.control.clone(),
             gauges: self.gauges.clone(),

@@ -3,6 +3,7 @@
 //! *In*: a [`Batch`]. *Out*: an [`Answer`], given only when the sink's own acknowledgement is there. *Bound*: one batch in
 //! flight per relay lane; a deadline per try. *When full*: a sink answers late or with retry. Adding one: a file in `sink/`, a line in [`KINDS`].
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use bundled_nats::feed::Feeds;
 use config::{Component, Kind, OptionsError, Owned};
 use serde_json::Value;
 
-use crate::encode::{Framing, prometheus};
+use crate::encode::{self, Form, Framing, prometheus};
 use crate::registry;
+use crate::step::{Names, Section};
 use crate::template::{Route, Template};
 
 mod file;
@@ -71,10 +73,12 @@ pub struct Place<'a> {
 pub struct Item {
     /// Where it ends in [`Batch::bytes`]; it starts where the one before ends.
     pub end: u32,
+    /// Which of [`Batch::sections`] it is of.
+    pub section: u32,
     /// Hash of the whole series identity (name and all labels): Kafka's key, lanes.
     pub series: u64,
-    /// Hash of its target.
-    pub target: u64,
+    /// Its series in the section's layout.
+    pub index: u32,
     /// Which of [`Batch::routes`] it takes; says nothing where there is none.
     pub route: u32,
 }
@@ -86,6 +90,8 @@ pub struct Batch {
     pub bytes: Vec<u8>,
     /// Their ends and identities.
     pub items: Vec<Item>,
+    /// Targets and slots of its items.
+    pub sections: Arc<[Section]>,
     /// What the sink's templates say of the items' series, each text once; empty for a sink without templates.
     pub routes: Vec<Arc<Route>>,
     /// How they become one body.
@@ -99,10 +105,35 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The bytes of one item.
-    pub fn item(&self, i: usize) -> &[u8] {
+    /// One item as it stands in a body of its own.
+    pub fn item(&self, i: usize) -> Cow<'_, [u8]> {
+        match self.framing.form {
+            Form::Whole | Form::Families => Cow::Borrowed(self.said(i)),
+            Form::Unnamed { metadata } => {
+                let mut whole = Vec::new();
+                encode::remote_write::named(self.names(i), self.items[i].index as usize, metadata, self.said(i), &mut whole);
+                Cow::Owned(whole)
+            }
+        }
+    }
+
+    /// The bytes of one item as its encoder wrote them.
+    pub(crate) fn said(&self, i: usize) -> &[u8] {
         let start = if i == 0 { 0 } else { self.items[i - 1].end as usize };
         &self.bytes[start..self.items[i].end as usize]
+    }
+
+    /// What the series of an item's target are called.
+    pub(crate) fn names(&self, i: usize) -> &Arc<Names> {
+        &self.sections[self.items[i].section as usize].names
+    }
+
+    /// Bytes that an item takes of a body, without separators, at most.
+    pub(crate) fn item_bytes(&self, i: usize) -> usize {
+        match self.framing.form {
+            Form::Whole | Form::Families => self.said(i).len(),
+            form => self.said(i).len() + form.beside(self.names(i), self.items[i].index as usize),
+        }
     }
 
     /// What the sink's templates say of an item's series, in the sink's order.
@@ -116,6 +147,7 @@ impl Batch {
             slots_ms: self.slots_ms,
             bytes: Vec::new(),
             items: Vec::with_capacity(items.len()),
+            sections: self.sections.clone(),
             routes: self.routes.clone(),
             framing: self.framing,
             content_type: self.content_type,
@@ -125,30 +157,45 @@ impl Batch {
             },
         };
         for i in items {
-            share.bytes.extend_from_slice(self.item(*i));
+            share.bytes.extend_from_slice(self.said(*i));
             share.items.push(Item { end: share.bytes.len() as u32, ..self.items[*i] });
         }
         share
     }
 
+    /// Some neighbouring items as a batch under the same key.
+    pub(crate) fn part(&self, items: Range<usize>) -> Self {
+        let start = items.start.checked_sub(1).map_or(0, |last| self.items[last].end);
+        let end = items.end.checked_sub(1).map_or(0, |last| self.items[last].end);
+        Self {
+            bytes: self.bytes[start as usize..end as usize].to_vec(),
+            items: self.items[items].iter().map(|item| Item { end: item.end - start, ..*item }).collect(),
+            sections: self.sections.clone(),
+            routes: self.routes.clone(),
+            framing: self.framing,
+            content_type: self.content_type,
+            slots_ms: self.slots_ms,
+            key: self.key.clone(),
+        }
+    }
+
     /// The most bytes that the body of these items has.
     pub fn body_bytes_max(&self, items: &Range<usize>) -> usize {
-        let end = |items: usize| items.checked_sub(1).map_or(0, |last| self.items[last].end as usize);
         let framing = self.framing.open.len() + self.framing.close.len() + self.framing.separator.len() * items.len();
-        end(items.end) - end(items.start) + framing
+        items.clone().map(|i| self.item_bytes(i)).sum::<usize>() + framing
     }
 
     /// Appends the body of some items to `out`: never more bytes than the items, their separators, and what is around them.
     pub fn body(&self, items: impl IntoIterator<Item = usize>, out: &mut Vec<u8>) {
         out.extend_from_slice(self.framing.open);
-        if self.framing.families {
+        if self.framing.form == Form::Families {
             self.families(items, out);
         } else {
             for (n, i) in items.into_iter().enumerate() {
                 if n > 0 {
                     out.extend_from_slice(self.framing.separator);
                 }
-                out.extend_from_slice(self.item(i));
+                out.extend_from_slice(&self.item(i));
             }
         }
         out.extend_from_slice(self.framing.close);
@@ -159,7 +206,7 @@ impl Batch {
         let mut places: HashMap<&[u8], usize> = HashMap::new();
         let mut families: Vec<Vec<usize>> = Vec::new();
         for i in items {
-            let family = prometheus::family_of(self.item(i)).unwrap_or_default();
+            let family = prometheus::family_of(self.said(i)).unwrap_or_default();
             let place = *places.entry(family).or_insert(families.len());
             if place == families.len() {
                 families.push(Vec::new());
@@ -168,9 +215,9 @@ impl Batch {
         }
         for family in families {
             for (n, i) in family.into_iter().enumerate() {
-                match prometheus::parts(self.item(i)) {
+                match prometheus::parts(self.said(i)) {
                     Some((_, lines)) if n > 0 => out.extend_from_slice(lines),
-                    _ => out.extend_from_slice(self.item(i)),
+                    _ => out.extend_from_slice(self.said(i)),
                 }
             }
         }
@@ -283,13 +330,19 @@ pub fn refuses(sink: &str, encoder: &str) -> Option<String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use sample::{Origin, TargetId};
+
     use super::*;
 
     /// A batch of these texts.
     pub(crate) fn batch(texts: &[&str], framing: Framing) -> Batch {
+        let origin = Origin { target: TargetId(7), labels: Vec::new(), attributes: Vec::new() };
+        let origin = Arc::new(origin);
+        let section = Section { origin, layout: Arc::default(), columns: Arc::default(), names: Arc::default(), slot_ms: 0, items: 0 };
         let mut batch = Batch {
             bytes: Vec::new(),
             items: Vec::new(),
+            sections: Arc::new([section]),
             routes: Vec::new(),
             framing,
             content_type: "text/plain",
@@ -299,14 +352,14 @@ pub(crate) mod tests {
         for text in texts {
             batch.bytes.extend_from_slice(text.as_bytes());
             let end = u32::try_from(batch.bytes.len()).expect("small");
-            batch.items.push(Item { end, series: batch.items.len() as u64 % 3, target: 7, route: 0 });
+            batch.items.push(Item { end, section: 0, series: batch.items.len() as u64 % 3, index: 0, route: 0 });
         }
         batch
     }
 
     /// A batch of these texts as lines.
     pub(crate) fn lines(texts: &[&str]) -> Batch {
-        batch(texts, Framing { open: b"", separator: b"\n", close: b"\n", families: false })
+        batch(texts, Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole })
     }
 
     #[test]

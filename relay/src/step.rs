@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use sample::{Envelope, Layout, Origin, TargetId};
+use sample::{Columns, Envelope, Layout, Origin, TargetId};
 
 use crate::checkpoint::Gap;
+use crate::encode::remote_write;
 use crate::sink::Batch;
 
 /// Steps that wait for the sink: batches of at most one sink request each. Larger: memory while a sink is away; smaller: encoding waits for answers.
@@ -24,6 +25,25 @@ pub enum Step {
     Warm(u64),
 }
 
+/// What the series of one target are called, as the filters left them.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Its series, in the order of the stream's layout.
+    pub layout: Arc<Layout>,
+    /// Labels of the target, sorted by name, none empty. Those of a series win, and an empty one of a series hides.
+    pub target: Vec<(String, String)>,
+    /// What those labels take of each item of remote write, at most.
+    pub target_bytes: usize,
+}
+
+impl Names {
+    /// Names of a target's series. `target`: its labels, sorted by name, none empty.
+    pub fn new(layout: Arc<Layout>, target: &[(&str, &str)]) -> Self {
+        let target: Vec<(String, String)> = target.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self { layout, target_bytes: remote_write::target_bytes(&target), target }
+    }
+}
+
 /// Samples of one target's slot in a batch.
 #[derive(Debug, Clone)]
 pub struct Section {
@@ -31,9 +51,13 @@ pub struct Section {
     pub origin: Arc<Origin>,
     /// Their series.
     pub layout: Arc<Layout>,
+    /// What they have, should the sink refuse some of them.
+    pub columns: Arc<Columns>,
+    /// What those are called for the sink.
+    pub names: Arc<Names>,
     /// Their slot, ms.
     pub slot_ms: i64,
-    /// Items of it in the batch.
+    /// Items of it in its part's batch.
     pub items: u64,
 }
 
@@ -67,10 +91,6 @@ pub struct Part {
     pub is_shared: bool,
     /// Its items.
     pub batch: Batch,
-    /// Targets and slots of its items.
-    pub sections: Vec<Section>,
-    /// Per item: its section, and its series in the section's layout.
-    pub sources: Vec<(u32, u32)>,
 }
 
 /// A loss that must be booked before the position passes it.

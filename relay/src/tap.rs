@@ -1,8 +1,8 @@
 //! Taps: what passes through the stream now, for a person who looks.
 //!
 //! *In*: the raw stream from its head on, a selector, optionally a relay's filters and encoder. *Out*: lines of JSON. *Bound*: an own reader with
-//! [`crate::read::BYTES_IN_FLIGHT`], [`CHUNKS_MAX`] chunks that wait for the listener, a rate. *When full*: samples are left out and counted;
-//! nobody else waits for a tap.
+//! [`crate::read::BYTES_IN_FLIGHT`], [`CHUNKS_MAX`] chunks that wait for the listener, a rate. *When full*: samples are left out and counted, or, where it
+//! shows the past, wait in the stream; nobody else waits for a tap.
 //!
 //! A line is a sample, or `{"tap":{…}}`: how many samples went by over the rate, and how many the listener was too slow for.
 
@@ -67,6 +67,8 @@ pub struct Request {
     pub stage: Stage,
     /// Jobs; empty: all, or all of the relay.
     pub jobs: Vec<String>,
+    /// Begin with what was stored at this time, ms, and show all of it, at the rate; none: with what comes next.
+    pub at_ms: Option<i64>,
     /// Samples per second.
     pub rate: u32,
     /// How long the listener may take nothing.
@@ -102,7 +104,7 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Begins to read at the head of the stream. `relay`: the one that the request names.
+    /// Begins to read at the head of the stream, or at a time. `relay`: the one that the request names.
     pub async fn open(
         request: Request,
         relay: Option<&Relay>,
@@ -110,8 +112,13 @@ impl Tap {
         external_labels: Vec<(String, String)>,
         stop: &CancellationToken,
     ) -> Result<Self, Error> {
-        let (parts, warm_from) = (parts(&request, relay, external_labels)?, now_ms() - WARM_BEFORE.as_millis() as i64);
-        let (seq, warm_from) = (streams.raw.info().await?.last_seq, streams.raw.seq_at(warm_from).await?.max(1));
+        let parts = parts(&request, relay, external_labels)?;
+        let seq = match request.at_ms {
+            None => streams.raw.info().await?.last_seq,
+            Some(at_ms) => streams.raw.seq_at(at_ms).await?.saturating_sub(1),
+        };
+        let warm_from = request.at_ms.unwrap_or_else(now_ms).saturating_sub(WARM_BEFORE.as_millis() as i64);
+        let warm_from = streams.raw.seq_at(warm_from).await?.max(1);
         let checkpoint = Checkpoint { owner: "tap".to_owned(), ..Checkpoint::at(seq, warm_from) };
         let reader = Reader::new(streams.raw.clone(), "tap", &checkpoint);
         let control = Arc::new(Control::default());
@@ -184,6 +191,8 @@ fn named(encoder: &str) -> Component {
 /// Turns batches into chunks, within the rate, without ever waiting for the listener.
 struct Show {
     encoded: bool,
+    /// Whether nothing is left out: what is over the rate waits.
+    is_whole: bool,
     rate: u32,
     stalled: Duration,
     chunks: mpsc::Sender<Bytes>,
@@ -202,6 +211,7 @@ impl Show {
         let now = Instant::now();
         Self {
             encoded: request.stage == Stage::Encoded && request.relay.is_some(),
+            is_whole: request.at_ms.is_some(),
             rate: request.rate,
             stalled: request.stalled,
             chunks,
@@ -227,7 +237,7 @@ impl Show {
                         return;
                     }
                 }
-                step = steps.recv() => match step {
+                step = steps.recv(), if !self.is_whole || (self.left > 0 && self.chunks.capacity() > 0) => match step {
                     Some(Step::Part(part)) => self.batch(&part.batch),
                     Some(Step::Marks(_) | Step::Warm(_)) => {}
                     None => return,
@@ -253,8 +263,8 @@ impl Show {
     }
 
     fn batch(&mut self, batch: &Batch) {
-        let shown = batch.items.len().min(self.left as usize);
-        self.left -= shown as u32;
+        let shown = if self.is_whole { batch.items.len() } else { batch.items.len().min(self.left as usize) };
+        self.left = self.left.saturating_sub(shown as u32);
         self.over_rate += (batch.items.len() - shown) as u64;
         if shown == 0 {
             return;
@@ -263,13 +273,13 @@ impl Show {
         for i in 0..shown {
             let item = batch.item(i);
             if self.encoded {
-                let wrapped = match std::str::from_utf8(item) {
+                let wrapped = match std::str::from_utf8(&item) {
                     Ok(text) => json!({ "encoded": text.trim_end_matches('\n') }),
-                    Err(_) => json!({ "encoded_base64": STANDARD.encode(item) }),
+                    Err(_) => json!({ "encoded_base64": STANDARD.encode(&item) }),
                 };
                 lines.extend_from_slice(wrapped.to_string().as_bytes());
             } else {
-                lines.extend_from_slice(item);
+                lines.extend_from_slice(&item);
             }
             lines.push(b'\n');
         }
@@ -293,20 +303,21 @@ impl Show {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encode::Framing;
+    use crate::encode::{Form, Framing};
     use crate::sink::Item;
 
     fn request(rate: u32) -> Request {
         let stalled = Duration::from_secs(30);
-        Request { selector: None, relay: None, stage: Stage::Raw, jobs: Vec::new(), rate, stalled }
+        Request { selector: None, relay: None, stage: Stage::Raw, jobs: Vec::new(), at_ms: None, rate, stalled }
     }
 
     fn batch(items: u32) -> Batch {
         Batch {
+            sections: Arc::default(),
             routes: Default::default(),
             bytes: b"{}".repeat(items as usize),
-            items: (1..=items).map(|i| Item { end: 2 * i, series: 0, target: 0, route: 0 }).collect(),
-            framing: Framing { open: b"", separator: b"\n", close: b"\n", families: false },
+            items: (1..=items).map(|i| Item { end: 2 * i, section: 0, series: 0, index: 0, route: 0 }).collect(),
+            framing: Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole },
             content_type: "application/x-ndjson",
             slots_ms: (0, 0),
             key: String::new(),
@@ -334,6 +345,28 @@ mod tests {
         assert!(show.second());
         full_for(20).await;
         assert!(!show.second(), "cut after {:?}", show.stalled);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_past_is_shown_whole_at_the_rate() {
+        let (sent, mut chunks) = mpsc::channel(64);
+        let show = Show::new(&Request { at_ms: Some(0), ..request(3) }, sent);
+        let (steps, received) = mpsc::channel(16);
+        let part = |items| {
+            let part = crate::step::Part { seq: 1, index: 0, first_ms: 0, is_shared: false, batch: batch(items) };
+            Step::Part(Box::new(part))
+        };
+        for items in [2, 2, 2] {
+            steps.send(part(items)).await.expect("room");
+        }
+        drop(steps);
+        let started = Instant::now();
+        show.run(received).await;
+        let mut samples = 0;
+        while let Some(chunk) = chunks.recv().await {
+            samples += chunk.iter().filter(|byte| **byte == b'\n').count();
+        }
+        assert_eq!((samples, started.elapsed().as_secs()), (6, 1), "the third one is over the first second's rate");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The trim: the only thing that frees space in `STRATA_RAW`.
 //!
 //! *In*: every relay's durable checkpoint, running replays, the replay window. *Out*: purges of what nobody needs; requests to relays to give
-//! up what their `hold` does not cover, or what a full stream has no room for. *Bound*: one look per [`TRIM_INTERVAL`]. *When full*: first the
+//! up what their `hold` does not cover, or what a full stream has no room for. *Bound*: one look per [`TRIM_INTERVAL`], or [`CALM_INTERVAL`]. *When full*: first the
 //! replay window shrinks, then relays that left the configuration and replays hold no more, then the relay that lags most gives up its oldest,
 //! unless its `on_full` is `block`.
 
@@ -41,6 +41,12 @@ pub use watch::Watch;
 /// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The same while no relay has a `hold` of its own and half of the stream is free, and will be. A look is a dozen requests, which an idle server feels.
+const CALM_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How far ahead that is looked, at the present growth. Larger: more looks; smaller: a burst may fill the stream before the next one.
+const CALM_AHEAD: Duration = Duration::from_secs(60);
+
 /// Share of `max_bytes` below which "full" means another limit: the volume's. Above, a large message met the ordinary wall.
 const LOWER_WALL_BELOW: f64 = 0.9;
 
@@ -48,7 +54,7 @@ const LOWER_WALL_BELOW: f64 = 0.9;
 const WALL_MEMORY: Duration = Duration::from_secs(600);
 
 /// Key under which it is kept since when a relay is not configured any more.
-fn left_key(relay: &str) -> String {
+pub(crate) fn left_key(relay: &str) -> String {
     format!("left.{relay}")
 }
 
@@ -88,6 +94,10 @@ pub struct Trim {
     /// Configured relays whose checkpoint is there and cannot be understood.
     unreadable: HashSet<String>,
     blocked: bool,
+    /// The last look saw nothing that could become urgent before [`CALM_INTERVAL`] is over.
+    calm: bool,
+    /// Bytes in the stream at the last look.
+    before: Option<(u64, Instant)>,
     /// Bytes at which a publisher was told the stream is full: the wall, where it is lower than `max_bytes`.
     wall: Option<(u64, Instant)>,
 }
@@ -114,6 +124,8 @@ impl Trim {
             returned: HashSet::new(),
             unreadable: HashSet::new(),
             blocked: false,
+            calm: false,
+            before: None,
             wall: None,
         }
     }
@@ -122,10 +134,18 @@ impl Trim {
     pub async fn look(&mut self, told: bool) -> Result<(), Error> {
         self.replan();
         let info = self.streams.raw.info().await?;
+        let limited =
+            self.plan.subjects.iter().any(|subject| subject.relay.hold.max_age.is_some() || subject.relay.hold.max_bytes.is_some());
+        let now = Instant::now();
+        let growth = self.before.replace((info.bytes, now)).map(|(bytes, at)| {
+            let seconds = now.duration_since(at).as_secs_f64().max(0.001);
+            info.bytes.saturating_sub(bytes) as f64 / seconds
+        });
+        let later = |growth: f64| info.bytes as f64 + growth * CALM_AHEAD.as_secs_f64();
+        self.calm = !told && !limited && growth.is_some_and(|growth| later(growth) < info.max_bytes as f64 / 2.0);
         if info.messages == 0 {
             return Ok(());
         }
-        let now = Instant::now();
         if told && (info.bytes as f64) < info.max_bytes as f64 * LOWER_WALL_BELOW {
             self.wall = Some((info.bytes, now));
         }
@@ -340,11 +360,12 @@ impl Lasting for Trim {
                 (Ok(()), true) => info!("trims again"),
                 _ => {}
             }
+            let pause = if looked.is_ok() && self.calm { CALM_INTERVAL } else { TRIM_INTERVAL };
             told = tokio::select! {
                 () = stop.cancelled() => return,
                 () = full.notified() => true,
                 () = wake.notified() => false,
-                () = tokio::time::sleep(TRIM_INTERVAL) => false,
+                () = tokio::time::sleep(pause) => false,
             };
         }
     }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::MetricType;
-use segment::Segment;
+use segment::{Row, Segment};
 
 pub mod builder;
 pub mod interner;
@@ -31,6 +31,28 @@ pub struct Layout {
 pub struct Series<'a> {
     segment: &'a Segment,
     row: usize,
+}
+
+/// One series by the numbers of its texts, for those who translate each text once and not for each series.
+///
+/// *Shape*: a number means a text of one piece of a layout, [`Series::text`] of any of its series. In a piece the same text has the same number,
+/// unless another program made the layout and did not see to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbered<'a> {
+    /// Its metric name.
+    pub name: u32,
+    /// One number for the same list of label names.
+    pub shape: u32,
+    /// Its label names, sorted by their texts.
+    pub label_names: &'a [u32],
+    /// Their values.
+    pub values: &'a [u32],
+    /// Type of its family.
+    pub kind: MetricType,
+    /// Help of its family.
+    pub help: u32,
+    /// Unit of its family.
+    pub unit: u32,
 }
 
 /// A metric family as the exposition declared it.
@@ -92,9 +114,22 @@ impl Layout {
     /// *Limits*: panics at or beyond [`Layout::len`], as a slice does; indices come from the layout itself.
     #[must_use]
     pub fn series(&self, index: usize) -> Series<'_> {
-        let piece = self.pieces.partition_point(|piece| piece.end <= index);
-        let piece = &self.pieces[piece];
-        Series { segment: &piece.segment, row: piece.segment.len() - (piece.end - index) }
+        self.find(index).1
+    }
+
+    /// How many texts and shapes each of its pieces has: see [`Numbered`].
+    pub fn pieces(&self) -> impl ExactSizeIterator<Item = (usize, usize)> + '_ {
+        self.pieces.iter().map(|piece| (piece.segment.ends.len(), piece.segment.shape_ends.len()))
+    }
+
+    /// The series at an index, and which of [`Layout::pieces`] it is in.
+    ///
+    /// *Limits*: as [`Layout::series`].
+    #[must_use]
+    pub fn find(&self, index: usize) -> (usize, Series<'_>) {
+        let at = self.pieces.partition_point(|piece| piece.end <= index);
+        let piece = &self.pieces[at];
+        (at, Series { segment: &piece.segment, row: piece.segment.len() - (piece.end - index) })
     }
 
     /// All series in order.
@@ -194,6 +229,31 @@ impl<'a> Series<'a> {
             MetricType::Summary => matches!(suffix, "_sum" | "_count"),
             _ => false,
         }
+    }
+
+    /// Itself by numbers.
+    #[must_use]
+    pub fn numbered(&self) -> Numbered<'a> {
+        let Row { family, name, shape, values } = self.segment.rows[self.row];
+        let label_names = self.segment.shape(shape);
+        let family = &self.segment.families[family as usize];
+        Numbered {
+            name,
+            shape,
+            label_names,
+            values: &self.segment.values[values as usize..values as usize + label_names.len()],
+            kind: family.kind,
+            help: family.help,
+            unit: family.unit,
+        }
+    }
+
+    /// The text of a number of its piece.
+    ///
+    /// *Limits*: panics where the piece has no such number; those of [`Series::numbered`] it has.
+    #[must_use]
+    pub fn text(&self, number: u32) -> &'a str {
+        self.segment.symbol(number)
     }
 
     fn same(self, other: Series<'_>) -> bool {

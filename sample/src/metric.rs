@@ -34,7 +34,8 @@ pub enum MetricType {
 pub struct UnknownMetricType;
 
 impl MetricType {
-    const ALL: [Self; 8] =
+    /// All of them by their numbers.
+    pub const ALL: [Self; 8] =
         [Self::Unknown, Self::Counter, Self::Gauge, Self::Histogram, Self::GaugeHistogram, Self::Summary, Self::Info, Self::StateSet];
 
     /// The word of the exposition formats.

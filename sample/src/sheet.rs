@@ -37,6 +37,10 @@ pub enum Kind {
     Rejected = 3,
     /// Samples lost for it, by reason.
     Lost = 4,
+    /// Slots in which no scrape began, by reason.
+    Missed = 5,
+    /// Slots whose scrape failed, by reason.
+    Failed = 6,
 }
 
 /// One column: what is counted, and why.
@@ -102,7 +106,7 @@ struct Row {
 
 impl Kind {
     /// Every kind, by number.
-    pub const ALL: [Self; 5] = [Self::Read, Self::Delivered, Self::Filtered, Self::Rejected, Self::Lost];
+    pub const ALL: [Self; 7] = [Self::Read, Self::Delivered, Self::Filtered, Self::Rejected, Self::Lost, Self::Missed, Self::Failed];
 }
 
 impl Named {
@@ -172,6 +176,30 @@ impl Sheet {
             }
         }
         self.add_to((minute, 1), line, slots, &once);
+    }
+
+    /// Moves samples that are counted already: per term what is added or, below 0, taken away.
+    pub fn amend(&mut self, line: u32, minute: i64, counts: &[(u32, i64)]) {
+        self.add_to((minute, 1), line, 0, counts);
+    }
+
+    /// Counts slots at equal distances, each as one of a term: by the minute, or by the hour where they reach over more than two.
+    ///
+    /// *Units*: ms. *Limits*: one row per minute or hour, however many slots are in it.
+    pub fn add_slots(&mut self, line: u32, term: u32, first_ms: i64, every_ms: i64, slots: u64) {
+        let every_ms = every_ms.max(1);
+        let reach_ms = every_ms.saturating_mul(i64::try_from(slots).unwrap_or(i64::MAX));
+        let span = if reach_ms > 2 * i64::from(HOUR) * 60_000 { HOUR } else { 1 };
+        let (mut at_ms, mut left) = (first_ms, slots);
+        while left > 0 {
+            let minute = minute_of(at_ms).div_euclid(i64::from(span)) * i64::from(span);
+            let end_ms = (minute + i64::from(span)) * 60_000;
+            let here = (end_ms - at_ms).unsigned_abs().div_ceil(every_ms.unsigned_abs()).min(left);
+            let slots = u32::try_from(here).unwrap_or(u32::MAX);
+            self.add_to((minute, span), line, slots, &[(term, i64::from(slots))]);
+            left -= here;
+            at_ms = at_ms.saturating_add(every_ms.saturating_mul(here.cast_signed()));
+        }
     }
 
     fn add_to(&mut self, at: (i64, u8), line: u32, slots: u32, counts: &[(u32, i64)]) {

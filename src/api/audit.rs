@@ -9,8 +9,7 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use futures::stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -53,5 +52,5 @@ pub(crate) async fn audit(
         let line = audit.next().await?;
         Some((Ok::<_, std::convert::Infallible>(line), (audit, permit)))
     });
-    Ok(([(CONTENT_TYPE, "application/x-ndjson"), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response())
+    Ok(super::lines(Body::from_stream(lines)))
 }

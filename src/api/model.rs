@@ -241,8 +241,10 @@ pub(crate) struct Relay {
     pub(crate) rates: Rates,
     /// What became of its samples, over all its lives: `read = delivered + filtered + rejected + lost`.
     pub(crate) totals: Totals,
-    /// Samples that the sink will never take, parked with its answer.
+    /// Samples that the sink refused for good, over all its lives: parked with its answer.
     pub(crate) dead_letters: u64,
+    /// Letters of such samples that are kept now: not taken later, discarded or trimmed.
+    pub(crate) kept_letters: u64,
     /// What is wrong now.
     pub(crate) error: Option<Trouble>,
     /// What was wrong last.
@@ -375,6 +377,9 @@ pub(crate) struct PauseRequest {
     /// When it ends by itself; none: when somebody resumes the relay.
     #[serde(default)]
     pub(crate) until_ms: Option<i64>,
+    /// Also where samples would be lost before that, at the rate of the last minute.
+    #[serde(default)]
+    pub(crate) force: bool,
 }
 
 /// A relay after a change, and what the change means.
@@ -402,6 +407,12 @@ pub(crate) struct Replay {
     /// Also where the sink adds up what it got before.
     #[serde(default)]
     pub(crate) again: bool,
+    /// A PromQL selector of series, by name and labels before the relay's filters; none: all.
+    #[serde(default)]
+    pub(crate) selector: Option<String>,
+    /// Nothing is sent: what would be is counted.
+    #[serde(default)]
+    pub(crate) dry_run: bool,
 }
 
 /// How far a replay is.
@@ -429,6 +440,8 @@ pub(crate) struct ReplayState {
     pub(crate) rejected_samples: u64,
     /// Samples that were not there any more, or not readable.
     pub(crate) lost_samples: u64,
+    /// Of a dry run that has ended: samples that would have been sent, by job.
+    pub(crate) jobs: BTreeMap<String, u64>,
     /// What is not as asked.
     pub(crate) warning: Option<String>,
     /// What is wrong, or ended it.

@@ -12,12 +12,13 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use prometheus::TextEncoder;
+use relay::forget::Forgotten;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::model::{Changed, PauseRequest, Relay, Relays, Replay, ReplayState, Status, Targets};
-use super::{Refusal, Shared, audit, console, openapi, tap};
+use super::{Refusal, Shared, audit, console, dead, openapi, tap};
 
 /// Who may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,6 +224,17 @@ pub(crate) const ROUTES: &[Route] = &[
         ..READ
     },
     Route {
+        method: "delete",
+        path: "/api/v1/relays/{name}",
+        id: "forget_relay",
+        summary: "Forget a relay that left the configuration: it holds no space any more; what it had not delivered is booked as lost.",
+        access: Access::Change,
+        answers: &[(200, "It is forgotten.", Content::Json(schema::<Forgotten>))],
+        failures: &[NO_RELAY, (409, "It is configured."), STARTING],
+        handler: || delete(forget),
+        ..READ
+    },
+    Route {
         method: "post",
         path: "/api/v1/relays/{name}/pause",
         id: "pause",
@@ -230,7 +242,12 @@ pub(crate) const ROUTES: &[Route] = &[
         access: Access::Change,
         body: Some(schema::<PauseRequest>),
         answers: &[(200, "The paused relay, and how long the stream can hold its backlog.", Content::Json(schema::<Changed>))],
-        failures: &[(400, "The time has passed, or the body is not understood."), NO_RELAY, STARTING],
+        failures: &[
+            (400, "The time has passed, or the body is not understood."),
+            NO_RELAY,
+            (409, "Samples would be lost before that, and `force` is not set."),
+            STARTING,
+        ],
         handler: || post(pause),
         ..READ
     },
@@ -296,6 +313,54 @@ pub(crate) const ROUTES: &[Route] = &[
             STARTING,
         ],
         handler: || get(audit::audit),
+        ..READ
+    },
+    Route {
+        path: "/api/v1/dead-letters",
+        id: "dead_letters",
+        summary: "What sinks refused, per relay: letters, samples, ages, answers.",
+        answers: &[(200, "What there is.", Content::Json(schema::<dead::DeadLetters>))],
+        failures: &[STARTING],
+        handler: || get(dead::list),
+        ..READ
+    },
+    Route {
+        path: "/api/v1/dead-letters/{name}",
+        id: "dead_samples",
+        summary: "Samples that one relay's sink refused, each with its answer.",
+        query: Some(schema::<dead::SamplesQuery>),
+        answers: &[(200, "Samples.", Content::Json(schema::<dead::DeadSamples>))],
+        failures: &[(400, "The selector is none, or the query is not understood."), NO_RELAY, STARTING],
+        handler: || get(dead::show),
+        ..READ
+    },
+    Route {
+        method: "post",
+        path: "/api/v1/dead-letters/{name}/replay",
+        id: "resend_dead_letters",
+        summary: "Send dead letters through their relay again; what its sink takes is none any more.",
+        access: Access::Change,
+        body: Some(schema::<dead::Resend>),
+        answers: &[(200, "`{\"percent\":…}`, and at last `{\"outcome\":…}` or `{\"error\":…}`.", Content::Lines)],
+        failures: &[
+            (400, "The selector is none, a rule is wrong, or the body is not understood."),
+            NO_RELAY,
+            (429, "Another one runs."),
+            STARTING,
+        ],
+        handler: || post(dead::resend),
+        ..READ
+    },
+    Route {
+        method: "post",
+        path: "/api/v1/dead-letters/{name}/discard",
+        id: "discard_dead_letters",
+        summary: "Give dead letters up: booked as lost, reason `discarded`.",
+        access: Access::Change,
+        body: Some(schema::<dead::Discard>),
+        answers: &[(200, "`{\"percent\":…}`, and at last `{\"outcome\":…}` or `{\"error\":…}`.", Content::Lines)],
+        failures: &[(400, "The selector is none, or the body is not understood."), NO_RELAY, (429, "Another one runs."), STARTING],
+        handler: || post(dead::discard),
         ..READ
     },
     Route {
@@ -384,6 +449,10 @@ async fn pause(
 
 async fn resume(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<Json<Changed>, Refusal> {
     Ok(Json(Arc::clone(&shared.backend).pause(name, None).await?))
+}
+
+async fn forget(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<Json<Forgotten>, Refusal> {
+    Ok(Json(Arc::clone(&shared.backend).forget(name).await?))
 }
 
 async fn start_replay(

@@ -10,8 +10,7 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use futures::stream;
 use relay::tap::{Request, Stage};
 use schemars::JsonSchema;
@@ -42,6 +41,9 @@ pub(crate) struct TapQuery {
     /// Only this job; more of them with commas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<String>,
+    /// Begin with what was stored at this time, ms, and leave nothing out: the rate is how fast it goes by. Default: what comes next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) at_ms: Option<i64>,
     /// Samples per second at most; the others are counted. Default: 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
@@ -66,6 +68,7 @@ pub(crate) async fn tap(State(shared): State<Arc<Shared>>, query: Result<Query<T
         stage: query.stage.unwrap_or_else(|| if query.relay.is_some() { Stage::Filtered } else { Stage::Raw }),
         relay: query.relay,
         jobs,
+        at_ms: query.at_ms,
         rate: query.rate.unwrap_or(RATE),
         stalled: STALLED,
     };
@@ -74,5 +77,5 @@ pub(crate) async fn tap(State(shared): State<Arc<Shared>>, query: Result<Query<T
         let chunk = tap.next().await?;
         Some((Ok::<_, std::convert::Infallible>(chunk), (tap, permit)))
     });
-    Ok(([(CONTENT_TYPE, "application/x-ndjson"), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response())
+    Ok(super::lines(Body::from_stream(lines)))
 }

@@ -26,7 +26,7 @@ fn relay(name: &str) -> Relay {
         "name": name, "state": "retrying", "lag": {"seconds": 3.5, "samples": 7, "messages": 1, "bytes": 900, "catch_up_seconds": null},
         "retention": {"left_seconds": 2820, "limit": "buffer.max_bytes", "text": "loses data in 47 min (buffer.max_bytes)"},
         "rates": {"read_samples": 1.5, "delivered_samples": 0.0},
-        "totals": {"read": 9, "delivered": 2, "filtered": 0, "rejected": 0, "lost": 0, "retries": 3}, "dead_letters": 0,
+        "totals": {"read": 9, "delivered": 2, "filtered": 0, "rejected": 0, "lost": 0, "retries": 3}, "dead_letters": 0, "kept_letters": 0,
         "error": {"text": "no answer", "since_ms": 5, "next_retry_ms": null}, "last_error": {"text": "503", "at_ms": 4},
         "pause": {"since_ms": 1, "until_ms": null}, "sink": "http", "encoder": "ndjson", "from": ["a"],
         "filters": [{"name": "drop", "options": "go_threads"}], "filtered": {"drop": 0}, "lost": {"full": 0},
@@ -39,7 +39,7 @@ fn relay(name: &str) -> Relay {
 fn replay() -> ReplayState {
     serde_json::from_value(json!({
         "id": "there", "relay": "one", "state": "done", "percent": 100, "from_ms": 1, "to_ms": 2, "read_samples": 0,
-        "delivered_samples": 0, "filtered_samples": 0, "rejected_samples": 0, "lost_samples": 0, "warning": null, "error": "none",
+        "delivered_samples": 0, "filtered_samples": 0, "rejected_samples": 0, "lost_samples": 0, "jobs": {"a": 1}, "warning": null, "error": "none",
     }))
     .expect("a state")
 }
@@ -91,6 +91,10 @@ impl Backend for One {
             }
         })
     }
+    fn forget(self: Arc<Self>, name: String) -> Later<relay::forget::Forgotten> {
+        let forgotten = relay::forget::Forgotten { relay: name.clone(), lost_samples: 3 };
+        Box::pin(async move { if name == "one" { Ok(forgotten) } else { Err(no_relay(&name, &[])) } })
+    }
     fn start_replay(self: Arc<Self>, asked: Replay) -> Later<ReplayState> {
         Box::pin(async move { if asked.relay == "one" { Ok(super::tests::replay()) } else { Err(no_relay(&asked.relay, &[])) } })
     }
@@ -100,10 +104,26 @@ impl Backend for One {
     fn cancel_replay(&self, id: &str) -> Option<ReplayState> {
         self.replay(id)
     }
-    fn audit(self: Arc<Self>, query: super::audit::AuditQuery) -> Later<relay::audit::Audit> {
+    fn dead_letters(self: Arc<Self>) -> Later<Vec<Shelved>> {
+        let answers = vec![relay::dead::shelf::Answer { answer: "no".to_owned(), samples: 1 }];
+        Box::pin(async { Ok(vec![Shelved { relay: "one".to_owned(), letters: 1, samples: 1, answers, ..Shelved::default() }]) })
+    }
+    fn dead_samples(self: Arc<Self>, name: String, _: super::dead::SamplesQuery) -> Later<Vec<Shown>> {
+        let shown = json!({"letter": 1, "parked_ms": 1, "series": "up", "value": "1", "slot_ms": 1, "answer": "no"});
+        let shown = serde_json::from_value(shown).expect("a sample");
+        Box::pin(async move { if name == "one" { Ok(vec![shown]) } else { Err(no_relay(&name, &[])) } })
+    }
+    fn resend(self: Arc<Self>, name: String, _: super::dead::Resend) -> Later<Lines> {
+        self.discard(name, super::dead::Discard::default())
+    }
+    fn discard(self: Arc<Self>, name: String, _: super::dead::Discard) -> Later<Lines> {
+        let work = Lines::start(&CancellationToken::new(), async |tell| tell.end(&json!({ "outcome": {} })).await);
+        Box::pin(async move { if name == "one" { Ok(work) } else { Err(no_relay(&name, &[])) } })
+    }
+    fn audit(self: Arc<Self>, query: super::audit::AuditQuery) -> Later<Lines> {
         let request = relay::audit::Request { relays: Vec::new(), from_ms: query.from_ms, to_ms: query.to_ms, selector: None };
         let streams = bundled_nats::twin::Twin::new(1 << 20).streams();
-        Box::pin(async move { Ok(relay::audit::Audit::start(request, streams, &CancellationToken::new())) })
+        Box::pin(async move { Ok(relay::audit::start(request, streams, &CancellationToken::new())) })
     }
 
     fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap> {
@@ -160,7 +180,7 @@ fn example(route: &routes::Route) -> (String, &'static str) {
     let path = route.path.replace("{name}", "one").replace("{id}", "there");
     match route.id {
         "start_replay" => (path, r#"{"relay": "one", "from_ms": 1, "to_ms": 2}"#),
-        "pause" => (path, "{}"),
+        "pause" | "resend_dead_letters" | "discard_dead_letters" => (path, "{}"),
         "audit" => (format!("{path}?from_ms=1&to_ms=2"), ""),
         _ => (path, ""),
     }

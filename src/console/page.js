@@ -307,13 +307,14 @@ function dead({ dead_letters: store }, all) {
   if (!parked.length) {
     return h("div", { class: "sheet" }, empty("None.", "What a sink will never take is parked here with its answer, and the relay goes on."));
   }
-  const kept = store ? `${bytes(store.bytes)} of ${bytes(store.max_bytes)} are kept, the oldest go first.` : "";
+  const kept = store ? `${bytes(store.bytes)} of ${bytes(store.max_bytes)} are kept, the oldest go first; strata dlq sends them again.` : "";
   const rows = parked.map((relay) => row({ "data-key": relay.name },
     cell(null, "wide", h("b", null, relay.name)),
     cell("Samples parked", "n", whole(relay.dead_letters)),
+    cell("Letters kept", "n", whole(relay.kept_letters)),
     cell("Of those read", "n", `${((relay.dead_letters / Math.max(1, relay.totals.read)) * 100).toFixed(2)} %`),
     cell("Last error of the sink", "wrap wide", (relay.error ?? relay.last_error)?.text ?? "–")));
-  return h("div", { class: "sheet" }, table("Dead letters", [["Relay"], ["Samples parked", "n"], ["Of those read", "n"], ["Last error of the sink"]], rows),
+  return h("div", { class: "sheet" }, table("Dead letters", [["Relay"], ["Samples parked", "n"], ["Letters kept", "n"], ["Of those read", "n"], ["Last error of the sink"]], rows),
     h("p", { class: "empty" }, kept));
 }
 

@@ -18,7 +18,7 @@ fn relay(name: &str, more: &Value) -> Value {
         "name": name, "state": "running", "lag": {"seconds": 0.3, "samples": 0, "messages": 0, "bytes": 0, "catch_up_seconds": null},
         "retention": {"left_seconds": null, "limit": null, "text": "nothing is lost at the present rate"},
         "rates": {"read_samples": 84_120.0, "delivered_samples": 84_120.0},
-        "totals": {"read": 9_000_000, "delivered": 9_000_000, "filtered": 0, "rejected": 0, "lost": 0, "retries": 0}, "dead_letters": 0,
+        "totals": {"read": 9_000_000, "delivered": 9_000_000, "filtered": 0, "rejected": 0, "lost": 0, "retries": 0}, "dead_letters": 0, "kept_letters": 0,
         "error": null, "last_error": null, "pause": null, "sink": "kafka", "encoder": "json", "from": [], "filters": [],
         "filtered": {}, "lost": {}, "hold": {"max_age": null, "max_bytes": null, "on_full": "drop"},
         "history": {"every_seconds": 2.0, "lag_seconds": [0.2, 0.3, 0.2, 0.2, 0.3, 0.4, 0.3, 0.2, 0.3, 0.3], "delivered_samples": [84000.0, 84100.0, 84200.0]},

@@ -290,7 +290,7 @@ fn relay(frame: &mut Frame<'_>, area: Rect, app: &App, now_ms: i64) {
         totals.delivered, totals.filtered, totals.rejected, totals.lost, totals.read, totals.retries
     );
     lines.push(pair("samples", became));
-    lines.push(pair("dead letters", relay.dead_letters.to_string()));
+    lines.push(pair("dead letters", format!("{} kept; {} samples refused", relay.kept_letters, relay.dead_letters)));
     lines.push(pair("jobs", if relay.from.is_empty() { "all".to_owned() } else { relay.from.join(", ") }));
     for filter in &relay.filters {
         let dropped = relay.filtered.get(&filter.name).copied().unwrap_or(0);

@@ -79,6 +79,8 @@ pub enum Rule {
     AfterEof,
     /// Metadata longer than [`super::METADATA_BYTES_MAX`].
     MetadataTooLong,
+    /// A line longer than [`super::LINE_BYTES_MAX`].
+    LineTooLong,
 }
 
 impl Error {
@@ -130,6 +132,7 @@ impl fmt::Display for Rule {
             Self::EofMissing => "a page ends with '# EOF'",
             Self::AfterEof => "nothing follows '# EOF'",
             Self::MetadataTooLong => "a line of metadata takes at most 65536 bytes",
+            Self::LineTooLong => "a line takes at most 1048576 bytes",
         })
     }
 }

@@ -76,9 +76,9 @@ impl<'a> Page<'a> {
         metadata(line).map(Some).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
     }
 
-    /// Says whether the page may end here.
-    pub(crate) fn end(&self) -> Result<(), Error> {
-        if self.open_metrics && !self.ended && !self.body.is_empty() {
+    /// Says whether the page may end here; one without any bytes may.
+    pub(crate) fn end(&self, is_empty: bool) -> Result<(), Error> {
+        if self.open_metrics && !self.ended && !is_empty {
             return Err(Error::at(self.body, self.body.len(), Rule::EofMissing));
         }
         Ok(())

@@ -17,8 +17,14 @@ mod wire;
 pub(crate) use histogram::{Exemplar, Histogram};
 
 use super::{LABELS_MAX, METADATA_BYTES_MAX, SERIES_BYTES_MAX};
-use wire::Field;
 pub(crate) use wire::Fields;
+use wire::{Field, VARINT_BYTES_MAX, put_text, put_varint};
+
+/// Bytes of one family: as many of a page that comes in pieces are in memory at once. Larger: more memory, smaller: refuses families of very
+/// many series.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a family and its length.
+pub(crate) const DELIMITED_BYTES_MAX: usize = MESSAGE_BYTES_MAX + VARINT_BYTES_MAX;
 
 /// A place in a page that breaks the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +84,9 @@ pub enum Rule {
     /// New series that take far more text than the page.
     #[error("the series of a page take at most 256 MiB of text")]
     TooMuchText,
+    /// A family longer than [`MESSAGE_BYTES_MAX`].
+    #[error("a metric family takes at most 64 MiB")]
+    MessageTooLong,
 }
 
 /// The messages of a page.
@@ -174,12 +183,21 @@ impl Kind {
 
 impl<'a> Messages<'a> {
     pub(crate) fn new(body: &'a [u8]) -> Self {
-        Self::at(body, 0)
+        Self(Fields::new(body, 0, body.len()))
     }
 
-    /// From the message whose length stands at `at`.
-    pub(crate) fn at(body: &'a [u8], at: usize) -> Self {
-        Self(Fields::new(body, at.min(body.len()), body.len()))
+    /// The offset of the next message.
+    pub(crate) fn offset(&self) -> usize {
+        self.0.offset()
+    }
+
+    /// Whether the next message goes on behind these bytes; one that is broken or too long does not.
+    pub(crate) fn is_cut(&self) -> bool {
+        let mut rest = self.0.clone();
+        match rest.varint() {
+            Ok(length) => length <= MESSAGE_BYTES_MAX as u64 && length > rest.bytes().len() as u64,
+            Err(_) => rest.bytes().is_empty() && self.0.bytes().len() < VARINT_BYTES_MAX,
+        }
     }
 
     /// The next family; `None` at the end of the page.
@@ -188,6 +206,9 @@ impl<'a> Messages<'a> {
             return Ok(None);
         }
         let at = self.0.offset();
+        if self.0.clone().varint()? > MESSAGE_BYTES_MAX as u64 {
+            return Err(Error { at, rule: Rule::MessageTooLong });
+        }
         let fields = self.0.delimited()?;
         let mut family = Family { at, name: "", help: "", unit: "", kind: Kind::Counter, filled: false, fields: fields.clone() };
         let mut rest = fields;
@@ -224,6 +245,17 @@ fn kind(field: &Field<'_>) -> Result<Kind, Error> {
 }
 
 impl<'a> Family<'a> {
+    /// Appends a message that says of the family what this one does, without its metrics.
+    pub(crate) fn describe(&self, out: &mut Vec<u8>) {
+        let mut message = Vec::with_capacity(self.name.len() + self.help.len() + self.unit.len() + 4 * VARINT_BYTES_MAX);
+        put_text(1, self.name, &mut message);
+        put_text(2, self.help, &mut message);
+        message.extend_from_slice(&[3 << 3, self.kind as u8]);
+        put_text(5, self.unit, &mut message);
+        put_varint(message.len(), out);
+        out.extend_from_slice(&message);
+    }
+
     /// The next metric; `None` behind the last.
     pub(crate) fn metric(&mut self) -> Result<Option<Metric<'a>>, Error> {
         while let Some(field) = self.fields.next()? {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bundled_nats::port::{self, Headers, Log, Message, PublishError};
 use bytes::Bytes;
 use rand::Rng;
+use tokio_util::sync::CancellationToken;
 
 /// First pause after a failed try.
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -50,7 +51,7 @@ pub(crate) struct Backoff {
 }
 
 impl Chain {
-    /// A chain whose last message is not known yet: [`Self::open`] it.
+    /// A chain whose last message is not known yet: [`Self::open`] it, or the first try finds it.
     pub(crate) fn new(log: Arc<dyn Log>, subject: String) -> Self {
         Self { log, subject, expect: 0 }
     }
@@ -77,6 +78,21 @@ impl Chain {
             Err(PublishError::Full(reason)) => Try::Full(reason),
             Err(PublishError::TooLarge { bytes }) => Try::TooLarge(bytes),
             Err(PublishError::Refused(reason)) => Try::Refused(reason),
+        }
+    }
+
+    /// Tries until it is stored; false: aborted before.
+    pub(crate) async fn store(&mut self, headers: &Headers, payload: &Bytes, abort: &CancellationToken) -> bool {
+        let mut backoff = Backoff::default();
+        loop {
+            match abort.run_until_cancelled(self.send(headers, payload)).await {
+                None => return false,
+                Some(Try::Stored(_)) => return true,
+                Some(failed) => tracing::debug!(subject = self.subject, "not booked yet: {failed:?}"),
+            }
+            if abort.run_until_cancelled(tokio::time::sleep(backoff.pause())).await.is_none() {
+                return false;
+            }
         }
     }
 

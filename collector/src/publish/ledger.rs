@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sample::TargetId;
 use tokio_util::sync::CancellationToken;
 
-use super::chain::{Backoff, Chain, ID, Try};
+use super::chain::{Chain, ID};
 use super::{Options, Outlet, Stops};
 use crate::queue::{Dropped, Loss};
 use crate::slot::Clock;
@@ -30,21 +30,19 @@ pub(super) struct Booker {
     /// Distinguishes this process' entries from those of the ones before.
     epoch_ms: i64,
     n: u64,
-    opened: bool,
 }
 
 impl Booker {
-    pub(super) fn new(options: &Options, ledger: Arc<dyn Log>, outlet: Arc<Outlet>, stops: Stops) -> Self {
+    pub(super) fn new(options: &Options, ledger: Arc<dyn Log>, outlet: Arc<Outlet>, stops: &Stops) -> Self {
         Self {
             chain: Chain::new(ledger, format!("strata.ledger.publish.{}", options.producer)),
             outlet,
             producer: options.producer.clone(),
             clock: options.clock.clone(),
-            book: stops.book,
-            abort: stops.abort_book,
+            book: stops.book.clone(),
+            abort: stops.abort_book.clone(),
             epoch_ms: options.clock.now_ms(),
             n: 0,
-            opened: false,
         }
     }
 
@@ -97,25 +95,6 @@ impl Booker {
         self.n += 1;
         let mut headers = Headers::default();
         headers.insert(ID, format!("{}:{}:{}", self.producer, self.epoch_ms, self.n));
-        let mut backoff = Backoff::default();
-        loop {
-            let tried = self.abort.run_until_cancelled(async {
-                if !self.opened {
-                    if let Err(error) = self.chain.open().await {
-                        return Try::Unavailable(error.to_string());
-                    }
-                    self.opened = true;
-                }
-                self.chain.send(&headers, &payload).await
-            });
-            match tried.await {
-                None => return false,
-                Some(Try::Stored(_)) => return true,
-                Some(failed) => tracing::debug!("a loss is not booked yet: {failed:?}"),
-            }
-            if self.abort.run_until_cancelled(tokio::time::sleep(backoff.pause())).await.is_none() {
-                return false;
-            }
-        }
+        self.chain.store(&headers, &payload, &self.abort).await
     }
 }

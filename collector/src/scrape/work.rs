@@ -1,7 +1,7 @@
 //! The CPU part of a scrape: decompress, read the page, encode frames. No I/O, no async.
 //!
-//! *In*: what the client got. *Out*: one frame per part. *Bound*: the body limit, and the limits of [`crate::series`]. *When full*: the
-//! scrape failed: `up` is 0 and every series is stale.
+//! *In*: what the client got, or the last piece of it. *Out*: one frame per part. *Bound*: the body limit, and the limits of
+//! [`crate::series`]. *When full*: the scrape failed: `up` is 0 and every series is stale.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,8 @@ use std::time::Duration;
 use config::ValidationScheme;
 use sample::{Encoder, Flags, Interner};
 
+use super::TARGET_LIMIT;
+use super::intake::{Intake, refused};
 use crate::client::{Answer, Encoding, Failure, body_limit, inflate};
 use crate::parse::Defect;
 use crate::queue::Frame;
@@ -36,15 +38,23 @@ pub(super) struct Work {
     frame_hint: usize,
     /// Pages until one is looked through again.
     unchecked: u32,
+    /// The next page is kept, to be looked through.
+    is_kept: bool,
 }
 
 /// What the client got, and for when.
 pub(super) struct Got {
     pub(super) slot_ms: i64,
     pub(super) duration: Duration,
-    pub(super) raw: Vec<u8>,
-    pub(super) page: Vec<u8>,
-    pub(super) result: Result<Answer, Failure>,
+    pub(super) body: Result<Unread, Failure>,
+}
+
+/// A body, so far as it was not worked on yet.
+pub(super) enum Unread {
+    /// All of it.
+    Whole(Answer, Vec<u8>),
+    /// Its last piece.
+    Last(Box<Intake>, Vec<u8>),
 }
 
 /// What a scrape came to.
@@ -73,7 +83,7 @@ impl Work {
             native_histograms_only: scrape.always_scrape_classic_histograms == Some(false),
         };
         let cache = SeriesCache::with_interner(options, layouts);
-        Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0, unchecked: 0 }
+        Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0, unchecked: 0, is_kept: true }
     }
 
     /// Whether a target's pages are read exactly like this.
@@ -81,14 +91,31 @@ impl Work {
         self.target.is_read_like(target)
     }
 
+    /// Whether a page is wanted whole before it is read.
+    pub(super) fn is_strict(&self) -> bool {
+        self.target.scrape.strict
+    }
+
+    /// Where a page is read that comes in pieces; `block`: a buffer with whatever it held.
+    pub(super) fn intake(&self, answer: Answer, block: Vec<u8>) -> Box<Intake> {
+        Box::new(Intake::new(answer, body_limit(&self.target), block, self.is_kept))
+    }
+
+    /// Reads a piece of a body that is not its last; the buffer of the one before.
+    pub(super) fn take(&mut self, intake: &mut Intake, piece: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        intake.take(&mut self.cache, piece, false).map(|(spent, _)| spent)
+    }
+
     /// About how many bytes of page the next step has to go through.
     pub(super) fn cost(&self, got: &Got) -> usize {
-        let read = match &got.result {
-            Ok(Answer { encoding: Encoding::Gzip, .. }) => got.raw.len().saturating_mul(8),
-            _ => got.raw.len(),
+        let (bytes, answer) = match &got.body {
+            Ok(Unread::Whole(answer, raw)) => (raw.len(), *answer),
+            Ok(Unread::Last(intake, piece)) => (piece.len(), intake.answer()),
+            Err(_) => return self.size_hint,
         };
-        let passes = if self.target.scrape.strict { CHECK_COST } else { 1 };
-        read.max(self.size_hint).saturating_mul(passes)
+        let bytes = if answer.encoding == Encoding::Gzip { bytes.saturating_mul(8) } else { bytes };
+        let passes = if self.is_strict() { CHECK_COST } else { 1 };
+        bytes.max(self.size_hint).saturating_mul(passes)
     }
 
     pub(super) fn parts(&self) -> u16 {
@@ -100,11 +127,13 @@ impl Work {
         self.encoders.iter_mut().for_each(Encoder::rebase);
     }
 
-    /// Turns what the client got into frames.
-    pub(super) fn finish(&mut self, got: &mut Got) -> Done {
-        let result = std::mem::replace(&mut got.result, Ok(Answer::EMPTY));
-        let has_come = result.is_ok();
-        let result = result.and_then(|answer| self.read(answer, got));
+    /// Turns what the client got into frames; what was read of it is given back for its buffers.
+    pub(super) fn finish(&mut self, got: Got) -> (Done, Option<Unread>) {
+        let (result, spent) = match got.body {
+            Ok(Unread::Whole(answer, raw)) => (self.read(answer, &raw), Some(Unread::Whole(answer, raw))),
+            Ok(Unread::Last(mut intake, piece)) => (self.read_last(&mut intake, piece), Some(Unread::Last(intake, Vec::new()))),
+            Err(failure) => (Err(failure), None),
+        };
         // As Prometheus has it: -1 where the limit on it failed the scrape.
         let body_bytes = match &result {
             Ok(_) => self.size_hint as f64,
@@ -115,7 +144,7 @@ impl Work {
             Ok(counts) => (1.0, *counts, Flags::default()),
             Err(failure) => {
                 // As Prometheus has it: a page that came and is refused says how much was read of it.
-                let is_refused = has_come && matches!(failure, Failure::Page { .. });
+                let is_refused = matches!(failure, Failure::Page { reason, .. } if *reason != TARGET_LIMIT);
                 let counts = if is_refused { self.cache.counts() } else { Counts::default() };
                 self.cache.failed();
                 (0.0, counts, Flags::FAILED)
@@ -134,7 +163,7 @@ impl Work {
         let count = if self.target.scrape.extra_scrape_metrics == Some(true) { own.len() } else { own.len() - EXTRA };
         self.cache.synthetic(&own[..count]);
         let (frames, fits) = self.encode(got.slot_ms, flags);
-        Done { frames, fits, result }
+        (Done { frames, fits, result }, spent)
     }
 
     /// The target is gone: every series of it, synthetic ones too, becomes stale.
@@ -143,30 +172,50 @@ impl Work {
         self.encode(slot_ms, Flags::END)
     }
 
-    fn read(&mut self, answer: Answer, got: &mut Got) -> Result<Counts, Failure> {
+    /// Reads a page that is there whole.
+    fn read(&mut self, answer: Answer, raw: &[u8]) -> Result<Counts, Failure> {
+        let mut page = Vec::new();
         let page = match answer.encoding {
-            Encoding::Identity => &got.raw,
+            Encoding::Identity => raw,
             Encoding::Gzip => {
-                inflate(&got.raw, body_limit(&self.target), &mut got.page)?;
-                &got.page
+                inflate(raw, body_limit(&self.target), &mut page)?;
+                &page
             }
         };
         self.size_hint = page.len();
-        let refused = |error: PageError| Failure::Page { reason: error.reason(), text: error.to_string() };
-        if self.target.scrape.strict
+        if self.is_strict()
             && let Some(violation) = violation(answer, page)
         {
             self.cache.refused();
             return Err(refused(PageError::Strict(violation)));
         }
-        let mut counts = self.cache.page_in(answer.format, page).map_err(refused)?;
+        let counts = self.cache.page_in(answer.format, page).map_err(refused)?;
+        Ok(self.check(counts, answer, Some(page)))
+    }
+
+    /// Reads the last piece of a page.
+    fn read_last(&mut self, intake: &mut Intake, piece: Vec<u8>) -> Result<Counts, Failure> {
+        let (_, counts) = intake.take(&mut self.cache, piece, true)?;
+        self.size_hint = usize::try_from(intake.bytes()).unwrap_or(usize::MAX);
+        let counts = counts.expect("behind the last piece the page ends");
+        Ok(self.check(counts, intake.answer(), intake.text()))
+    }
+
+    /// Now and then adds the defects of a page whose lines changed; where it was not kept, those of the next one.
+    fn check(&mut self, mut counts: Counts, answer: Answer, page: Option<&[u8]>) -> Counts {
         counts.defects.add(Defect::ContentType, answer.guessed);
         self.unchecked = self.unchecked.saturating_sub(1);
-        if counts.changed && self.unchecked == 0 && !self.target.scrape.strict {
-            self.unchecked = CHECK_PAGES;
+        let is_due = self.unchecked == 0 && (counts.changed || self.is_kept);
+        if !is_due || self.is_strict() {
+            return counts;
+        }
+        if let Some(page) = page {
             counts.defects.add_checked(strict::check(answer.format, page).defects());
         }
-        Ok(counts)
+        // One that was to be kept and was not is too large.
+        let is_done = page.is_some() || self.is_kept;
+        (self.unchecked, self.is_kept) = if is_done { (CHECK_PAGES, false) } else { (0, true) };
+        counts
     }
 
     fn encode(&mut self, slot_ms: i64, flags: Flags) -> (Vec<Frame>, bool) {

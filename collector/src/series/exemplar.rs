@@ -39,7 +39,7 @@ impl Shown for protobuf::Exemplar<'_> {
 
 impl SeriesCache {
     /// Takes an exemplar with the sample it stands behind.
-    pub(super) fn exemplar(&mut self, reading: &mut Reading<'_>, slot: Slot, put: Put, shown: &impl Shown) {
+    pub(super) fn exemplar(&mut self, reading: &mut Reading, slot: Slot, put: Put, shown: &impl Shown) {
         if put == Put::Duplicate {
             return;
         }

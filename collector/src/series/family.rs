@@ -1,7 +1,7 @@
 //! Which metric family a series belongs to, and what the page says about it.
 //!
 //! - *In:* the metadata lines of one page. *Out:* per series name its family: name, type, help, unit.
-//! - *Bound:* borrows from the page but for escaped texts. *When full:* bounded by the page.
+//! - *Bound:* borrows from the page but for escaped texts; of blocks that are gone their metadata is kept. *When full:* bounded by the page.
 //!
 //! A family's metadata holds for the whole page, wherever it stands; of two statements the later one wins, as in Prometheus.
 
@@ -36,22 +36,36 @@ struct Said<'a> {
 }
 
 impl<'a> Families<'a> {
-    /// Reads the metadata that starts at `offsets` of a page that was read before: lines, or protobuf messages.
-    pub(super) fn read(format: Format, body: &'a [u8], offsets: &[usize]) -> Self {
+    /// Reads the metadata of a page that was read before: `kept`, which is nothing else, and what starts at `offsets` of `body`; lines, or
+    /// protobuf messages.
+    pub(super) fn read(format: Format, kept: &'a [u8], body: &'a [u8], offsets: &[usize]) -> Self {
         let mut families = Self { by_name: HashMap::new(), format };
+        let mut rest = kept;
+        while !rest.is_empty() {
+            rest = &rest[families.take_first(rest)..];
+        }
         for &offset in offsets {
-            if format == Format::Protobuf {
-                families.take_message(body, offset);
-                continue;
-            }
-            let rest = &body[offset..];
-            let line = &rest[..memchr::memchr(b'\n', rest).map_or(rest.len(), |newline| newline + 1)];
-            let metadata = if format == Format::OpenMetrics { open_metrics::metadata(line).map(Some) } else { parse::metadata(line) };
-            if let Ok(Some(metadata)) = metadata {
-                families.take(metadata);
-            }
+            families.take_first(&body[offset..]);
         }
         families
+    }
+
+    /// Reads what stands at the start; its bytes.
+    fn take_first(&mut self, body: &'a [u8]) -> usize {
+        if self.format == Format::Protobuf {
+            let mut messages = protobuf::Messages::new(body);
+            if let Ok(Some(family)) = messages.family() {
+                let said = Said { kind: family.kind.metric_type(), help: Cow::Borrowed(family.help), unit: family.unit };
+                self.by_name.insert(Cow::Borrowed(family.name), said);
+            }
+            return messages.offset();
+        }
+        let line = first_line(body);
+        let metadata = if self.format == Format::OpenMetrics { open_metrics::metadata(line).map(Some) } else { parse::metadata(line) };
+        if let Ok(Some(metadata)) = metadata {
+            self.take(metadata);
+        }
+        line.len()
     }
 
     fn take(&mut self, metadata: parse::Metadata<'a>) {
@@ -62,13 +76,6 @@ impl<'a> Families<'a> {
             Fact::Help(help) => said.help = parse::help(help),
             Fact::Type(kind) => said.kind = kind,
             Fact::Unit(unit) => said.unit = unit,
-        }
-    }
-
-    fn take_message(&mut self, body: &'a [u8], offset: usize) {
-        if let Ok(Some(family)) = protobuf::Messages::at(body, offset).family() {
-            let said = Said { kind: family.kind.metric_type(), help: Cow::Borrowed(family.help), unit: family.unit };
-            self.by_name.insert(Cow::Borrowed(family.name), said);
         }
     }
 
@@ -89,4 +96,18 @@ impl<'a> Families<'a> {
     pub(super) fn of<'s>(&'s self, series: &'s str) -> Family<'s> {
         self.described(series).unwrap_or(Family { name: series, kind: MetricType::Unknown, help: "", unit: "" })
     }
+}
+
+/// Appends the metadata that starts at `offset` of a block that was read, in such a form that it can be read from there again.
+pub(super) fn keep(format: Format, body: &[u8], offset: usize, kept: &mut Vec<u8>) {
+    let body = &body[offset..];
+    if format != Format::Protobuf {
+        kept.extend_from_slice(first_line(body));
+    } else if let Ok(Some(family)) = protobuf::Messages::new(body).family() {
+        family.describe(kept);
+    }
+}
+
+fn first_line(body: &[u8]) -> &[u8] {
+    &body[..memchr::memchr(b'\n', body).map_or(body.len(), |newline| newline + 1)]
 }

@@ -14,8 +14,10 @@ use super::store::{PENDING, Put, Slot};
 #[derive(Debug, Default)]
 pub(super) struct Fresh {
     rows: Vec<Row>,
+    /// Of each series its name, then name and value of each label.
     text: String,
-    labels: Vec<(Range<usize>, Range<usize>)>,
+    /// Where each of these ends in `text`.
+    ends: Vec<usize>,
     /// Hashes of label sets that lead to pending slots.
     pub(super) identities: Vec<(u64, Slot)>,
     /// By index of their series.
@@ -25,9 +27,8 @@ pub(super) struct Fresh {
 
 #[derive(Debug)]
 struct Row {
-    name: Range<usize>,
-    labels: Range<usize>,
-    text_bytes: usize,
+    /// In `ends`.
+    texts: Range<usize>,
     value: u64,
     timestamp_ms: Option<i64>,
     start_ms: i64,
@@ -40,14 +41,13 @@ impl Fresh {
 
     /// Adds a series with its first sample; its pending slot.
     pub(super) fn push(&mut self, identity: &Identity<'_>, value: u64, timestamp_ms: Option<i64>) -> Slot {
-        let name = self.copy(&identity.name);
-        let first = self.labels.len();
+        let first = self.ends.len();
+        self.copy(&identity.name);
         for (name, value) in &identity.labels {
-            let label = (self.copy(name), self.copy(value));
-            self.labels.push(label);
+            self.copy(name);
+            self.copy(value);
         }
-        let labels = first..self.labels.len();
-        self.rows.push(Row { name, labels, text_bytes: identity.text_bytes(), value, timestamp_ms, start_ms: NO_TIME });
+        self.rows.push(Row { texts: first..self.ends.len(), value, timestamp_ms, start_ms: NO_TIME });
         PENDING | (self.rows.len() - 1) as Slot
     }
 
@@ -64,9 +64,9 @@ impl Fresh {
     }
 
     pub(super) fn series(&self, index: usize) -> (&str, impl Iterator<Item = (&str, &str)>) {
-        let row = &self.rows[index];
-        let labels = &self.labels[row.labels.clone()];
-        (&self.text[row.name.clone()], labels.iter().map(|(name, value)| (&self.text[name.clone()], &self.text[value.clone()])))
+        let texts = self.rows[index].texts.clone();
+        let labels = (texts.start + 1..texts.end).step_by(2).map(|at| (self.text(at), self.text(at + 1)));
+        (self.text(texts.start), labels)
     }
 
     /// Value, timestamp and start timestamp.
@@ -97,12 +97,20 @@ impl Fresh {
     }
 
     pub(super) fn text_bytes(&self, index: usize) -> usize {
-        self.rows[index].text_bytes
+        let texts = &self.rows[index].texts;
+        self.ends[texts.end - 1] - self.start_of(texts.start)
     }
 
-    fn copy(&mut self, text: &str) -> Range<usize> {
-        let start = self.text.len();
+    fn text(&self, at: usize) -> &str {
+        &self.text[self.start_of(at)..self.ends[at]]
+    }
+
+    fn start_of(&self, at: usize) -> usize {
+        at.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+
+    fn copy(&mut self, text: &str) {
         self.text.push_str(text);
-        start..self.text.len()
+        self.ends.push(self.text.len());
     }
 }

@@ -9,7 +9,7 @@ use config::relabel::{self, Labels};
 
 use super::hash::TextHash;
 use super::{Options, PageError};
-use crate::parse::{Error, Piece, Rule, Sample, text};
+use crate::parse::{Error, Piece, Rule, text};
 
 const NAME: &str = "__name__";
 const EXPORTED: &str = "exported_";
@@ -21,55 +21,65 @@ pub(super) struct Identity<'a> {
     pub(super) labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
-impl Identity<'_> {
-    /// Bytes of name and labels.
-    pub(super) fn text_bytes(&self) -> usize {
-        self.name.len() + self.labels.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
-    }
+/// What a block's unknown series are read with, one after another.
+#[derive(Debug, Default)]
+pub(super) struct Scratch<'a> {
+    /// As they stand on the page.
+    pub(super) pieces: Vec<Piece<'a>>,
+    pub(super) identity: Identity<'a>,
 }
 
-/// Reads the labels of `sample`, which lies in `body`, and relabels them; none: the series is dropped.
-pub(super) fn read<'a>(options: &Options, body: &[u8], sample: &Sample<'a>) -> Result<Option<Identity<'a>>, PageError> {
-    let series_text = sample.series_text;
-    let located = |at: usize, rule| PageError::Parse(Error::at(body, offset(body, series_text) + at, rule));
-    if let Err(fault) = std::str::from_utf8(series_text) {
-        return Err(located(fault.valid_up_to(), Rule::Utf8));
+/// Reads the labels of a series, whose text lies in `body` and is made of `scratch.pieces`, and relabels them; false: the series is dropped.
+pub(super) fn read<'a>(options: &Options, body: &[u8], series_text: &'a [u8], scratch: &mut Scratch<'a>) -> Result<bool, PageError> {
+    let whole = match std::str::from_utf8(series_text) {
+        Ok(whole) => whole,
+        Err(fault) => return Err(PageError::Parse(Error::at(body, offset(body, series_text) + fault.valid_up_to(), Rule::Utf8))),
+    };
+    let is_plain = memchr::memchr(b'\\', series_text).is_none();
+    let part = |bytes: &'a [u8]| {
+        let at = offset(series_text, bytes);
+        match whole.get(at..at + bytes.len()) {
+            Some(part) if is_plain => Cow::Borrowed(part),
+            _ => text(bytes),
+        }
+    };
+    let Scratch { pieces, identity } = scratch;
+    identity.labels.clear();
+    for piece in pieces.iter() {
+        match piece {
+            Piece::Name(name) => identity.name = part(name),
+            Piece::Label(name, value) => identity.labels.push((part(name), part(value))),
+        }
     }
-    let mut identity = Identity::default();
-    sample.pieces(|piece| match piece {
-        Piece::Name(name) => identity.name = text(name),
-        Piece::Label(name, value) => identity.labels.push((text(name), text(value))),
-    });
     settle(options, identity, || Error::at(body, offset(body, series_text), Rule::Start).line)
 }
 
-/// Makes name and labels as they stand on the page the identity of a series; `line` says where that is.
-pub(super) fn settle<'a>(
-    options: &Options,
-    mut identity: Identity<'a>,
-    line: impl Fn() -> usize,
-) -> Result<Option<Identity<'a>>, PageError> {
-    identity.labels.sort_by(|one, other| one.0.cmp(&other.0));
-    let doubled = identity.labels.windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| pair[0].0.as_ref());
-    let own_name = identity.labels.iter().find(|label| label.0 == NAME).map(|_| NAME);
-    if let Some(label) = doubled.or(own_name) {
-        return Err(PageError::LabelTwice { line: line(), label: label.to_owned() });
+/// Makes name and labels as they stand on the page the identity of a series; false: it is dropped. `line` says where that is.
+pub(super) fn settle(options: &Options, identity: &mut Identity<'_>, line: impl Fn() -> usize) -> Result<bool, PageError> {
+    if !identity.labels.is_sorted_by(|one, other| one.0 < other.0) {
+        identity.labels.sort_by(|one, other| one.0.cmp(&other.0));
+        if let Some(doubled) = identity.labels.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(PageError::LabelTwice { line: line(), label: doubled[0].0.to_string() });
+        }
+    }
+    if identity.labels.iter().any(|label| label.0 == NAME) {
+        return Err(PageError::LabelTwice { line: line(), label: NAME.to_owned() });
     }
     merge(options, &mut identity.labels);
     if !options.relabel.is_empty() {
-        match relabeled(options, &identity) {
+        match relabeled(options, identity) {
             Some(relabeled) if relabeled.name.is_empty() => return Err(PageError::NameMissing { line: line() }),
-            Some(relabeled) => identity = relabeled,
-            None => return Ok(None),
+            Some(relabeled) => *identity = relabeled,
+            None => return Ok(false),
         }
     }
     if options.legacy_names
-        && let Some(name) = not_legacy(&identity)
+        && let Some(name) = not_legacy(identity)
     {
         return Err(PageError::NameNotLegacy { line: line(), name });
     }
-    check(options, &identity).map_err(|exceeded| exceeded.into_error(line()))?;
-    Ok(Some(identity))
+    check(options, identity).map_err(|exceeded| exceeded.into_error(line()))?;
+    Ok(true)
 }
 
 /// Applies the rules to the whole label set, then says again what the series has of its own: a label that the rules took from the target's
@@ -102,10 +112,10 @@ fn merge(options: &Options, labels: &mut Vec<(Cow<'_, str>, Cow<'_, str>)>) {
         return;
     }
     labels.retain(|(_, value)| !value.is_empty());
-    let mut collisions: Vec<usize> = (0..labels.len()).filter(|&index| targets(&labels[index].0)).collect();
-    if collisions.is_empty() {
+    if !labels.iter().any(|label| targets(&label.0)) {
         return;
     }
+    let mut collisions: Vec<usize> = (0..labels.len()).filter(|&index| targets(&labels[index].0)).collect();
     collisions.sort_by_key(|&index| labels[index].0.len());
     for index in collisions {
         let mut name = format!("{EXPORTED}{}", labels[index].0);

@@ -1,9 +1,10 @@
 //! The way to a series that does not stand where the last page had it: by its text, or by its label set.
 //!
-//! - *In:* hashes. *Out:* slots and their place in the last page. *Bound:* two tables of 4 bytes per series, beside what the page being read
-//!   brings. *When full:* it grows; it is dropped after [`super::CLEAN_PAGES`] pages without a miss.
+//! - *In:* hashes. *Out:* slots and their place in the last page. *Bound:* a table of 4 bytes per series, two more while a page is read whose
+//!   series moved, beside what that page brings. *When full:* it grows; it is dropped after [`super::CLEAN_PAGES`] pages without a miss.
 //!
-//! The tables hold places and slots only: what these stand for is looked up in the order and in the layouts, which are there anyway.
+//! The tables hold places and slots only: what these stand for is looked up in the order and in the layouts, which are there anyway. Where
+//! things stood is written down only when a page asks for it, so a page with a new series costs little more than one without.
 
 use hashbrown::HashTable;
 use sample::PART_SERIES_MAX;
@@ -14,21 +15,49 @@ use super::{Entry, METADATA, labels};
 
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
-    /// Places in the order of the last page, by the hash of the text.
-    texts: HashTable<u32>,
-    metadata: HashTable<u32>,
     /// Slots of the layouts, by the hash of the label set.
     identities: HashTable<Slot>,
-    /// By slot: the place in the order of the last page.
-    places: Vec<u32>,
-    /// Texts that the last page did not have.
-    other_texts: HashedMap<Slot>,
     /// Label sets that have no slot in the layouts yet.
     pending: HashedMap<Slot>,
+    /// Of the last page, if they were asked for since.
+    places: Option<Places>,
+    metadata: Option<HashTable<u32>>,
+}
+
+/// Where the last page had its series.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Places in the order, by the hash of the text.
+    texts: HashTable<u32>,
+    /// By slot: the place in the order.
+    slots: Vec<u32>,
+}
+
+impl Places {
+    fn new(store: &Store, order: &[Entry]) -> Self {
+        let mut places = Self { texts: HashTable::with_capacity(order.len()), slots: vec![u32::MAX; store.slots()] };
+        for (entry, place) in order.iter().zip(0..).filter(|(entry, _)| entry.slot != METADATA) {
+            places.texts.insert_unique(entry.hash, place, |place| order[*place as usize].hash);
+            if let Some(slot) = places.slots.get_mut(entry.slot as usize) {
+                *slot = place;
+            }
+        }
+        places
+    }
+
+    /// The place of a text.
+    pub(super) fn text(&self, order: &[Entry], hash: u64) -> Option<usize> {
+        self.texts.find(hash, |place| stands(order, *place, hash)).map(|place| *place as usize)
+    }
+
+    /// The place of a series.
+    pub(super) fn slot(&self, slot: Slot) -> Option<usize> {
+        self.slots.get(slot as usize).filter(|place| **place != u32::MAX).map(|place| *place as usize)
+    }
 }
 
 impl Lookup {
-    pub(super) fn build(hash: TextHash, store: &Store, order: &[Entry]) -> Self {
+    pub(super) fn build(hash: TextHash, store: &Store) -> Self {
         let mut lookup = Self { identities: HashTable::with_capacity(store.slots()), ..Self::default() };
         let mut scratch = Vec::new();
         for (part, first) in store.parts().iter().zip((0..).step_by(PART_SERIES_MAX)) {
@@ -37,38 +66,21 @@ impl Lookup {
                 lookup.identities.insert_unique(identity, slot, |slot| identity_of(hash, store, &mut Vec::new(), *slot));
             }
         }
-        lookup.place(store, order);
         lookup
     }
 
-    /// Takes the order of a new page.
-    pub(super) fn place(&mut self, store: &Store, order: &[Entry]) {
-        self.other_texts.clear();
-        self.places.clear();
-        self.places.resize(store.slots(), u32::MAX);
-        self.texts.clear();
-        self.metadata.clear();
-        let hash_at = |place: &u32| order[*place as usize].hash;
-        for (entry, place) in order.iter().zip(0..) {
-            // Of metadata only the lines of the last page count: one that was said once and comes back is news.
-            let table = if entry.slot == METADATA { &mut self.metadata } else { &mut self.texts };
-            table.insert_unique(entry.hash, place, hash_at);
-            if let Some(slot) = self.places.get_mut(entry.slot as usize) {
-                *slot = place;
-            }
-        }
+    /// The order is another one.
+    pub(super) fn forget_places(&mut self) {
+        (self.places, self.metadata) = (None, None);
     }
 
-    /// The slot of a text, and where the last page had its series.
-    pub(super) fn text(&self, order: &[Entry], hash: u64) -> Option<(Slot, Option<usize>)> {
-        let place = self.texts.find(hash, |place| stands(order, *place, hash));
-        let slot = place.map(|place| order[*place as usize].slot).or_else(|| self.other_texts.get(&hash).copied())?;
-        Some((slot, self.placed(slot)))
+    /// Where the last page had its series, if that was asked for before.
+    pub(super) fn known_places(&self) -> Option<&Places> {
+        self.places.as_ref()
     }
 
-    /// A text of the page being read leads to this slot.
-    pub(super) fn add_text(&mut self, hash: u64, slot: Slot) {
-        self.other_texts.insert(hash, slot);
+    pub(super) fn places(&mut self, store: &Store, order: &[Entry]) -> &Places {
+        self.places.get_or_insert_with(|| Places::new(store, order))
     }
 
     /// The slot of a label set.
@@ -88,14 +100,16 @@ impl Lookup {
         self.identities.insert_unique(identity, slot, |slot| identity_of(hash, store, &mut Vec::new(), *slot));
     }
 
-    /// Where the last page had a series.
-    pub(super) fn placed(&self, slot: Slot) -> Option<usize> {
-        self.places.get(slot as usize).filter(|place| **place != u32::MAX).map(|place| *place as usize)
-    }
-
-    /// Where the last page had a line of metadata.
-    pub(super) fn metadata_placed(&self, order: &[Entry], hash: u64) -> Option<usize> {
-        self.metadata.find(hash, |place| stands(order, *place, hash)).map(|place| *place as usize)
+    /// Where the last page had a line of metadata. Only its lines count: one that was said once and comes back is news.
+    pub(super) fn metadata_placed(&mut self, order: &[Entry], hash: u64) -> Option<usize> {
+        let metadata = self.metadata.get_or_insert_with(|| {
+            let mut metadata = HashTable::new();
+            for (entry, place) in order.iter().zip(0u32..).filter(|(entry, _)| entry.slot == METADATA) {
+                metadata.insert_unique(entry.hash, place, |place| order[*place as usize].hash);
+            }
+            metadata
+        });
+        metadata.find(hash, |place| stands(order, *place, hash)).map(|place| *place as usize)
     }
 }
 

@@ -12,7 +12,7 @@ use sample::NO_TIME;
 
 use super::labels::{self, Identity};
 use super::store::{PENDING, Put, Slot};
-use super::{DROPPED, PageError, Point, Reading, SeriesCache};
+use super::{DROPPED, Halt, PageError, Point, Reading, SeriesCache};
 use crate::parse::protobuf::{self, Error, Exemplar, Family, Histogram, Kind, Messages, Metric, Role, Rule};
 use crate::parse::{Defect, go_float};
 
@@ -32,25 +32,41 @@ struct Place<'m, 'a> {
 }
 
 impl SeriesCache {
-    /// Reads all messages.
-    pub(super) fn read_protobuf(&mut self, reading: &mut Reading<'_>) -> Result<(), PageError> {
-        let mut messages = Messages::new(reading.body);
-        let mut number = 0;
-        while let Some(mut family) = messages.family()? {
-            if !family.filled {
-                continue;
+    /// Reads all messages of a block but a last one that is cut, if the page goes on behind it.
+    pub(super) fn read_protobuf(&mut self, reading: &mut Reading, block: &[u8], is_last: bool) -> (usize, Result<(), Halt>) {
+        let mut messages = Messages::new(block);
+        loop {
+            let at = messages.offset();
+            if !is_last && messages.is_cut() {
+                return (at, Ok(()));
             }
-            self.family(reading, &family);
-            let name = self.mix([self.hash.of(family.name.as_bytes()), family.kind as u64, 0, 0]);
-            while let Some(metric) = family.metric()? {
-                number += 1;
-                let mut scratch = std::mem::take(&mut self.scratch);
-                let labels = metric.label_bytes(reading.body, &mut scratch).map(|bytes| self.hash.of(bytes));
-                self.scratch = scratch;
-                let timestamp_ms = metric.timestamp_ms().filter(|_| self.options.honor_timestamps);
-                let hash = self.mix([name, labels?, 0, 0]);
-                self.metric(reading, &mut Place { family: &family, metric: &metric, hash, number, timestamp_ms, start_ms: None })?;
+            match messages.family() {
+                Ok(Some(family)) => {
+                    if let Err(error) = self.metrics(reading, block, family) {
+                        return (at, Err(Halt::Refused(error)));
+                    }
+                }
+                Ok(None) => return (at, Ok(())),
+                Err(error) => return (at, Err(Halt::Refused(error.into()))),
             }
+        }
+    }
+
+    fn metrics(&mut self, reading: &mut Reading, block: &[u8], mut family: Family<'_>) -> Result<(), PageError> {
+        if !family.filled {
+            return Ok(());
+        }
+        self.family(reading, &family);
+        let name = self.mix([self.hash.of(family.name.as_bytes()), family.kind as u64, 0, 0]);
+        while let Some(metric) = family.metric()? {
+            reading.metrics += 1;
+            let number = reading.metrics;
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let labels = metric.label_bytes(block, &mut scratch).map(|bytes| self.hash.of(bytes));
+            self.scratch = scratch;
+            let timestamp_ms = metric.timestamp_ms().filter(|_| self.options.honor_timestamps);
+            let hash = self.mix([name, labels?, 0, 0]);
+            self.metric(reading, &mut Place { family: &family, metric: &metric, hash, number, timestamp_ms, start_ms: None })?;
         }
         Ok(())
     }
@@ -64,7 +80,7 @@ impl SeriesCache {
     }
 
     /// Takes a family's metadata.
-    fn family(&mut self, reading: &mut Reading<'_>, family: &Family<'_>) {
+    fn family(&mut self, reading: &mut Reading, family: &Family<'_>) {
         let text = |text: &str| self.hash.of(text.as_bytes());
         let hash = self.mix([text(family.name) ^ family.kind as u64, text(family.help), text(family.unit), 1]);
         let Some(entry) = reading.walk.hashed(&self.order, hash, true) else {
@@ -76,7 +92,7 @@ impl SeriesCache {
         self.metadata.push(family.at);
     }
 
-    fn metric(&mut self, reading: &mut Reading<'_>, place: &mut Place<'_, '_>) -> Result<(), PageError> {
+    fn metric(&mut self, reading: &mut Reading, place: &mut Place<'_, '_>) -> Result<(), PageError> {
         let kind = place.family.kind;
         let Some(value) = place.metric.value() else {
             reading.counts.defects.add(Defect::ValueMissing, true);
@@ -108,7 +124,7 @@ impl SeriesCache {
     }
 
     /// Takes one float.
-    fn point(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, point: &protobuf::Point<'_>) -> Result<(), PageError> {
+    fn point(&mut self, reading: &mut Reading, place: &Place<'_, '_>, point: &protobuf::Point<'_>) -> Result<(), PageError> {
         let (slot, put) = self.put(reading, place, point.role, point.value, false)?;
         if let Some(exemplar) = &point.exemplar {
             let exemplar = Exemplar::read(exemplar.clone())?;
@@ -118,7 +134,7 @@ impl SeriesCache {
     }
 
     /// Takes one native histogram with its exemplars.
-    fn native(&mut self, reading: &mut Reading<'_>, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
+    fn native(&mut self, reading: &mut Reading, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
         histogram.check_native()?;
         let (slot, put) = self.put(reading, place, Role::Bare, 0, true)?;
         if put == Put::Taken {
@@ -138,7 +154,7 @@ impl SeriesCache {
 
     fn put(
         &mut self,
-        reading: &mut Reading<'_>,
+        reading: &mut Reading,
         place: &Place<'_, '_>,
         role: Role,
         value: u64,
@@ -176,9 +192,10 @@ impl SeriesCache {
                 if reading.fresh.all_text_bytes() > TEXT_BYTES_MAX {
                     return Err(Error { at: place.metric.at, rule: Rule::TooMuchText }.into());
                 }
-                self.place(reading, hash, 0, point, |options| {
-                    let identity = identity(place, role)?;
-                    labels::settle(options, identity, || place.number)
+                let named = &mut Identity::default();
+                self.place(reading, hash, 0, point, move |options| {
+                    *named = identity(place, role)?;
+                    labels::settle(options, named, || place.number).map(|is_left| is_left.then_some(&*named))
                 })?
             }
         };

@@ -15,7 +15,7 @@ const SPARE: usize = 1000;
 pub(super) struct Refused {
     before: HashSet<u64>,
     /// Of the page being read.
-    now: HashSet<u64>,
+    now: Vec<u64>,
 }
 
 impl SeriesCache {
@@ -28,18 +28,21 @@ impl SeriesCache {
 impl Refused {
     /// Whether no refused page had it, for a series that the last good page did not have.
     pub(super) fn is_new(&mut self, hash: u64) -> bool {
-        let is_known = self.before.contains(&hash);
-        self.now.insert(hash);
-        !is_known
+        self.now.push(hash);
+        self.before.is_empty() || !self.before.contains(&hash)
+    }
+
+    /// Another page is read.
+    pub(super) fn begin(&mut self) {
+        self.now.clear();
     }
 
     /// The page was refused; the last good one had so many entries.
     pub(super) fn keep(&mut self, good: usize) {
         if self.before.len() + self.now.len() > 2 * good + SPARE {
-            self.before = std::mem::take(&mut self.now);
-        } else {
-            self.before.extend(self.now.drain());
+            self.before.clear();
         }
+        self.before.extend(std::mem::take(&mut self.now));
     }
 
     /// The page was good.

@@ -246,7 +246,7 @@ impl Store {
                 part += 1;
             }
             let builder = builder.get_or_insert_with(|| Appending::to(&self.parts[part].layout));
-            builder.series(&families.of(name), name, labels);
+            builder.series(families, name, labels);
             let (value, timestamp_ms, start_ms) = fresh.sample(index);
             let slot = self.push(part, value, timestamp_ms, bytes);
             if start_ms != NO_TIME {
@@ -273,7 +273,7 @@ impl Store {
             part += 1;
         }
         let mut builder = Appending::to(&self.parts[part].layout);
-        builder.series(&Families::default().of(name), name, std::iter::empty());
+        builder.series(&Families::default(), name, std::iter::empty());
         let slot = self.push(part, 0, None, name.len());
         self.parts[part].columns.states[(slot % SERIES_MAX) as usize] = State::Absent;
         self.finish(part, Some(builder));
@@ -329,11 +329,12 @@ impl Store {
             if !changed {
                 continue;
             }
-            let mut builder = Appending { builder: LayoutBuilder::new(), family: None };
+            let mut builder = Appending { builder: LayoutBuilder::new(), name: String::new(), family: None };
             for series in part.layout.iter() {
                 let known = series.family();
                 let known = Family { name: known.name, kind: known.kind, help: known.help, unit: known.unit };
-                builder.series(&families.described(series.name()).unwrap_or(known), series.name(), series.labels());
+                let family = builder.family(&families.described(series.name()).unwrap_or(known));
+                builder.builder.series(family, series.name(), series.labels());
             }
             part.layout = self.interner.intern(builder.builder.build());
             self.states[index].appends = 0;
@@ -381,27 +382,38 @@ impl Store {
     }
 }
 
-/// A layout in the making, and the family its last series was of.
+/// A layout in the making, and its last series' name and family.
 struct Appending {
     builder: LayoutBuilder,
+    name: String,
     family: Option<(String, sample::FamilyRef)>,
 }
 
 impl Appending {
     fn to(base: &Arc<Layout>) -> Self {
-        Self { builder: LayoutBuilder::append_to(base), family: None }
+        Self { builder: LayoutBuilder::append_to(base), name: String::new(), family: None }
     }
 
-    fn series<'t>(&mut self, family: &Family<'_>, name: &str, labels: impl IntoIterator<Item = (&'t str, &'t str)>) {
+    fn series<'t>(&mut self, families: &Families<'_>, name: &str, labels: impl IntoIterator<Item = (&'t str, &'t str)>) {
         let family = match &self.family {
+            Some((_, reference)) if self.name == name => *reference,
+            _ => {
+                name.clone_into(&mut self.name);
+                self.family(&families.of(name))
+            }
+        };
+        self.builder.series(family, name, labels);
+    }
+
+    fn family(&mut self, family: &Family<'_>) -> sample::FamilyRef {
+        match &self.family {
             Some((last, reference)) if last == family.name => *reference,
             _ => {
                 let reference = self.builder.family(family.name, family.kind, family.help, family.unit);
                 self.family = Some((family.name.to_owned(), reference));
                 reference
             }
-        };
-        self.builder.series(family, name, labels);
+        }
     }
 }
 

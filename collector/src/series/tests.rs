@@ -9,7 +9,7 @@ use super::*;
 use crate::parse;
 
 mod edits;
-mod formats;
+pub(super) mod formats;
 
 /// A series as `name{label=value,…}`.
 pub(super) fn key(series: sample::Series<'_>) -> String {
@@ -190,6 +190,18 @@ fn a_target_that_first_fails_has_the_layout_of_one_that_does_not() {
         assert_eq!(text(cache), "a{} 1; b{} 2; up{} 1");
     }
     assert!(Arc::ptr_eq(&one.parts()[0].layout, &other.parts()[0].layout));
+}
+
+#[test]
+fn a_series_that_comes_back_is_an_added_one_wherever_it_stood() {
+    let mut cache = SeriesCache::new(options());
+    let mut added = |page: &str| cache.page(page.as_bytes()).expect("a good page").added;
+    // Behind a moved series all places of the page before are known.
+    for (page, expect) in
+        [("a 1\nb 2\nc 3\n", 3), ("c 1\na 2\nb 3\n", 0), ("c 1\na 2\n", 0), ("c 1\na 2\nb 3\n", 1), ("b 1\nc 2\n", 0), ("a 1\nb 1\n", 1)]
+    {
+        assert_eq!(added(page), expect, "{page:?}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::parse::Page;
 /// neighbours vanish at once.
 const WINDOW: usize = 16;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Walk {
     /// The entry expected next.
     pub(super) cursor: usize,
@@ -21,11 +21,13 @@ pub(super) struct Walk {
     other: usize,
 }
 
-impl Walk {
-    pub(super) fn new() -> Self {
+impl Default for Walk {
+    fn default() -> Self {
         Self { cursor: 0, other: usize::MAX }
     }
+}
 
+impl Walk {
     /// The expected entry, if the page has it: the same text, by its hash.
     #[inline]
     pub(super) fn expected(&mut self, hash: TextHash, order: &[Entry], page: &Page<'_>, first: u8) -> Option<Entry> {

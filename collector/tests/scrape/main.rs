@@ -1,6 +1,8 @@
 //! Scrapes of real loopback HTTP servers, good and bad, through the collector into the in-memory twin.
 
 mod bench;
+mod booked;
+mod large;
 mod malformed;
 mod strict;
 
@@ -295,28 +297,6 @@ async fn a_connection_closed_between_scrapes_costs_no_scrape() {
     let bench = Bench::new(configuration(&job("node", &server.address, "")));
     wait("six scrapes", || bench.rows().get(&("node".into(), "up{}".into())).is_some_and(|rows| rows.len() >= 6)).await;
     assert!(bench.rows()[&("node".into(), "up{}".into())].iter().all(|row| f64::from_bits(row.value) == 1.0));
-}
-
-#[tokio::test]
-async fn large_pages_are_read_aside_and_arrive_whole() {
-    let mut text = String::new();
-    for index in 0..20_000 {
-        text.push_str(&format!("wide{{i=\"{index}\"}} {index}\n"));
-    }
-    let body = gzip(text.as_bytes());
-    let server = Server::new(move |_, _| Answer::Bytes(response("200 OK\r\nContent-Encoding: gzip", &body))).await;
-    let slower = ", \"scrape_interval\": \"500ms\", \"scrape_timeout\": \"500ms\"";
-    let bench = Bench::new(configuration(&job("wide", &server.address, slower)));
-    wait("three scrapes", || bench.telemetry.published_samples.get() >= 3 * 20_005).await;
-    let rows = bench.rows();
-    for index in [0, 9_999, 19_999] {
-        let series = &rows[&("wide".into(), format!("wide{{i={index}}}"))];
-        assert!(series.len() >= 3 && series.iter().all(|row| f64::from_bits(row.value) == f64::from(index)));
-    }
-    let Bench { twin, telemetry, collector } = bench;
-    collector.stop(Duration::from_secs(10)).await;
-    let total: usize = crate::rows(&twin).values().map(Vec::len).sum();
-    assert_eq!((telemetry.scraped_samples.get(), telemetry.published_samples.get()), (total as u64, total as u64));
 }
 
 #[tokio::test]

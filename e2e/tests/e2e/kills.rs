@@ -92,7 +92,7 @@ async fn audit_agrees(strata: &Strata, sinks: &[(&str, &HttpSink)]) -> Result<()
     }
     let holes = statement["holes"].as_array().map(Vec::as_slice).unwrap_or_default();
     assert!(holes.iter().all(|hole| hole["stage"] == "scrape"), "{holes:?}");
-    assert!(holes.iter().any(|hole| hole["reason"] == "not_running"), "the kills left slots without a scrape: {holes:?}");
+    assert!(holes.iter().any(|hole| hole["reason"] == "killed"), "the kills left slots without a scrape: {holes:?}");
     Ok(())
 }
 

@@ -4,11 +4,13 @@
 
 mod bad_input;
 mod console;
+mod dead_letters;
 mod external_nats;
 mod feeds;
 mod file;
 mod full_stream;
 mod fuzz;
+mod holes;
 mod http_options;
 mod http_outage;
 mod http_tls;

@@ -1,15 +1,16 @@
 //! What the stream says: samples and slots by the headers of its frames, counted as a relay counts them.
 //!
-//! *In*: messages. *Out*: per relay and minute what it must have read, what it has not read yet; slots without a frame. *Bound*: one line per target; the
-//! gaps of a target; slots that are not complete. *When full*: does not apply.
+//! *In*: messages. *Out*: per relay and minute what it must have read, what it has not read yet; the slots that have a frame. *Bound*: one line per target;
+//! slots that are not complete. *When full*: does not apply.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use bundled_nats::port::{Log, Message};
 use sample::sheet::{Named, minute_of};
 use sample::{Envelope, Flags, FrameRef, KEY_FRAME_PERIOD, TargetId};
 
+use super::slots::Slots;
 use super::{Collection, Error, Hole, Holes, Of, Scope};
 use crate::checkpoint::{Place, Positions};
 
@@ -23,31 +24,23 @@ pub(super) struct Counted {
     last_ms: i64,
     /// Minutes of which messages are gone from the middle of the stream.
     torn: Vec<(i64, i64)>,
-    targets: HashMap<TargetId, Rhythm>,
     seen: HashSet<TargetId>,
     partial: Vec<Partial>,
     /// When the message at a relay's position was stored.
     clocks: Vec<i64>,
 }
 
-/// When a target was scraped.
-struct Rhythm {
-    slot_ms: i64,
-    epoch: u64,
-    /// The shortest time between two slots so far.
-    every_ms: i64,
-    /// Pairs of slots that are further apart than that, and whether the process was another one after it.
-    gaps: Vec<(i64, i64, bool)>,
-}
-
 impl Counted {
     /// Takes one message.
-    pub fn take(&mut self, message: &Message, all: &mut [Of], scope: &mut Scope, collection: &mut Collection) {
+    pub fn take(&mut self, message: &Message, all: &mut [Of], slots: &mut Slots, scope: &mut Scope, collection: &mut Collection) {
         self.partial.resize_with(all.len(), Partial::default);
         self.clocks.resize(all.len(), i64::MIN);
         let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { return };
-        if let Place::After(_) = self.positions.place(&envelope) {
-            self.torn.push((minute_of(self.last_ms), minute_of(envelope.first_ms)));
+        match self.positions.place(&envelope) {
+            Place::After(_) => self.torn.push((minute_of(self.last_ms), minute_of(envelope.first_ms))),
+            // What came before its first one is gone, from the front or with a tail that reached so far.
+            Place::Next if envelope.n > 1 && !self.positions.knows(&envelope) => self.torn.push((i64::MIN, minute_of(envelope.first_ms))),
+            Place::Next | Place::Seen => {}
         }
         self.positions.advance(&envelope, &message.subject, message.time_ms);
         self.last_ms = envelope.last_ms;
@@ -68,22 +61,17 @@ impl Counted {
             match frame {
                 Ok(frame) => {
                     seen += u64::from(frame.samples);
-                    self.frame(message.seq, &envelope, &frame, all, scope, collection);
+                    self.frame(message.seq, &envelope, &frame, all, scope);
+                    if scope.selects(frame.target) {
+                        self.slot(&envelope, &frame, slots, scope, collection);
+                    }
                 }
                 Err(_) => return nobodys(all, scope, envelope.samples.saturating_sub(seen)),
             }
         }
     }
 
-    fn frame(
-        &mut self,
-        seq: u64,
-        envelope: &Envelope,
-        frame: &FrameRef<'_>,
-        all: &mut [Of],
-        scope: &mut Scope,
-        collection: &mut Collection,
-    ) {
+    fn frame(&mut self, seq: u64, envelope: &Envelope, frame: &FrameRef<'_>, all: &mut [Of], scope: &mut Scope) {
         if scope.name(frame.target).is_none()
             && let Ok(Some(origin)) = frame.origin()
         {
@@ -93,24 +81,23 @@ impl Counted {
             return;
         }
         count(seq, (frame.target, frame.slot_ms), u64::from(frame.samples), all, scope);
-        let (is_slot, is_first) = (!frame.flags.contains(Flags::PUSHED) && !frame.flags.contains(Flags::END), frame.part == 0);
-        if frame.parts > 1 && is_slot {
+        if frame.parts > 1 && !frame.flags.contains(Flags::PUSHED) && !frame.flags.contains(Flags::END) {
             self.part(seq, envelope, frame, all);
+        }
+    }
+
+    /// Counts what was collected.
+    fn slot(&mut self, envelope: &Envelope, frame: &FrameRef<'_>, slots: &mut Slots, scope: &Scope, collection: &mut Collection) {
+        let is_slot = !frame.flags.contains(Flags::PUSHED) && frame.part == 0;
+        if is_slot {
+            slots.take(&envelope.producer, envelope.epoch, frame, scope);
         }
         if !scope.holds(minute_of(frame.slot_ms)) {
             return;
         }
         collection.samples += u64::from(frame.samples);
-        if self.seen.insert(frame.target) {
-            collection.targets += 1;
-        }
-        if is_slot && is_first {
-            collection.slots += 1;
-            collection.failed_slots += u64::from(frame.flags.contains(Flags::FAILED));
-            self.rhythm(envelope.epoch, frame);
-        } else if frame.flags.contains(Flags::END) {
-            self.targets.remove(&frame.target);
-        }
+        collection.targets += u64::from(self.seen.insert(frame.target));
+        collection.slots += u64::from(is_slot && !frame.flags.contains(Flags::END));
     }
 
     /// A slot in parts is read once all are there, or a newer one comes.
@@ -128,37 +115,8 @@ impl Counted {
         }
     }
 
-    fn rhythm(&mut self, epoch: u64, frame: &FrameRef<'_>) {
-        let slot_ms = frame.slot_ms;
-        let Some(known) = self.targets.get_mut(&frame.target) else {
-            self.targets.insert(frame.target, Rhythm { slot_ms, epoch, every_ms: i64::MAX, gaps: Vec::new() });
-            return;
-        };
-        let gap = slot_ms - known.slot_ms;
-        if gap <= 0 {
-            // It came late: it fills a gap.
-            if let Some(at) = known.gaps.iter().position(|(from, to, _)| (*from + 1..*to).contains(&slot_ms)) {
-                let (from, to, other) = known.gaps.remove(at);
-                known.gaps.extend([(from, slot_ms, other), (slot_ms, to, other)]);
-            }
-            return;
-        }
-        if gap > known.every_ms || known.every_ms == i64::MAX {
-            known.gaps.push((known.slot_ms, slot_ms, epoch != known.epoch));
-        }
-        known.every_ms = known.every_ms.min(gap);
-        (known.slot_ms, known.epoch) = (slot_ms, epoch);
-    }
-
     /// Compares; says from which minute on the stream is whole.
-    pub async fn finish(
-        self,
-        raw: &Arc<dyn Log>,
-        all: &mut [Of],
-        scope: &Scope,
-        collection: &mut Collection,
-        holes: &mut Holes,
-    ) -> Result<i64, Error> {
+    pub async fn finish(&self, raw: &Arc<dyn Log>, all: &mut [Of], scope: &Scope, holes: &mut Holes) -> Result<i64, Error> {
         let info = raw.info().await?;
         // What is trimmed while it is read is not there any more, too.
         let counted_from = match info.first_ms {
@@ -178,7 +136,6 @@ impl Counted {
         for of in all {
             self.compare(of, counted_from, scope, holes);
         }
-        self.gaps(scope, collection, holes);
         Ok(counted_from)
     }
 
@@ -187,10 +144,9 @@ impl Counted {
         let mut differences: Vec<_> = of.cells.drain().filter(|((_, minute), _)| *minute >= from).collect();
         differences.sort_unstable_by_key(|((target, minute), _)| (*minute, *target));
         for ((target, minute), (counted, booked)) in differences {
-            let is_torn = self.torn.iter().any(|(from, to)| (*from..=*to).contains(&minute));
             // Delivered before the stream lost it: nobody misses it. Whether a relay of some jobs takes a target without a name, only it knew.
             let is_unknown = target.0 != 0 && scope.name(target).is_none() && !of.relay.from.is_empty();
-            if of.terms.trouble.is_some() || is_unknown || (booked > counted && is_torn) {
+            if of.terms.trouble.is_some() || is_unknown || (booked > counted && self.is_torn(minute)) {
                 continue;
             }
             let (stage, reason) = if counted > booked { ("relay", "not_booked") } else { ("stream", "not_in_stream") };
@@ -208,29 +164,9 @@ impl Counted {
         }
     }
 
-    fn gaps(&self, scope: &Scope, collection: &mut Collection, holes: &mut Holes) {
-        let mut targets: Vec<_> = self.targets.iter().collect();
-        targets.sort_unstable_by_key(|(target, _)| **target);
-        for (target, rhythm) in targets {
-            for (from, to, other) in &rhythm.gaps {
-                let missed = (to - from) / rhythm.every_ms - 1;
-                if missed < 1 {
-                    continue;
-                }
-                let reason = if *other { "not_running" } else { "missed" };
-                *collection.missed_slots.entry(reason.to_owned()).or_default() += missed.unsigned_abs();
-                holes.add(Hole {
-                    stage: "scrape".to_owned(),
-                    reason: reason.to_owned(),
-                    target: scope.place(*target),
-                    from_ms: from + rhythm.every_ms,
-                    to_ms: to - rhythm.every_ms,
-                    slots: missed.unsigned_abs(),
-                    accounted: true,
-                    ..Hole::default()
-                });
-            }
-        }
+    /// Whether messages of a minute are gone from the middle of the stream.
+    pub fn is_torn(&self, minute: i64) -> bool {
+        self.torn.iter().any(|(from, to)| (*from..=*to).contains(&minute))
     }
 }
 

@@ -95,13 +95,13 @@ fn routes(batch: &Batch, order: &mut Vec<usize>) -> (Vec<Range>, Vec<(usize, Arc
 /// Spreads what is more than one request over lanes by series; what fits one stays one.
 fn spread(batch: &Batch, group: Range, request: Limits, lanes: usize, order: &mut [usize], queues: &mut VecDeque<Vec<Range>>) {
     let items = &mut order[group.from..group.to];
-    let bytes: usize = items.iter().map(|item| batch.item(*item).len()).sum();
+    let bytes: usize = items.iter().map(|item| batch.item_bytes(*item)).sum();
     if lanes == 1 || (items.len() <= request.items_max && bytes <= request.bytes_max) {
         return queues.push_back(vec![group]);
     }
     let requests = |size: usize, most: usize| (size.saturating_mul(FILL.1)).div_ceil(most.saturating_mul(FILL.0).max(1));
     let (by_items, by_bytes) = (requests(items.len(), request.items_max), requests(bytes, request.bytes_max));
-    let weight = |item: usize| if by_items >= by_bytes { 1 } else { batch.item(item).len() };
+    let weight = |item: usize| if by_items >= by_bytes { 1 } else { batch.item_bytes(item) };
     let lane = shares(batch, items, by_items.max(by_bytes).min(lanes), weight);
     // Stable, as above.
     items.sort_by_key(|item| lane[&batch.items[*item].series]);
@@ -138,7 +138,7 @@ fn shares(batch: &Batch, items: &[usize], lanes: usize, weight: impl Fn(usize) -
 fn cut(batch: &Batch, share: &[usize], whole: Range, request: Limits) -> Vec<Range> {
     let (mut ranges, mut from, mut bytes) = (Vec::new(), whole.from, 0);
     for (at, item) in (whole.from..).zip(share) {
-        let length = batch.item(*item).len();
+        let length = batch.item_bytes(*item);
         if at > from && (at - from >= request.items_max || bytes + length > request.bytes_max) {
             ranges.push(whole.part(from, at));
             (from, bytes) = (at, 0);

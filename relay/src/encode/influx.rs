@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Encode, Encoded, EncoderKind, Framing, Sample, classic, number};
+use super::{Encode, Encoded, EncoderKind, Form, Framing, Sample, classic, number};
 use crate::filter::Series;
 
 /// The registry's row.
@@ -148,7 +148,7 @@ impl Encode for Influx {
     }
 
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"\n", close: b"\n", families: false }
+        Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole }
     }
 
     fn content_type(&self) -> &'static str {

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Encode, Encoded, EncoderKind, Framing, Sample, classic, number};
+use super::{Encode, Encoded, EncoderKind, Form, Framing, Sample, classic, number};
 use crate::filter::Series;
 
 /// The registry's row of `ndjson`.
@@ -56,8 +56,8 @@ pub const OBJECT: EncoderKind = EncoderKind {
     },
 };
 
-pub(super) const LINES: Framing = Framing { open: b"", separator: b"\n", close: b"\n", families: false };
-const LIST: Framing = Framing { open: b"[", separator: b",", close: b"]", families: false };
+pub(super) const LINES: Framing = Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole };
+const LIST: Framing = Framing { open: b"[", separator: b",", close: b"]", form: Form::Whole };
 
 /// Options of `ndjson`, `json` and `json_object`: none.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

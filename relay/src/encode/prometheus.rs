@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Encode, Encoded, EncoderKind, Framing, Sample, classic, number};
+use super::{Encode, Encoded, EncoderKind, Form, Framing, Sample, classic, number};
 use crate::filter::Series;
 
 /// The registry's row.
@@ -106,7 +106,7 @@ impl Encode for Prometheus {
     }
 
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"", close: b"", families: true }
+        Framing { open: b"", separator: b"", close: b"", form: Form::Families }
     }
 
     fn content_type(&self) -> &'static str {

@@ -1,10 +1,10 @@
 //! `remote_write`: one `timeseries` field of a `prometheus.WriteRequest` per sample.
 //!
-//! *In*: series and targets once, then values, histograms, exemplars. *Out*: protobuf; the items of a batch one after the other are a
-//! `prometheus.WriteRequest` of remote write 1.0. *Bound*: no state, no allocation per sample. *When full*: does not apply.
+//! *In*: values, histograms, exemplars. *Out*: protobuf. *Bound*: no state, no allocation per sample. *When full*: does not apply.
 //!
-//! - Labels are sorted by name, `__name__` among them; none is empty. Series and target are merged per sample, so that targets with the same
-//!   page share the rendered series.
+//! - An item has what the sample says; labels and metadata are the same for each sample of a series, and stand in the layout that the item's
+//!   section names. [`named`] puts both together: such items one after the other are a `prometheus.WriteRequest` of remote write 1.0.
+//! - Labels are sorted by name, `__name__` among them; none is empty.
 //! - What 1.0 has no field for stands in fields of `TimeSeries` that readers of 1.0 skip: [`START`], the start timestamp, and [`METADATA`],
 //!   type, help and unit. The sink `remote_write` moves them to where 2.0 has them, and leaves them out of 1.0.
 //! - A staleness marker is the float with its very bits. An exemplar without a time has its sample's.
@@ -14,9 +14,10 @@ use sample::{Exemplar, MetricType, NativeHistogram};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Encode, Encoded, EncoderKind, Framing, Sample};
+use super::{Encode, Encoded, EncoderKind, Form, Framing, Sample};
 use crate::filter::Series;
-use crate::protobuf::{self, Fields, double, int, len, put_bytes, put_double, put_int, put_message};
+use crate::protobuf::{self, Fields, double, field_bytes, int, len, put_bytes, put_double, put_int, put_message};
+use crate::step::Names;
 
 mod histogram;
 
@@ -73,8 +74,8 @@ pub(crate) const METADATA_HELP: u32 = len(3);
 /// `Metadata.unit`.
 pub(crate) const METADATA_UNIT: u32 = len(4);
 
-/// Bytes before a rendered series: the length of its labels (u32, little endian), after which its metadata follow.
-const HEAD_BYTES: usize = 4;
+/// The label that has the metric's name.
+pub(crate) const METRIC: &str = "__name__";
 
 /// Options of `remote_write`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -99,58 +100,28 @@ const fn yes() -> bool {
 struct RemoteWrite(Options);
 
 impl Encode for RemoteWrite {
-    fn series(&self, series: &Series<'_>, out: &mut Vec<u8>) {
-        let head = out.len();
-        out.extend_from_slice(&[0; HEAD_BYTES]);
-        let mut named = false;
-        for (name, value) in series.labels.iter().filter(|(name, _)| *name != "__name__") {
-            if !named && *name > "__name__" {
-                label(LABEL, "__name__", series.name, out);
-                named = true;
-            }
-            label(LABEL, name, value, out);
-        }
-        if !named {
-            label(LABEL, "__name__", series.name, out);
-        }
-        let labels = u32::try_from(out.len() - head - HEAD_BYTES).unwrap_or(u32::MAX);
-        out[head..head + HEAD_BYTES].copy_from_slice(&labels.to_le_bytes());
-        if self.0.metadata {
-            put_message(METADATA, out, |out| {
-                put_int(METADATA_TYPE, number(series.kind), out);
-                for (key, text) in [(METADATA_HELP, series.help), (METADATA_UNIT, series.unit)] {
-                    if !text.is_empty() {
-                        put_bytes(key, text.as_bytes(), out);
-                    }
-                }
-            });
-        }
-    }
+    fn series(&self, _: &Series<'_>, _: &mut Vec<u8>) {}
 
-    fn target(&self, labels: &[(&str, &str)], out: &mut Vec<u8>) {
-        for (name, value) in labels.iter().filter(|(name, _)| *name != "__name__") {
-            label(LABEL, name, value, out);
-        }
-    }
+    fn target(&self, _: &[(&str, &str)], _: &mut Vec<u8>) {}
 
     fn sample(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded {
-        self.item(sample, out, |out| {
-            put_message(SAMPLE, out, |out| {
-                put_double(SAMPLE_VALUE, sample.value, out);
-                put_int(SAMPLE_TIME, sample.timestamp_ms.cast_unsigned(), out);
-            });
-        })
+        put_message(SAMPLE, out, |out| {
+            put_double(SAMPLE_VALUE, sample.value, out);
+            put_int(SAMPLE_TIME, sample.timestamp_ms.cast_unsigned(), out);
+        });
+        self.rest(sample, out)
     }
 
     fn histogram(&self, sample: &Sample<'_>, histogram: &NativeHistogram, out: &mut Vec<u8>) -> Encoded {
         if !self.0.native_histograms {
             return Encoded::Nothing;
         }
-        self.item(sample, out, |out| put_message(HISTOGRAM, out, |out| histogram::write(histogram, sample.timestamp_ms, out)))
+        put_message(HISTOGRAM, out, |out| histogram::write(histogram, sample.timestamp_ms, out));
+        self.rest(sample, out)
     }
 
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"", close: b"", families: false }
+        Framing { open: b"", separator: b"", close: b"", form: Form::Unnamed { metadata: self.0.metadata } }
     }
 
     fn content_type(&self) -> &'static str {
@@ -159,26 +130,104 @@ impl Encode for RemoteWrite {
 }
 
 impl RemoteWrite {
-    /// Appends the item of one sample, whose value `point` writes.
+    /// Appends what stands behind the point.
     #[inline]
-    fn item(&self, sample: &Sample<'_>, out: &mut Vec<u8>, point: impl FnOnce(&mut Vec<u8>)) -> Encoded {
-        let Some((head, text)) = sample.series.split_first_chunk::<HEAD_BYTES>() else { return Encoded::Nothing };
-        let (own, metadata) = text.split_at(text.len().min(u32::from_le_bytes(*head) as usize));
+    fn rest(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded {
         let exemplars = if self.0.exemplars { sample.exemplars } else { &[] };
-        put_message(TIMESERIES, out, |out| {
-            merge(own, sample.target, out);
-            point(out);
-            for (_, exemplar) in exemplars {
-                put_message(EXEMPLAR, out, |out| write_exemplar(exemplar, sample.timestamp_ms, out));
-            }
-            // Zero means unset.
-            if let Some(start) = sample.start_ms.filter(|start| *start != 0) {
-                put_int(START, start.cast_unsigned(), out);
-            }
-            out.extend_from_slice(metadata);
-        });
+        for (_, exemplar) in exemplars {
+            put_message(EXEMPLAR, out, |out| write_exemplar(exemplar, sample.timestamp_ms, out));
+        }
+        // Zero means unset.
+        if let Some(start) = sample.start_ms.filter(|start| *start != 0) {
+            put_int(START, start.cast_unsigned(), out);
+        }
         Encoded::Item
     }
+}
+
+/// Appends an item with labels and metadata: a whole `timeseries` field.
+pub(crate) fn named(names: &Names, series: usize, metadata: bool, item: &[u8], out: &mut Vec<u8>) {
+    put_message(TIMESERIES, out, |out| {
+        each_label(names, series, |name, value| label(LABEL, name, value, out));
+        out.extend_from_slice(item);
+        if metadata {
+            let family = names.layout.series(series).family();
+            put_message(METADATA, out, |out| {
+                put_int(METADATA_TYPE, number(family.kind), out);
+                for (key, text) in [(METADATA_HELP, family.help), (METADATA_UNIT, family.unit)] {
+                    if !text.is_empty() {
+                        put_bytes(key, text.as_bytes(), out);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Bytes that [`named`] adds to an item, at most.
+pub(crate) fn named_bytes(names: &Names, series: usize, metadata: bool) -> usize {
+    let series = names.layout.series(series);
+    let label = |name: &str, value: &str| field_bytes(field_bytes(name.len()) + field_bytes(value.len()));
+    let own: usize = series.labels().map(|(name, value)| label(name, value)).sum();
+    let metadata = match metadata {
+        true => {
+            let family = series.family();
+            field_bytes(2 + field_bytes(family.help.len()) + field_bytes(family.unit.len()))
+        }
+        false => 0,
+    };
+    // A key and a length around all of it.
+    label(METRIC, series.name()) + own + names.target_bytes + metadata + 6
+}
+
+/// What the labels of a target take of each of its items, at most.
+pub(crate) fn target_bytes(target: &[(String, String)]) -> usize {
+    target.iter().map(|(name, value)| field_bytes(field_bytes(name.len()) + field_bytes(value.len()))).sum()
+}
+
+/// Where a label of a series stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stands {
+    /// It is the metric's name.
+    Metric,
+    /// Among the series' own labels.
+    Own(usize),
+    /// Among those of its target.
+    Target(usize),
+}
+
+/// The order of all labels of a series by their names, both lists sorted: own ones win.
+pub(crate) fn order<'n>(own: impl Iterator<Item = &'n str>, target: impl Iterator<Item = &'n str>, mut take: impl FnMut(Stands)) {
+    let mut own = own.enumerate().filter(|(_, name)| *name != METRIC).peekable();
+    let mut target = target.enumerate().filter(|(_, name)| *name != METRIC).peekable();
+    let mut metric = Some(METRIC);
+    loop {
+        let (a, b) = (own.peek().map(|(_, name)| *name), target.peek().map(|(_, name)| *name));
+        let Some(least) = [a, b, metric].into_iter().flatten().min() else { return };
+        if metric == Some(least) {
+            metric = None;
+            take(Stands::Metric);
+            continue;
+        }
+        let theirs = target.next_if(|(_, name)| *name == least);
+        match (own.next_if(|(_, name)| *name == least), theirs) {
+            (Some((i, _)), _) => take(Stands::Own(i)),
+            (None, Some((i, _))) => take(Stands::Target(i)),
+            (None, None) => {}
+        }
+    }
+}
+
+/// Gives every label of a series in order; an empty one is none.
+pub(crate) fn each_label<'n>(names: &'n Names, series: usize, mut take: impl FnMut(&'n str, &'n str)) {
+    let series = names.layout.series(series);
+    let own: Vec<(&str, &str)> = series.labels().collect();
+    let target = names.target.iter().map(|(name, _)| name.as_str());
+    order(own.iter().map(|(name, _)| *name), target, |stands| match stands {
+        Stands::Metric => take(METRIC, series.name()),
+        Stands::Own(i) => take(own[i].0, own[i].1),
+        Stands::Target(i) => take(&names.target[i].0, &names.target[i].1),
+    });
 }
 
 /// Appends a label, unless it has no value (which is as if it were not there).
@@ -190,34 +239,6 @@ fn label(key: u32, name: &str, value: &str, out: &mut Vec<u8>) {
         put_bytes(NAME, name.as_bytes(), out);
         put_bytes(TEXT, value.as_bytes(), out);
     });
-}
-
-/// Appends two sorted lists of labels as one sorted list.
-#[inline]
-fn merge(mut own: &[u8], mut target: &[u8], out: &mut Vec<u8>) {
-    let (mut a, mut b) = (first(own), first(target));
-    while let (Some((own_name, own_end)), Some((target_name, target_end))) = (a, b) {
-        if own_name < target_name {
-            out.extend_from_slice(&own[..own_end]);
-            own = &own[own_end..];
-            a = first(own);
-        } else {
-            out.extend_from_slice(&target[..target_end]);
-            target = &target[target_end..];
-            b = first(target);
-        }
-    }
-    out.extend_from_slice(own);
-    out.extend_from_slice(target);
-}
-
-/// The name of the first label, and where the label ends.
-#[inline]
-fn first(labels: &[u8]) -> Option<(&[u8], usize)> {
-    let mut fields = Fields::new(labels);
-    let (_, label) = fields.field().ok()??;
-    let (_, name) = Fields::new(label.bytes().ok()?).field().ok()??;
-    Some((name.bytes().ok()?, labels.len() - fields.rest.len()))
 }
 
 fn write_exemplar(exemplar: &Exemplar, timestamp_ms: i64, out: &mut Vec<u8>) {
@@ -232,7 +253,7 @@ fn write_exemplar(exemplar: &Exemplar, timestamp_ms: i64, out: &mut Vec<u8>) {
 }
 
 /// A type's number, the same in both versions.
-const fn number(kind: MetricType) -> u64 {
+pub(crate) const fn number(kind: MetricType) -> u64 {
     match kind {
         MetricType::Unknown => 0,
         MetricType::Counter => 1,
@@ -246,11 +267,11 @@ const fn number(kind: MetricType) -> u64 {
 }
 
 /// The metric that a series belongs to: its name without what parts of histograms and summaries have at its end.
-pub(crate) fn family(name: &[u8], kind: u64) -> &[u8] {
-    let ends: &[&[u8]] = match kind {
-        3 => &[b"_bucket", b"_count", b"_sum"],
-        4 => &[b"_bucket", b"_gcount", b"_gsum"],
-        5 => &[b"_count", b"_sum"],
+pub(crate) fn family(name: &str, kind: MetricType) -> &str {
+    let ends: &[&str] = match kind {
+        MetricType::Histogram => &["_bucket", "_count", "_sum"],
+        MetricType::GaugeHistogram => &["_bucket", "_gcount", "_gsum"],
+        MetricType::Summary => &["_count", "_sum"],
         _ => &[],
     };
     ends.iter().find_map(|end| name.strip_suffix(*end)).unwrap_or(name)
@@ -259,8 +280,6 @@ pub(crate) fn family(name: &[u8], kind: u64) -> &[u8] {
 /// One item taken apart.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts<'a> {
-    /// Its `labels` fields.
-    pub labels: &'a [u8],
     /// Whether `point` is a histogram.
     pub histogram: bool,
     /// Its `Sample` or `Histogram` message.
@@ -271,23 +290,16 @@ pub(crate) struct Parts<'a> {
     pub exemplars: &'a [u8],
     /// Since when it counts, ms.
     pub start_ms: Option<i64>,
-    /// Type, help and unit.
-    pub metadata: Option<&'a [u8]>,
 }
 
 impl<'a> Parts<'a> {
-    /// Takes apart the message of one `timeseries` field. *Errors*: it was not written by this encoder.
+    /// Takes an item apart. *Errors*: it was not written by this encoder.
     pub(crate) fn read(item: &'a [u8]) -> Result<Self, protobuf::Malformed> {
         let mut fields = Fields::new(item);
-        let (labels, key, point) = loop {
-            let before = fields.rest.len();
-            match fields.field()?.ok_or(protobuf::Malformed)? {
-                (LABEL, _) => {}
-                (key @ (SAMPLE | HISTOGRAM), point) => break (&item[..item.len() - before], key, point.bytes()?),
-                _ => return Err(protobuf::Malformed),
-            }
+        let (histogram, point) = match fields.field()? {
+            Some((key @ (SAMPLE | HISTOGRAM), point)) => (key == HISTOGRAM, point.bytes()?),
+            _ => return Err(protobuf::Malformed),
         };
-        let histogram = key == HISTOGRAM;
         let mut inner = Fields::new(point);
         if !histogram {
             inner.field()?;
@@ -296,25 +308,16 @@ impl<'a> Parts<'a> {
             Some((SAMPLE_TIME | HISTOGRAM_TIME, time)) => time.int()?.cast_signed(),
             _ => return Err(protobuf::Malformed),
         };
-        let mut parts = Self { labels, histogram, point, timestamp_ms, exemplars: &[], start_ms: None, metadata: None };
+        let mut parts = Self { histogram, point, timestamp_ms, exemplars: &[], start_ms: None };
         let after = fields.rest;
         while let Some((key, value)) = fields.field()? {
             match key {
                 EXEMPLAR => parts.exemplars = &after[..after.len() - fields.rest.len()],
                 START => parts.start_ms = Some(value.int()?.cast_signed()),
-                METADATA => parts.metadata = Some(value.bytes()?),
                 _ => return Err(protobuf::Malformed),
             }
         }
         Ok(parts)
-    }
-
-    /// Whether another may stand behind it in one series: the same labels, kind and metadata, and a later time.
-    pub(crate) fn is_followed_by(&self, other: &Parts<'_>) -> bool {
-        self.labels == other.labels
-            && self.histogram == other.histogram
-            && self.metadata == other.metadata
-            && self.timestamp_ms < other.timestamp_ms
     }
 }
 

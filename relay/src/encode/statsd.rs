@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Encode, Encoded, EncoderKind, Framing, Sample, number};
+use super::{Encode, Encoded, EncoderKind, Form, Framing, Sample, number};
 use crate::filter::Series;
 
 /// The registry's row of `statsd`.
@@ -148,7 +148,7 @@ impl Encode for Statsd {
     }
 
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"\n", close: b"\n", families: false }
+        Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole }
     }
 
     fn content_type(&self) -> &'static str {

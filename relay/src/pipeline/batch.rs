@@ -9,9 +9,9 @@ use sample::{Columns, NO_TIME, NativeHistogram, Origin, ResetHint, State, Target
 
 use crate::chain::{COLLISION, Chain, KEEP, Moment, Outcome};
 use crate::delta::{NO_START, Previously};
-use crate::encode::{Encode, Encoded, Sample, classic};
+use crate::encode::{Encode, Encoded, Form, Sample, classic};
 use crate::filter::Series;
-use crate::resolve::{Resolved, Row};
+use crate::resolve::Resolved;
 use crate::sink::{Batch, Item, Limits};
 use crate::step::{Line, Loss, Part, Section, Undecodable};
 use crate::template::Route;
@@ -117,7 +117,8 @@ pub(super) struct Building {
     limits: Limits,
     bytes: Vec<u8>,
     items: Vec<Item>,
-    sources: Vec<(u32, u32)>,
+    /// Bytes of their body, without what is between and around them.
+    body: usize,
     sections: Vec<Section>,
     routes: Routes,
     /// The item that did not fit.
@@ -132,7 +133,7 @@ pub(super) struct Building {
 struct Carry {
     bytes: Vec<u8>,
     item: Item,
-    series: u32,
+    body: usize,
     route: Option<Arc<Route>>,
 }
 
@@ -169,7 +170,7 @@ impl Building {
             limits,
             bytes: Vec::new(),
             items: Vec::new(),
-            sources: Vec::new(),
+            body: 0,
             sections: Vec::new(),
             routes: Routes::default(),
             carry: None,
@@ -192,8 +193,10 @@ impl Building {
     }
 
     /// The next items are of this target and slot.
-    pub fn section(&mut self, resolved: &Resolved, slot_ms: i64) {
-        self.sections.push(Section { origin: resolved.origin.clone(), layout: resolved.layout.clone(), slot_ms, items: 0 });
+    pub fn section(&mut self, resolved: &Resolved, columns: &Columns, slot_ms: i64) {
+        let Resolved { origin, layout, names, .. } = resolved;
+        let (origin, layout, names, columns) = (origin.clone(), layout.clone(), names.clone(), Arc::new(columns.clone()));
+        self.sections.push(Section { origin, layout, columns, names, slot_ms, items: 0 });
     }
 
     /// Takes samples from a series on, until the batch is full; says where to go on after [`Building::finish`], `None` at the end.
@@ -202,7 +205,8 @@ impl Building {
         let framing = encoder.framing();
         let around = framing.open.len() + framing.close.len();
         let columns = page.columns;
-        let target = page.resolved.origin.target.0;
+        let unnamed = matches!(framing.form, Form::Unnamed { .. });
+        let names = page.resolved.names.clone();
         let section = self.sections.len().saturating_sub(1) as u32;
         let rows = page.resolved.rows.len().min(columns.states.len());
         let slot_ms = self.sections.last().map_or(0, |section| section.slot_ms);
@@ -219,23 +223,24 @@ impl Building {
             let timestamp_ms = timestamp(columns, i, slot_ms);
             let mut sum_delta = None;
             let delta = match (state, previously.as_deref_mut()) {
-                (State::Present, Some(p)) => step(p, &row, columns, i, value, slot_ms),
+                (State::Present, Some(p)) => step(p, page.resolved, columns, i, value, slot_ms),
                 (State::Histogram, Some(p)) => of(&columns.histograms, i).first().and_then(|(_, histogram)| {
-                    let increase = grow(p, &row, columns, i, histogram, slot_ms)?;
+                    let increase = grow(p, page.resolved, columns, i, histogram, slot_ms)?;
                     sum_delta = Some(increase.1);
                     Some(increase.0)
                 }),
                 _ => None,
             };
-            let (mut series, target_text) = page.resolved.texts(i);
-            if series.is_empty() {
+            let (mut series, target_text): (&[u8], &[u8]) = if unnamed { (&[], &[]) } else { page.resolved.texts(i) };
+            if series.is_empty() && !unnamed {
                 render(&*encoder, layout.series(i), &mut own, &mut self.text);
                 series = &self.text;
             }
             let start = self.bytes.len();
             let start_ms = columns.starts.get(i).copied().filter(|start| *start != NO_TIME);
             let exemplars = of(&columns.exemplars, i);
-            let sample = Sample { series, target: target_text, kind: row.kind, timestamp_ms, value, delta, sum_delta, start_ms, exemplars };
+            let sample =
+                Sample { series, target: target_text, kind: row.kind(), timestamp_ms, value, delta, sum_delta, start_ms, exemplars };
             let encoded = match (state, of(&columns.histograms, i)) {
                 (State::Histogram, [(_, histogram), ..]) => encoder.histogram(&sample, histogram, &mut self.bytes),
                 // A frame that says so and has none is refused by the decoder.
@@ -256,18 +261,19 @@ impl Building {
                 }
             }
             tally.items += 1;
-            let mut item = Item { end: self.bytes.len() as u32, series: row.hash, target, route: 0 };
-            let body = around + self.bytes.len() + framing.separator.len() * self.items.len();
+            let mut item = Item { end: self.bytes.len() as u32, section, series: row.hash, index: i as u32, route: 0 };
+            let own_body = self.bytes.len() - start + framing.form.beside(&names, i);
+            let body = around + self.body + own_body + framing.separator.len() * self.items.len();
             if body > self.limits.bytes_max && !self.items.is_empty() {
                 let route = page.resolved.routes.get(usize::from(row.route)).cloned();
-                self.carry = Some(Carry { bytes: self.bytes.split_off(start), item, series: i as u32, route });
+                self.carry = Some(Carry { bytes: self.bytes.split_off(start), item, body: own_body, route });
                 return Some(i + 1);
             }
+            self.body += own_body;
             if let Some(known) = routes.get_mut(usize::from(row.route)) {
                 item.route = *known.get_or_insert_with(|| self.routes.place(&page.resolved.routes[usize::from(row.route)]));
             }
             self.items.push(item);
-            self.sources.push((section, i as u32));
             self.sections[section as usize].items += 1;
             if self.items.len() >= self.limits.items_max || body > self.limits.bytes_max {
                 return Some(i + 1);
@@ -284,9 +290,12 @@ impl Building {
         }
         let framing = self.encoder.framing();
         self.hint = self.hint.max(self.bytes.len());
-        let slots = || self.sections.iter().map(|section| section.slot_ms);
+        let last = self.sections.last().map(|last| Section { items: u64::from(self.carry.is_some()), ..last.clone() });
+        let sections = std::mem::replace(&mut self.sections, last.into_iter().collect());
+        let slots = || sections.iter().map(|section| section.slot_ms);
         let batch = Batch {
             slots_ms: (slots().min().unwrap_or(window.first_ms), slots().max().unwrap_or(window.first_ms)),
+            sections: sections.into(),
             bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(self.hint.min(self.limits.bytes_max))),
             items: std::mem::take(&mut self.items),
             routes: self.routes.take(),
@@ -294,22 +303,14 @@ impl Building {
             content_type: self.encoder.content_type(),
             key: window.key(self.index, config),
         };
-        let last = self.sections.last().map(|last| Section { items: u64::from(self.carry.is_some()), ..last.clone() });
-        let part = Part {
-            seq: window.seq,
-            index: self.index,
-            first_ms: window.first_ms,
-            is_shared: window.is_shared(),
-            batch,
-            sections: std::mem::replace(&mut self.sections, last.into_iter().collect()),
-            sources: std::mem::take(&mut self.sources),
-        };
+        let part = Part { seq: window.seq, index: self.index, first_ms: window.first_ms, is_shared: window.is_shared(), batch };
         self.index += 1;
-        if let Some(Carry { bytes, item, series, route }) = self.carry.take() {
+        self.body = 0;
+        if let Some(Carry { bytes, item, body, route }) = self.carry.take() {
             self.bytes.extend_from_slice(&bytes);
+            self.body = body;
             let route = route.map_or(0, |route| self.routes.place(&route));
-            self.items.push(Item { end: self.bytes.len() as u32, route, ..item });
-            self.sources.push((0, series));
+            self.items.push(Item { end: self.bytes.len() as u32, section: 0, route, ..item });
         }
         Some(part)
     }
@@ -341,7 +342,7 @@ pub(super) fn learn(page: &mut Page<'_>, mut previously: Option<&mut Previously>
     let columns = page.columns;
     for i in 0..page.resolved.rows.len().min(columns.states.len()) {
         let row = page.resolved.rows[i];
-        let counts = row.cumulative && columns.states[i] != State::Absent;
+        let counts = row.cumulative() && columns.states[i] != State::Absent;
         if columns.states[i] == State::Absent || !(remembers || counts) {
             continue;
         }
@@ -349,10 +350,10 @@ pub(super) fn learn(page: &mut Page<'_>, mut previously: Option<&mut Previously>
         if let (Some(value), Some(previously), true) = (value, previously.as_deref_mut(), counts) {
             match of(&columns.histograms, i) {
                 [(_, histogram), ..] if columns.states[i] == State::Histogram => {
-                    grow(previously, &row, columns, i, histogram, page.moment.slot_ms);
+                    grow(previously, page.resolved, columns, i, histogram, page.moment.slot_ms);
                 }
                 _ => {
-                    step(previously, &row, columns, i, value, page.moment.slot_ms);
+                    step(previously, page.resolved, columns, i, value, page.moment.slot_ms);
                 }
             }
         }
@@ -363,7 +364,7 @@ impl Page<'_> {
     /// Asks the filters for one sample; `None`: dropped and counted.
     #[inline]
     fn judge(&mut self, i: usize, tally: &mut Tally) -> Option<u64> {
-        let (rule, bits) = (self.resolved.rows[i].rule, self.columns.values[i]);
+        let (rule, bits) = (self.resolved.rows[i].rule(), self.columns.values[i]);
         if rule == KEEP {
             return Some(bits);
         }
@@ -383,11 +384,11 @@ impl Page<'_> {
     }
 }
 
-fn step(previously: &mut Previously, row: &Row, columns: &Columns, i: usize, value: u64, slot_ms: i64) -> Option<f64> {
-    if !row.cumulative {
+fn step(previously: &mut Previously, resolved: &Resolved, columns: &Columns, i: usize, value: u64, slot_ms: i64) -> Option<f64> {
+    if !resolved.rows[i].cumulative() {
         return None;
     }
-    previously.step(row.place, f64::from_bits(value), start(columns, i), slot_ms)
+    previously.step(resolved.previous(i), f64::from_bits(value), start(columns, i), slot_ms)
 }
 
 fn start(columns: &Columns, i: usize) -> i64 {
@@ -397,16 +398,17 @@ fn start(columns: &Columns, i: usize) -> i64 {
 /// What a native histogram's count and sum grew by.
 fn grow(
     previously: &mut Previously,
-    row: &Row,
+    resolved: &Resolved,
     columns: &Columns,
     i: usize,
     histogram: &NativeHistogram,
     slot_ms: i64,
 ) -> Option<(f64, f64)> {
-    if !row.cumulative || histogram.reset_hint == ResetHint::Gauge {
+    let row = &resolved.rows[i];
+    if !row.cumulative() || histogram.reset_hint == ResetHint::Gauge {
         return None;
     }
-    previously.grow(row.place, row.hash, classic::count(histogram), classic::sum(histogram), start(columns, i), slot_ms)
+    previously.grow(resolved.previous(i), row.hash, classic::count(histogram), classic::sum(histogram), start(columns, i), slot_ms)
 }
 
 fn timestamp(columns: &Columns, i: usize, slot_ms: i64) -> i64 {

@@ -1,6 +1,6 @@
 //! `http`: a request per call, answered by its status.
 //!
-//! *In*: a batch. *Out*: a request with an idempotency key; the status decides. *Bound*: one request in flight, a deadline per try,
+//! *In*: a batch. *Out*: a request with an idempotency key; the status decides. *Bound*: one request in flight per lane, a deadline per try,
 //! 64 KiB of an answer. *When full*: does not apply, the caller splits at [`Sink::limits`].
 //!
 //! | Answer | Means |
@@ -17,7 +17,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,7 +35,7 @@ use sample::MetricType;
 
 use super::{Answer, Batch, Limits, Sink, SinkKind};
 use crate::filter::Series;
-use crate::http::{self as shared, Meaning};
+use crate::http::{self as shared, Bounds, Meaning};
 use crate::template::{Template, percent};
 
 /// The registry's row.
@@ -81,6 +82,10 @@ pub struct Options {
     /// Samples of a body. Default 25000.
     #[serde(default = "items_max")]
     pub items_max: usize,
+    /// Requests at the same time, each with other series, while more than one request's worth is to be sent. Default 1: everything comes in one
+    /// order; more for a server that is far away or slow to answer (about seven bodies each are held then); never more than 64.
+    #[serde(default = "requests_max")]
+    pub requests_max: usize,
 }
 
 impl<'de> Deserialize<'de> for Options {
@@ -123,9 +128,15 @@ const fn items_max() -> usize {
     25_000
 }
 
+const fn requests_max() -> usize {
+    1
+}
+
 /// Level of both compressions. Larger: more CPU for few bytes less, as lines repeat themselves a lot; smaller: there is none.
 const LEVEL: u32 = 1;
 
+/// One lane.
+#[derive(Clone)]
 struct Http {
     /// None: the first of the templates has it.
     uri: Option<Uri>,
@@ -136,9 +147,8 @@ struct Http {
     method: Method,
     headers: HeaderMap,
     compression: Compression,
-    timeout: Duration,
-    limits: Limits,
-    client: Client,
+    bounds: Bounds,
+    client: Arc<Client>,
 }
 
 fn sink(options: &Value) -> Result<Http, OptionsError> {
@@ -161,7 +171,7 @@ fn sink(options: &Value) -> Result<Http, OptionsError> {
         let (path, text) = written.map(|(name, text)| (format!("headers.{name}"), text.as_str())).unwrap_or_default();
         templates.push(Template::option(&path, text, header_value)?);
     }
-    let (timeout, limits) = shared::bounds(options.timeout, options.bytes_max, options.items_max)?;
+    let bounds = shared::bounds(options.timeout, options.bytes_max, options.items_max, options.requests_max)?;
     Ok(Http {
         uri,
         templates,
@@ -173,9 +183,8 @@ fn sink(options: &Value) -> Result<Http, OptionsError> {
         },
         headers,
         compression: options.compression,
-        timeout,
-        limits,
-        client: Client::new(options.http),
+        bounds,
+        client: Arc::new(Client::new(options.http)),
     })
 }
 
@@ -192,7 +201,7 @@ impl Sink for Http {
             let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
             Ok::<_, http_client::Error>((head.status, after, shared::excerpt(body, &self.client).await))
         };
-        match tokio::time::timeout(self.timeout, answered).await {
+        match tokio::time::timeout(self.bounds.timeout, answered).await {
             Err(_) => Answer::Retry { after: None, reason: format!("no answer within {}", Millis(self.timeout_ms())) },
             Ok(Err(error)) => shared::unanswered(&error),
             Ok(Ok((status, after, text))) => {
@@ -211,7 +220,11 @@ impl Sink for Http {
     }
 
     fn limits(&self) -> Limits {
-        self.limits
+        self.bounds.limits
+    }
+
+    fn lanes(&self) -> Vec<Box<dyn Sink>> {
+        shared::lanes(self, self.bounds.requests_max)
     }
 
     fn templates(&self) -> Vec<Template> {
@@ -272,7 +285,7 @@ impl Http {
     }
 
     fn timeout_ms(&self) -> u64 {
-        u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.bounds.timeout.as_millis()).unwrap_or(u64::MAX)
     }
 }
 

@@ -30,13 +30,16 @@ use tracing::warn;
 
 use super::{Answer, Batch, Limits, Sink, SinkKind};
 use crate::encode::remote_write as item;
-use crate::http::{self as shared, Meaning};
+use crate::http::{self as shared, Bounds, Meaning};
 
+mod labels;
 mod message;
 mod metadata;
+mod scratch;
 
 use message::Counts;
 use metadata::{Metric, Told};
+use scratch::Pool;
 
 /// The registry's row.
 pub const KIND: SinkKind = SinkKind {
@@ -141,25 +144,18 @@ const fn metadata_interval() -> Millis {
     Millis::from_secs(60)
 }
 
-/// Most requests at the same time, whatever is written. Larger: memory and load on the receiver; smaller: a far receiver is not kept busy.
-const REQUESTS_MAX: usize = 64;
-
-/// Level of zstd. Larger: a seventh less at level 7 for several times the CPU; smaller: a tenth more at level 1.
-const ZSTD_LEVEL: i32 = 3;
-
 /// One lane.
 #[derive(Clone)]
 struct RemoteWrite {
     uri: Uri,
     headers: HeaderMap,
     compression: Compression,
-    timeout: Duration,
-    limits: Limits,
-    requests_max: usize,
+    bounds: Bounds,
     client: Arc<Client>,
     /// Whether 2.0 is sent: it is wanted, and no lane was told that the receiver does not have it.
     version_2: Arc<AtomicBool>,
     told: Told,
+    pool: Pool,
 }
 
 /// The body of one request.
@@ -195,20 +191,16 @@ fn sink(options: &Value) -> Result<RemoteWrite, OptionsError> {
     if let Some((key, name)) = written.into_iter().find(|(_, name)| FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed.as_str()))) {
         return Err(OptionsError::new(format!("{key}.{name}"), format!("remote write fixes '{name}': remove it")));
     }
-    let (timeout, limits) = shared::bounds(options.timeout, options.bytes_max, options.items_max)?;
-    if options.requests_max == 0 {
-        return Err(OptionsError::new("requests_max", "'requests_max' cannot be 0"));
-    }
+    let bounds = shared::bounds(options.timeout, options.bytes_max, options.items_max, options.requests_max)?;
     Ok(RemoteWrite {
         uri,
         headers,
         compression: options.compression,
-        timeout,
-        limits,
-        requests_max: options.requests_max.min(REQUESTS_MAX),
+        bounds,
         client: Arc::new(Client::new(options.http)),
         version_2: Arc::new(AtomicBool::new(options.protobuf_message == ProtobufMessage::V2)),
         told: Told::new(options.metadata_interval.duration()),
+        pool: Pool::default(),
     })
 }
 
@@ -232,11 +224,11 @@ impl Sink for RemoteWrite {
     }
 
     fn limits(&self) -> Limits {
-        self.limits
+        self.bounds.limits
     }
 
     fn lanes(&self) -> Vec<Box<dyn Sink>> {
-        (1..self.requests_max).map(|_| Box::new(self.clone()) as Box<dyn Sink>).collect()
+        shared::lanes(self, self.bounds.requests_max)
     }
 }
 
@@ -260,14 +252,14 @@ impl RemoteWrite {
     /// Tells a receiver of 1.0 type, help and unit. What it does not take is not worth holding samples for: it is told again an interval later.
     async fn tell(&self, metrics: Vec<Metric>) {
         for metrics in self.told.begin(metrics).chunks(metadata::REQUEST_MAX) {
-            let trouble = match compress(self.compression, &metadata::write(metrics)) {
+            let trouble = match self.pool.lend(|scratch| scratch.compress(self.compression, &metadata::write(metrics))) {
                 Ok(body) => match self.post(ProtobufMessage::V1, body).await {
                     Ok(reply) if reply.status.is_success() => continue,
                     Ok(Reply { status, text, .. }) => format!("{status}: {text}"),
                     Err(Answer::Retry { reason, .. } | Answer::Fatal { reason }) => reason,
                     Err(answer) => format!("{answer:?}"),
                 },
-                Err(error) => error,
+                Err(error) => error.to_string(),
             };
             warn!(url = %self.uri, trouble, metrics = metrics.len(), "the receiver did not take metadata, it is told again later");
             return;
@@ -283,9 +275,9 @@ impl RemoteWrite {
             let written = written(&head.headers);
             Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body, &self.client).await })
         };
-        match tokio::time::timeout(self.timeout, answered).await {
+        match tokio::time::timeout(self.bounds.timeout, answered).await {
             Err(_) => {
-                let within = Millis(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
+                let within = Millis(u64::try_from(self.bounds.timeout.as_millis()).unwrap_or(u64::MAX));
                 Err(Answer::Retry { after: None, reason: format!("no answer within {within}") })
             }
             Ok(Err(error)) => Err(shared::unanswered(&error)),
@@ -323,17 +315,17 @@ impl RemoteWrite {
         if batch.content_type != item::CONTENT_TYPE {
             return Err(foreign());
         }
-        let mut bytes = Vec::new();
-        batch.body(items, &mut bytes);
-        let (compression, told) = (self.compression, self.told.clone());
+        let batch = batch.part(items);
+        let (compression, told, pool) = (self.compression, self.told.clone(), self.pool.clone());
         let work = move || {
-            let (body, counts) = message::write(message, &bytes).map_err(|_| foreign())?;
+            let (bytes, counts) = pool.lend(|scratch| scratch.body(message, compression, &batch)).map_err(|error| match error {
+                scratch::Error::Foreign(_) => foreign(),
+                error => Answer::Retry { after: None, reason: error.to_string() },
+            })?;
             let metrics = match message {
-                ProtobufMessage::V1 => told.missing(&bytes).map_err(|_| foreign())?,
+                ProtobufMessage::V1 => told.missing(&batch),
                 ProtobufMessage::V2 => Vec::new(),
             };
-            let bytes =
-                compress(compression, &body).map_err(|error| Answer::Retry { after: None, reason: format!("cannot compress: {error}") })?;
             Ok(Body { bytes, counts, metrics })
         };
         // Milliseconds of work for a full body: not on a thread that others wait for.
@@ -341,13 +333,6 @@ impl RemoteWrite {
             Ok(done) => done,
             Err(error) => Err(Answer::Retry { after: None, reason: format!("cannot write the request: {error}") }),
         }
-    }
-}
-
-fn compress(compression: Compression, body: &[u8]) -> Result<Bytes, String> {
-    match compression {
-        Compression::Snappy => snap::raw::Encoder::new().compress_vec(body).map(Bytes::from).map_err(|error| error.to_string()),
-        Compression::Zstd => zstd::bulk::compress(body, ZSTD_LEVEL).map(Bytes::from).map_err(|error| error.to_string()),
     }
 }
 

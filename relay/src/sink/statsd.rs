@@ -254,7 +254,8 @@ impl Statsd {
 fn fill(batch: &Batch, items: Range<usize>, bytes_max: usize, text: &mut String) -> usize {
     text.clear();
     for i in items.clone() {
-        let Ok(item) = std::str::from_utf8(batch.item(i)) else { return i };
+        let item = batch.item(i);
+        let Ok(item) = std::str::from_utf8(&item) else { return i };
         let separator = usize::from(i > items.start);
         if text.len() + separator + item.len() > bytes_max {
             return i;

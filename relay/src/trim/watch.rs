@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bundled_nats::port::{Error, Log, Streams};
+use bundled_nats::port::{Error, Info, Log, Streams};
 use sample::Envelope;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -38,13 +38,14 @@ struct Heads {
 pub struct Watch {
     streams: Streams,
     planned: watch::Receiver<Plan>,
+    seen: watch::Sender<Option<Info>>,
     heads: Heads,
 }
 
 impl Watch {
-    /// `streams`: where relays read.
-    pub fn new(streams: Streams, planned: watch::Receiver<Plan>) -> Self {
-        Self { streams, planned, heads: Heads::default() }
+    /// `streams`: where relays read; `seen`: what the stream last said of itself.
+    pub fn new(streams: Streams, planned: watch::Receiver<Plan>, seen: watch::Sender<Option<Info>>) -> Self {
+        Self { streams, planned, seen, heads: Heads::default() }
     }
 }
 
@@ -53,11 +54,11 @@ impl Lasting for Watch {
     const NAME: &'static str = "watch";
 
     async fn run(&mut self, stop: &CancellationToken) {
-        let Self { streams, planned, heads } = self;
+        let Self { streams, planned, seen, heads } = self;
         loop {
             let Plan { subjects, .. } = planned.borrow().clone();
             // Unreachable: the old heads, and lag by the clock.
-            let reachable = heads.look(streams, &subjects).await.is_ok();
+            let reachable = heads.look(streams, &subjects, seen).await.is_ok();
             for subject in subjects.iter() {
                 heads.show(subject, reachable);
             }
@@ -69,8 +70,9 @@ impl Lasting for Watch {
 }
 
 impl Heads {
-    async fn look(&mut self, streams: &Streams, subjects: &[Subject]) -> Result<(), Error> {
+    async fn look(&mut self, streams: &Streams, subjects: &[Subject], seen: &watch::Sender<Option<Info>>) -> Result<(), Error> {
         let info = streams.raw.info().await?;
+        seen.send_replace(Some(info));
         let last_seq = info.last_seq;
         if last_seq == self.last_seq {
             return Ok(());
@@ -80,13 +82,16 @@ impl Heads {
             names.extend(subject.gauges.shared.live().positions.iter().map(|mark| mark.subject.clone()));
         }
         // The newest message of all may be of a producer that no relay has met.
-        if let Some(message) = streams.raw.get(last_seq).await? {
-            names.push(message.subject);
-        }
+        let newest = streams.raw.get(last_seq).await?;
+        names.extend(newest.iter().map(|message| message.subject.clone()));
         names.sort_unstable();
         names.dedup();
         for name in names {
-            if let Some(message) = streams.raw.last(&name).await?
+            let message = match &newest {
+                Some(newest) if newest.subject == name => Some(newest.clone()),
+                _ => streams.raw.last(&name).await?,
+            };
+            if let Some(message) = message
                 && let Ok(envelope) = Envelope::parse(|header| message.headers.get(header))
             {
                 let epochs = self.heads.entry(name.clone()).or_default();

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
-use bundled_nats::ledger::Booking;
+use bundled_nats::ledger::{Booking, Life, collector_minutes};
 use bundled_nats::port::{Headers, Log, State};
 use bundled_nats::twin::{Fault, Twin};
 use relay::audit::{Hole, Statement, Terms};
 use relay::minutes::Open;
 use relay::sink::{Answer, Limits};
-use sample::TargetId;
-use sample::sheet::{Kind, Sheet, minute_of};
+use sample::sheet::{Kind, Named, Sheet, minute_of};
+use sample::{Flags, TargetId};
 
 use crate::harness::*;
 
@@ -265,6 +265,127 @@ async fn slots_without_a_frame_are_named_and_unbalance_nothing() {
     assert_eq!(gaps, [("missed", at + 3 * SLOT, at + 4 * SLOT, 2), ("not_running", at + 7 * SLOT, at + 8 * SLOT, 2)]);
 }
 
+/// What a collector books.
+struct Collector<'t> {
+    twin: &'t Twin,
+    number: u64,
+}
+
+impl Collector<'_> {
+    async fn book(&mut self, life: Option<Life>, holes: &[(u64, Kind, &str, i64, u64)]) {
+        let mut sheet = Sheet::default();
+        for (target, kind, reason, first_ms, slots) in holes {
+            let named = Named { id: TargetId(*target), job: "local".into(), instance: format!("t{target}").into() };
+            let (line, term) = (sheet.line(TargetId(*target), || named), sheet.term(*kind, reason));
+            sheet.add_slots(line, term, *first_ms, SLOT, *slots);
+        }
+        self.number += 1;
+        let mut headers = Headers::default();
+        Booking { number: self.number }.put(&mut headers);
+        if let Some(life) = life {
+            life.put(&mut headers);
+        }
+        let payload = sheet.encode(0).into();
+        self.twin.ledger.publish(&collector_minutes("p"), &headers, payload, None).await.expect("room");
+    }
+}
+
+/// Target, reason, first and last slot from `at` on, slots.
+fn slots(statement: &Statement, at: i64) -> Vec<(&str, &str, i64, i64, u64)> {
+    let of = |hole: &'_ &Hole| hole.stage == "scrape";
+    let ms = |ms: i64| (ms - at) / SLOT;
+    let told = statement.holes.iter().filter(of);
+    told.map(|hole| (hole.target.instance.as_str(), hole.reason.as_str(), ms(hole.from_ms), ms(hole.to_ms), hole.slots)).collect()
+}
+
+fn failed(target: u64, slot_ms: i64) -> Scrape {
+    Scrape { flags: Flags::FAILED, ..scrape(target, slot_ms, &PAGE) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_are_named_with_what_the_collector_booked_and_with_how_its_processes_ended() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let (mut producer, mut collector) = (Producer::new(&twin, "p", 1), Collector { twin: &twin, number: 0 });
+    // The beginning of a minute, so that minutes are the same in every run.
+    let at = slot(0) / 60_000 * 60_000 + 60_000;
+    let ms = |k: i64| at + k * SLOT;
+    let until_slot = async |k: i64| {
+        tokio::time::sleep(Duration::from_millis((ms(k) - relay::backoff::now_ms()).max(0).unsigned_abs())).await;
+    };
+    let epoch = |producer: &mut Producer, epoch: u64| {
+        (producer.epoch, producer.n, producer.total) = (epoch, 0, 0);
+        producer.rebase();
+    };
+    collector.book(Some(Life::Started(ms(0) - 1)), &[]).await;
+    for k in 0..40 {
+        until_slot(k).await;
+        match k {
+            5 | 6 | 30 => {}
+            8 | 9 => drop(producer.publish(&[failed(1, ms(k)), scrape(2, ms(k), &PAGE)]).await),
+            _ => drop(producer.publish(&[scrape(1, ms(k), &PAGE), scrape(2, ms(k), &PAGE)]).await),
+        }
+    }
+    collector.book(None, &[(1, Kind::Missed, "overrun", ms(5), 2), (1, Kind::Failed, "timeout", ms(8), 2)]).await;
+    collector.book(None, &[(1, Kind::Missed, "busy", ms(30), 1), (2, Kind::Missed, "suspended", ms(5), 1)]).await;
+    // Killed, then stopped, each with a time in which nothing runs.
+    epoch(&mut producer, 2);
+    collector.book(Some(Life::Started(ms(44))), &[]).await;
+    for k in 44..50 {
+        until_slot(k).await;
+        producer.publish(&[scrape(1, ms(k), &PAGE), scrape(2, ms(k), &PAGE)]).await;
+    }
+    collector.book(Some(Life::Stopped(ms(49) + 5)), &[]).await;
+    epoch(&mut producer, 3);
+    collector.book(Some(Life::Started(ms(52) - 5)), &[]).await;
+    for k in 52..56 {
+        until_slot(k).await;
+        producer.publish(&[scrape(1, ms(k), &PAGE)]).await;
+    }
+    // Another interval is no hole.
+    let mut last = 0;
+    for k in 0..6 {
+        until_slot(59 + 4 * k).await;
+        last = producer.publish(&[scrape(1, ms(59 + 4 * k), &PAGE)]).await;
+    }
+    let relays = setup.start();
+    passed(&twin, "one", last).await;
+    relays.stop(Duration::from_secs(5)).await;
+    let statement = audited(&setup, (at, ms(80))).await;
+    let expect = [
+        ("t1", "overrun", 5, 6, 2),
+        ("t1", "busy", 30, 30, 1),
+        ("t1", "killed", 40, 43, 4),
+        ("t1", "stopped", 50, 51, 2),
+        ("t2", "suspended", 5, 5, 1),
+        // Nobody booked these.
+        ("t2", "missed", 6, 6, 1),
+        ("t2", "missed", 30, 30, 1),
+        ("t2", "killed", 40, 43, 4),
+        // A failed scrape is told by its minute.
+        ("t1", "timeout", 8, 12, 2),
+    ];
+    assert_eq!(slots(&statement, at), expect);
+    let collection = &statement.collection;
+    let sums = |by_reason: &BTreeMap<String, u64>| by_reason.values().sum::<u64>();
+    assert_eq!((sums(&collection.missed_slots), sums(&collection.failed_slots)), (16, 2));
+    let starts: Vec<_> = collection.starts.iter().map(|start| (start.before.as_str(), start.ended_ms)).collect();
+    assert_eq!(starts, [("killed", None), ("stopped", Some(ms(49) + 5))]);
+    assert!(statement.balanced);
+    // A gap that reaches into the range is seen whole by what came before; a half of it counts half.
+    let half = audited(&setup, (ms(40), ms(43))).await;
+    assert_eq!(slots(&half, at), [("t1", "killed", 40, 43, 4), ("t2", "killed", 40, 43, 4)]);
+    let after = audited(&setup, (ms(48), ms(51))).await;
+    assert_eq!(slots(&after, at), [("t1", "stopped", 50, 51, 2)]);
+    // What is no longer in the stream is as it was booked.
+    twin.raw.purge(last + 1).await.expect("up");
+    let statement = audited(&setup, (at, ms(80))).await;
+    let minute = |k: i64| (k / 4 * 4, k / 4 * 4 + 4);
+    let expect = [("overrun", 5, 2), ("timeout", 8, 2), ("busy", 30, 1)].map(|(reason, k, n)| ("t1", reason, minute(k).0, minute(k).1, n));
+    assert_eq!(slots(&statement, at), [&expect[..], &[("t2", "suspended", 4, 8, 1)]].concat());
+    assert_eq!(statement.collection.starts.len(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn folded_minutes_keep_their_sums() {
     let twin = Twin::new(u64::MAX);
@@ -300,4 +421,24 @@ async fn folded_minutes_keep_their_sums() {
     // Another headerless message of the ledger is none of its business.
     twin.ledger.publish("strata.ledger.relay.one.full", &Headers::default(), "{}".into(), None).await.expect("room");
     assert!(audited(&setup, range).await.balanced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_delivered_of_a_stream_that_lost_its_beginning_is_no_disagreement() {
+    let twin = Twin::new(u64::MAX);
+    let setup = picky(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    let relays = setup.start();
+    for k in 0..4 {
+        producer.publish(&[scrape(1, at + k * SLOT, &PAGE)]).await;
+    }
+    passed(&twin, "one", 4).await;
+    twin.raw.tear(4);
+    producer.rebase();
+    let last = producer.publish(&[scrape(1, at + 4 * SLOT, &PAGE)]).await;
+    until("what came after is read", || status(&relays, "one").position == last && status(&relays, "one").totals.read == 25).await;
+    relays.stop(Duration::from_secs(5)).await;
+    let statement = audited(&setup, (at, at + 5 * SLOT)).await;
+    assert!(statement.balanced, "{:?}", statement.holes);
 }

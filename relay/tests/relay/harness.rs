@@ -221,7 +221,7 @@ impl Sink for ScriptedSink {
         if let Some(meet) = &self.meet {
             meet.wait().await;
         }
-        let lines: Vec<String> = items.map(|i| String::from_utf8_lossy(batch.item(i)).trim().to_owned()).collect();
+        let lines: Vec<String> = items.map(|i| String::from_utf8_lossy(&batch.item(i)).trim().to_owned()).collect();
         self.script.script(|script| {
             let answer = script.answers.pop_front().unwrap_or_else(|| (script.rule)(&lines));
             script.calls.push(Call { key: batch.key.clone(), lines, answer: answer.clone() });

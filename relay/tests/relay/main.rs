@@ -13,4 +13,5 @@ mod reading;
 mod rejecting;
 mod remote_writing;
 mod replaying;
+mod resending;
 mod summing;

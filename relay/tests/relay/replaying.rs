@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::*;
 
 fn request(relay: &config::Relay, from_ms: i64, to_ms: i64) -> Request {
-    Request { relay: relay.clone(), from_ms, to_ms, rate: None, again: false }
+    Request { relay: relay.clone(), from_ms, to_ms, rate: None, again: false, selector: None, dry_run: false }
 }
 
 async fn published(twin: &Twin, at: i64, slots: std::ops::RangeInclusive<i64>) -> Producer {
@@ -132,4 +132,33 @@ async fn what_cannot_be_read_before_the_range_is_neither_lost_nor_parked() {
     assert_eq!(replay(4, 6).await, (6, 6, 0));
     assert_eq!(replay(2, 3).await, (4, 2, 2), "what was wanted and cannot be read is said");
     assert!(twin.dead.messages().is_empty() && ledger(&twin).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_counts_by_job_what_would_be_sent_and_a_selector_narrows_it() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    for k in 0..4 {
+        let other = Scrape { job: "other", ..scrape(2, at + k * SLOT, &[("a", 1.0)]) };
+        producer.publish(&[scrape(1, at + k * SLOT, &[("a", 1.0), ("b", 2.0)]), other]).await;
+    }
+    let run = async |wanted: Request| {
+        let replay = Replay::start(wanted, twin.streams(), &setup.options(), &CancellationToken::new()).await.expect("it begins");
+        let mut progress = replay.progress();
+        let end = progress.borrow().end;
+        progress.wait_for(|progress| progress.position >= end).await.expect("it goes on");
+        let jobs = replay.by_job();
+        (jobs, replay.finish().await.expect("it ends").totals)
+    };
+    let wanted = Request { dry_run: true, ..request(&setup.relays[0], at, at + 2 * SLOT) };
+    let (jobs, totals) = run(wanted.clone()).await;
+    assert_eq!((jobs["local"], jobs["other"], totals.delivered), (6, 3, 9));
+    assert!(setup.sink("one").calls().is_empty(), "nothing was sent");
+    let selector = Some("{job=\"local\", __name__=\"b\"}".parse().expect("a selector"));
+    let (jobs, totals) = run(Request { selector: selector.clone(), ..wanted.clone() }).await;
+    assert_eq!((jobs["local"], jobs["other"], totals.delivered, totals.filtered), (3, 0, 3, 6));
+    let (jobs, totals) = run(Request { selector, dry_run: false, ..wanted }).await;
+    assert_eq!((jobs.len(), totals.delivered, setup.sink("one").delivered().len()), (0, 3, 3));
 }

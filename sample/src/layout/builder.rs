@@ -21,7 +21,7 @@ pub struct LayoutBuilder {
     symbols: HashMap<u64, u32, BuildHasherDefault<Itself>>,
     shapes: HashMap<Box<[u32]>, u32>,
     seed: u64,
-    /// Symbols of the series at hand, reused.
+    /// Symbols of the label names of the series at hand, or of the one before.
     names: Vec<u32>,
     item: Vec<u8>,
 }
@@ -91,26 +91,35 @@ impl LayoutBuilder {
     ///
     /// *Shape*: labels may come in any order, without the metric name; of two with one name the last wins.
     pub fn series<'t>(&mut self, family: FamilyRef, name: &str, labels: impl IntoIterator<Item = (&'t str, &'t str)>) -> u32 {
-        let name = self.symbol(name);
-        let mut pairs: Vec<(&str, &str)> = labels.into_iter().collect();
-        if !pairs.is_sorted_by(|a, b| a.0 < b.0) {
-            pairs.reverse();
-            pairs.sort_by_key(|pair| pair.0);
-            pairs.dedup_by_key(|pair| pair.0);
-        }
-        let values = index(self.segment.values.len());
+        let name = self.name(name);
+        let values = self.segment.values.len();
         let mut names = std::mem::take(&mut self.names);
-        names.clear();
-        for (label, value) in &pairs {
-            names.push(self.symbol(label));
+        let mut last = None;
+        let (mut count, mut is_sorted) = (0, true);
+        for (label, value) in labels {
+            is_sorted &= last.replace(label).is_none_or(|last| last < label);
+            // Most series have the labels of the one before.
+            match names.get(count) {
+                Some(known) if self.segment.symbol(*known) == label => {}
+                _ => {
+                    names.truncate(count);
+                    names.push(self.symbol(label));
+                }
+            }
+            count += 1;
             let value = self.symbol(value);
             self.segment.values.push(value);
         }
+        names.truncate(count);
+        if !is_sorted {
+            self.sort(&mut names, values);
+        }
         let shape = self.shape(&names);
         self.names = names;
-        self.segment.rows.push(Row { family: family.0, name, shape, values });
+        self.segment.rows.push(Row { family: family.0, name, shape, values: index(values) });
+        let row = self.segment.len() - 1;
         let hash = self.segment.families[family.0 as usize].hash;
-        self.id = step(self.id, hash, self.segment.symbol(name), pairs.into_iter(), &mut self.item);
+        self.id = step(self.id, hash, self.segment.symbol(name), self.segment.labels(row), &mut self.item);
         index(self.len() - 1)
     }
 
@@ -148,6 +157,23 @@ impl LayoutBuilder {
         self.series(family, series.name(), series.labels());
     }
 
+    /// The symbol of a metric name, which is mostly that of the series before.
+    fn name(&mut self, name: &str) -> u32 {
+        match self.segment.rows.last() {
+            Some(row) if self.segment.symbol(row.name) == name => row.name,
+            _ => self.symbol(name),
+        }
+    }
+
+    /// Sorts the labels of the series at hand, whose values start at `values`; of two with one name the last stays.
+    fn sort(&mut self, names: &mut Vec<u32>, values: usize) {
+        let mut pairs: Vec<(u32, u32)> = names.drain(..).zip(self.segment.values.drain(values..)).rev().collect();
+        pairs.sort_by_key(|(name, _)| self.segment.symbol(*name));
+        pairs.dedup_by_key(|(name, _)| *name);
+        names.extend(pairs.iter().map(|(name, _)| *name));
+        self.segment.values.extend(pairs.iter().map(|(_, value)| *value));
+    }
+
     fn symbol(&mut self, text: &str) -> u32 {
         let mut key = xxh3_64_with_seed(text.as_bytes(), self.seed);
         loop {
@@ -165,6 +191,9 @@ impl LayoutBuilder {
     }
 
     fn shape(&mut self, names: &[u32]) -> u32 {
+        if let Some(row) = self.segment.rows.last().filter(|row| self.segment.shape(row.shape) == names) {
+            return row.shape;
+        }
         if let Some(shape) = self.shapes.get(names) {
             return *shape;
         }

@@ -45,6 +45,27 @@ fn appending_shares_what_exists() {
 }
 
 #[test]
+fn numbers_say_what_a_series_says() {
+    let mut builder = LayoutBuilder::append_to(&whole(40));
+    add(&mut builder, 40, 43);
+    let layout = builder.build();
+    let pieces: Vec<(usize, usize)> = layout.pieces().collect();
+    assert!(pieces.len() > 1);
+    for index in 0..layout.len() {
+        let (piece, series) = layout.find(index);
+        let numbered = series.numbered();
+        let pairs = numbered.label_names.iter().zip(numbered.values).map(|(name, value)| (series.text(*name), series.text(*value)));
+        assert!(pairs.eq(series.labels()));
+        let family = series.family();
+        assert_eq!((series.text(numbered.name), numbered.kind), (series.name(), family.kind));
+        assert_eq!((series.text(numbered.help), series.text(numbered.unit)), (family.help, family.unit));
+        let (texts, shapes) = pieces[piece];
+        let numbers = numbered.label_names.iter().chain(numbered.values).chain([&numbered.name, &numbered.help, &numbered.unit]);
+        assert!(numbers.into_iter().all(|number| (*number as usize) < texts) && (numbered.shape as usize) < shapes);
+    }
+}
+
+#[test]
 fn everything_a_series_says_goes_into_the_id() {
     let build = |name: &str, kind, help: &str, unit: &str, series: &str, labels: &[(&str, &str)]| {
         let mut builder = LayoutBuilder::new();

@@ -146,3 +146,24 @@ proptest! {
         prop_assert!(sheet.map_or(0, |sheet| sheet.rows()) <= CELLS_MAX);
     }
 }
+
+#[test]
+fn slots_at_equal_distances_count_in_their_minutes_and_a_long_row_of_them_in_its_hours() {
+    let check = |first_ms: i64, every_ms: i64, slots: u64, expect: &[(i64, u8, i64)]| {
+        let mut sheet = Sheet::default();
+        let (term, line) = (sheet.term(Kind::Missed, "busy"), sheet.line(TargetId(1), || named(1)));
+        sheet.add_slots(line, term, first_ms, every_ms, slots);
+        let mut found = Vec::new();
+        sheet.each(|cell| {
+            assert_eq!(cell.counts, [i64::from(cell.slots)]);
+            found.push((cell.minute, cell.span, cell.counts[0]));
+        });
+        assert_eq!(found, expect);
+    };
+    check(59_999, 15_000, 6, &[(0, 1, 1), (1, 1, 4), (2, 1, 1)]);
+    check(60_000, 15_000, 4, &[(1, 1, 4)]);
+    check(120_001, 300_000, 2, &[(2, 1, 1), (7, 1, 1)]);
+    check(30_000, 0, 2, &[(0, 1, 2)]);
+    check(59 * 60_000, 60_000, 122, &[(0, HOUR, 1), (60, HOUR, 60), (120, HOUR, 60), (180, HOUR, 1)]);
+    check(5, 1_000, 0, &[]);
+}

@@ -4,6 +4,9 @@
 
 use super::{Error, Rule};
 
+/// Bytes of the longest varint.
+pub(super) const VARINT_BYTES_MAX: usize = 10;
+
 /// What is left of a message.
 #[derive(Debug, Clone)]
 pub(crate) struct Fields<'a> {
@@ -171,4 +174,19 @@ impl<'a> Field<'a> {
 /// A `sint` from its varint.
 pub(super) fn signed(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+pub(super) fn put_varint(mut value: usize, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// A field of a text.
+pub(super) fn put_text(number: u8, text: &str, out: &mut Vec<u8>) {
+    out.push(number << 3 | 2);
+    put_varint(text.len(), out);
+    out.extend_from_slice(text.as_bytes());
 }

@@ -125,7 +125,7 @@ fn a_target_may_change_its_format() {
     assert_eq!(cache.parts()[0].layout.len(), 1);
 }
 
-fn varint(mut value: u64) -> Vec<u8> {
+pub(in crate::series) fn varint(mut value: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -143,20 +143,20 @@ fn signed(field: u64, value: i64) -> Vec<u8> {
     number(field, (value << 1 ^ value >> 63) as u64)
 }
 
-fn double(field: u64, value: f64) -> Vec<u8> {
+pub(in crate::series) fn double(field: u64, value: f64) -> Vec<u8> {
     [varint(field << 3 | 1), value.to_le_bytes().to_vec()].concat()
 }
 
-fn message(field: u64, body: &[u8]) -> Vec<u8> {
+pub(in crate::series) fn message(field: u64, body: &[u8]) -> Vec<u8> {
     [varint(field << 3 | 2), varint(body.len() as u64), body.to_vec()].concat()
 }
 
-fn label(name: &str, value: &str) -> Vec<u8> {
+pub(in crate::series) fn label(name: &str, value: &str) -> Vec<u8> {
     message(1, &[message(1, name.as_bytes()), message(2, value.as_bytes())].concat())
 }
 
 /// A delimited family; the unit comes last, as Go writes it.
-fn family(name: &str, kind: u64, metrics: &[&[u8]]) -> Vec<u8> {
+pub(in crate::series) fn family(name: &str, kind: u64, metrics: &[&[u8]]) -> Vec<u8> {
     let metrics: Vec<u8> = metrics.iter().flat_map(|metric| message(4, metric)).collect();
     let body = [message(1, name.as_bytes()), message(2, b"Help."), number(3, kind), metrics, message(5, b"bytes")].concat();
     [varint(body.len() as u64), body].concat()

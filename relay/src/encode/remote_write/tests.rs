@@ -1,5 +1,7 @@
 //! Items, read by the independent decoder.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use prost::Message;
 use sample::{BucketCounts, Counts, ResetHint, Span};
@@ -24,16 +26,21 @@ fn item(
     exemplars: &[(u32, Exemplar)],
     histogram: Option<&NativeHistogram>,
 ) -> proto::TimeSeries {
-    let (mut own, mut shared, mut out) = (Vec::new(), Vec::new(), Vec::new());
-    encoder.series(of, &mut own);
-    encoder.target(target, &mut shared);
+    let mut layout = sample::LayoutBuilder::new();
+    let family = layout.family(of.name, of.kind, of.help, of.unit);
+    layout.series(family, of.name, of.labels.iter().copied());
+    let names = Names::new(Arc::new(layout.build()), target);
+    let (mut said, mut out) = (Vec::new(), Vec::new());
     let sample =
-        Sample { series: &own, target: &shared, kind: of.kind, timestamp_ms: AT, value, delta: None, sum_delta: None, start_ms, exemplars };
+        Sample { series: &[], target: &[], kind: of.kind, timestamp_ms: AT, value, delta: None, sum_delta: None, start_ms, exemplars };
     let encoded = match histogram {
-        Some(histogram) => encoder.histogram(&sample, histogram, &mut out),
-        None => encoder.sample(&sample, &mut out),
+        Some(histogram) => encoder.histogram(&sample, histogram, &mut said),
+        None => encoder.sample(&sample, &mut said),
     };
     assert_eq!(encoded, Encoded::Item);
+    let Form::Unnamed { metadata } = encoder.framing().form else { panic!("its items have no names") };
+    named(&names, 0, metadata, &said, &mut out);
+    assert!(out.len() <= said.len() + named_bytes(&names, 0, metadata));
     let request = proto::WriteRequest::decode(&out[..]).expect("a request of 1.0");
     let [one] = &request.timeseries[..] else { panic!("one series: {request:?}") };
     one.clone()
@@ -86,10 +93,9 @@ fn what_a_receiver_does_not_know_is_left_out() {
         custom_bounds: Vec::new(),
         reset_hint: ResetHint::Unknown,
     };
-    let (mut own, mut out) = (Vec::new(), Vec::new());
-    encoder.series(&series("x", &[]), &mut own);
+    let mut out = Vec::new();
     let sample = Sample {
-        series: &own,
+        series: &[],
         target: &[],
         kind: MetricType::Histogram,
         timestamp_ms: AT,
@@ -104,7 +110,7 @@ fn what_a_receiver_does_not_know_is_left_out() {
 
 #[test]
 fn a_metric_is_its_series_without_the_ends_of_its_type() {
-    let of = |name: &str, kind| String::from_utf8_lossy(family(name.as_bytes(), number(kind))).into_owned();
+    let of = |name: &str, kind| family(name, kind).to_owned();
     for end in ["_bucket", "_count", "_sum"] {
         assert_eq!(of(&format!("h{end}"), MetricType::Histogram), "h");
         assert_eq!(of(&format!("h{end}"), MetricType::Gauge), format!("h{end}"));

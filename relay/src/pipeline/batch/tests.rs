@@ -3,13 +3,15 @@
 use std::sync::Mutex;
 
 use config::Component;
+use prost::Message as _;
 use sample::{Decoder, Encoder, Exemplar, Flags, LayoutBuilder, MessageBuilder, MetricType, NativeHistogram, Origin, TargetId};
 use serde_json::json;
 
 use super::*;
-use crate::encode::Framing;
+use crate::encode::{Form, Framing};
 use crate::filter::{self, Series};
 use crate::resolve::Resolver;
+use crate::sink::remote_write::proto;
 use crate::template::{self, Template};
 
 const SLOT: i64 = 1_700_000_000_000;
@@ -45,7 +47,7 @@ impl Encode for Noting {
     }
 
     fn framing(&self) -> Framing {
-        Framing { open: b"", separator: b"", close: b"", families: false }
+        Framing { open: b"", separator: b"", close: b"", form: Form::Whole }
     }
 
     fn content_type(&self) -> &'static str {
@@ -80,7 +82,7 @@ fn batches(
         histograms: vec![(1, NativeHistogram { schema: 3, ..NativeHistogram::default() })],
         ..Columns::default()
     };
-    let origin = Origin { target: TargetId(1), labels: Vec::new(), attributes: Vec::new() };
+    let origin = Origin { target: TargetId(1), labels: vec![("instance".to_owned(), "h:1".to_owned())], attributes: Vec::new() };
     let mut frame = Vec::new();
     Encoder::new(Arc::new(origin), 0).encode(SLOT, 1, Flags::default(), &Arc::new(builder.build()), &columns, &mut frame);
     let mut message = MessageBuilder::new();
@@ -93,7 +95,7 @@ fn batches(
     assert!(resolver.resolve("p", &decoded));
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
     let mut building = Building::new(encoder, Limits { bytes_max, items_max: 1000 });
-    building.section(resolved, SLOT);
+    building.section(resolved, &read, SLOT);
     let moment = chain.moment(TargetId(1), SLOT, false);
     let mut tally = Tally::new(chain.len());
     let mut page = Page { resolved, filters: chain, columns: &read, moment };
@@ -168,6 +170,36 @@ fn every_item_keeps_its_route_however_batches_are_cut() {
     let (_, batches) =
         batches(Vec::new(), Arc::new(Noting::default()), vec![Template::parse("{{k}}", template::plain).expect("a template")], 1000);
     assert_eq!((batches[0].routes.len(), batches[0].items.len()), (1, 3), "series that say the same share a route");
+}
+
+#[test]
+fn an_item_is_written_out_with_what_filters_made_of_its_series() {
+    let of_g = |label: &str, value: &str| json!({"source_labels": ["__name__"], "regex": "g", "target_label": label, "replacement": value});
+    let filters = || vec![built("relabel", json!([of_g("k", "w"), of_g("instance", ""), of_g("a", "b")]))];
+    let encoder = || -> Arc<dyn Encode> {
+        Arc::from(crate::encode::build(&Component { name: "remote_write".to_owned(), options: json!(null) }).expect("a name"))
+    };
+    let (_, all) = batches(filters(), encoder(), Vec::new(), 1000);
+    let items: Vec<Vec<u8>> = (0..3).map(|i| all[0].item(i).into_owned()).collect();
+    let labels: Vec<Vec<String>> = items
+        .iter()
+        .map(|item| {
+            let request = proto::WriteRequest::decode(&item[..]).expect("a request of 1.0");
+            request.timeseries[0].labels.iter().map(|label| format!("{}={}", label.name, label.value)).collect()
+        })
+        .collect();
+    let whole = |name: &str| vec![format!("__name__={name}"), "instance=h:1".to_owned(), "k=v".to_owned()];
+    assert_eq!(labels, [whole("c_total"), whole("h"), vec!["__name__=g".to_owned(), "a=b".to_owned(), "k=w".to_owned()]]);
+    let bytes: usize = items.iter().map(Vec::len).sum();
+    let mut body = Vec::new();
+    all[0].body(0..3, &mut body);
+    assert_eq!(body, items.concat());
+    assert!((bytes..bytes + 60).contains(&all[0].body_bytes_max(&(0..3))), "{bytes}");
+    let two = items[1].len() + items[0].len().min(items[2].len());
+    let (_, each) = batches(filters(), encoder(), Vec::new(), two - 1);
+    assert_eq!(each.iter().map(|batch| batch.items.len()).collect::<Vec<_>>(), [1, 1, 1], "names count");
+    let cut: Vec<Vec<u8>> = each.iter().map(|batch| batch.item(0).into_owned()).collect();
+    assert_eq!(cut, items, "what did not fit is the same in the next batch");
 }
 
 /// Notes which series it was asked about.

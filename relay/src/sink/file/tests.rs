@@ -18,7 +18,7 @@ fn batch(texts: &[&str], framing: crate::encode::Framing) -> Batch {
 }
 
 fn lines(texts: &[&str]) -> Batch {
-    batch(texts, crate::encode::Framing { open: b"", separator: b"\n", close: b"\n", families: false })
+    batch(texts, crate::encode::Framing { open: b"", separator: b"\n", close: b"\n", form: crate::encode::Form::Whole })
 }
 
 fn built(path: &Path) -> Lines {
@@ -44,7 +44,7 @@ async fn a_body_without_a_line_end_gets_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("out.json");
     let mut sink = built(&path);
-    let list = crate::encode::Framing { open: b"[", separator: b",", close: b"]", families: false };
+    let list = crate::encode::Framing { open: b"[", separator: b",", close: b"]", form: crate::encode::Form::Whole };
     assert_eq!(sink.send(&batch(&["1", "2"], list), 0..2).await, Answer::Delivered);
     assert_eq!(read(&path), "[1,2]\n");
 }

@@ -1,8 +1,10 @@
 //! Against a server that speaks HTTP by script, connection by connection.
 
 use std::io::Read;
+use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -40,6 +42,34 @@ async fn each_answer_is_classified() {
         assert_eq!(sink.send(&lines(&["a", "b", "c"]), items).await, expect, "{answer}");
         task.await.expect("served");
     }
+}
+
+#[tokio::test]
+async fn lanes_are_as_many_as_requests_and_each_has_one_on_its_way() {
+    let (first, release) = (TcpListener::bind("127.0.0.1:0").await.expect("a port"), Arc::new(tokio::sync::Barrier::new(2)));
+    let url = format!("http://{}/", first.local_addr().expect("bound"));
+    let mut sink = built(json!({"url": url, "requests_max": 2}));
+    let mut lanes = sink.lanes();
+    let alone = built(json!({"url": "http://h/"}));
+    let many = built(json!({"url": "http://h/", "requests_max": 1000}));
+    assert_eq!((lanes.len(), alone.lanes().len(), many.lanes().len()), (1, 0, 63));
+    let server = tokio::spawn(async move {
+        // Nobody is answered before both requests are there.
+        let serving = (0..2).map(|_| async {
+            let (mut stream, _) = first.accept().await.expect("a connection");
+            let mut read = Vec::new();
+            while !read.ends_with(b"\r\n\r\na\n") {
+                assert!(stream.read_buf(&mut read).await.expect("read") > 0, "the whole request");
+            }
+            release.wait().await;
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("written");
+        });
+        futures::future::join_all(serving).await;
+    });
+    let batch = lines(&["a"]);
+    let answers = tokio::join!(sink.send(&batch, 0..1), lanes[0].send(&batch, 0..1));
+    assert_eq!(answers, (Answer::Delivered, Answer::Delivered));
+    server.await.expect("served");
 }
 
 #[tokio::test]
@@ -84,7 +114,7 @@ async fn silence_is_a_retry_and_the_next_try_goes_through() {
     let mut sink = built(json!({"url": url, "timeout": "1s"}));
     let batch = lines(&["a"]);
     assert_eq!(sink.send(&batch, 0..1).await, Answer::Retry { after: None, reason: "no answer within 1s".to_owned() });
-    sink.timeout = Duration::from_secs(10);
+    sink.bounds.timeout = Duration::from_secs(10);
     assert_eq!(sink.send(&batch, 0..1).await, Answer::Delivered);
     task.await.expect("served");
 }

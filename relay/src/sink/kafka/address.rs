@@ -138,7 +138,7 @@ impl Addressing {
         let key = match &self.key {
             Key::None => None,
             Key::Series => Some(KeyBytes::Digits(digits(item.series))),
-            Key::Target => Some(KeyBytes::Digits(digits(item.target))),
+            Key::Target => Some(KeyBytes::Digits(digits(batch.sections[item.section as usize].origin.target.0))),
             Key::Text(text) => Some(KeyBytes::Text(text.get(route).map_err(|error| format!("cannot make a key: {error}"))?)),
         };
         let mut headers = None;

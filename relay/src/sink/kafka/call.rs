@@ -100,7 +100,8 @@ impl Call {
                     None
                 }
                 Ok(address) => {
-                    let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(address.topic, i).payload(with.batch.item(i));
+                    let payload = with.batch.item(i);
+                    let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(address.topic, i).payload(&*payload);
                     if let Some(key) = &address.key {
                         record = record.key(key.bytes());
                     }

@@ -4,7 +4,7 @@ use bundled_nats::feed::Feeds;
 use serde_json::json;
 
 use super::*;
-use crate::encode::Framing;
+use crate::encode::{Form, Framing};
 use crate::sink::Files;
 use crate::sink::tests::batch;
 use crate::template::Route;
@@ -28,7 +28,7 @@ fn each_namespace_and_job_gets_its_messages_in_order_and_none_too_large() {
     feed.message_bytes = 9;
     let batch = routed(
         &["one", "two", "three", "four", "5"],
-        Framing { open: b"[", separator: b",", close: b"]", families: false },
+        Framing { open: b"[", separator: b",", close: b"]", form: Form::Whole },
         &[0, 1, 0, 1, 0],
     );
     let messages = feed.messages(&batch, 0..5).expect("all fit");
@@ -57,7 +57,7 @@ fn each_namespace_and_job_gets_its_messages_in_order_and_none_too_large() {
 async fn a_sample_that_is_too_large_is_rejected_alone() {
     let mut feed = sink(json!({"max_bytes": "4MiB", "message_bytes": "1KiB"})).expect("options it takes");
     let large = "x".repeat(2000);
-    let batch = routed(&["one", &large], Framing { open: b"", separator: b"\n", close: b"\n", families: false }, &[0, 0]);
+    let batch = routed(&["one", &large], Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole }, &[0, 0]);
     assert!(matches!(feed.send(&batch, 0..2).await, Answer::Reject { items: None, .. }));
     assert!(matches!(feed.send(&batch, 1..2).await, Answer::Reject { items: Some(items), .. } if items == [1]));
     let Answer::Fatal { reason } = feed.send(&batch, 0..1).await else { panic!("there is no server") };

@@ -1,22 +1,21 @@
 //! Items become the message of one version.
 //!
-//! *In*: items of the encoder `remote_write`, one after the other. *Out*: a `prometheus.WriteRequest` or an `io.prometheus.write.v2.Request`,
-//! and how much is in it. *Bound*: the items' bytes; the symbol table borrows from them. *When full*: does not apply.
+//! *In*: a batch of the encoder `remote_write`. *Out*: a `prometheus.WriteRequest` or an `io.prometheus.write.v2.Request`, and how much is in it.
+//! *Bound*: the batch's bytes and names; the buffers are used again. *When full*: does not apply.
 //!
 //! Samples of one series whose times rise stand in it together, at the place of the first: its labels are written once. Where a time does not
-//! rise, or the kind or the metadata changes, the series begins anew further on, which both versions allow.
+//! rise, or the kind changes, the series begins anew further on, which both versions allow.
 
-use std::collections::HashMap;
-
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::ProtobufMessage;
-use crate::encode::remote_write as item;
-use crate::encode::remote_write::Parts;
-use crate::protobuf::{Fields, Malformed, Value, double, int, len, put_bytes, put_double, put_int, put_message, varint};
+use super::labels::Labels;
+use crate::encode::Form;
+use crate::encode::remote_write::{self as item, Parts, number};
+use crate::protobuf::{Fields, Malformed, Value, double, field_bytes, int, len, put_bytes, put_double, put_int, put_message, varint};
+use crate::sink::Batch;
 
-/// `Request.symbols`.
-const SYMBOLS: u32 = len(4);
 /// `Request.timeseries`.
 const TIMESERIES: u32 = len(5);
 /// `TimeSeries.labels_refs`, and `Exemplar.labels_refs`: packed.
@@ -55,130 +54,105 @@ pub(super) struct Counts {
     pub exemplars: u64,
 }
 
-/// Writes the message of some items. *Errors*: another encoder wrote them.
-pub(super) fn write(message: ProtobufMessage, items: &[u8]) -> Result<(Vec<u8>, Counts), Malformed> {
-    let mut writer = Writer::new(message, items.len());
-    let (samples, firsts) = gather(items)?;
-    for first in firsts {
-        let mut at = Some(first);
-        while let Some(sample) = at.map(|at: u32| &samples[at as usize]) {
-            writer.take(&sample.parts)?;
-            at = sample.next;
-        }
-        writer.series()?;
-    }
-    Ok(writer.finish())
-}
-
-/// One sample, and the next of its series.
-struct Linked<'a> {
-    parts: Parts<'a>,
-    next: Option<u32>,
-}
-
-/// Reads all items, and links those of one series; the first of each, in their order.
-fn gather(items: &[u8]) -> Result<(Vec<Linked<'_>>, Vec<u32>), Malformed> {
-    let (mut samples, mut firsts): (Vec<Linked<'_>>, Vec<u32>) = (Vec::new(), Vec::new());
-    // Labels come from outside: nobody can tell which of them meet.
-    let seed = rand::random();
-    let mut lasts: HashMap<u64, u32> = HashMap::new();
-    let mut fields = Fields::new(items);
-    while let Some((key, value)) = fields.field()? {
-        if key != item::TIMESERIES {
-            return Err(Malformed);
-        }
-        let parts = Parts::read(value.bytes()?)?;
-        let place = samples.len() as u32;
-        match lasts.insert(xxh3_64_with_seed(parts.labels, seed), place).map(|last| &mut samples[last as usize]) {
-            Some(last) if last.parts.is_followed_by(&parts) => last.next = Some(place),
-            _ => firsts.push(place),
-        }
-        samples.push(Linked { parts, next: None });
-    }
-    Ok((samples, firsts))
-}
-
-/// The series under construction.
+/// Writes messages, one after the other, into the same buffers.
 #[derive(Default)]
-struct Group<'a> {
-    labels: &'a [u8],
+pub(super) struct Writer {
+    labels: Labels,
+    /// The labels of the series at hand, its points, its exemplars, its metadata.
+    own: Vec<u8>,
     points: Vec<u8>,
     exemplars: Vec<u8>,
-    metadata: Option<&'a [u8]>,
-}
-
-struct Writer<'a> {
-    message: ProtobufMessage,
-    symbols: Symbols<'a>,
-    group: Group<'a>,
-    /// The last series' labels with their references: its neighbour has most of them at the same places.
-    labels: Vec<(&'a [u8], u32, u32)>,
+    metadata: Vec<u8>,
     refs: Vec<u8>,
     out: Vec<u8>,
+    message: Vec<u8>,
     counts: Counts,
 }
 
-impl<'a> Writer<'a> {
-    fn new(message: ProtobufMessage, bytes: usize) -> Self {
-        let bytes = if message == ProtobufMessage::V1 { bytes } else { bytes / 3 };
-        Self {
-            message,
-            symbols: Symbols::new(),
-            group: Group::default(),
-            labels: Vec::new(),
-            refs: Vec::new(),
-            out: Vec::with_capacity(bytes),
-            counts: Counts::default(),
+impl Writer {
+    /// Writes the message of a batch; it stays until the next one. *Errors*: another encoder wrote it.
+    pub fn write(&mut self, message: ProtobufMessage, batch: &Batch) -> Result<(&[u8], Counts), Malformed> {
+        let Form::Unnamed { metadata } = batch.framing.form else { return Err(Malformed) };
+        self.labels.begin(message, batch);
+        // A message that was given up in the middle leaves something in the buffers.
+        for buffer in [&mut self.out, &mut self.points, &mut self.exemplars, &mut self.metadata] {
+            buffer.clear();
         }
+        self.counts = Counts::default();
+        match again(batch) {
+            false => {
+                for i in 0..batch.items.len() {
+                    self.take(message, &Parts::read(batch.said(i))?)?;
+                    self.series(message, batch, i, metadata);
+                }
+            }
+            true => {
+                let (samples, firsts) = gather(batch)?;
+                for first in firsts {
+                    let mut at = Some(first);
+                    while let Some(sample) = at.map(|at| &samples[at as usize]) {
+                        self.take(message, &sample.parts)?;
+                        at = sample.next;
+                    }
+                    self.series(message, batch, first as usize, metadata);
+                }
+            }
+        }
+        if message == ProtobufMessage::V1 {
+            return Ok((&self.out, self.counts));
+        }
+        self.message.clear();
+        self.message.extend_from_slice(self.labels.symbols());
+        self.message.extend_from_slice(&self.out);
+        Ok((&self.message, self.counts))
     }
 
-    /// Adds a sample to the series under construction.
-    fn take(&mut self, parts: &Parts<'a>) -> Result<(), Malformed> {
-        self.group.labels = parts.labels;
-        self.group.metadata = parts.metadata;
-        let points = &mut self.group.points;
-        let start = parts.start_ms.map(i64::cast_unsigned);
-        match (self.message, parts.histogram) {
+    /// Adds a sample to the series at hand.
+    fn take(&mut self, message: ProtobufMessage, parts: &Parts<'_>) -> Result<(), Malformed> {
+        let points = &mut self.points;
+        match (message, parts.histogram) {
             (ProtobufMessage::V1, false) => put_bytes(item::SAMPLE, parts.point, points),
             (ProtobufMessage::V1, true) => put_bytes(item::HISTOGRAM, parts.point, points),
-            (ProtobufMessage::V2, histogram) => put_message(if histogram { HISTOGRAMS } else { SAMPLES }, points, |out| {
-                out.extend_from_slice(parts.point);
-                if let Some(start) = start {
-                    put_int(if histogram { HISTOGRAM_START } else { SAMPLE_START }, start, out);
-                }
-            }),
+            (ProtobufMessage::V2, histogram) => {
+                let (key, start_key) = if histogram { (HISTOGRAMS, HISTOGRAM_START) } else { (SAMPLES, SAMPLE_START) };
+                let start = parts.start_ms.map(i64::cast_unsigned);
+                put_message(key, points, |out| {
+                    out.extend_from_slice(parts.point);
+                    if let Some(start) = start {
+                        put_int(start_key, start, out);
+                    }
+                });
+            }
         }
         if parts.histogram {
             self.counts.histograms += 1
         } else {
             self.counts.samples += 1
         }
-        self.exemplars(parts.exemplars)
-    }
-
-    fn exemplars(&mut self, exemplars: &'a [u8]) -> Result<(), Malformed> {
-        let mut fields = Fields::new(exemplars);
+        let mut fields = Fields::new(parts.exemplars);
         while let Some((_, exemplar)) = fields.field()? {
             self.counts.exemplars += 1;
-            if self.message == ProtobufMessage::V2 {
-                self.exemplar(exemplar.bytes()?)?;
+            match message {
+                ProtobufMessage::V1 => put_bytes(item::EXEMPLAR, exemplar.bytes()?, &mut self.exemplars),
+                ProtobufMessage::V2 => self.exemplar(exemplar.bytes()?)?,
             }
-        }
-        if self.message == ProtobufMessage::V1 {
-            self.group.exemplars.extend_from_slice(exemplars);
         }
         Ok(())
     }
 
-    fn exemplar(&mut self, exemplar: &'a [u8]) -> Result<(), Malformed> {
+    fn exemplar(&mut self, exemplar: &[u8]) -> Result<(), Malformed> {
         self.refs.clear();
         let (mut fields, mut value, mut time) = (Fields::new(exemplar), 0, 0);
         while let Some(field) = fields.field()? {
             match field {
                 (item::EXEMPLAR_LABEL, Value::Bytes(label)) => {
-                    let (name, text) = self.symbols.label(label)?;
-                    varint(u64::from(name), &mut self.refs);
-                    varint(u64::from(text), &mut self.refs);
+                    let mut label = Fields::new(label);
+                    let (Some((item::NAME, name)), Some((item::TEXT, text))) = (label.field()?, label.field()?) else {
+                        return Err(Malformed);
+                    };
+                    for text in [name, text] {
+                        varint(u64::from(self.labels.symbol(text.bytes()?)), &mut self.refs);
+                    }
                 }
                 (item::EXEMPLAR_VALUE, Value::Bits(bits)) => value = bits,
                 (item::EXEMPLAR_TIME, Value::Int(at)) => time = at,
@@ -186,7 +160,7 @@ impl<'a> Writer<'a> {
             }
         }
         let refs = &self.refs;
-        put_message(EXEMPLARS, &mut self.group.exemplars, |out| {
+        put_message(EXEMPLARS, &mut self.exemplars, |out| {
             if !refs.is_empty() {
                 put_bytes(LABELS_REFS, refs, out);
             }
@@ -196,154 +170,93 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes the series under construction.
-    fn series(&mut self) -> Result<(), Malformed> {
-        let group = &self.group;
-        if self.message == ProtobufMessage::V1 {
-            put_message(item::TIMESERIES, &mut self.out, |out| {
-                out.extend_from_slice(group.labels);
-                out.extend_from_slice(&group.points);
-                out.extend_from_slice(&group.exemplars);
-            });
-        } else {
-            self.refs.clear();
-            let (mut fields, mut i) = (Fields::new(group.labels), 0);
-            while let Some((_, label)) = fields.field()? {
-                let label = label.bytes()?;
-                let (name, text) = match self.labels.get(i) {
-                    Some((known, name, text)) if *known == label => (*name, *text),
-                    _ => {
-                        let (name, text) = self.symbols.label(label)?;
-                        self.labels.truncate(i);
-                        self.labels.push((label, name, text));
-                        (name, text)
-                    }
-                };
-                varint(u64::from(name), &mut self.refs);
-                varint(u64::from(text), &mut self.refs);
-                i += 1;
+    /// Writes the series at hand: that of an item.
+    fn series(&mut self, message: ProtobufMessage, batch: &Batch, i: usize, metadata: bool) {
+        let item = &batch.items[i];
+        self.own.clear();
+        let (series, texts) = self.labels.put(batch, item.section as usize, item.index as usize, &mut self.own);
+        let out = &mut self.out;
+        let behind = self.points.len() + self.exemplars.len();
+        match message {
+            ProtobufMessage::V1 => {
+                varint(u64::from(item::TIMESERIES), out);
+                varint((self.own.len() + behind) as u64, out);
+                out.extend_from_slice(&self.own);
             }
-            let metadata = group.metadata.map(|metadata| self.symbols.metadata(metadata)).transpose()?;
-            let refs = &self.refs;
-            put_message(TIMESERIES, &mut self.out, |out| {
-                put_bytes(LABELS_REFS, refs, out);
-                out.extend_from_slice(&group.points);
-                out.extend_from_slice(&group.exemplars);
-                if let Some(metadata) = metadata {
-                    metadata.write(out);
+            ProtobufMessage::V2 => {
+                if metadata {
+                    let numbered = series.numbered();
+                    let texts = [(HELP_REF, numbered.help), (UNIT_REF, numbered.unit)]
+                        .map(|(key, text)| (key, self.labels.text(series, texts, text)));
+                    put_message(METADATA, &mut self.metadata, |out| {
+                        put_int(METADATA_TYPE, number(numbered.kind), out);
+                        texts.into_iter().filter(|(_, symbol)| *symbol != 0).for_each(|(key, symbol)| put_int(key, u64::from(symbol), out));
+                    });
                 }
-            });
-        }
-        self.group.points.clear();
-        self.group.exemplars.clear();
-        Ok(())
-    }
-
-    fn finish(self) -> (Vec<u8>, Counts) {
-        if self.message == ProtobufMessage::V1 {
-            return (self.out, self.counts);
-        }
-        let texts: usize = self.symbols.texts.iter().map(|text| text.len() + 4).sum();
-        let mut out = Vec::with_capacity(texts + self.out.len());
-        for text in &self.symbols.texts {
-            put_bytes(SYMBOLS, text, &mut out);
-        }
-        out.extend_from_slice(&self.out);
-        (out, self.counts)
-    }
-}
-
-/// Type, help and unit by their references.
-struct Metadata {
-    kind: u64,
-    help: u32,
-    unit: u32,
-}
-
-impl Metadata {
-    fn write(&self, out: &mut Vec<u8>) {
-        put_message(METADATA, out, |out| {
-            put_int(METADATA_TYPE, self.kind, out);
-            for (key, symbol) in [(HELP_REF, self.help), (UNIT_REF, self.unit)] {
-                if symbol != 0 {
-                    put_int(key, u64::from(symbol), out);
-                }
-            }
-        });
-    }
-}
-
-/// The texts of one message, each once; the first is empty.
-struct Symbols<'a> {
-    texts: Vec<&'a [u8]>,
-    /// Open addressing: a text's reference, 0 for a free slot (the empty text needs none).
-    slots: Vec<u32>,
-    /// Texts come from outside: nobody can tell which of them meet in a slot.
-    seed: u64,
-}
-
-/// Slots of a new table. Larger: memory for small messages; smaller: large messages grow it more often.
-const SLOTS: usize = 1024;
-
-impl<'a> Symbols<'a> {
-    fn new() -> Self {
-        Self { texts: vec![b""], slots: vec![0; SLOTS], seed: rand::random() }
-    }
-
-    /// A text's reference.
-    fn get(&mut self, text: &'a [u8]) -> u32 {
-        if text.is_empty() {
-            return 0;
-        }
-        if self.texts.len() * 2 > self.slots.len() {
-            self.grow();
-        }
-        let slot = self.slot(text);
-        if self.slots[slot] == 0 {
-            self.slots[slot] = self.texts.len() as u32;
-            self.texts.push(text);
-        }
-        self.slots[slot]
-    }
-
-    /// The slot of a text, or the free one where it belongs.
-    fn slot(&self, text: &[u8]) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = xxh3_64_with_seed(text, self.seed) as usize & mask;
-        while self.slots[slot] != 0 && self.texts[self.slots[slot] as usize] != text {
-            slot = (slot + 1) & mask;
-        }
-        slot
-    }
-
-    fn grow(&mut self) {
-        self.slots = vec![0; self.slots.len() * 4];
-        for i in 1..self.texts.len() {
-            let slot = self.slot(self.texts[i]);
-            self.slots[slot] = i as u32;
-        }
-    }
-
-    /// The references of a label's name and value.
-    fn label(&mut self, label: &'a [u8]) -> Result<(u32, u32), Malformed> {
-        let mut fields = Fields::new(label);
-        match (fields.field()?, fields.field()?) {
-            (Some((item::NAME, name)), Some((item::TEXT, text))) => Ok((self.get(name.bytes()?), self.get(text.bytes()?))),
-            _ => Err(Malformed),
-        }
-    }
-
-    fn metadata(&mut self, metadata: &'a [u8]) -> Result<Metadata, Malformed> {
-        let mut read = Metadata { kind: 0, help: 0, unit: 0 };
-        let mut fields = Fields::new(metadata);
-        while let Some(field) = fields.field()? {
-            match field {
-                (item::METADATA_TYPE, Value::Int(kind)) => read.kind = kind,
-                (item::METADATA_HELP, Value::Bytes(help)) => read.help = self.get(help),
-                (item::METADATA_UNIT, Value::Bytes(unit)) => read.unit = self.get(unit),
-                _ => return Err(Malformed),
+                varint(u64::from(TIMESERIES), out);
+                varint((field_bytes(self.own.len()) + behind + self.metadata.len()) as u64, out);
+                put_bytes(LABELS_REFS, &self.own, out);
             }
         }
-        Ok(read)
+        for part in [&mut self.points, &mut self.exemplars, &mut self.metadata] {
+            out.extend_from_slice(part);
+            part.clear();
+        }
     }
+}
+
+/// Whether a series may have more than one sample: its target has more than one section.
+fn again(batch: &Batch) -> bool {
+    let mut targets = HashSet::new();
+    batch
+        .items
+        .chunk_by(|a, b| a.section == b.section)
+        .any(|items| !targets.insert(batch.sections[items[0].section as usize].origin.target))
+}
+
+/// One sample, and the next of its series.
+struct Linked<'a> {
+    parts: Parts<'a>,
+    next: Option<u32>,
+}
+
+/// Reads all items, and links those of one series; the first of each, in their order.
+fn gather(batch: &Batch) -> Result<(Vec<Linked<'_>>, Vec<u32>), Malformed> {
+    let (mut samples, mut firsts): (Vec<Linked<'_>>, Vec<u32>) = (Vec::with_capacity(batch.items.len()), Vec::new());
+    let mut lasts: HashMap<u64, u32> = HashMap::new();
+    for (i, item) in batch.items.iter().enumerate() {
+        let parts = Parts::read(batch.said(i))?;
+        match lasts.insert(item.series, i as u32) {
+            Some(last) if follows(batch, last as usize, &samples[last as usize].parts, i, &parts) => {
+                samples[last as usize].next = Some(i as u32)
+            }
+            _ => firsts.push(i as u32),
+        }
+        samples.push(Linked { parts, next: None });
+    }
+    Ok((samples, firsts))
+}
+
+/// Whether an item may stand behind another in one series: the same labels and metadata, the same kind, and a later time.
+fn follows(batch: &Batch, last: usize, before: &Parts<'_>, next: usize, after: &Parts<'_>) -> bool {
+    if before.histogram != after.histogram || before.timestamp_ms >= after.timestamp_ms {
+        return false;
+    }
+    let (a, b) = (batch.names(last), batch.names(next));
+    let (i, j) = (batch.items[last].index as usize, batch.items[next].index as usize);
+    if Arc::ptr_eq(a, b) && i == j {
+        return true;
+    }
+    // The identity of a series is a hash, and labels come from outside.
+    let labels = |names, index| {
+        let mut labels = Vec::new();
+        item::each_label(names, index, |name, value| labels.push((name, value)));
+        labels.retain(|(_, value): &(&str, &str)| !value.is_empty());
+        labels
+    };
+    let said = |names: &crate::step::Names, index| {
+        let family = names.layout.series(index).family();
+        (family.kind, family.help.to_owned(), family.unit.to_owned())
+    };
+    labels(a, i) == labels(b, j) && said(a, i) == said(b, j)
 }

@@ -12,9 +12,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::encode::remote_write as item;
-use crate::encode::remote_write::Parts;
-use crate::protobuf::{Fields, Malformed, Value, int, len, put_bytes, put_int, put_message};
+use sample::Family;
+
+use crate::encode::Form;
+use crate::encode::remote_write::{self as item, number};
+use crate::protobuf::{int, len, put_bytes, put_int, put_message};
+use crate::sink::Batch;
 
 /// Metrics that are remembered. Larger: memory, 16 bytes each; smaller: with more metrics than this all of them are told with every batch.
 const METRICS_MAX: usize = 500_000;
@@ -54,29 +57,29 @@ impl Told {
         Self { interval, seed: rand::random(), at: Arc::default() }
     }
 
-    /// What the receiver should be told of the metrics of some items. *Errors*: another encoder wrote them.
-    pub fn missing(&self, items: &[u8]) -> Result<Vec<Metric>, Malformed> {
+    /// What the receiver should be told of the metrics of a batch.
+    pub fn missing(&self, batch: &Batch) -> Vec<Metric> {
         let mut missing: Vec<Metric> = Vec::new();
-        if self.interval.is_zero() {
-            return Ok(missing);
+        if self.interval.is_zero() || batch.framing.form != (Form::Unnamed { metadata: true }) {
+            return missing;
         }
         let (now, told) = (Instant::now(), self.told());
-        let (mut before, mut fields) = ((&[][..], &[][..]), Fields::new(items));
-        while let Some((_, value)) = fields.field()? {
-            let parts = Parts::read(value.bytes()?)?;
-            let Some(metadata) = parts.metadata else { continue };
-            let name = name(parts.labels)?;
+        let mut before = None;
+        for item in &batch.items {
+            let (piece, series) = batch.sections[item.section as usize].names.layout.find(item.index as usize);
+            let numbered = series.numbered();
             // Series of one metric are neighbours, most often.
-            if std::mem::replace(&mut before, (name, metadata)) == (name, metadata) {
+            let here = Some((item.section, piece, numbered.name, numbered.kind, numbered.help, numbered.unit));
+            if std::mem::replace(&mut before, here) == here {
                 continue;
             }
-            let Some(metric) = self.metric(name, metadata)? else { continue };
+            let Some(metric) = self.metric(series.name(), series.family()) else { continue };
             let is_known = told.get(&metric.id).is_some_and(|at| now.duration_since(*at) < self.interval);
             if !is_known && missing.iter().rev().all(|other| other.id != metric.id) {
                 missing.push(metric);
             }
         }
-        Ok(missing)
+        missing
     }
 
     /// Those that another lane has not told meanwhile; from now on they count as told, as a refusal is no reason to ask with every batch.
@@ -94,31 +97,22 @@ impl Told {
     }
 
     /// A metric; none: nothing is known of it.
-    fn metric(&self, name: &[u8], metadata: &[u8]) -> Result<Option<Metric>, Malformed> {
-        let (mut kind, mut help, mut unit) = (0, &[][..], &[][..]);
-        let mut fields = Fields::new(metadata);
-        while let Some(field) = fields.field()? {
-            match field {
-                (item::METADATA_TYPE, Value::Int(number)) => kind = number,
-                (item::METADATA_HELP, Value::Bytes(text)) => help = text,
-                (item::METADATA_UNIT, Value::Bytes(text)) => unit = text,
-                _ => return Err(Malformed),
-            }
+    fn metric(&self, name: &str, family: Family<'_>) -> Option<Metric> {
+        let Family { kind, help, unit, .. } = family;
+        if number(kind) == 0 && help.is_empty() && unit.is_empty() {
+            return None;
         }
-        if kind == 0 && help.is_empty() && unit.is_empty() {
-            return Ok(None);
-        }
-        let mut message = Vec::with_capacity(name.len() + metadata.len() + 8);
-        put_int(TYPE, kind, &mut message);
-        put_bytes(FAMILY, item::family(name, kind), &mut message);
+        let mut message = Vec::with_capacity(name.len() + help.len() + unit.len() + 16);
+        put_int(TYPE, number(kind), &mut message);
+        put_bytes(FAMILY, item::family(name, kind).as_bytes(), &mut message);
         for (key, text) in [(HELP, help), (UNIT, unit)] {
             if !text.is_empty() {
-                put_bytes(key, text, &mut message);
+                put_bytes(key, text.as_bytes(), &mut message);
             }
         }
         let mut hash = Xxh3::with_seed(self.seed);
         hash.update(&message);
-        Ok(Some(Metric { id: hash.digest(), message }))
+        Some(Metric { id: hash.digest(), message })
     }
 }
 
@@ -129,16 +123,4 @@ pub(super) fn write(metrics: &[Metric]) -> Vec<u8> {
         put_message(METADATA, &mut out, |out| out.extend_from_slice(&metric.message));
     }
     out
-}
-
-/// The value of `__name__` in an item's labels.
-fn name(labels: &[u8]) -> Result<&[u8], Malformed> {
-    let mut fields = Fields::new(labels);
-    while let Some((_, label)) = fields.field()? {
-        let mut label = Fields::new(label.bytes()?);
-        if let (Some((item::NAME, Value::Bytes(b"__name__"))), Some((item::TEXT, value))) = (label.field()?, label.field()?) {
-            return value.bytes();
-        }
-    }
-    Ok(&[])
 }

@@ -1,16 +1,16 @@
 //! Every rule of both versions, against a server that answers by script; what arrives is read by an independent decoder.
 
 use prost::Message;
-use sample::{Counts as BucketCounts, Exemplar, MetricType, NativeHistogram};
+use sample::{Counts as BucketCounts, Exemplar, LayoutBuilder, MetricType, NativeHistogram, Origin, TargetId};
 use serde_json::json;
 
 use super::proto::{self, v2};
 use super::*;
 use crate::encode;
-use crate::filter::Series;
 use crate::sink::Item;
 use crate::sink::scripted::{Seen, server};
 use crate::sink::tests::lines;
+use crate::step::{Names, Section};
 
 const OK: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 const WRITTEN: &str = "HTTP/1.1 204 No Content\r\nX-Prometheus-Remote-Write-Samples-Written: 3\r\n\r\n";
@@ -37,15 +37,25 @@ fn batch(rows: &[Row<'_>]) -> Batch {
     let mut batch = lines(&[]);
     batch.framing = encoder.framing();
     batch.content_type = encoder.content_type();
-    let mut target = Vec::new();
-    encoder.target(&[("instance", "h:1"), ("job", "j")], &mut target);
+    let mut layout = LayoutBuilder::new();
+    let mut known: Vec<(&str, &[(&str, &str)])> = Vec::new();
     for row in rows {
-        let mut series = Vec::new();
+        if !known.contains(&(row.name, row.labels)) {
+            let family = layout.family(row.name, MetricType::Counter, "Help.", "seconds");
+            layout.series(family, row.name, row.labels.iter().copied());
+            known.push((row.name, row.labels));
+        }
+    }
+    let layout = Arc::new(layout.build());
+    let names = Arc::new(Names::new(layout.clone(), &[("instance", "h:1"), ("job", "j")]));
+    let origin = Arc::new(Origin { target: TargetId(7), labels: Vec::new(), attributes: Vec::new() });
+    // Each slot is a section.
+    let mut slots: Vec<i64> = Vec::new();
+    for row in rows {
         let kind = MetricType::Counter;
-        encoder.series(&Series { name: row.name, labels: row.labels, kind, cumulative: true, help: "Help.", unit: "seconds" }, &mut series);
         let sample = encode::Sample {
-            series: &series,
-            target: &target,
+            series: &[],
+            target: &[],
             kind,
             timestamp_ms: row.at,
             value: row.value,
@@ -58,8 +68,25 @@ fn batch(rows: &[Row<'_>]) -> Batch {
             Some(histogram) => encoder.histogram(&sample, histogram, &mut batch.bytes),
             None => encoder.sample(&sample, &mut batch.bytes),
         };
-        batch.items.push(Item { end: u32::try_from(batch.bytes.len()).expect("small"), series: 1, target: 7, route: 0 });
+        let section = slots.iter().position(|slot| *slot == row.at).unwrap_or_else(|| {
+            slots.push(row.at);
+            slots.len() - 1
+        });
+        let index = known.iter().position(|known| *known == (row.name, row.labels)).expect("known");
+        // Two identities for all series: what tells them apart is what they are called.
+        let item = Item { end: 0, section: 0, series: index as u64 % 2, index: 0, route: 0 };
+        let number = |n: usize| u32::try_from(n).expect("small");
+        batch.items.push(Item { end: number(batch.bytes.len()), section: number(section), index: number(index), ..item });
     }
+    let section = |slot_ms| Section {
+        origin: origin.clone(),
+        layout: layout.clone(),
+        columns: Arc::default(),
+        names: names.clone(),
+        slot_ms,
+        items: 0,
+    };
+    batch.sections = slots.into_iter().map(section).collect();
     batch
 }
 
@@ -304,7 +331,7 @@ async fn silence_and_a_cut_connection_are_retries_of_the_same_bytes() {
     let (url, task) = server(&["", "HTTP/1.1 204 No Content\r\ncontent-le", WRITTEN]).await;
     let mut sink = built(json!({"url": url, "protobuf_message": V2, "timeout": "1s"}));
     assert_eq!(sink.send(&three(), 0..3).await, Answer::Retry { after: None, reason: "no answer within 1s".to_owned() });
-    sink.timeout = Duration::from_secs(10);
+    sink.bounds.timeout = Duration::from_secs(10);
     let answer = sink.send(&three(), 0..3).await;
     assert!(matches!(answer, Answer::Retry { after: None, .. }), "{answer:?}");
     assert_eq!(sink.send(&three(), 0..3).await, Answer::Delivered);
@@ -331,7 +358,7 @@ async fn a_part_of_a_batch_is_a_request_of_its_own() {
     assert_eq!(sink.send(&batch, 0..1).await, Answer::Delivered);
     assert_eq!(sink.send(&batch, 1..3).await, Answer::Delivered);
     let seen = task.await.expect("served");
-    assert_eq!(v2(&seen[0]).symbols, ["", "__name__", "a", "instance", "h:1", "job", "j", "Help.", "seconds"]);
+    assert_eq!(v2(&seen[0]).symbols, ["", "__name__", "instance", "h:1", "job", "j", "a", "Help.", "seconds"]);
     let second = v2(&seen[1]);
     assert_eq!(second.timeseries.len(), 2);
     assert!(!second.symbols.contains(&"a".to_owned()));
@@ -388,7 +415,7 @@ async fn version_2_tells_metadata_with_the_series_only() {
 #[tokio::test(start_paused = true)]
 async fn metadata_is_told_again_after_its_interval_and_by_one_lane() {
     let told = Told::new(Duration::from_secs(60));
-    let missing = |told: &Told| told.missing(&three().bytes).expect("items");
+    let missing = |told: &Told| told.missing(&three());
     let first = missing(&told);
     assert_eq!((first.len(), told.clone().begin(first.clone()).len()), (2, 2));
     assert_eq!((told.begin(first).len(), missing(&told).len()), (0, 0));
@@ -404,8 +431,10 @@ fn many_symbols_stand_once_each() {
     let names: Vec<String> = (0..5000).map(|i| format!("v{}", i % 3000)).collect();
     let labels: Vec<[(&str, &str); 1]> = names.iter().map(|name| [("path", name.as_str())]).collect();
     let rows: Vec<_> = labels.iter().map(|labels| row("a", labels, 1000, 1.0)).collect();
-    let (body, counts) = message::write(ProtobufMessage::V2, &batch(&rows).bytes).expect("items");
-    let request = v2::Request::decode(&body[..]).expect("a request");
+    let mut writer = message::Writer::default();
+    writer.write(ProtobufMessage::V1, &three()).expect("its own items");
+    let (body, counts) = writer.write(ProtobufMessage::V2, &batch(&rows)).expect("its own items");
+    let request = v2::Request::decode(body).expect("a request");
     sound(&request);
     assert_eq!((counts.samples, request.timeseries.len()), (5000, 5000));
     for (series, name) in request.timeseries.iter().zip(&names) {

@@ -1,0 +1,360 @@
+//! Slots: which of them brought no page, and why.
+//!
+//! *In*: what collectors booked, when their processes began and ended, the slots that have a frame. *Out*: holes. *Bound*: one line per target and its gaps;
+//! the target's minutes in which something was booked, at most [`super::CELLS_MAX`]; one line per start. *When full*: the audit ends.
+//!
+//! A collector books what it missed and what failed, so a gap of one process is what it booked for it. Between two processes nobody books: the
+//! schedule says which slots there were.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bundled_nats::ledger::Life;
+use sample::sheet::{HOUR, Kind, Sheet, minute_of};
+use sample::{Flags, FrameRef, TargetId};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Collection, Hole, Holes, Scope};
+
+/// No start of a process is known that says how the one before it ended.
+const NOT_RUNNING: &str = "not_running";
+/// Nobody booked it.
+const MISSED: &str = "missed";
+/// Nobody booked why.
+const FAILED: &str = "failed";
+/// Distances after a gap that are looked at. Larger: an interval that has changed is known later; smaller: a slot that is missed soon after passes for one.
+const LOOKS: u8 = 3;
+
+/// A start of a collector's process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Start {
+    /// The collector's name.
+    pub producer: String,
+    /// When it began, ms.
+    pub at_ms: i64,
+    /// How the one before it ended: `stopped`, `killed`; `none`: it is the first one that is known.
+    pub before: String,
+    /// When that one ended, where it could say so, ms.
+    pub ended_ms: Option<i64>,
+}
+
+/// What is known of slots.
+#[derive(Default)]
+pub(super) struct Slots {
+    /// What collectors booked: target, first minute, minutes.
+    booked: BTreeMap<(TargetId, i64, u8), Vec<Booked>>,
+    /// Frames of failed scrapes.
+    failed: HashMap<(TargetId, i64), u64>,
+    /// Losses before the stream: first and last slot.
+    dropped: HashMap<TargetId, Vec<(i64, i64)>>,
+    targets: HashMap<TargetId, Rhythm>,
+    /// By producer, in order.
+    lives: BTreeMap<String, Vec<Life>>,
+}
+
+/// Slots of a target and minute that share their reason.
+struct Booked {
+    kind: Kind,
+    reason: Box<str>,
+    slots: u64,
+    /// Those of them that are holes already.
+    told: u64,
+}
+
+/// When a target was scraped.
+struct Rhythm {
+    slot_ms: i64,
+    process: Process,
+    /// The time between two slots; 0: there was one only.
+    every_ms: i64,
+    gaps: Vec<Gap>,
+    /// It was gone after that slot: what comes later begins anew.
+    is_ended: bool,
+}
+
+/// A process, by its producer and epoch.
+type Process = (String, u64);
+
+/// Two neighbouring slots that are further apart than those before them.
+#[derive(Clone)]
+struct Gap {
+    from_ms: i64,
+    to_ms: i64,
+    /// The time between two slots before it; 0: there was one slot only.
+    before_ms: i64,
+    /// The shortest time between two slots right after it; 0: there was none yet.
+    after_ms: i64,
+    looks: u8,
+    /// The producer after it, if it is another process than before.
+    other: Option<String>,
+}
+
+/// Where holes go.
+struct Teller<'a> {
+    scope: &'a Scope,
+    collection: &'a mut Collection,
+    holes: &'a mut Holes,
+}
+
+impl Slots {
+    /// Takes a moment of a process' life, in the order of the ledger.
+    pub fn lived(&mut self, producer: &str, life: Life) {
+        self.lives.entry(producer.to_owned()).or_default().push(life);
+    }
+
+    /// Takes a loss before the stream.
+    pub fn dropped(&mut self, target: TargetId, slots: (i64, i64)) {
+        self.dropped.entry(target).or_default().push(slots);
+    }
+
+    /// Takes what a collector booked; a booking that cannot be read tells nothing.
+    pub fn book(&mut self, payload: &[u8], scope: &Scope) {
+        let Ok(sheet) = Sheet::decode(payload, None) else { return };
+        sheet.each(|cell| {
+            let end = cell.minute + i64::from(cell.span);
+            if end <= scope.from || cell.minute >= scope.to || !scope.selects(cell.target.id) {
+                return;
+            }
+            let here = self.booked.entry((cell.target.id, cell.minute, cell.span)).or_default();
+            for (term, n) in sheet.terms().iter().zip(cell.counts).filter(|(_, n)| **n > 0) {
+                match here.iter_mut().find(|known| known.kind == term.kind && known.reason == term.reason) {
+                    Some(known) => known.slots += n.unsigned_abs(),
+                    None => here.push(Booked { kind: term.kind, reason: term.reason.clone(), slots: n.unsigned_abs(), told: 0 }),
+                }
+            }
+        });
+    }
+
+    /// The minutes that something is booked in.
+    pub fn len(&self) -> usize {
+        self.booked.len()
+    }
+
+    /// Takes the first frame of a slot; those before and after the range show where a gap that reaches into it begins and ends.
+    pub fn take(&mut self, producer: &str, epoch: u64, frame: &FrameRef<'_>, scope: &Scope) {
+        let slot_ms = frame.slot_ms;
+        if frame.flags.contains(Flags::END) {
+            if let Some(known) = self.targets.get_mut(&frame.target) {
+                known.is_ended = true;
+            }
+            return;
+        }
+        if frame.flags.contains(Flags::FAILED) && scope.holds(minute_of(slot_ms)) {
+            *self.failed.entry((frame.target, minute_of(slot_ms))).or_default() += 1;
+        }
+        let process = || (producer.to_owned(), epoch);
+        let known = self.targets.entry(frame.target).or_insert_with(|| Rhythm {
+            slot_ms,
+            process: process(),
+            every_ms: 0,
+            gaps: Vec::new(),
+            is_ended: false,
+        });
+        if std::mem::take(&mut known.is_ended) {
+            (known.slot_ms, known.every_ms, known.process) = (slot_ms, 0, process());
+        }
+        let distance = slot_ms - known.slot_ms;
+        if distance <= 0 {
+            return known.fill(slot_ms);
+        }
+        known.settle(distance);
+        let is_other = (known.process.0.as_str(), known.process.1) != (producer, epoch);
+        if is_other || distance > known.every_ms {
+            let (from_ms, before_ms) = (known.slot_ms, known.every_ms);
+            let other = is_other.then(|| producer.to_owned());
+            known.gaps.push(Gap { from_ms, to_ms: slot_ms, before_ms, after_ms: 0, looks: 0, other });
+        }
+        known.slot_ms = slot_ms;
+        if known.every_ms == 0 || distance < known.every_ms {
+            known.every_ms = distance;
+        }
+        if is_other {
+            known.process = process();
+        }
+    }
+
+    /// Says which slots of the range brought no page. `is_torn`: whether messages are gone from the middle of the stream in a minute.
+    pub fn finish(mut self, scope: &Scope, is_torn: impl Fn(i64) -> bool, collection: &mut Collection, holes: &mut Holes) {
+        collection.starts = self.starts(scope);
+        let mut targets: Vec<_> = std::mem::take(&mut self.targets).into_iter().collect();
+        targets.sort_unstable_by_key(|(target, _)| *target);
+        let mut to = Teller { scope, collection, holes };
+        for (target, rhythm) in targets {
+            for (gap, every_ms) in rhythm.gaps.iter().filter_map(|gap| Some((gap, gap.every_ms()?))) {
+                self.gap(target, gap, every_ms, &is_torn, &mut to);
+            }
+        }
+        self.tell_booked(&mut to);
+    }
+
+    /// Goes through the slots of a gap.
+    fn gap(&mut self, target: TargetId, gap: &Gap, every_ms: i64, is_torn: &impl Fn(i64) -> bool, to: &mut Teller<'_>) {
+        let mut run: Option<((Kind, String), i64, i64, u64)> = None;
+        // The first slot of the gap that is in the range.
+        let steps = (to.scope.from * 60_000 - gap.from_ms).max(1).unsigned_abs().div_ceil(every_ms.unsigned_abs());
+        let mut slot_ms = gap.from_ms.saturating_add(every_ms.saturating_mul(steps.cast_signed()));
+        // What is nearer to its end than half an interval is that one, of an interval that has changed.
+        let end_ms = (to.scope.to * 60_000).min(gap.to_ms - every_ms / 2);
+        while slot_ms < end_ms {
+            let why = self.reason(target, slot_ms, gap.other.as_deref(), is_torn);
+            match (&mut run, why) {
+                (Some((known, _, last_ms, slots)), Some(why)) if *known == why => (*last_ms, *slots) = (slot_ms, *slots + 1),
+                (_, why) => {
+                    if let Some(((kind, reason), from_ms, to_ms, slots)) =
+                        std::mem::replace(&mut run, why.map(|why| (why, slot_ms, slot_ms, 1)))
+                    {
+                        to.tell(kind, &reason, target, (from_ms, to_ms), slots);
+                    }
+                }
+            }
+            slot_ms = slot_ms.saturating_add(every_ms);
+        }
+        if let Some(((kind, reason), from_ms, to_ms, slots)) = run {
+            to.tell(kind, &reason, target, (from_ms, to_ms), slots);
+        }
+    }
+
+    /// Why a slot of a gap has no frame; none: it had one, which was lost later and is told of elsewhere.
+    fn reason(&mut self, target: TargetId, slot_ms: i64, other: Option<&str>, is_torn: &impl Fn(i64) -> bool) -> Option<(Kind, String)> {
+        let minute = minute_of(slot_ms);
+        for (first, span) in [(minute, 1), (minute.div_euclid(i64::from(HOUR)) * i64::from(HOUR), HOUR)] {
+            let minutes = first..first + i64::from(span);
+            let Some(all) = self.booked.get_mut(&(target, first, span)) else { continue };
+            let frames: u64 = minutes.filter_map(|minute| self.failed.get(&(target, minute))).sum();
+            let failed: u64 = all.iter().filter(|booked| booked.kind == Kind::Failed).map(|booked| booked.slots - booked.told).sum();
+            // A scrape may have failed and left no frame.
+            let kind = |kind| if failed > frames { matches!(kind, Kind::Missed | Kind::Failed) } else { kind == Kind::Missed };
+            if let Some(booked) = all.iter_mut().find(|booked| kind(booked.kind) && booked.told < booked.slots) {
+                booked.told += 1;
+                return Some((booked.kind, booked.reason.to_string()));
+            }
+        }
+        let was_dropped = self.dropped.get(&target).is_some_and(|all| all.iter().any(|(from, to)| (*from..=*to).contains(&slot_ms)));
+        if was_dropped || is_torn(minute) {
+            return None;
+        }
+        Some((Kind::Missed, other.map_or(MISSED, |producer| self.ended(producer, slot_ms)).to_owned()))
+    }
+
+    /// How the process ended that did not run in a slot.
+    fn ended(&self, producer: &str, slot_ms: i64) -> &'static str {
+        let mut ended = NOT_RUNNING;
+        let mut before = None;
+        for life in self.lives.get(producer).into_iter().flatten() {
+            if let Life::Started(at_ms) = life {
+                ended = word(before);
+                if *at_ms >= slot_ms {
+                    break;
+                }
+            }
+            before = Some(life);
+        }
+        ended
+    }
+
+    /// What is booked and not told of yet.
+    fn tell_booked(&mut self, to: &mut Teller<'_>) {
+        for ((target, first, span), all) in &self.booked {
+            let (first, end) = (*first, *first + i64::from(*span));
+            for booked in all.iter().filter(|booked| booked.told < booked.slots) {
+                let mut left = booked.slots - booked.told;
+                to.tell(booked.kind, &booked.reason, *target, (first * 60_000, end * 60_000), left);
+                if booked.kind != Kind::Failed {
+                    continue;
+                }
+                for minute in first..end {
+                    let Some(frames) = self.failed.get_mut(&(*target, minute)) else { continue };
+                    let here = left.min(*frames);
+                    (left, *frames) = (left - here, *frames - here);
+                }
+            }
+        }
+        let mut nobodys: Vec<_> = self.failed.iter().filter(|(_, frames)| **frames > 0).collect();
+        nobodys.sort_unstable();
+        for ((target, minute), frames) in nobodys {
+            to.tell(Kind::Failed, FAILED, *target, (minute * 60_000, (minute + 1) * 60_000), *frames);
+        }
+    }
+
+    /// The starts that are in the range, or end a time without a process that reaches into it.
+    fn starts(&self, scope: &Scope) -> Vec<Start> {
+        let mut starts = Vec::new();
+        for (producer, lives) in &self.lives {
+            let mut before: Option<&Life> = None;
+            for life in lives {
+                if let Life::Started(at_ms) = *life {
+                    let ended_ms = before.and_then(|life| if let Life::Stopped(at_ms) = life { Some(*at_ms) } else { None });
+                    let word = before.map_or("none", |life| word(Some(life))).to_owned();
+                    if (ended_ms.unwrap_or(at_ms) < scope.to * 60_000) && at_ms >= scope.from * 60_000 {
+                        starts.push(Start { producer: producer.clone(), at_ms, before: word, ended_ms });
+                    }
+                }
+                before = Some(life);
+            }
+        }
+        starts.sort_unstable_by_key(|start| start.at_ms);
+        starts
+    }
+}
+
+impl Rhythm {
+    /// It came late: it fills a gap.
+    fn fill(&mut self, slot_ms: i64) {
+        let Some(at) = self.gaps.iter().position(|gap| (gap.from_ms + 1..gap.to_ms).contains(&slot_ms)) else { return };
+        let gap = self.gaps.remove(at);
+        let before = Gap { to_ms: slot_ms, ..gap.clone() };
+        self.gaps.extend([before, Gap { from_ms: slot_ms, ..gap }]);
+    }
+
+    /// Knows better of the newest gaps, by the distances after them: where these are as long, the interval has changed.
+    fn settle(&mut self, distance: i64) {
+        let newest = self.gaps.len().saturating_sub(usize::from(LOOKS));
+        for gap in self.gaps[newest..].iter_mut().filter(|gap| gap.looks < LOOKS) {
+            gap.looks += 1;
+            gap.after_ms = if gap.after_ms == 0 { distance } else { gap.after_ms.min(distance) };
+            if gap.looks == LOOKS && gap.every_ms().is_none() {
+                self.every_ms = gap.after_ms;
+            }
+        }
+        self.gaps.retain(|gap| gap.looks < LOOKS || gap.every_ms().is_some());
+    }
+}
+
+impl Gap {
+    /// The time between two of its slots; none: it is not known to have any.
+    fn every_ms(&self) -> Option<i64> {
+        let length = self.to_ms - self.from_ms;
+        match (self.before_ms, self.after_ms) {
+            (0, 0) => None,
+            (_, after) if after >= length => None,
+            (0, every) | (every, 0) => Some(every),
+            (before, after) => Some(before.min(after)),
+        }
+    }
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, kind: Kind, reason: &str, target: TargetId, (from_ms, to_ms): (i64, i64), slots: u64) {
+        let by_reason = if kind == Kind::Failed { &mut self.collection.failed_slots } else { &mut self.collection.missed_slots };
+        *by_reason.entry(reason.to_owned()).or_default() += slots;
+        self.holes.add(Hole {
+            stage: "scrape".to_owned(),
+            reason: reason.to_owned(),
+            target: self.scope.place(target),
+            from_ms,
+            to_ms,
+            slots,
+            accounted: true,
+            ..Hole::default()
+        });
+    }
+}
+
+/// How a process ended after which another one began; `last`: the last that is known of it.
+fn word(last: Option<&Life>) -> &'static str {
+    match last {
+        Some(Life::Stopped(_)) => "stopped",
+        Some(Life::Started(_)) => "killed",
+        None => NOT_RUNNING,
+    }
+}

@@ -1,0 +1,92 @@
+//! Forgetting a relay that left the configuration: it holds no space any more, and a relay of its name begins anew.
+//!
+//! *In*: a name. *Out*: its checkpoint, its pause and the note of its leaving are gone; what it had not delivered is booked as lost before that. *Bound*: one
+//! message at a time. *When full*: waits for the ledger.
+
+use bundled_nats::ledger::{Entry, Stage};
+use bundled_nats::port::{Error as PortError, Streams};
+use sample::Envelope;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::now_ms;
+use crate::checkpoint::{self, Checkpoint};
+use crate::dead::Stopped;
+use crate::existing::Existing;
+use crate::{book, pause, trim};
+
+/// Why its samples are lost.
+pub const FORGOTTEN: &str = "forgotten";
+
+/// What was forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Forgotten {
+    /// The relay.
+    pub relay: String,
+    /// Samples after its position, of all jobs: lost for it.
+    pub lost_samples: u64,
+}
+
+/// Why it was not.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The streams did not answer.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// It was stopped before its end.
+    #[error("stopped before the end")]
+    Stopped,
+}
+
+impl From<Stopped> for Error {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+/// Names of relays that have a checkpoint.
+pub async fn names(streams: &Streams) -> Result<Vec<String>, PortError> {
+    let prefix = checkpoint::key("");
+    let keys = streams.state.keys(&prefix).await?;
+    Ok(keys.iter().filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned).collect())
+}
+
+/// Forgets a relay that does not run; none: there is nothing of it.
+pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) -> Result<Option<Forgotten>, Error> {
+    let Some(found) = streams.state.get(&checkpoint::key(relay)).await? else { return Ok(None) };
+    // Of one that cannot be read nobody knows what it had delivered.
+    let position = serde_json::from_slice::<Checkpoint>(&found.value).map_or(0, |checkpoint| checkpoint.seq);
+    let mut entry = Entry {
+        at_ms: now_ms(),
+        stage: Stage::Relay,
+        relay: Some(relay.to_owned()),
+        producer: None,
+        reason: FORGOTTEN.to_owned(),
+        samples: 0,
+        frames: 0,
+        seqs: None,
+        slots: None,
+        target: None,
+    };
+    let mut messages = Existing::open(&streams.raw, position + 1).await?;
+    while let Some(message) = messages.next().await? {
+        entry.frames += 1;
+        entry.seqs = Some((entry.seqs.map_or(message.seq, |(first, _)| first), message.seq));
+        if let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) {
+            entry.samples += envelope.samples;
+            let slots = entry.slots.unwrap_or((envelope.first_ms, envelope.last_ms));
+            entry.slots = Some((slots.0.min(envelope.first_ms), slots.1.max(envelope.last_ms)));
+        }
+        tokio::task::yield_now().await;
+    }
+    if entry.frames > 0 {
+        book::book(&streams.ledger, &book::subject_of("relay", relay, FORGOTTEN), &entry, stop).await?;
+    }
+    for key in [checkpoint::key(relay), trim::left_key(relay), pause::key(relay)] {
+        if streams.state.get(&key).await?.is_some() {
+            streams.state.delete(&key).await?;
+        }
+    }
+    Ok(Some(Forgotten { relay: relay.to_owned(), lost_samples: entry.samples }))
+}

@@ -197,7 +197,8 @@ fn synthetic(records: &Records, exporter: &Exporter, job: &str, balance: &Balanc
     Ok(())
 }
 
-/// Compares all targets; nothing may be missing but what was on its way when Strata was stopped or killed.
+/// Compares all targets; nothing may be missing but what was on its way when Strata was stopped or killed, and, where the machine is too busy, one in twenty
+/// pages that were served too late: then `up` says so, in a slot between those of the rounds around it.
 ///
 /// *Units*: `grace` is how long before such a break a scrape may have been answered without having been stored.
 ///
@@ -211,7 +212,18 @@ pub fn all(records: &Records, exporters: &[Exporter], job: &str, grace: Duration
             let at = served.iter().find(|s| s.round == *round).map(|s| s.at);
             at.is_some_and(|at| breaks.iter().any(|b| at <= b.at && b.at - at <= grace))
         };
-        let lost: Vec<&u64> = balance.missing.iter().filter(|round| !is_excused(round)).collect();
+        let failed: BTreeSet<i64> = values(records, exporter, job, "up").filter(|(_, up)| *up == 0.0).map(|(slot, _)| slot).collect();
+        let slots: BTreeMap<u64, i64> = balance.slots.iter().map(|(slot, round)| (*round, *slot)).collect();
+        let is_said = |round: &u64| {
+            let before = slots.range(..round).next_back().map_or(i64::MIN, |(_, slot)| *slot);
+            let after = slots.range(round..).next().map_or(i64::MAX, |(_, slot)| *slot);
+            failed.range(before..after).next().is_some()
+        };
+        let (late, lost): (Vec<&u64>, Vec<&u64>) =
+            balance.missing.iter().filter(|round| !is_excused(round)).partition(|round| is_said(round));
+        if late.len() * 20 > served.len() {
+            bail!("{} ({}): the scrapes of rounds {late:?} failed", exporter.target(), exporter.page().name);
+        }
         if !lost.is_empty() {
             bail!("{} ({}): rounds {lost:?} never arrived", exporter.target(), exporter.page().name);
         }

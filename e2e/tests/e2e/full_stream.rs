@@ -30,7 +30,7 @@ async fn ten_times_the_stream_with_one_relay_stopped() -> Result<()> {
     stopped.close().await;
     let buffer = "buffer:\n  max_bytes: 4MiB\n  replay_window: 1m\n";
     let relays = scene::http_relay("live", &live, "") + &scene::http_relay("stopped", &stopped, "");
-    let mut strata = Strata::start(&format!("{}{buffer}relays:\n{relays}", scene::scrape("150ms", &exporters))).await?;
+    let mut strata = Strata::start(&format!("{}{buffer}relays:\n{relays}", scene::scrape("250ms", &exporters))).await?;
     let mut most = 0;
     while exporters[0].next_round() < rounds {
         scene::more_rounds(&exporters, 8, Duration::from_secs(60)).await?;

@@ -44,7 +44,7 @@ pub use options::{Counts, Options};
 
 use blocks::Halt;
 use created::Created;
-use family::Families;
+use family::{Families, Wanted};
 use hash::TextHash;
 use labels::{Identity, Scratch};
 use lookup::Lookup;
@@ -425,10 +425,17 @@ impl SeriesCache {
 
     /// Appends new series and takes new metadata.
     fn grow(&mut self, reading: &mut Reading, block: &[u8]) {
-        let families = Families::read(self.format, &reading.kept, block, &self.metadata);
+        let fresh = &reading.fresh;
+        let is_mostly_new = fresh.len() > self.order.len() / 8;
+        let wanted = match reading.metadata_changed || is_mostly_new {
+            true => Wanted::All,
+            false => Wanted::of((0..fresh.len()).map(|index| fresh.series(index).0)),
+        };
+        let families = Families::read(self.format, &reading.kept, block, &self.metadata, &wanted);
         if reading.metadata_changed {
             self.store.describe(&families);
         }
+        drop(wanted);
         let slots = self.store.append(&mut reading.fresh, &families);
         let resolve = |slot: Slot| slots[(slot & !PENDING) as usize];
         for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING != 0 && !matches!(entry.slot, METADATA | DROPPED)) {

@@ -69,6 +69,7 @@ impl Scrape {
             piece = std::mem::replace(&mut next, spent?);
             came?;
         }
+        self.shared.pieces.give(next);
         Ok(Unread::Last(intake, piece))
     }
 

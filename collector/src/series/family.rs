@@ -6,7 +6,7 @@
 //! A family's metadata holds for the whole page, wherever it stands; of two statements the later one wins, as in Prometheus.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sample::MetricType;
 
@@ -35,23 +35,48 @@ struct Said<'a> {
     unit: &'a str,
 }
 
+/// Families whose metadata is worth reading.
+pub(super) enum Wanted<'a> {
+    /// Every one.
+    All,
+    /// Those that series of these names may be of.
+    Of(HashSet<&'a str>),
+}
+
+impl<'a> Wanted<'a> {
+    /// What describes series of these names.
+    pub(super) fn of(series: impl Iterator<Item = &'a str>) -> Self {
+        let names =
+            series.flat_map(|name| std::iter::once(name).chain(SUFFIXES.iter().filter_map(|(suffix, _)| name.strip_suffix(suffix))));
+        Self::Of(names.collect())
+    }
+
+    /// False only where a line surely describes another family.
+    fn has(&self, line: &[u8]) -> bool {
+        match (self, family_of(line).map(std::str::from_utf8)) {
+            (Self::Of(names), Some(Ok(name))) => names.contains(name),
+            _ => true,
+        }
+    }
+}
+
 impl<'a> Families<'a> {
     /// Reads the metadata of a page that was read before: `kept`, which is nothing else, and what starts at `offsets` of `body`; lines, or
     /// protobuf messages.
-    pub(super) fn read(format: Format, kept: &'a [u8], body: &'a [u8], offsets: &[usize]) -> Self {
+    pub(super) fn read(format: Format, kept: &'a [u8], body: &'a [u8], offsets: &[usize], wanted: &Wanted<'_>) -> Self {
         let mut families = Self { by_name: HashMap::new(), format };
         let mut rest = kept;
         while !rest.is_empty() {
-            rest = &rest[families.take_first(rest)..];
+            rest = &rest[families.take_first(rest, wanted)..];
         }
         for &offset in offsets {
-            families.take_first(&body[offset..]);
+            families.take_first(&body[offset..], wanted);
         }
         families
     }
 
     /// Reads what stands at the start; its bytes.
-    fn take_first(&mut self, body: &'a [u8]) -> usize {
+    fn take_first(&mut self, body: &'a [u8], wanted: &Wanted<'_>) -> usize {
         if self.format == Format::Protobuf {
             let mut messages = protobuf::Messages::new(body);
             if let Ok(Some(family)) = messages.family() {
@@ -61,6 +86,9 @@ impl<'a> Families<'a> {
             return messages.offset();
         }
         let line = first_line(body);
+        if !wanted.has(line) {
+            return line.len();
+        }
         let metadata = if self.format == Format::OpenMetrics { open_metrics::metadata(line).map(Some) } else { parse::metadata(line) };
         if let Ok(Some(metadata)) = metadata {
             self.take(metadata);
@@ -108,6 +136,39 @@ pub(super) fn keep(format: Format, body: &[u8], offset: usize, kept: &mut Vec<u8
     }
 }
 
+/// The family of a line of metadata that is written as nearly all are.
+fn family_of(line: &[u8]) -> Option<&[u8]> {
+    let rest = line.strip_prefix(b"# HELP ").or_else(|| line.strip_prefix(b"# TYPE ")).or_else(|| line.strip_prefix(b"# UNIT "))?;
+    let name = &rest[..memchr::memchr(b' ', rest)?];
+    // Without blanks around it, quotes, and line breaks.
+    name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':')).then_some(name)
+}
+
 fn first_line(body: &[u8]) -> &[u8] {
     &body[..memchr::memchr(b'\n', body).map_or(body.len(), |newline| newline + 1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use sample::MetricType;
+
+    use crate::series::{Options, SeriesCache};
+
+    #[test]
+    fn one_series_that_comes_belongs_to_its_family_however_that_is_written() {
+        let many: String = (0..40).map(|i| format!("# HELP g{i} Help.\n# TYPE g{i} gauge\ng{i} 1\n")).collect();
+        for (metadata, series, kind) in [
+            ("# HELP h Of it.\n# TYPE h histogram\n", "h_bucket{le=\"1\"}", MetricType::Histogram),
+            ("#\tHELP\th Of it.\n#  TYPE  h\tsummary\n", "h_sum", MetricType::Summary),
+            ("# TYPE h counter\n# HELP h Of it.\n", "h_total", MetricType::Counter),
+            ("# TYPE h gauge\n# HELP h Of it.\n", "h", MetricType::Gauge),
+        ] {
+            let mut cache = SeriesCache::new(Options::default());
+            for page in [format!("{metadata}{many}"), format!("{metadata}{series} 1\n{many}")] {
+                cache.page(page.as_bytes()).expect("a good page");
+            }
+            let came = cache.parts()[0].layout.iter().find(|known| known.name().starts_with('h')).expect("it came");
+            assert_eq!((came.family().name, came.family().kind, came.family().help), ("h", kind, "Of it."), "{metadata:?}");
+        }
+    }
 }

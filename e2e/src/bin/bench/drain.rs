@@ -11,14 +11,12 @@ use e2e::strata::Strata;
 use e2e::{http1, wait};
 use tempfile::TempDir;
 
-use crate::load::{Load, served};
+use crate::load::{FILLING, served};
 use crate::programs::{PEERS, SINKS};
 use crate::sink::Sink;
 
 /// 28 targets of 155,384 samples together, every 5 s for an hour.
 const BACKLOG_SAMPLES: u64 = 155_384 * 720;
-/// How they are collected faster: ten times the targets, more often.
-const FILLING: Load = Load::filling(280, 2);
 /// How long a program may take to collect them, or to drain them.
 const WITHIN: Duration = Duration::from_secs(900);
 
@@ -54,7 +52,7 @@ pub async fn drain(with_peer: bool) -> Result<Vec<Drained>> {
         let sink = Sink::start().await?;
         // Another relay each time: all of them begin at the start of the stream.
         let relay = format!("drain-{number}");
-        strata.configure(&relays(sink.port).replace("name: bench", &format!("name: {relay}")))?;
+        strata.configure(&relays(&relay, sink.port))?;
         let began = Instant::now();
         strata.launch()?;
         strata.ready().await?;

@@ -1,6 +1,6 @@
 //! What is scraped: so many targets, so often, and what a program needed for it.
 //!
-//! *In*: a [`Load`], running processes. *Out*: [`Usage`] per process over the rounds that count. *Bound*: exporters live in this process
+//! *In*: a [`Run`], running processes. *Out*: [`Usage`] per process over the rounds that count. *Bound*: exporters live in this process
 //! and share its cores with what is measured.
 
 use std::sync::Arc;
@@ -17,26 +17,35 @@ const WARM_UP: u64 = 2;
 /// Samples of a small target, at least.
 const SMALL_SAMPLES: usize = 400;
 
-/// A kind of installation.
+/// What is scraped, and how often.
 pub struct Load {
-    /// Its name on the command line.
-    pub name: &'static str,
     /// Targets, each with a port of its own.
     targets: usize,
     /// The pages are cut into small ones.
     is_small: bool,
     /// Seconds between two scrapes of a target.
-    pub interval: u64,
+    interval: u64,
+}
+
+/// A kind of installation that is measured.
+pub struct Run {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it scrapes.
+    pub load: Load,
     /// Scrapes of each target that count.
-    pub rounds: u64,
+    rounds: u64,
 }
 
 /// From the smallest: a cluster's control plane, ten of them, and many small services.
-pub const LOADS: [Load; 3] = [
-    Load { name: "28", targets: 28, is_small: false, interval: 5, rounds: 9 },
-    Load { name: "280", targets: 280, is_small: false, interval: 5, rounds: 6 },
-    Load { name: "2800", targets: 2800, is_small: true, interval: 15, rounds: 3 },
+pub const RUNS: [Run; 3] = [
+    Run { name: "28", load: Load { targets: 28, is_small: false, interval: 5 }, rounds: 9 },
+    Run { name: "280", load: Load { targets: 280, is_small: false, interval: 5 }, rounds: 6 },
+    Run { name: "2800", load: Load { targets: 2800, is_small: true, interval: 15 }, rounds: 3 },
 ];
+
+/// Ten control planes, as often as fills a stream soon.
+pub const FILLING: Load = Load { targets: 280, is_small: false, interval: 2 };
 
 /// What one process needed.
 pub struct Usage {
@@ -51,11 +60,6 @@ pub struct Usage {
 }
 
 impl Load {
-    /// One that only fills a stream.
-    pub const fn filling(targets: usize, interval: u64) -> Self {
-        Self { name: "filling", targets, is_small: false, interval, rounds: 0 }
-    }
-
     /// Starts the targets.
     ///
     /// *Errors*: no pages, or no free port.
@@ -76,13 +80,6 @@ impl Load {
         Ok(exporters)
     }
 
-    /// What it is, in words.
-    pub fn describe(&self, exporters: &[Exporter]) -> String {
-        let samples: usize = exporters.iter().map(|exporter| exporter.page().len()).sum();
-        let cut = if self.is_small { " (the pages cut at their families)" } else { "" };
-        format!("{} targets{cut}, {samples} samples a round, every {} s, {} rounds", self.targets, self.interval, self.rounds)
-    }
-
     /// The configuration that scrapes these targets, for Strata and for its peers.
     pub fn scrape_configs(&self, exporters: &[Exporter]) -> String {
         let targets: Vec<String> = exporters.iter().map(|exporter| format!("\"{}\"", exporter.target())).collect();
@@ -92,6 +89,15 @@ impl Load {
             self.interval,
             targets.join(", ")
         )
+    }
+}
+
+impl Run {
+    /// What it is, in words.
+    pub fn describe(&self, samples: usize) -> String {
+        let Load { targets, is_small, interval } = &self.load;
+        let cut = if *is_small { " (the pages cut at their families)" } else { "" };
+        format!("{targets} targets{cut}, {samples} samples a round, every {interval} s, {} rounds", self.rounds)
     }
 
     /// Processor time and memory of processes over the rounds that count.
@@ -114,7 +120,7 @@ impl Load {
     }
 
     async fn until(&self, exporters: &[Exporter], round: u64) -> Result<()> {
-        let limit = Duration::from_secs(self.interval * (round + 3) + 60);
+        let limit = Duration::from_secs(self.load.interval * (round + 3) + 60);
         wait::until_true(&format!("round {round}"), limit, || exporters.iter().all(|exporter| exporter.next_round() >= round)).await
     }
 }
@@ -122,6 +128,11 @@ impl Load {
 /// Samples of all scrapes that were answered.
 pub fn served(exporters: &[Exporter]) -> u64 {
     exporters.iter().map(|exporter| (exporter.served().len() * exporter.page().len()) as u64).sum()
+}
+
+/// Samples of a round.
+pub fn a_round(exporters: &[Exporter]) -> usize {
+    exporters.iter().map(|exporter| exporter.page().len()).sum()
 }
 
 fn mib(bytes: Option<u64>) -> f64 {

@@ -12,24 +12,23 @@ mod start;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use load::{LOADS, Load};
+use load::{RUNS, Run};
 use programs::{PEERS, Row, SINKS};
 use report::Section;
 
-/// The first load has every program, the others the newest peers.
-async fn measure(load: &Load, with_peers: bool, out: Option<&Path>) -> Result<Section> {
-    let all = load.name == LOADS[0].name;
+/// The first run has every program, the others the newest peers.
+async fn measure(run: &Run, with_peers: bool, out: Option<&Path>) -> Result<Section> {
+    let all = run.name == RUNS[0].name;
     let mut rows: Vec<Row> = Vec::new();
     for (name, relays) in SINKS {
-        rows.push(programs::strata(load, name, relays).await?);
+        rows.push(programs::strata(run, name, relays).await?);
     }
     for peer in PEERS.iter().filter(|peer| with_peers && (all || peer.is_newest)) {
-        rows.push(peer.measure(load).await?);
+        rows.push(peer.measure(run).await?);
     }
-    let description = load.describe(&load.exporters().await?);
-    report::load(out, load.name, &description, &rows)
+    report::load(out, run.name, &run.describe(rows[0].a_round), &rows)
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -37,13 +36,17 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |flag: &str| arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1));
     let only = value("--only").map(|list| list.split(',').collect::<Vec<_>>());
+    let sections: Vec<&str> = RUNS.iter().map(|run| run.name).chain(["drain", "start"]).collect();
+    if let Some(unknown) = only.iter().flatten().find(|name| !sections.contains(name)) {
+        bail!("--only: unknown section '{unknown}': it is one of {}", sections.join(", "));
+    }
     let wanted = |section: &str| only.as_ref().is_none_or(|list| list.contains(&section));
     let with_peers = !arguments.iter().any(|argument| argument == "--strata-only");
     let out = value("--out").map(Path::new);
     let mut sections = Vec::new();
-    for load in LOADS.iter().filter(|load| wanted(load.name)) {
-        println!("== {} targets", load.name);
-        sections.push(measure(load, with_peers, out).await?);
+    for run in RUNS.iter().filter(|run| wanted(run.name)) {
+        println!("== {} targets", run.name);
+        sections.push(measure(run, with_peers, out).await?);
     }
     if wanted("drain") {
         println!("== an hour's backlog");

@@ -10,7 +10,7 @@ use e2e::process::{Program, bytes_under, cached, free_port};
 use e2e::strata::Strata;
 use tempfile::TempDir;
 
-use crate::load::{Load, Usage, served};
+use crate::load::{Run, Usage, a_round, served};
 use crate::sink::Sink;
 
 /// One program's figures under a load.
@@ -23,18 +23,20 @@ pub struct Row {
     pub on_disk: Option<f64>,
     /// Bytes per sample.
     pub on_the_wire: Option<f64>,
+    /// Samples of a round of the targets.
+    pub a_round: usize,
 }
 
-/// The relays of a configuration, by the port of their sink.
-pub type Relays = fn(u16) -> String;
+/// The relays of a configuration: one of this name, to a sink on this port.
+pub type Relays = fn(&str, u16) -> String;
 
 /// What of Strata is measured: its name, and its relays.
 pub const SINKS: [(&str, Relays); 5] = [
-    ("Strata: scrape → stream", |_| String::new()),
-    ("Strata: → NDJSON", |port| relay(&format!("http: {{url: \"http://127.0.0.1:{port}/\"}}"))),
-    ("Strata: → remote write 1.0", |port| write(port, "prometheus.WriteRequest", "snappy")),
-    ("Strata: → remote write 2.0", |port| write(port, "io.prometheus.write.v2.Request", "snappy")),
-    ("Strata: → remote write 2.0, zstd", |port| write(port, "io.prometheus.write.v2.Request", "zstd")),
+    ("Strata: scrape → stream", |_, _| String::new()),
+    ("Strata: → NDJSON", |name, port| relay(name, "earliest", &http(port))),
+    ("Strata: → remote write 1.0", |name, port| write(name, port, "prometheus.WriteRequest", "snappy")),
+    ("Strata: → remote write 2.0", |name, port| write(name, port, "io.prometheus.write.v2.Request", "snappy")),
+    ("Strata: → remote write 2.0, zstd", |name, port| write(name, port, "io.prometheus.write.v2.Request", "zstd")),
 ];
 
 /// Where a peer sends, and where it listens.
@@ -77,32 +79,39 @@ impl Peer {
     /// Its figures under a load.
     ///
     /// *Errors*: it does not start, or does not scrape.
-    pub async fn measure(&self, load: &Load) -> Result<Row> {
+    pub async fn measure(&self, run: &Run) -> Result<Row> {
         println!("{}", self.name);
-        let (exporters, sink) = (load.exporters().await?, Sink::start().await?);
+        let (exporters, sink) = (run.load.exporters().await?, Sink::start().await?);
         let folder = TempDir::with_prefix("strata-bench-")?;
-        let (program, _) = self.start(folder.path(), &load.scrape_configs(&exporters), sink.port)?;
-        let processes = load.measure(&exporters, &[(self.name, program.id())]).await?;
+        let (program, _) = self.start(folder.path(), &run.load.scrape_configs(&exporters), sink.port)?;
+        let processes = run.measure(&exporters, &[(self.name, program.id())]).await?;
         drop(program);
-        Ok(Row { name: self.name.to_owned(), processes, on_disk: None, on_the_wire: wire(&sink, served(&exporters)) }.print())
+        Ok(Row {
+            name: self.name.to_owned(),
+            processes,
+            on_disk: None,
+            on_the_wire: wire(&sink, served(&exporters)),
+            a_round: a_round(&exporters),
+        }
+        .print())
     }
 }
 
 /// Strata's figures under a load.
 ///
 /// *Errors*: it does not start, or does not scrape.
-pub async fn strata(load: &Load, name: &str, relays: Relays) -> Result<Row> {
+pub async fn strata(run: &Run, name: &str, relays: Relays) -> Result<Row> {
     println!("{name}");
-    let (exporters, sink) = (load.exporters().await?, Sink::start().await?);
-    let mut strata = Strata::start(&format!("{}{}", load.scrape_configs(&exporters), relays(sink.port))).await?;
-    let processes = load.measure(&exporters, &[("strata", strata.pid()?), ("nats-server", strata.nats_pid()?)]).await?;
+    let (exporters, sink) = (run.load.exporters().await?, Sink::start().await?);
+    let mut strata = Strata::start(&format!("{}{}", run.load.scrape_configs(&exporters), relays("bench", sink.port))).await?;
+    let processes = run.measure(&exporters, &[("strata", strata.pid()?), ("nats-server", strata.nats_pid()?)]).await?;
     strata.stop().await?;
     let samples = served(&exporters);
     if sink.lines() > 0 && sink.lines() < samples {
         println!("  {} lines arrived of {samples} samples", sink.lines());
     }
     let on_disk = Some(bytes_under(&strata.data_dir(), "STRATA_RAW") as f64 / samples as f64);
-    Ok(Row { name: name.to_owned(), processes, on_disk, on_the_wire: wire(&sink, samples) }.print())
+    Ok(Row { name: name.to_owned(), processes, on_disk, on_the_wire: wire(&sink, samples), a_round: a_round(&exporters) }.print())
 }
 
 impl Row {
@@ -120,14 +129,19 @@ impl Row {
     }
 }
 
-/// A relay that sends all there is.
-pub fn relay(sink: &str) -> String {
-    format!("relays:\n  - {{name: bench, start: earliest, sink: {{{sink}}}}}\n")
+/// A relay that begins somewhere.
+pub fn relay(name: &str, start: &str, sink: &str) -> String {
+    format!("relays:\n  - {{name: {name}, start: {start}, sink: {{{sink}}}}}\n")
 }
 
-fn write(port: u16, message: &str, compression: &str) -> String {
+/// A sink that takes lines.
+pub fn http(port: u16) -> String {
+    format!("http: {{url: \"http://127.0.0.1:{port}/\"}}")
+}
+
+fn write(name: &str, port: u16, message: &str, compression: &str) -> String {
     let url = format!("http://127.0.0.1:{port}/api/v1/write");
-    relay(&format!("remote_write: {{url: \"{url}\", protobuf_message: {message}, compression: {compression}}}"))
+    relay(name, "earliest", &format!("remote_write: {{url: \"{url}\", protobuf_message: {message}, compression: {compression}}}"))
 }
 
 fn wire(sink: &Sink, samples: u64) -> Option<f64> {

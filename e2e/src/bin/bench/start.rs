@@ -8,8 +8,8 @@ use anyhow::Result;
 use e2e::store::Store;
 use e2e::strata::Strata;
 
-use crate::load::{LOADS, served};
-use crate::programs::relay;
+use crate::load::{RUNS, served};
+use crate::programs::{http, relay};
 use crate::sink::Sink;
 
 /// What the stream has.
@@ -27,16 +27,16 @@ pub struct Started {
 ///
 /// *Errors*: the disk has no room, or it does not start.
 pub async fn start() -> Result<Vec<Started>> {
-    let load = &LOADS[0];
+    let load = &RUNS[0].load;
     let (exporters, sink) = (load.exporters().await?, Sink::start().await?);
-    let relay = relay(&format!("http: {{url: \"http://127.0.0.1:{}/\"}}", sink.port));
+    let relay = relay("bench", "now", &http(sink.port));
     // Filled before there is a relay: what fills it is no sample.
     let filled = "buffer:\n  max_bytes: 12GiB\n".to_owned();
     let mut strata = Strata::start(&filled).await?;
     println!("the store is filled");
     Store::open(&strata).await?.fill(STORE_BYTES).await?;
     strata.stop().await?;
-    let live = format!("{}{}{filled}", load.scrape_configs(&exporters), relay.replace("earliest", "now"));
+    let live = format!("{}{relay}{filled}", load.scrape_configs(&exporters));
     strata.configure(&live)?;
     strata.launch()?;
     strata.ready().await?;

@@ -63,6 +63,7 @@ pub async fn store(
             warn!(subject, %error, "cannot book, trying again without end");
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return Err(Stopped),
             () = tokio::time::sleep(backoff.wait()) => {}
         }

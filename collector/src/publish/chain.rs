@@ -63,6 +63,11 @@ impl Chain {
         Ok(last)
     }
 
+    /// Whose last message it knows.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
+    }
+
     /// Tries once.
     ///
     /// *Shape*: not cancel safe: when dropped, the outcome is unknown, and the same message must be tried again first.

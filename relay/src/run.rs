@@ -166,15 +166,26 @@ impl Life {
                     tracing::error!(relay = name, %error, "the relay has ended");
                     shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
-                    while self.control.skipped() <= shared.live().position {
-                        if self.stop.run_until_cancelled(self.control.sender.notified()).await.is_none() {
+                    let mut passed = shared.live().position;
+                    loop {
+                        let (is_asked, asked) = (self.control.skipped() > passed, self.control.sender.notified());
+                        let waited = match is_asked {
+                            true => self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await,
+                            false => self.stop.run_until_cancelled(asked).await,
+                        };
+                        if waited.is_none() {
                             return;
+                        }
+                        if is_asked {
+                            // A process that took it over and lives has given up itself: to begin again would end it there.
+                            let Ok(stored) = self.stored_position().await else { continue };
+                            passed = stored;
+                            if self.control.skipped() > passed {
+                                break;
+                            }
                         }
                     }
                     warn!(relay = name, "the relay has ended but must give up samples: it starts again");
-                    if self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await.is_none() {
-                        return;
-                    }
                 }
                 Err(_) => {
                     tracing::error!(
@@ -237,6 +248,13 @@ impl Life {
         Ok(delivered?)
     }
 
+    /// The position that is stored; 0: none that can be read.
+    async fn stored_position(&self) -> Result<u64, PortError> {
+        let found = self.streams.state.get(&checkpoint::key(&self.relay.name)).await?;
+        let checkpoint = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
+        Ok(checkpoint.map_or(0, |checkpoint| checkpoint.seq))
+    }
+
     /// Opens everything that a start needs, as long as it takes.
     async fn patiently(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let (mut backoff, mut told) = (Backoff::default(), false);
@@ -253,6 +271,7 @@ impl Life {
             let next = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
             self.gauges.shared.trouble(Activity::Starting, error.to_string(), next);
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(wait) => {}
             }

@@ -245,3 +245,54 @@ async fn a_checkpoint_store_that_lost_an_answer_or_was_rolled_back_is_written_ag
     assert_eq!(setup.sink("one").calls().iter().filter(|c| c.answer == Answer::Delivered).count(), 4);
     relays.stop(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn sequences_that_others_use_again_below_the_checkpoint_are_read_as_new() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=5 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    passed(&twin, "one", 5).await;
+    relays.stop(Duration::from_secs(5)).await;
+    twin.raw.tear(5);
+    (producer.epoch, producer.n, producer.total) = (2, 0, 0);
+    producer.rebase();
+    for k in 6..=13 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    let after = passed(&twin, "one", 8).await;
+    balanced(&after);
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=13).map(|k| k as f64).collect::<Vec<_>>());
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_was_taken_over_does_not_take_itself_back_to_give_up() {
+    let twin = Twin::new(u64::MAX);
+    let hold = config::Hold { max_age: Some(config::Millis(2_000)), ..config::Hold::default() };
+    let mut setup = Setup::new(&twin, &[config::Relay { hold, ..relay("one") }]);
+    setup.options.trim = Some(twin.streams());
+    let first = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, slot(0), &[("a", 1.0)])]).await;
+    passed(&twin, "one", 1).await;
+    let second = setup.start();
+    until("the second runs", || status(&second, "one").activity == relay::Activity::Running).await;
+    producer.publish(&[scrape(1, slot(1), &[("a", 2.0)])]).await;
+    until("the first has stopped", || status(&first, "one").activity == relay::Activity::Failed).await;
+    // Both trims ask for it: what is undelivered is older than what the relay may hold.
+    setup.sink("one").set(|_| retry());
+    let last = producer.publish(&[scrape(1, slot(2), &[("a", 3.0)])]).await;
+    passed(&twin, "one", last).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((status(&first, "one").activity, status(&second, "one").position), (relay::Activity::Failed, last));
+    setup.sink("one").set(|_| Answer::Delivered);
+    let last = producer.publish(&[scrape(1, slot(3), &[("a", 4.0)])]).await;
+    passed(&twin, "one", last).await;
+    assert_eq!(status(&second, "one").activity, relay::Activity::Running, "what failed before was given up");
+    second.stop(Duration::from_secs(5)).await;
+}

@@ -51,6 +51,12 @@ pub fn now_ms() -> i64 {
     })
 }
 
+/// Any number: for a name that nothing else has.
+pub fn nonce() -> u64 {
+    let number = PINNED.with_borrow_mut(|pinned| pinned.as_mut().map(|pinned| pinned.random.random()));
+    number.unwrap_or_else(rand::random)
+}
+
 /// Between half and all of a wait.
 pub fn jitter(full: Duration) -> Duration {
     let part = PINNED.with_borrow_mut(|pinned| pinned.as_mut().map(|pinned| pinned.random.random_range(0.5..=1.0)));
@@ -65,12 +71,12 @@ mod tests {
     async fn what_is_pinned_is_the_same_each_time_and_only_as_long() {
         let waits = || -> Vec<Duration> { (0..8).map(|_| jitter(Duration::from_secs(1))).collect() };
         let pinned = pin(1_000, 7);
-        let first = waits();
+        let (first, named) = (waits(), nonce());
         tokio::time::sleep(Duration::from_millis(250)).await;
         assert_eq!(now_ms(), 1_250);
         drop(pinned);
         assert!(now_ms() > 1_600_000_000_000, "the wall clock again");
         let _pinned = pin(1_000, 7);
-        assert_eq!((now_ms(), waits()), (1_000, first));
+        assert_eq!((now_ms(), waits(), nonce()), (1_000, first, named));
     }
 }

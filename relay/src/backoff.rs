@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-pub use bundled_nats::ambient::{jitter, now_ms};
+pub use bundled_nats::ambient::{jitter, nonce, now_ms};
 
 /// Wait after the first failure.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);

@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::backoff::{Backoff, now_ms};
+use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book;
 use crate::step::{Mark, Part};
 
@@ -200,7 +200,7 @@ impl Dead {
 
     async fn store(&mut self, seq: u64, key: &str, samples: u64, described: Option<String>, payload: Bytes) -> Result<(), Stopped> {
         let mut headers = Headers::default();
-        headers.insert("Nats-Msg-Id", format!("{}:{key}:{:x}", self.relay, rand::random::<u64>()));
+        headers.insert("Nats-Msg-Id", format!("{}:{key}:{:x}", self.relay, nonce()));
         headers.insert(SEQ, seq.to_string());
         headers.insert(KEY, key);
         headers.insert(SAMPLES, samples.to_string());

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::backoff::{Backoff, now_ms};
+use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book::Book;
 use crate::chain::FILTERS_MAX;
 use crate::checkpoint::{self, Checkpoint, Store};
@@ -281,7 +281,7 @@ impl Life {
     async fn open(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let Streams { dead, ledger, state, .. } = &self.streams;
         let name = &self.relay.name;
-        let owner = format!("{:016x}", rand::random::<u64>());
+        let owner = format!("{:016x}", nonce());
         let (mut store, found) = Store::open(state.clone(), name, owner).await?;
         if let Some(pause) = pause::read(&*state.clone(), name, now_ms()).await? {
             self.control.pause(Some(pause));

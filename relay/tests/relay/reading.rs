@@ -271,6 +271,33 @@ async fn sequences_that_others_use_again_below_the_checkpoint_are_read_as_new() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_stored_anew_below_the_lowest_base_is_read_after_a_rollback() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=5 {
+        producer.rebase();
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    let before = passed(&twin, "one", 5).await;
+    assert!(before.warm_from > 2, "{before:?}");
+    relays.stop(Duration::from_secs(5)).await;
+    twin.raw.tear(5);
+    (producer.epoch, producer.n, producer.total) = (2, 0, 0);
+    producer.rebase();
+    for k in 6..=12 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    until("it has passed all", || setup.sink("one").delivered().len() == 12).await;
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=12).map(|k| k as f64).collect::<Vec<_>>());
+    let after = passed(&twin, "one", 7).await;
+    assert_eq!(after.totals.lost, 0, "{after:?}");
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_relay_that_was_taken_over_does_not_take_itself_back_to_give_up() {
     let twin = Twin::new(u64::MAX);
     let hold = config::Hold { max_age: Some(config::Millis(2_000)), ..config::Hold::default() };

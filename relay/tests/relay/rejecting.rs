@@ -183,3 +183,27 @@ async fn a_sink_that_refuses_others_after_a_crash_has_these_parked_too() {
     assert_eq!(parked, [series("first"), series("second")], "each once");
     relays.stop(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_while_the_sink_refuses_all_is_sent_after_a_rollback_and_a_restart() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    let relays = setup.start();
+    passed(&twin, "one", 1).await;
+    sink.set(|_| reject());
+    for k in 2..=3 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    until("both are put aside", || sink.calls().len() > 3).await;
+    // The last is gone; what is there is read again.
+    twin.raw.tear(1);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    relays.stop(Duration::from_secs(5)).await;
+    sink.set(|_| Answer::Delivered);
+    let relays = setup.start();
+    until("the second is sent", || sink.delivered().iter().any(|line| line.contains("\"value\":2"))).await;
+    relays.stop(Duration::from_secs(5)).await;
+}

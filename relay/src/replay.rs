@@ -326,6 +326,7 @@ impl Work {
             external_labels,
             config,
             warm_from: begin,
+            position: 0,
             layouts: Arc::default(),
             batch_time: relay.batch_time.duration(),
             replay: Some((id, request.from_ms, request.to_ms)),

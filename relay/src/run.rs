@@ -221,6 +221,7 @@ impl Life {
                 external_labels: self.external_labels.clone(),
                 config: checkpoint.config.clone(),
                 warm_from: checkpoint.warm_from,
+                position: checkpoint.seq,
                 layouts: self.layouts.clone(),
                 batch_time: self.relay.batch_time.duration(),
                 replay: None,

@@ -147,8 +147,10 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a start is tried again. One that found another's write between its look and its own has taken nothing over yet: that may have
+    /// been the last word of a process that is gone.
     fn is_transient(&self) -> bool {
-        matches!(self, Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. }))
+        matches!(self, Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. } | checkpoint::Error::Owned { .. }))
     }
 }
 

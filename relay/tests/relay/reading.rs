@@ -1,9 +1,15 @@
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bundled_nats::ledger::Stage;
+use bundled_nats::port::{Entry, Error, State, Streams};
 use bundled_nats::twin::Twin;
+use bytes::Bytes;
+use relay::Relays;
 use relay::sink::Answer;
 use sample::Flags;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::*;
 
@@ -221,6 +227,54 @@ async fn two_processes_of_one_relay_one_stops() {
     assert!(text.contains("another process"), "{text}");
     passed(&twin, "one", 2).await;
     second.stop(Duration::from_secs(5)).await;
+}
+
+/// A store in which one that is gone writes once more: before the first write of the next one.
+struct LastWord {
+    state: Arc<dyn State>,
+    value: Mutex<Option<Bytes>>,
+}
+
+#[async_trait]
+impl State for LastWord {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        self.state.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Bytes, expect: u64) -> Result<u64, Error> {
+        let last = self.value.lock().expect("nothing panics while it is held").take();
+        if let Some(last) = last {
+            self.state.put(key, last, expect).await?;
+        }
+        self.state.put(key, value, expect).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), Error> {
+        self.state.delete(key).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        self.state.keys(prefix).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_word_of_a_killed_process_does_not_end_the_next_one() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    let mut last = passed(&twin, "one", 1).await;
+    drop(relays);
+    last.owner = "another".to_owned();
+    let value = Mutex::new(Some(serde_json::to_vec(&last).expect("JSON").into()));
+    let streams = Streams { state: Arc::new(LastWord { state: twin.state.clone(), value }), ..twin.streams() };
+    let registry = prometheus::Registry::new();
+    let relays = Relays::start(&setup.relays, streams, setup.options(), &registry, &CancellationToken::new()).expect("an own registry");
+    producer.publish(&[scrape(1, 2 * SLOT, &[("a", 2.0)])]).await;
+    until("it runs", || setup.sink("one").delivered().len() == 2).await;
+    relays.stop(Duration::from_secs(5)).await;
 }
 
 #[tokio::test(start_paused = true)]

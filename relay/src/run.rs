@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::backoff::{Backoff, now_ms};
+use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book::Book;
 use crate::chain::FILTERS_MAX;
 use crate::checkpoint::{self, Checkpoint, Store};
@@ -147,8 +147,10 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a start is tried again. One that found another's write between its look and its own has taken nothing over yet: that may have
+    /// been the last word of a process that is gone.
     fn is_transient(&self) -> bool {
-        matches!(self, Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. }))
+        matches!(self, Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. } | checkpoint::Error::Owned { .. }))
     }
 }
 
@@ -166,15 +168,26 @@ impl Life {
                     tracing::error!(relay = name, %error, "the relay has ended");
                     shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
-                    while self.control.skipped() <= shared.live().position {
-                        if self.stop.run_until_cancelled(self.control.sender.notified()).await.is_none() {
+                    let mut passed = shared.live().position;
+                    loop {
+                        let (is_asked, asked) = (self.control.skipped() > passed, self.control.sender.notified());
+                        let waited = match is_asked {
+                            true => self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await,
+                            false => self.stop.run_until_cancelled(asked).await,
+                        };
+                        if waited.is_none() {
                             return;
+                        }
+                        if is_asked {
+                            // A process that took it over and lives has given up itself: to begin again would end it there.
+                            let Ok(stored) = self.stored_position().await else { continue };
+                            passed = stored;
+                            if self.control.skipped() > passed {
+                                break;
+                            }
                         }
                     }
                     warn!(relay = name, "the relay has ended but must give up samples: it starts again");
-                    if self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await.is_none() {
-                        return;
-                    }
                 }
                 Err(_) => {
                     tracing::error!(
@@ -210,6 +223,7 @@ impl Life {
                 external_labels: self.external_labels.clone(),
                 config: checkpoint.config.clone(),
                 warm_from: checkpoint.warm_from,
+                position: checkpoint.seq,
                 layouts: self.layouts.clone(),
                 batch_time: self.relay.batch_time.duration(),
                 replay: None,
@@ -237,6 +251,13 @@ impl Life {
         Ok(delivered?)
     }
 
+    /// The position that is stored; 0: none that can be read.
+    async fn stored_position(&self) -> Result<u64, PortError> {
+        let found = self.streams.state.get(&checkpoint::key(&self.relay.name)).await?;
+        let checkpoint = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
+        Ok(checkpoint.map_or(0, |checkpoint| checkpoint.seq))
+    }
+
     /// Opens everything that a start needs, as long as it takes.
     async fn patiently(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let (mut backoff, mut told) = (Backoff::default(), false);
@@ -253,6 +274,7 @@ impl Life {
             let next = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
             self.gauges.shared.trouble(Activity::Starting, error.to_string(), next);
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(wait) => {}
             }
@@ -262,7 +284,7 @@ impl Life {
     async fn open(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let Streams { dead, ledger, state, .. } = &self.streams;
         let name = &self.relay.name;
-        let owner = format!("{:016x}", rand::random::<u64>());
+        let owner = format!("{:016x}", nonce());
         let (mut store, found) = Store::open(state.clone(), name, owner).await?;
         if let Some(pause) = pause::read(&*state.clone(), name, now_ms()).await? {
             self.control.pause(Some(pause));

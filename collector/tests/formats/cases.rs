@@ -143,7 +143,8 @@ fn every_defect_has_a_case() {
     let suites = suites();
     let outcomes: Vec<&str> =
         suites.iter().flat_map(|suite| &suite.rules).flat_map(|rule| &rule.cases).map(|case| case.outcome.as_str()).collect();
-    for defect in Defect::ALL.iter().filter(|defect| **defect != Defect::ContentType) {
+    // One is of the answer, the other of a target whose histograms are converted.
+    for defect in Defect::ALL.iter().filter(|defect| !matches!(defect, Defect::ContentType | Defect::Unconverted)) {
         let has = |outcome: &&str| outcome.split([' ', ',']).any(|word| word == defect.as_str());
         assert!(outcomes.iter().any(has), "no case has {}", defect.as_str());
     }

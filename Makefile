@@ -78,7 +78,7 @@ fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage
   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 fuzz:
 	@tools/setup.sh build
-	RUSTFLAGS= STRATA_SEEDS=$(CACHE)/fuzz cargo test --locked -p collector --test formats -- seeds_of_fuzzing_can_be_written
+	RUSTFLAGS= STRATA_SEEDS=$(CACHE)/fuzz cargo test --workspace --locked --test formats -- seeds_of_fuzzing_can_be_written
 	cargo build --release --locked --manifest-path fuzz/Cargo.toml --target "$(HOST)"
 	@for target in $$(ls fuzz/corpus); do \
 	  echo "== $$target"; \

@@ -1,5 +1,6 @@
 //! The cases: pages as data, and what becomes of each.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use collector::parse::{Defect, Format};
@@ -136,6 +137,21 @@ fn every_case_comes_out_as_it_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The tables of `docs/conformance.md` name them.
+#[test]
+fn every_rule_has_a_case_and_every_case_a_name_of_its_own() {
+    for suite in suites() {
+        let mut names = BTreeSet::new();
+        for rule in &suite.rules {
+            assert!(["MUST", "SHOULD"].contains(&rule.level.as_str()), "{}: {} {}", suite.name, rule.level, rule.text);
+            assert!(!rule.cases.is_empty(), "{}: no page keeps or breaks the rule: {}", suite.name, rule.text);
+            for case in &rule.cases {
+                assert!(names.insert(&case.name), "{}: {} stands twice", suite.name, case.name);
+            }
+        }
+    }
 }
 
 #[test]

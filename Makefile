@@ -3,7 +3,7 @@
 #   make run      what is missing is named and installed, then Strata runs and prints the samples it relays (Ctrl-C ends it)
 #   make demo     an outage, a kill -9, the catch-up and the final count, in under a minute after the build
 #   make test     everything: format, lints, licences, unit tests, end-to-end tests against real servers
-#   make fuzz     each target for FUZZ_SECONDS (60) over what earlier runs found, which is kept in $STRATA_CACHE
+#   make fuzz     each target of fuzz/corpus for FUZZ_SECONDS (60) over that and what earlier runs found, which is kept in $STRATA_CACHE
 #   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus;
 #                 BENCH_ARGS='--only 28 --strata-only' is a part of it, BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
@@ -78,12 +78,13 @@ fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage
   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 fuzz:
 	@tools/setup.sh build
-	RUSTFLAGS= STRATA_SEEDS=$(CACHE)/fuzz cargo test --locked -p collector --test formats -- seeds_of_fuzzing_can_be_written
+	RUSTFLAGS= STRATA_SEEDS=$(CACHE)/fuzz cargo test --workspace --locked --test formats -- seeds_of_fuzzing_can_be_written
 	cargo build --release --locked --manifest-path fuzz/Cargo.toml --target "$(HOST)"
-	@for target in text open_metrics protobuf frames; do \
+	@for target in $$(ls fuzz/corpus); do \
 	  echo "== $$target"; \
-	  fuzz/target/$(HOST)/release/$$target -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -max_len=4096 \
-	    -artifact_prefix=$(CACHE)/fuzz/$$target- $(CACHE)/fuzz/$$target; \
+	  mkdir -p $(CACHE)/fuzz/$$target; \
+	  FUZZ_TARGET=$$target fuzz/target/$(HOST)/release/fuzz -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 \
+	    -max_len=4096 -artifact_prefix=$(CACHE)/fuzz/$$target- $(CACHE)/fuzz/$$target fuzz/corpus/$$target; \
 	done
 
 soak: build

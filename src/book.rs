@@ -6,6 +6,7 @@
 mod alerts;
 mod links;
 mod metrics;
+mod rules;
 mod snippets;
 
 use std::path::{Path, PathBuf};

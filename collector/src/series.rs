@@ -32,6 +32,7 @@ mod fresh;
 mod hash;
 mod labels;
 mod lookup;
+mod nhcb;
 mod options;
 mod protobuf;
 mod refused;
@@ -88,6 +89,8 @@ pub struct SeriesCache {
     refused: Refused,
     /// A page was begun and neither finished nor refused.
     is_open: bool,
+    /// Lines of histograms on the last page, where these are converted.
+    lines: Vec<nhcb::Line>,
 }
 
 /// One entry of a page in order: the hash of its text, and the series it is of.
@@ -131,6 +134,7 @@ impl SeriesCache {
             counts: Counts::default(),
             refused: Refused::default(),
             is_open: false,
+            lines: Vec::new(),
         }
     }
 
@@ -412,7 +416,7 @@ impl SeriesCache {
             self.grow(&mut reading, block);
             self.created.forget();
         }
-        reading.counts.changed = is_changed;
+        reading.counts.changed = reading.converting.end(&mut self.lines) || is_changed;
         if let Some(lookup) = self.lookup.as_mut().filter(|_| is_changed) {
             lookup.forget_places();
         }

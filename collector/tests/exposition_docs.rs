@@ -15,6 +15,7 @@ fn file(name: &str) -> String {
         "scrape" => "tests/scrape/main.rs".to_owned(),
         "large" | "strict" => format!("tests/scrape/{name}.rs"),
         "real" => "tests/protobuf.rs".to_owned(),
+        "nhcb" => "tests/formats/nhcb.rs".to_owned(),
         other => format!("tests/{other}.rs"),
     }
 }

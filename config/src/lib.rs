@@ -124,7 +124,7 @@ pub struct Global {
     pub scrape_native_histograms: Option<bool>,
     /// `always_scrape_classic_histograms` where a scrape configuration does not say.
     pub always_scrape_classic_histograms: Option<bool>,
-    /// `convert_classic_histograms_to_nhcb` where a scrape configuration does not say: only `false` is done.
+    /// `convert_classic_histograms_to_nhcb` where a scrape configuration does not say.
     pub convert_classic_histograms_to_nhcb: Option<bool>,
     /// `extra_scrape_metrics` where a scrape configuration does not say.
     pub extra_scrape_metrics: Option<bool>,

@@ -49,10 +49,12 @@ pub struct ScrapeConfig {
     /// True: protobuf is asked for first. False: the native part of histograms is passed over. Default: taken if a page has it.
     #[serde(default)]
     pub scrape_native_histograms: Option<bool>,
-    /// False: the classic part of a histogram that is native too is passed over. Default: both are taken.
+    /// False: the classic part of a histogram that is native too is passed over. Default: both are taken. True: the classic series of a
+    /// histogram that `convert_classic_histograms_to_nhcb` converts are taken, too.
     #[serde(default)]
     pub always_scrape_classic_histograms: Option<bool>,
-    /// Classic histograms stay classic: only `false` is done.
+    /// True: a classic histogram becomes one native histogram with custom buckets, and its own series are left out unless
+    /// `always_scrape_classic_histograms` is true; one that does not hold together is dropped and counted. Default: false.
     #[serde(default)]
     pub convert_classic_histograms_to_nhcb: Option<bool>,
     /// True: a page that breaks any rule of its format's specification fails the scrape, with line, column and rule as the reason. Default:

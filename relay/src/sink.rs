@@ -33,7 +33,9 @@ pub use file::{Files, Options as FileOptions};
 pub use http::Options as HttpOptions;
 pub use kafka::Options as KafkaOptions;
 pub use nats::{Options as NatsOptions, consumers, feed_bytes};
-pub use remote_write::Options as RemoteWriteOptions;
+pub use remote_write::{
+    Counts as SentCounts, Options as RemoteWriteOptions, ProtobufMessage, answer as remote_write_answer, messages as remote_write_messages,
+};
 pub use statsd::Options as StatsdOptions;
 pub use stdout::Options as StdoutOptions;
 

@@ -26,9 +26,10 @@ import (
 type Page struct {
 	ContentType string `json:"content_type"`
 	Length      int    `json:"length"`
-	// Native: scrape_native_histograms. Classic: always_scrape_classic_histograms.
+	// Native: scrape_native_histograms. Classic: always_scrape_classic_histograms. Convert: convert_classic_histograms_to_nhcb.
 	Native  bool `json:"native"`
 	Classic bool `json:"classic"`
+	Convert bool `json:"convert"`
 }
 
 // Answer is what was read up to the error, if there is one.
@@ -55,7 +56,7 @@ type Exemplar struct {
 	Time   *int64      `json:"time"`
 }
 
-// Histogram is a native one; absolute counts, by the index of their bucket.
+// Histogram is a native one; absolute counts, by the index of their bucket. Of custom buckets also bounds and spans.
 type Histogram struct {
 	Schema        int32       `json:"schema"`
 	ZeroThreshold string      `json:"zero_threshold"`
@@ -66,6 +67,8 @@ type Histogram struct {
 	Hint          int         `json:"hint"`
 	Positive      [][2]string `json:"positive"`
 	Negative      [][2]string `json:"negative"`
+	Bounds        []string    `json:"bounds"`
+	Spans         [][2]int64  `json:"spans"`
 }
 
 func main() {
@@ -106,6 +109,7 @@ func read(page Page, body []byte) (answer Answer) {
 	parser, err := textparse.New(body, page.ContentType, nil, textparse.ParserOptions{
 		IgnoreNativeHistograms:                  !page.Native,
 		KeepClassicOnClassicAndNativeHistograms: page.Classic,
+		ConvertClassicHistogramsToNHCB:          page.Convert,
 	})
 	if parser == nil {
 		return Answer{Error: err.Error()}
@@ -219,6 +223,16 @@ func native(histogram *histogram.FloatHistogram, float bool) *Histogram {
 		Hint:          int(histogram.CounterResetHint),
 		Positive:      [][2]string{},
 		Negative:      [][2]string{},
+		Bounds:        []string{},
+		Spans:         [][2]int64{},
+	}
+	for _, bound := range histogram.CustomValues {
+		found.Bounds = append(found.Bounds, bits(bound))
+	}
+	if histogram.UsesCustomBuckets() {
+		for _, span := range histogram.PositiveSpans {
+			found.Spans = append(found.Spans, [2]int64{int64(span.Offset), int64(span.Length)})
+		}
 	}
 	for buckets := histogram.PositiveBucketIterator(); buckets.Next(); {
 		found.Positive = append(found.Positive, [2]string{strconv.Itoa(int(buckets.At().Index)), bits(buckets.At().Count)})

@@ -62,6 +62,8 @@ defects! {
     ValueMissing, "value_missing", "a metric has the value of its family's type";
     /// Protobuf: an exemplar of a native histogram without a timestamp; it is dropped.
     ExemplarTime, "exemplar_time", "an exemplar of a native histogram has a timestamp";
+    /// A classic histogram that is to be converted and does not hold together; it is dropped.
+    Unconverted, "histogram_unconverted", "the buckets of a histogram that is converted are cumulative and end at its count";
     /// OpenMetrics: a timestamp beyond 64 bits of milliseconds; what has it is dropped.
     TimestampRange, "timestamp_range", "a timestamp in milliseconds fits 64 bits";
     /// A family's help is told twice.
@@ -165,12 +167,15 @@ pub struct Defects([u32; Defect::ALL.len()]);
 impl Defect {
     /// Whether the page's reader itself counts it, on every page; the others are found by [`crate::strict`].
     pub const fn is_counted_by_reader(self) -> bool {
-        matches!(self, Self::ContentType | Self::ExemplarTooLong | Self::ValueMissing | Self::ExemplarTime | Self::TimestampRange)
+        matches!(
+            self,
+            Self::ContentType | Self::ExemplarTooLong | Self::ValueMissing | Self::ExemplarTime | Self::Unconverted | Self::TimestampRange
+        )
     }
 
     /// Whether `strict` refuses a page for it: what no specification forbids is only dropped and counted.
     pub const fn is_refused(self) -> bool {
-        !matches!(self, Self::TimestampRange)
+        !matches!(self, Self::TimestampRange | Self::Unconverted)
     }
 }
 

@@ -81,6 +81,8 @@ impl Work {
             relabel: target.metric_relabel.clone(),
             ignore_native_histograms: scrape.scrape_native_histograms == Some(false),
             native_histograms_only: scrape.always_scrape_classic_histograms == Some(false),
+            convert_histograms: scrape.convert_classic_histograms_to_nhcb == Some(true),
+            keep_converted: scrape.always_scrape_classic_histograms == Some(true),
         };
         let cache = SeriesCache::with_interner(options, layouts);
         Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0, unchecked: 0, is_kept: true }

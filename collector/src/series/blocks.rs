@@ -8,6 +8,7 @@
 
 use super::family::keep;
 use super::fresh::Fresh;
+use super::nhcb::Converting;
 use super::walk::Walk;
 use super::{Counts, PageError, SeriesCache};
 use crate::parse::protobuf::DELIMITED_BYTES_MAX;
@@ -25,6 +26,8 @@ pub struct Reading {
     pub(super) metrics: usize,
     /// The metadata of blocks that are gone.
     pub(super) kept: Vec<u8>,
+    /// The histogram whose lines are being read, where these are converted.
+    pub(super) converting: Converting,
     /// `# EOF` was read.
     ended: bool,
     before: Before,
@@ -213,8 +216,10 @@ impl SeriesCache {
         let whole = if is_last { block.len() } else { memchr::memrchr(b'\n', block).map_or(0, |newline| newline + 1) };
         let block = &block[..whole];
         let mut page = if self.format == Format::OpenMetrics { Page::open_metrics(block).resume(reading.ended) } else { Page::new(block) };
-        let (read, result) = self.read(reading, &mut page);
+        let is_converting = self.options.convert_histograms;
+        let (read, result) = if is_converting { self.read_converting(reading, &mut page) } else { self.read(reading, &mut page) };
         let result = result.and_then(|()| if is_last { page.end(bytes == 0).map_err(Halt::from) } else { Ok(()) });
+        let result = result.and_then(|()| if is_last && is_converting { self.end_converting(reading, &page) } else { Ok(()) });
         reading.ended = page.ended();
         (read, result)
     }

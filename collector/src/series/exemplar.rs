@@ -37,7 +37,34 @@ impl Shown for protobuf::Exemplar<'_> {
     }
 }
 
+impl Shown for sample::Exemplar {
+    fn at(&self) -> (u64, Option<i64>) {
+        (self.value, self.timestamp_ms)
+    }
+
+    fn each(&self, mut take: impl FnMut(&str, &str)) {
+        self.labels.iter().for_each(|(name, value)| take(name, value));
+    }
+}
+
+/// The same without what it borrows.
+pub(super) fn owned(shown: &impl Shown) -> sample::Exemplar {
+    let mut exemplar = sample::Exemplar::default();
+    (exemplar.value, exemplar.timestamp_ms) = shown.at();
+    refill(&mut exemplar.labels, shown);
+    exemplar
+}
+
 impl SeriesCache {
+    /// Takes an exemplar of a native histogram. As in Prometheus: without its time nobody could tell whether it was seen before.
+    pub(super) fn timed_exemplar(&mut self, reading: &mut Reading, slot: Slot, put: Put, shown: &impl Shown) {
+        if shown.at().1.is_some() {
+            self.exemplar(reading, slot, put, shown);
+        } else {
+            reading.counts.defects.add(Defect::ExemplarTime, true);
+        }
+    }
+
     /// Takes an exemplar with the sample it stands behind.
     pub(super) fn exemplar(&mut self, reading: &mut Reading, slot: Slot, put: Put, shown: &impl Shown) {
         if put == Put::Duplicate {

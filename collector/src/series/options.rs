@@ -37,6 +37,10 @@ pub struct Options {
     pub ignore_native_histograms: bool,
     /// Whether the classic part of a histogram that is native too is passed over (`always_scrape_classic_histograms: false`).
     pub native_histograms_only: bool,
+    /// Whether classic histograms become native ones with custom buckets (`convert_classic_histograms_to_nhcb`).
+    pub convert_histograms: bool,
+    /// Whether the classic series of a histogram that is converted are taken, too (`always_scrape_classic_histograms: true`).
+    pub keep_converted: bool,
 }
 
 /// What was counted on one page.

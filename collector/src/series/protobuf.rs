@@ -11,8 +11,9 @@ use std::borrow::Cow;
 use sample::NO_TIME;
 
 use super::labels::{self, Identity};
+use super::nhcb::Classic;
 use super::store::{PENDING, Put, Slot};
-use super::{DROPPED, Halt, PageError, Point, Reading, SeriesCache};
+use super::{DROPPED, Halt, Options, PageError, Point, Reading, SeriesCache};
 use crate::parse::protobuf::{self, Error, Exemplar, Family, Histogram, Kind, Messages, Metric, Role, Rule};
 use crate::parse::{Defect, go_float};
 
@@ -71,7 +72,7 @@ impl SeriesCache {
         Ok(())
     }
 
-    fn mix(&self, parts: [u64; 4]) -> u64 {
+    pub(super) fn mix(&self, parts: [u64; 4]) -> u64 {
         let mut bytes = [0; 32];
         for (part, bytes) in parts.iter().zip(bytes.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&part.to_le_bytes());
@@ -115,10 +116,16 @@ impl SeriesCache {
                 if native {
                     self.native(reading, place, &histogram)?;
                 }
-                if !native || (histogram.has_buckets() && !self.options.native_histograms_only) {
+                let converted = self.options.convert_histograms && !native;
+                let classic = match (native, converted) {
+                    (true, _) => histogram.has_buckets() && !self.options.native_histograms_only,
+                    (false, true) => self.options.keep_converted,
+                    (false, false) => true,
+                };
+                if classic {
                     histogram.classic(|point| self.point(reading, place, &point))?;
                 }
-                Ok(())
+                if converted { self.converted(reading, place, &histogram) } else { Ok(()) }
             }
         }
     }
@@ -136,20 +143,66 @@ impl SeriesCache {
     /// Takes one native histogram with its exemplars.
     fn native(&mut self, reading: &mut Reading, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
         histogram.check_native()?;
+        self.whole(reading, place, histogram, |out| histogram.fill(place.family.kind, out))
+    }
+
+    /// Takes a classic histogram as a native one with custom buckets.
+    fn converted(&mut self, reading: &mut Reading, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
+        let mut classic = Classic::default();
+        let (count, sum) = histogram.totals();
+        classic.count(count);
+        classic.sum(sum);
+        histogram.buckets(|bound, count| classic.bucket(bound, count))?;
+        // As in Prometheus: in this format one that cannot be converted costs the page.
+        let Some(custom) = classic.close() else { return Err(Error { at: place.metric.at, rule: Rule::Buckets }.into()) };
+        self.whole(reading, place, histogram, |out| custom.fill(place.family.kind == Kind::GaugeHistogram, out))
+    }
+
+    /// Puts one native histogram with its exemplars.
+    fn whole(
+        &mut self,
+        reading: &mut Reading,
+        place: &Place<'_, '_>,
+        histogram: &Histogram<'_>,
+        fill: impl FnOnce(&mut sample::NativeHistogram),
+    ) -> Result<(), PageError> {
         let (slot, put) = self.put(reading, place, Role::Bare, 0, true)?;
         if put == Put::Taken {
-            let fill = |out: &mut sample::NativeHistogram| histogram.fill(place.family.kind, out);
             if slot & PENDING == 0 { self.store.histogram(slot, fill) } else { reading.fresh.histogram(slot, fill) }
         }
         histogram.exemplars(|exemplar| {
-            // As in Prometheus: without its time nobody could tell whether it was seen before.
-            if exemplar.timestamp_ms.is_some() {
-                self.exemplar(reading, slot, put, &exemplar);
-            } else {
-                reading.counts.defects.add(Defect::ExemplarTime, true);
-            }
+            self.timed_exemplar(reading, slot, put, &exemplar);
             Ok(())
         })
+    }
+
+    /// Puts a sample whose series is known by a hash that its reader made, not by its text.
+    pub(super) fn put_hashed<'s, 'i: 's>(
+        &mut self,
+        reading: &mut Reading,
+        hash: u64,
+        point: Point,
+        identity: impl FnOnce(&Options) -> Result<Option<&'s Identity<'i>>, PageError>,
+    ) -> Result<(Slot, Put), PageError> {
+        let Some(entry) = reading.walk.hashed(&self.order, hash, false) else {
+            return self.place(reading, hash, 0, point, identity);
+        };
+        if reading.diverged {
+            self.next.push(entry);
+        }
+        reading.counts.scraped += 1;
+        if entry.slot == DROPPED {
+            // Like a double, it takes nothing.
+            return Ok((DROPPED, Put::Duplicate));
+        }
+        reading.counts.post_relabel += 1;
+        if point.timestamp_ms == Some(NO_TIME) {
+            reading.counts.defects.add(Defect::TimestampRange, true);
+            return Ok((DROPPED, Put::Duplicate));
+        }
+        let put = self.store.put_or_claim(entry.slot, point);
+        reading.counts.duplicates += u64::from(put == Put::Duplicate);
+        Ok((entry.slot, put))
     }
 
     fn put(
@@ -169,36 +222,14 @@ impl SeriesCache {
         };
         let hash = self.mix([place.hash, tag, bits, 0]);
         let point = Point { value, timestamp_ms: place.timestamp_ms, native };
-        let (slot, put) = match reading.walk.hashed(&self.order, hash, false) {
-            Some(entry) => {
-                if reading.diverged {
-                    self.next.push(entry);
-                }
-                reading.counts.scraped += 1;
-                if entry.slot == DROPPED {
-                    // Like a double, it takes nothing.
-                    return Ok((DROPPED, Put::Duplicate));
-                }
-                reading.counts.post_relabel += 1;
-                if place.timestamp_ms == Some(NO_TIME) {
-                    reading.counts.defects.add(Defect::TimestampRange, true);
-                    return Ok((DROPPED, Put::Duplicate));
-                }
-                let put = self.store.put_or_claim(entry.slot, point);
-                reading.counts.duplicates += u64::from(put == Put::Duplicate);
-                (entry.slot, put)
+        let (is_full, named) = (reading.fresh.all_text_bytes() > TEXT_BYTES_MAX, &mut Identity::default());
+        let (slot, put) = self.put_hashed(reading, hash, point, move |options| {
+            if is_full {
+                return Err(Error { at: place.metric.at, rule: Rule::TooMuchText }.into());
             }
-            None => {
-                if reading.fresh.all_text_bytes() > TEXT_BYTES_MAX {
-                    return Err(Error { at: place.metric.at, rule: Rule::TooMuchText }.into());
-                }
-                let named = &mut Identity::default();
-                self.place(reading, hash, 0, point, move |options| {
-                    *named = identity(place, role)?;
-                    labels::settle(options, named, || place.number).map(|is_left| is_left.then_some(&*named))
-                })?
-            }
-        };
+            *named = identity(place, role)?;
+            labels::settle(options, named, || place.number).map(|is_left| is_left.then_some(&*named))
+        })?;
         if put == Put::Taken
             && let Some(start_ms) = place.start_ms
         {

@@ -295,7 +295,8 @@ impl Store {
 
     /// Writes a start timestamp into the columns of the last commit, if the series has a sample there.
     pub(super) fn set_start(&mut self, slot: Slot, start_ms: i64) {
-        if self.value(slot).is_some() {
+        let state = self.parts[(slot / SERIES_MAX) as usize].columns.states[(slot % SERIES_MAX) as usize];
+        if state == State::Histogram || self.value(slot).is_some() {
             put_start(&mut self.parts[(slot / SERIES_MAX) as usize].columns, (slot % SERIES_MAX) as usize, start_ms);
         }
     }

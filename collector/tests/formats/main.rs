@@ -3,6 +3,7 @@
 
 mod book;
 mod cases;
+mod nhcb;
 mod oracle;
 mod pages;
 mod properties;
@@ -35,7 +36,12 @@ pub(crate) fn cache() -> SeriesCache {
 
 /// Reads a page that nothing came before.
 pub(crate) fn read(format: Format, page: &[u8]) -> Result<(Read, Counts), PageError> {
-    let mut cache = cache();
+    read_with(Options { honor_timestamps: true, ..Options::default() }, format, page)
+}
+
+/// The same with other options.
+pub(crate) fn read_with(options: Options, format: Format, page: &[u8]) -> Result<(Read, Counts), PageError> {
+    let mut cache = SeriesCache::new(options);
     let counts = cache.page_in(format, page)?;
     Ok((samples(&cache), counts))
 }

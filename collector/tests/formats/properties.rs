@@ -9,28 +9,21 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::{Rng as _, SeedableRng};
 
 use crate::cases::suites;
 use crate::{Read, cache, pages, proto, read, samples};
 
-#[path = "../../../fuzz/src/targets.rs"]
+#[path = "../../../fuzz/hold.rs"]
+mod fuzz;
+#[path = "../../../fuzz/src/pages.rs"]
 mod targets;
 
-/// Mutations of each case: about two seconds of them all.
-const MUTATIONS: usize = 30;
-const SEED: u64 = 0x5354_5241_5441;
+/// Mutations of each input: about two seconds of them all.
+const MUTATIONS: usize = 10;
 
 /// A series, its value and its time in ms.
 type Series = (String, Vec<(String, String)>, f64, Option<i64>);
-
-fn target(format: Format) -> fn(&[u8]) {
-    match format {
-        Format::Text => targets::text,
-        Format::OpenMetrics => targets::open_metrics,
-        Format::Protobuf => targets::protobuf,
-    }
-}
 
 fn golden_frames() -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sample/tests/golden");
@@ -38,41 +31,18 @@ fn golden_frames() -> Vec<Vec<u8>> {
     files.map(|file| std::fs::read(file).expect("its bytes")).collect()
 }
 
-/// Some bytes of a page changed, or two pages after one another.
-fn mutated(random: &mut StdRng, all: &[Vec<u8>], page: &[u8]) -> Vec<u8> {
-    let mut page = page.to_vec();
-    for _ in 0..random.random_range(1..4) {
-        let at = random.random_range(0..=page.len());
-        match random.random_range(0..5) {
-            0 if at < page.len() => page[at] ^= 1 << random.random_range(0..8),
-            1 if at < page.len() => page[at] = random.random(),
-            2 => page.insert(at, random.random()),
-            3 => page.truncate(at),
-            _ => {
-                page.extend_from_slice(b"\xff\xfe");
-                page.extend_from_slice(&all[random.random_range(0..all.len())]);
-            }
-        }
+/// What fuzzing begins with, beside the saved corpus: the cases of the format, or the golden bytes of the wire format.
+fn seeds(name: &str) -> Vec<Vec<u8>> {
+    match suites().into_iter().find(|suite| suite.name == name) {
+        Some(suite) => suite.rules.into_iter().flat_map(|rule| rule.cases).map(|case| case.page).collect(),
+        None => golden_frames(),
     }
-    page
 }
 
 #[test]
-fn what_is_fuzzed_holds_for_every_case_and_its_mutations() {
-    let mut random = StdRng::seed_from_u64(SEED);
-    let mut hold = |target: fn(&[u8]), inputs: &[Vec<u8>]| {
-        assert!(inputs.len() > 3, "there is something to begin with");
-        for input in inputs {
-            target(input);
-            for _ in 0..MUTATIONS {
-                target(&mutated(&mut random, inputs, input));
-            }
-        }
-    };
-    hold(targets::frames, &golden_frames());
-    for suite in suites() {
-        let pages: Vec<Vec<u8>> = suite.rules.into_iter().flat_map(|rule| rule.cases).map(|case| case.page).collect();
-        hold(target(suite.format), &pages);
+fn what_is_fuzzed_holds_for_the_corpus_every_case_and_their_mutations() {
+    for (name, target) in targets::TARGETS {
+        fuzz::hold(target, &[fuzz::corpus(name), seeds(name)].concat(), MUTATIONS);
     }
 }
 
@@ -87,9 +57,8 @@ fn seeds_of_fuzzing_can_be_written() {
             kept.path().to_owned()
         }
     };
-    let cases = suites().map(|suite| (suite.name, suite.rules.into_iter().flat_map(|rule| rule.cases).map(|case| case.page).collect()));
-    for (name, inputs) in cases.into_iter().chain([("frames", golden_frames())]) {
-        let folder = folder.join(name);
+    for (name, _) in targets::TARGETS {
+        let (folder, inputs) = (folder.join(name), seeds(name));
         std::fs::create_dir_all(&folder).expect("made");
         inputs.iter().zip(0..).for_each(|(input, number): (&Vec<u8>, usize)| {
             std::fs::write(folder.join(format!("{number:03}")), input).expect("written");

@@ -12,8 +12,6 @@ use crate::{
     ValidationScheme,
 };
 
-/// Why no histogram is converted.
-const UNCONVERTED: &str = "classic histograms are passed on as they are: take it out, or write false";
 /// Smallest refresh interval of a discovery. Smaller: a server is asked all the time.
 const REFRESH_MIN: Millis = Millis(100);
 /// Whether rules of its own may change what a target is.
@@ -42,9 +40,6 @@ impl Findings<'_> {
         self.discovery(i, scrape);
         if let Some(protocols) = &scrape.scrape_protocols {
             self.protocols(&at("scrape_protocols"), protocols);
-        }
-        if scrape.convert_classic_histograms_to_nhcb == Some(true) {
-            self.problem(&at("convert_classic_histograms_to_nhcb"), UNCONVERTED);
         }
         if scrape.metric_name_validation_scheme == Some(ValidationScheme::Legacy)
             && scrape.metric_name_escaping_scheme == Some(EscapingScheme::AllowUtf8)
@@ -91,9 +86,6 @@ impl Findings<'_> {
     pub(super) fn global_formats(&mut self, global: &Global) {
         if let Some(protocols) = &global.scrape_protocols {
             self.protocols(&steps!["global", "scrape_protocols"], protocols);
-        }
-        if global.convert_classic_histograms_to_nhcb == Some(true) {
-            self.problem(&steps!["global", "convert_classic_histograms_to_nhcb"], UNCONVERTED);
         }
     }
 

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use config::{ByteSize, HttpClientConfig, Kind, Millis, OptionsError, beside};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use http_client::Client;
 use schemars::JsonSchema;
@@ -37,7 +37,7 @@ mod message;
 mod metadata;
 mod scratch;
 
-use message::Counts;
+pub use message::Counts;
 use metadata::{Metric, Told};
 use scratch::Pool;
 
@@ -271,9 +271,8 @@ impl RemoteWrite {
         let answered = async {
             let response = self.client.send(self.request(message, body)).await?;
             let (head, body) = response.into_parts();
-            let after = shared::retry_after(head.headers.get(RETRY_AFTER), SystemTime::now());
-            let written = written(&head.headers);
-            Ok::<_, http_client::Error>(Reply { status: head.status, after, written, text: shared::excerpt(body, &self.client).await })
+            let text = shared::excerpt(body, &self.client).await;
+            Ok::<_, http_client::Error>(Reply::new(head.status, &head.headers, text))
         };
         match tokio::time::timeout(self.bounds.timeout, answered).await {
             Err(_) => {
@@ -336,6 +335,13 @@ impl RemoteWrite {
     }
 }
 
+impl Reply {
+    fn new(status: StatusCode, headers: &HeaderMap, text: String) -> Self {
+        let after = shared::retry_after(headers.get(RETRY_AFTER), SystemTime::now());
+        Self { status, after, written: written(headers), text }
+    }
+}
+
 /// What the receiver says it has written; `None`: it says nothing, as one that does not know 2.0.
 fn written(headers: &HeaderMap) -> Option<Counts> {
     let count =
@@ -345,6 +351,21 @@ fn written(headers: &HeaderMap) -> Option<Counts> {
         return None;
     }
     Some(Counts { samples: samples.unwrap_or(0), histograms: histograms.unwrap_or(0), exemplars: exemplars.unwrap_or(0) })
+}
+
+/// Batches as messages of a version before compression, one after the other in the same buffers; none: another encoder wrote it.
+pub fn messages(version: ProtobufMessage, batches: &[&Batch]) -> Vec<Option<Vec<u8>>> {
+    let mut writer = message::Writer::default();
+    batches.iter().map(|batch| writer.write(version, batch).ok().map(|(message, _)| message.to_vec())).collect()
+}
+
+/// What an answer with its text means for the items of a request that held `sent`; none: its server has only 1.0.
+pub fn answer(version: ProtobufMessage, response: &Response<String>, sent: Counts, items: &Range<usize>) -> Option<Answer> {
+    let reply = Reply::new(response.status(), response.headers(), response.body().clone());
+    match judge(version, &reply, sent, items) {
+        Tried::Answered(answer) => Some(answer),
+        Tried::Unsupported(_) => None,
+    }
 }
 
 /// What an answer to a message says of its items.

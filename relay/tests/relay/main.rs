@@ -5,6 +5,7 @@ mod changing;
 mod chaos;
 mod delivery;
 mod folding;
+mod fuzzed;
 mod giving_up;
 mod harness;
 mod lanes;

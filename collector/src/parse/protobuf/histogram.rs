@@ -154,6 +154,23 @@ impl<'a> Histogram<'a> {
         take(Point { role: Role::Bucket(f64::INFINITY.to_bits()), value: count, exemplar: None })
     }
 
+    /// The classic part's count, and its sum.
+    pub(crate) fn totals(&self) -> (f64, f64) {
+        (f64::from_bits(float_or(self.count_float, self.count)), f64::from_bits(self.sum))
+    }
+
+    /// Hands bound and cumulative count of each classic bucket to `take`.
+    pub(crate) fn buckets(&self, mut take: impl FnMut(f64, f64)) -> Result<(), Error> {
+        let mut rest = self.fields.clone();
+        while let Some(field) = rest.next()? {
+            if field.number == 3 {
+                let (bound, count, _) = bucket(field.message()?)?;
+                take(f64::from_bits(bound), f64::from_bits(count));
+            }
+        }
+        Ok(())
+    }
+
     /// Hands the exemplars of the native part to `take`: its own if it has any, else those of the classic buckets.
     pub(crate) fn exemplars<E: From<Error>>(&self, mut take: impl FnMut(Exemplar<'a>) -> Result<(), E>) -> Result<(), E> {
         let mut rest = self.fields.clone();

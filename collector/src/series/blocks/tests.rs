@@ -10,6 +10,7 @@ use crate::series::tests::formats::{double, family, label, message, varint};
 /// A page of many kinds of entries, good ones and, now and then, others.
 const TEXT: &str = "(# (TYPE|HELP) [ab] (gauge|counter)\n|[ab](\\{[xy]=\"[0-2]?\n?\"\\})? [0-3]( [0-3])?\n| *\n|# a comment\n|a\\{x=\"1\",x=\"2\"\\} 1\n|a){0,12}";
 const OPEN_METRICS: &str = "(# (TYPE|HELP|UNIT) [ab] (gauge|counter|)\n|[ab](_total|_created)?(\\{[xy]=\"[0-2]?\"\\})? [0-3](\\.5)?( [0-3])?( # \\{[xy]=\"[0-2]\n?\"\\} [0-3])?\n|# EOF\n|#){0,12}(# EOF\n?)?";
+const HISTOGRAMS: &str = "(# TYPE h (histogram|gauge)\n|h_bucket\\{(x=\"[01]\",)?le=\"([12]|\\+Inf)\"\\} [0-3]\n|h_(sum|count)(\\{x=\"[01]\"\\})? [0-3]\n|# a comment\n|o 1\n){0,16}";
 
 fn options() -> Options {
     Options { honor_timestamps: true, sample_limit: 9, label_value_length_limit: 200, ..Options::default() }
@@ -71,6 +72,16 @@ fn protobuf() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn histograms_that_are_converted_may_be_cut_anywhere(
+        pages in proptest::collection::vec(HISTOGRAMS, 1..4), mut cuts in proptest::collection::vec(0usize..400, 0..8), keep_converted: bool
+    ) {
+        cuts.sort_unstable();
+        let options = Options { convert_histograms: true, keep_converted, ..options() };
+        let pages: Vec<_> = pages.into_iter().map(|page| ["# TYPE h histogram\n", &page].concat().into_bytes()).collect();
+        check(&options, Format::Text, &pages, &cuts);
+    }
 
     #[test]
     fn text_may_be_cut_anywhere(pages in proptest::collection::vec(TEXT, 1..4), mut cuts in proptest::collection::vec(0usize..200, 0..8)) {

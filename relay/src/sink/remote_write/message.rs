@@ -45,7 +45,7 @@ const EXEMPLAR_TIME: u32 = int(3);
 
 /// What a message holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub struct Counts {
     /// Floats.
     pub samples: u64,
     /// Native histograms.

@@ -1,6 +1,6 @@
 //! What holds for any bytes: nothing panics, a page says the same whatever came before it, and frames say what went into them.
 //!
-//! The tests of `collector` run these functions too, over the cases of `docs/conformance.md` and their mutations.
+//! The tests of `collector` run these functions too, over the saved corpus, the cases of `docs/conformance.md` and their mutations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,12 @@ use collector::parse::Format;
 use collector::series::{Options, SeriesCache};
 use collector::strict;
 use sample::{Columns, Decoder, Encoder, Flags, FrameRef, Layout, Origin, State, TargetId, frames as frames_of};
+
+/// A target by the name of its folder in `corpus/`.
+type Target = (&'static str, fn(&[u8]));
+
+/// The targets of this file.
+pub const TARGETS: [Target; 4] = [("text", text), ("open_metrics", open_metrics), ("protobuf", protobuf), ("frames", frames)];
 
 /// What parts two pages of one input: no UTF-8, so no line of a good text page.
 const NEXT_PAGE: &[u8] = b"\xff\xfe";
@@ -36,12 +42,16 @@ fn columns_said(layout: &Layout, columns: &Columns) -> BTreeMap<String, String> 
     said
 }
 
-fn fresh() -> SeriesCache {
-    SeriesCache::new(Options { honor_timestamps: true, ..Options::default() })
+/// Pages after one another, in one format, each as by a cache that saw no other; and over the wire. With classic histograms as they are,
+/// converted, and both.
+pub fn pages(format: Format, bytes: &[u8]) {
+    for (convert_histograms, keep_converted) in [(false, false), (true, false), (true, true)] {
+        pages_as(&Options { honor_timestamps: true, convert_histograms, keep_converted, ..Options::default() }, format, bytes);
+    }
 }
 
-/// Pages after one another, in one format, each as by a cache that saw no other; and over the wire.
-pub fn pages(format: Format, bytes: &[u8]) {
+fn pages_as(options: &Options, format: Format, bytes: &[u8]) {
+    let fresh = || SeriesCache::new(options.clone());
     let mut cache = fresh();
     let mut wire = Wire::new();
     let mut rest = Some(bytes);

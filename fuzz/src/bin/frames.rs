@@ -1,4 +1,0 @@
-//! `fuzz::targets::frames` under libFuzzer.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::targets::frames(bytes));

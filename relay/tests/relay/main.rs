@@ -14,4 +14,5 @@ mod rejecting;
 mod remote_writing;
 mod replaying;
 mod resending;
+mod standby;
 mod summing;

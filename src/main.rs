@@ -24,6 +24,7 @@ mod relay;
 mod reload;
 mod replay;
 mod replays;
+mod role;
 mod room;
 mod run;
 mod tap;
@@ -40,6 +41,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::role::Role;
 
 /// Something failed while it ran.
 const FAILED: u8 = 1;
@@ -64,6 +67,12 @@ struct Cli {
 enum Command {
     /// Run everything in one process, with the bundled NATS server as its child.
     Run(run::Args),
+    /// Run the bundled NATS server alone, for collectors and relays in processes of their own.
+    Nats(run::Args),
+    /// Run the scraping alone, into the NATS server of `buffer.nats`.
+    Collector(run::Args),
+    /// Run the relays alone, from the NATS server of `buffer.nats`; a second one stands by and takes over.
+    Relay(run::Args),
     /// Say everything that is wrong with a configuration, each with line, column and fix; or with a page of metrics.
     Check(check::Args),
     /// Show the effective configuration, or the schema that files must fit.
@@ -123,7 +132,10 @@ fn main() -> ExitCode {
         return ExitCode::from(USAGE);
     }
     match cli.command {
-        Command::Run(args) => run::main(&args),
+        Command::Run(args) => run::main(&args, Role::Run),
+        Command::Nats(args) => run::main(&args, Role::Nats),
+        Command::Collector(args) => run::main(&args, Role::Collector),
+        Command::Relay(args) => run::main(&args, Role::Relay),
         Command::Check(args) => check::main(&args),
         Command::Config(args) => configuration::main(&args),
         Command::Completions(args) => configuration::completions(&args),

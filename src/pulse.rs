@@ -76,7 +76,7 @@ pub(crate) async fn run(board: std::sync::Arc<Board>, streams: Streams, stop: Ca
     for look in 0_u64.. {
         let dead = async {
             looks.tick().await;
-            match look.is_multiple_of(LOOKS_PER_DEAD) {
+            match board.role().sees_dead() && look.is_multiple_of(LOOKS_PER_DEAD) {
                 true => (streams.dead.info().await.ok(), streams.dead.subjects().await.ok()),
                 false => (None, None),
             }

@@ -4,7 +4,7 @@
 //! *When full*: an error that names the path.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,10 @@ pub fn extract(folder: &Path) -> io::Result<PathBuf> {
     let temporary = folder.join(format!(".nats-server-{}.new", std::process::id()));
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
-    zstd::stream::copy_decode(PACKED, &mut file)?;
+    match packed_on_disk() {
+        Some(packed) => zstd::stream::copy_decode(packed, &mut file)?,
+        None => zstd::stream::copy_decode(PACKED, &mut file)?,
+    }
     file.sync_all()?;
     drop(file);
     fs::rename(&temporary, &path)?;
@@ -39,6 +42,24 @@ pub fn extract(folder: &Path) -> io::Result<PathBuf> {
         return Ok(path);
     }
     Err(io::Error::other(format!("'{}' does not have the checksum of the embedded nats-server", path.display())))
+}
+
+/// [`PACKED`] where it stands in this program's file: read through its mapping it would count as memory of this process from then on.
+fn packed_on_disk() -> Option<impl Read> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let offset = maps.lines().find_map(|line| offset_of(PACKED.as_ptr().addr() as u64, line))?;
+    let mut file = File::open("/proc/self/exe").ok()?;
+    file.seek(SeekFrom::Start(offset)).ok()?;
+    Some(file.take(PACKED.len() as u64))
+}
+
+/// Where an address is in the mapped file, if a line of `/proc/self/maps` is about it.
+fn offset_of(address: u64, line: &str) -> Option<u64> {
+    let mut fields = line.split_ascii_whitespace();
+    let (from, to) = fields.next()?.split_once('-')?;
+    let number = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (from, to, offset) = (number(from)?, number(to)?, number(fields.nth(1)?)?);
+    (from..to).contains(&address).then(|| offset + (address - from))
 }
 
 fn matches_checksum(path: &Path) -> bool {
@@ -58,6 +79,16 @@ fn checksum(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_programs_file_has_what_is_mapped() {
+        let mut bytes = Vec::new();
+        packed_on_disk().expect("found").read_to_end(&mut bytes).expect("read");
+        assert!(bytes == PACKED);
+        let line = "55d0c8a00000-55d0c8b00000 r--p 00002000 08:01 131 /usr/bin/strata";
+        assert_eq!(offset_of(0x55d0_c8a0_0010, line), Some(0x2010));
+        assert_eq!((offset_of(0x55d0_c8b0_0000, line), offset_of(1, "")), (None, None));
+    }
 
     #[test]
     fn extracts_once_and_replaces_a_damaged_binary() {

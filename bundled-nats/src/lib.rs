@@ -3,6 +3,7 @@
 //! *In*: a data folder and sizes, then messages and positions. *Out*: acknowledgements that mean fsynced, messages in order. *Bound*: each
 //! stream's wall. *When full*: publishers are refused; nothing vanishes.
 
+pub mod ambient;
 pub mod api;
 pub mod client;
 mod conf;

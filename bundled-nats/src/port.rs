@@ -197,3 +197,15 @@ pub struct Streams {
     /// `STRATA_STATE`.
     pub state: std::sync::Arc<dyn State>,
 }
+
+/// Bytes of one message in the server's file store: record header, subject, headers with their length, payload, checksum.
+pub fn stored_bytes(subject: &str, headers: &Headers, payload_bytes: usize) -> u64 {
+    let headers = header_bytes(headers);
+    (22 + subject.len() + if headers > 0 { 4 + headers } else { 0 } + payload_bytes + 8) as u64
+}
+
+/// Bytes of the header block on the wire; nothing at all without headers.
+pub(crate) fn header_bytes(headers: &Headers) -> usize {
+    let lines: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    if lines > 0 { "NATS/1.0\r\n\r\n".len() + lines } else { 0 }
+}

@@ -9,14 +9,15 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::port::{Entry, Error, Headers, Info, Log, Message, PublishError, Read, State, Streams};
+use crate::ambient::now_ms;
+use crate::port::{Entry, Error, Headers, Info, Log, Message, PublishError, Read, State, Streams, header_bytes, stored_bytes};
 
 /// Largest message, payload and headers, as `max_payload` of the generated server configuration.
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -84,11 +85,11 @@ pub struct TwinLog {
 
 struct Core {
     content: Mutex<Content>,
-    /// Counts changes; readers wait on it.
-    changed: watch::Sender<u64>,
+    /// Readers wait on it; all of them are woken, in the order in which they came.
+    changed: Notify,
     /// True: publishes wait.
     held: watch::Sender<bool>,
-    wall_ms: i64,
+    start_ms: i64,
     start: Instant,
 }
 
@@ -123,13 +124,11 @@ struct Reader {
     core: Arc<Core>,
     next_seq: u64,
     generation: u64,
-    changed: watch::Receiver<u64>,
 }
 
 impl TwinLog {
     /// An empty stream with a wall; `u64::MAX`: none.
     pub fn new(bytes_max: u64) -> Self {
-        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
         let content = Content {
             messages: BTreeMap::new(),
             last_seq: 0,
@@ -143,9 +142,9 @@ impl TwinLog {
         };
         let core = Core {
             content: Mutex::new(content),
-            changed: watch::Sender::new(0),
+            changed: Notify::new(),
             held: watch::Sender::new(false),
-            wall_ms,
+            start_ms: now_ms(),
             start: Instant::now(),
         };
         TwinLog { core: Arc::new(core) }
@@ -181,7 +180,7 @@ impl TwinLog {
         let mut content = self.core.lock();
         for _ in 0..messages {
             let Some((seq, message)) = content.messages.pop_last() else { break };
-            content.bytes -= stored_bytes(&message.subject, &message.headers, &message.payload);
+            content.bytes -= stored_bytes(&message.subject, &message.headers, message.payload.len());
             content.last_seq = seq - 1;
         }
         let last_seq = content.last_seq;
@@ -216,11 +215,11 @@ impl Core {
     }
 
     fn touch(&self) {
-        self.changed.send_modify(|changes| *changes += 1);
+        self.changed.notify_waiters();
     }
 
     fn now_ms(&self) -> i64 {
-        self.wall_ms + self.start.elapsed().as_millis() as i64
+        self.start_ms + self.start.elapsed().as_millis() as i64
     }
 
     fn up(&self, operation: &'static str) -> Result<MutexGuard<'_, Content>, Error> {
@@ -241,7 +240,7 @@ impl Core {
         {
             return Ok(*seq);
         }
-        let bytes = stored_bytes(subject, headers, &payload);
+        let bytes = stored_bytes(subject, headers, payload.len());
         if content.bytes.saturating_add(bytes) > content.bytes_max {
             return Err(PublishError::Full("maximum bytes exceeded".into()));
         }
@@ -267,7 +266,7 @@ impl Content {
 
     fn remove(&mut self, seq: u64) {
         if let Some(message) = self.messages.remove(&seq) {
-            self.bytes -= stored_bytes(&message.subject, &message.headers, &message.payload);
+            self.bytes -= stored_bytes(&message.subject, &message.headers, message.payload.len());
         }
     }
 
@@ -333,7 +332,7 @@ impl Log for TwinLog {
         let content = self.core.up("open a reader")?;
         let (next_seq, generation) = (from.min(content.last_seq + 1), content.generation);
         drop(content);
-        Ok(Box::new(Reader { core: self.core.clone(), next_seq, generation, changed: self.core.changed.subscribe() }))
+        Ok(Box::new(Reader { core: self.core.clone(), next_seq, generation }))
     }
 
     async fn seq_at(&self, time_ms: i64) -> Result<u64, Error> {
@@ -375,7 +374,7 @@ impl Read for Reader {
     async fn next(&mut self) -> Result<Message, Error> {
         loop {
             // Before the look, so that a change between look and wait is seen.
-            self.changed.mark_unchanged();
+            let changed = self.core.changed.notified();
             {
                 let content = self.core.lock();
                 if content.down || content.generation != self.generation {
@@ -386,9 +385,7 @@ impl Read for Reader {
                     return Ok(message.clone());
                 }
             }
-            if self.changed.changed().await.is_err() {
-                return Err(down("read on"));
-            }
+            changed.await;
         }
     }
 }
@@ -449,16 +446,4 @@ impl State for TwinState {
 
 fn down(operation: &'static str) -> Error {
     Error::Unavailable { operation, reason: "the twin is down".into() }
-}
-
-/// Bytes of one message in the server's file store: record header, subject, headers with their length, payload, checksum.
-fn stored_bytes(subject: &str, headers: &Headers, payload: &Bytes) -> u64 {
-    let headers = header_bytes(headers);
-    (22 + subject.len() + if headers > 0 { 4 + headers } else { 0 } + payload.len() + 8) as u64
-}
-
-/// Bytes of the header block on the wire; nothing at all without headers.
-fn header_bytes(headers: &Headers) -> usize {
-    let lines: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-    if lines > 0 { "NATS/1.0\r\n\r\n".len() + lines } else { 0 }
 }

@@ -37,7 +37,7 @@ pub const MESSAGE_BYTES: usize = 256 * 1024;
 pub const CANARY_PERIOD: Duration = Duration::from_secs(10);
 /// Readiness ends when the last acknowledgement is older than this: two canaries late.
 pub const READY_ACK_MAX: Duration = Duration::from_secs(30);
-/// A target's base is sent again when this fraction of the stream's size was published since, so that one old base never holds up the
+/// A target's base is sent again when this fraction of the stream's size was stored since, so that one old base never holds up the
 /// trim; larger divisor: more key frames, smaller: more of a full stream that cannot be freed.
 pub const BASE_RENEW_DIVISOR: u64 = 8;
 /// Partition of every message: the stream has one.
@@ -117,8 +117,8 @@ pub(crate) struct Outlet {
     pub(crate) telemetry: Telemetry,
     /// Goes up when every target's base must be sent again.
     pub(crate) generation: AtomicU64,
-    /// Payload bytes acknowledged since the start.
-    pub(crate) published_bytes: AtomicU64,
+    /// Bytes of the stream that acknowledged messages took since the start.
+    pub(crate) stored_bytes: AtomicU64,
     /// When the last acknowledgement came, ms; 0: never.
     pub(crate) last_ack_ms: AtomicI64,
     /// The stream answers again and something waits to be booked.
@@ -149,7 +149,7 @@ impl Publisher {
             minutes: Minutes::default(),
             telemetry,
             generation: AtomicU64::new(0),
-            published_bytes: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
             last_ack_ms: AtomicI64::new(0),
             bookable: Notify::new(),
             max_bytes: AtomicU64::new(options.max_bytes),
@@ -281,16 +281,16 @@ impl Link {
     /// back that it would hold up the trim.
     pub fn rebase_due(&mut self, parts: u16) -> bool {
         let generation = self.outlet.generation.load(Ordering::Acquire);
-        let published = self.outlet.published_bytes.load(Ordering::Acquire);
+        let stored = self.outlet.stored_bytes.load(Ordering::Acquire);
         let renewed = generation != std::mem::replace(&mut self.generation, generation);
-        let far = published.saturating_sub(self.base_at_bytes) > self.outlet.max_bytes.load(Ordering::Relaxed) / BASE_RENEW_DIVISOR;
+        let far = stored.saturating_sub(self.base_at_bytes) > self.outlet.max_bytes.load(Ordering::Relaxed) / BASE_RENEW_DIVISOR;
         renewed || far || self.outlet.queue.is_broken(self.target, parts)
     }
 
     /// Hands over all frames of one scrape.
     pub fn push(&mut self, frames: Vec<Frame>) {
         if !frames.is_empty() && frames.iter().all(|frame| frame.kind == FrameKind::Key) {
-            self.base_at_bytes = self.outlet.published_bytes.load(Ordering::Acquire);
+            self.base_at_bytes = self.outlet.stored_bytes.load(Ordering::Acquire);
         }
         self.outlet.queue.push(frames);
     }

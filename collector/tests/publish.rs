@@ -470,3 +470,24 @@ async fn a_start_without_a_stream_loses_nothing() {
     assert_eq!(bench.read().slots[&1], Source::expected(0..10));
     assert_eq!(bench.streams.raw.last(SUBJECT).await.expect("up").expect("messages").subject, SUBJECT);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_base_is_renewed_by_what_the_stream_stores_not_only_by_payloads() {
+    // Of small messages most is headers.
+    let bench = Bench::over(Twin::new(1 << 30), 1 << 20, 16_000, Clock::tokio(NOW));
+    bench.opened().await;
+    let mut source = bench.source(1, 1);
+    for round in 0..40 {
+        source.push(round);
+        bench.published().await;
+    }
+    let keys: Vec<usize> = (0..40).filter(|round| source.kinds[*round] == FrameKind::Key).collect();
+    let stored = |from: usize, to: usize| -> u64 {
+        let messages = bench.twin.raw.messages();
+        // The first message is a canary.
+        let bytes = |m: &bundled_nats::port::Message| bundled_nats::port::stored_bytes(&m.subject, &m.headers, m.payload.len());
+        messages[from + 1..to].iter().map(bytes).sum()
+    };
+    assert!(keys.windows(2).all(|pair| stored(pair[0], pair[1]) <= 16_000 / 8 + 1_000), "{keys:?}");
+    assert!(keys.len() > 4, "{keys:?}");
+}

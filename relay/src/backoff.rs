@@ -2,7 +2,9 @@
 //!
 //! *In*: failures. *Out*: how long to wait. *Bound*: a lowest and a highest wait. *When full*: does not apply.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+pub use bundled_nats::ambient::{jitter, nonce, now_ms};
 
 /// Wait after the first failure.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -28,18 +30,4 @@ impl Backoff {
     pub fn reset(&mut self) {
         self.failures = 0;
     }
-}
-
-/// Between half and all of a wait.
-pub fn jitter(full: Duration) -> Duration {
-    full.mul_f64(rand::random_range(0.5..=1.0))
-}
-
-/// Now, ms since the Unix epoch: the wall clock, moved along with `tokio`'s clock where that is paused.
-pub fn now_ms() -> i64 {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
-    let (virtual_now, now) = (tokio::time::Instant::now().into_std(), std::time::Instant::now());
-    let ahead = virtual_now.saturating_duration_since(now).as_millis() as i64;
-    let behind = now.saturating_duration_since(virtual_now).as_millis() as i64;
-    wall + ahead - behind
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::backoff::{Backoff, now_ms};
+use crate::backoff::{Backoff, nonce, now_ms};
 use crate::control::Why;
 use crate::dead::Stopped;
 use crate::step::Loss;
@@ -41,7 +41,7 @@ pub async fn publish(log: &Arc<dyn Log>, subject: &str, headers: &Headers, paylo
 pub async fn book(log: &Arc<dyn Log>, subject: &str, entry: &Entry, stop: &CancellationToken) -> Result<(), Stopped> {
     let payload = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
     let mut headers = Headers::default();
-    headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, rand::random::<u64>()));
+    headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, nonce()));
     store(log, subject, &headers, &payload, stop).await.map(|_| ())
 }
 
@@ -63,6 +63,7 @@ pub async fn store(
             warn!(subject, %error, "cannot book, trying again without end");
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return Err(Stopped),
             () = tokio::time::sleep(backoff.wait()) => {}
         }

@@ -10,7 +10,7 @@ mod chunk;
 mod letter;
 pub mod shelf;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bundled_nats::ledger::{Entry, Stage};
@@ -20,10 +20,11 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::backoff::{Backoff, now_ms};
+use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book;
 use crate::step::{Mark, Part};
 
+use letter::Parked;
 pub use letter::{Kept, Letter, Page, Sample};
 
 /// Bytes of a letter of samples. Larger: nearer to the server's message limit; smaller: more messages.
@@ -37,6 +38,12 @@ const FRAMES_NAMED_MAX: usize = 20;
 
 /// Part of the stream that one trim frees.
 const TRIM_SHARE: u64 = 16;
+
+/// Letters looked at for what a life before this one parked. Larger: a longer start after a crash; smaller: more may be parked twice.
+const LETTERS_MAX: u64 = 4096;
+
+/// What ends the key of a letter of frames.
+const FRAMES: &str = "frames";
 
 const SEQ: &str = "St-Seq";
 const KEY: &str = "St-Key";
@@ -71,8 +78,8 @@ pub struct Dead {
     ledger: Arc<dyn Log>,
     relay: String,
     stop: CancellationToken,
-    /// The newest letter of a life before this one, above the checkpoint: letters up to it are there already.
-    there: Option<(u64, String)>,
+    /// Letters of a life before this one, above the checkpoint, by the key of their batch or message: the samples in them.
+    there: BTreeMap<String, BTreeSet<Parked>>,
     role: Role,
 }
 
@@ -101,29 +108,42 @@ impl Dead {
         position: u64,
         stop: CancellationToken,
     ) -> Result<Self, PortError> {
-        let last = log.last(&subject(relay)).await?;
-        let there = last.and_then(|message| {
-            let seq = message.headers.get(SEQ)?.parse::<u64>().ok()?;
-            let key = message.headers.get(KEY)?.to_owned();
+        let (own, first_seq) = (subject(relay), log.info().await?.first_seq.max(1));
+        let last_seq = log.last(&own).await?.map_or(0, |last| last.seq);
+        let mut there: BTreeMap<String, BTreeSet<Parked>> = BTreeMap::new();
+        for seq in (first_seq.max(last_seq.saturating_sub(LETTERS_MAX))..=last_seq).rev() {
+            let Some(message) = log.get(seq).await?.filter(|message| message.subject == own) else { continue };
             // A replay's letters, and those that were moved, say nothing of where the relay was.
-            let is_live = message.headers.get(UNCOUNTED).is_none() && message.headers.get(ATTEMPT).is_none();
-            (seq > position && is_live).then_some((seq, key))
-        });
+            if message.headers.get(UNCOUNTED).is_some() || message.headers.get(ATTEMPT).is_some() {
+                continue;
+            }
+            if message.headers.get(SEQ).and_then(|seq| seq.parse::<u64>().ok()).is_none_or(|seq| seq <= position) {
+                break;
+            }
+            let key = message.headers.get(KEY).unwrap_or_default();
+            let key = key.rsplit_once('#').filter(|(_, number)| *number != FRAMES).map_or(key, |(batch, _)| batch);
+            let samples = Kept::of(&message).letter.into_iter().flat_map(|letter| letter.samples);
+            there.entry(key.to_owned()).or_default().extend(samples.map(Parked::from));
+        }
         Ok(Self { there, ..Self::beside(log, ledger, relay, Role::Live, stop) })
     }
 
     /// For what runs beside the relay.
     pub fn beside(log: Arc<dyn Log>, ledger: Arc<dyn Log>, relay: &str, role: Role, stop: CancellationToken) -> Self {
-        Self { log, ledger, relay: relay.to_owned(), stop, there: None, role }
+        Self { log, ledger, relay: relay.to_owned(), stop, there: BTreeMap::new(), role }
     }
 
     /// The stream was rolled back: which letters are there already is not known by sequence any more.
     pub fn void(&mut self) {
-        self.there = None;
+        self.there.clear();
     }
 
     /// Parks rejected items and waits until they are stored.
     pub async fn park(&mut self, part: &Part, offenders: &[Offender]) -> Result<(), Stopped> {
+        // The sink may refuse others than it did in a life before this one: what is there is known sample by sample.
+        let there = self.there.remove(&part.batch.key).unwrap_or_default();
+        let is_there = |offender: &&Offender| !there.is_empty() && there.contains(&letter::parked(part, offender));
+        let offenders: Vec<Offender> = offenders.iter().filter(|offender| !is_there(offender)).cloned().collect();
         let (mut begin, mut bytes, mut letters) = (0, 0, 0);
         for (i, offender) in offenders.iter().enumerate() {
             // Item and series come twice: as text, and in a frame.
@@ -171,25 +191,16 @@ impl Dead {
             "relay": self.relay, "reason": "undecodable", "seq": mark.seq, "id": mark.id, "at_ms": now_ms(),
             "count": mark.undecodable.len(), "frames": frames,
         });
-        let key = format!("{}#frames", mark.id);
+        let key = format!("{}#{FRAMES}", mark.id);
+        if self.there.remove(&key).is_some() {
+            return Ok(());
+        }
         self.store(mark.seq, &key, samples, Some(described.to_string()), mark.payload.clone()).await
     }
 
     async fn store(&mut self, seq: u64, key: &str, samples: u64, described: Option<String>, payload: Bytes) -> Result<(), Stopped> {
-        if let Some((last_seq, last_key)) = &self.there {
-            if seq < *last_seq {
-                return Ok(());
-            }
-            let (here, last) = (seq == *last_seq, last_key == key);
-            if !here || last {
-                self.there = None;
-            }
-            if here {
-                return Ok(());
-            }
-        }
         let mut headers = Headers::default();
-        headers.insert("Nats-Msg-Id", format!("{}:{key}:{:x}", self.relay, rand::random::<u64>()));
+        headers.insert("Nats-Msg-Id", format!("{}:{key}:{:x}", self.relay, nonce()));
         headers.insert(SEQ, seq.to_string());
         headers.insert(KEY, key);
         headers.insert(SAMPLES, samples.to_string());
@@ -230,6 +241,7 @@ impl Dead {
             }
             told = true;
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Err(Stopped),
                 () = tokio::time::sleep(backoff.wait()) => {}
             }

@@ -114,6 +114,8 @@ pub struct Deliver {
     suspects: VecDeque<Suspect>,
     retry_suspects_at: Option<Instant>,
     dirty: bool,
+    /// Whether the stream was rolled back: what is silent since then may wait here, and is not done with.
+    rolled_back: bool,
     /// Messages since the last write, and the most of recent intervals.
     pace: u64,
     /// Whether a part that was begun is left with some of it delivered: the next life sends that again.
@@ -158,6 +160,7 @@ impl Deliver {
             suspects: VecDeque::new(),
             retry_suspects_at: None,
             dirty: false,
+            rolled_back: false,
             pace: 0,
             half_sent: false,
             repeats,
@@ -219,7 +222,8 @@ impl Deliver {
                 Some(Step::Part(part)) => self.part(part).await?,
                 Some(Step::Marks(marks)) => self.marks(marks).await?,
                 Some(Step::Warm(seq)) => {
-                    if seq > self.checkpoint.warm_from {
+                    // What is put aside is not done with: a later life reads it again.
+                    if seq > self.checkpoint.warm_from && self.suspects.is_empty() {
                         self.checkpoint.warm_from = seq;
                         self.dirty = true;
                         self.write().await?;
@@ -281,11 +285,12 @@ impl Deliver {
         if marks.iter().any(|mark| mark.restarted) {
             self.book.void();
             self.dead.void();
+            self.rolled_back = true;
         }
         if let [mark] = &marks[..]
             && mark.silent
         {
-            if let Some(envelope) = &mark.envelope {
+            if let Some(envelope) = mark.envelope.as_ref().filter(|_| !self.rolled_back) {
                 self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);
                 self.gauges.shared.live().positions.advance(envelope, &mark.subject, mark.at_ms);
             }

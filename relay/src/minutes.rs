@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::backoff::now_ms;
+use crate::backoff::{nonce, now_ms};
 use crate::book;
 use crate::checkpoint::Checkpoint;
 use crate::dead::Stopped;
@@ -237,7 +237,7 @@ impl Minutes {
 
     async fn publish(&mut self, sheet: Vec<u8>) -> Result<u64, Stopped> {
         let mut headers = Headers::default();
-        headers.insert("Nats-Msg-Id", format!("minutes:{:x}:{:x}", now_ms(), rand::random::<u64>()));
+        headers.insert("Nats-Msg-Id", format!("minutes:{:x}:{:x}", now_ms(), nonce()));
         Booking { number: self.number + 1 }.put(&mut headers);
         let seq = book::store(&self.log, &relay_minutes(&self.relay), &headers, &Bytes::from(sheet), &self.stop).await?;
         self.number += 1;

@@ -23,7 +23,7 @@ use crate::read::{Incoming, identity};
 use crate::resolve::Resolver;
 use crate::sink::Limits;
 use crate::slots::{Fate, Header, SLOT_MEMORY_MS, Slots};
-use crate::step::{Loss, Mark, Step, Undecodable};
+use crate::step::{Loss, Mark, Step};
 use crate::template::Template;
 
 use batch::{Building, Page, Tally};
@@ -55,6 +55,8 @@ pub struct Parts {
     pub config: String,
     /// Where reading begins.
     pub warm_from: u64,
+    /// The last message that is done with: up to there all is read once more.
+    pub position: u64,
     /// The layouts in use.
     pub layouts: Arc<Interner>,
     /// Stream time whose messages share batches; 0: each has its own.
@@ -84,6 +86,8 @@ pub struct Pipeline {
     clock_ms: i64,
     forgot_ms: i64,
     forgot_before_ms: i64,
+    /// Until then a base that was not seen for long may yet be needed.
+    behind_to: u64,
     seq: u64,
 }
 
@@ -133,6 +137,7 @@ impl Pipeline {
             clock_ms: i64::MIN,
             forgot_ms: i64::MIN,
             forgot_before_ms: i64::MIN,
+            behind_to: parts.position,
             seq: parts.warm_from.saturating_sub(1),
         }
     }
@@ -158,6 +163,7 @@ impl Pipeline {
             self.held.clear();
             self.control.void();
             self.learning = false;
+            self.behind_to = u64::MAX;
         }
         let Incoming { message, envelope, silent, gap, restarted } = incoming;
         let id = identity(&message, envelope.as_ref().ok());
@@ -166,6 +172,9 @@ impl Pipeline {
             (_, true) => Mode::Skip,
             _ => Mode::Live,
         };
+        if mode != Mode::Silent {
+            self.behind_to = 0;
+        }
         let first_ms = envelope.as_ref().map_or(message.time_ms, |e| e.first_ms);
         self.enter(&message, &id, mode, first_ms, out).await?;
         self.seq = message.seq;
@@ -217,6 +226,8 @@ impl Pipeline {
 
     /// Forgets what the trim asked to forget; tells the lowest base.
     pub async fn release(&mut self, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
+        // A base that was asked for before may be here once more.
+        self.forgot_before_ms = i64::MIN;
         self.tick(self.clock_ms);
         out.send(Step::Warm(self.warm_from())).await.map_err(|_| Closed)
     }
@@ -478,17 +489,10 @@ impl Pipeline {
                 deltas.forget_before(before);
             }
         }
-        // Only after what is given up has been read: until then its bases are needed to count and to learn.
-        if asked > self.forgot_before_ms && self.seq >= self.control.skipped() {
+        // Only after what is given up, or read once more, has been read: until then its bases are needed to count and to learn.
+        if asked > self.forgot_before_ms && self.seq >= self.control.skipped().max(self.behind_to) {
             self.forgot_before_ms = asked;
             self.decoder.forget_before(asked);
         }
-    }
-}
-
-impl Tally {
-    fn undecodable(&mut self, reason: &'static str, detail: String, samples: u64, target: Option<sample::TargetId>, slot_ms: Option<i64>) {
-        self.loss(Loss { reason, stream: false, samples, frames: 1, target, slot_ms });
-        self.undecodable.push(Undecodable { reason, detail, samples, target, slot_ms });
     }
 }

@@ -180,12 +180,21 @@ impl Reader {
             }
             Reopen::Again => {
                 self.restarted = true;
-                warm_from.max(1)
+                self.again_from(warm_from.max(1)).await?
             }
         };
         // A start beyond the end is silently clamped: what comes first is looked at, never assumed.
         self.open = Some(self.log.read(from.min(info.last_seq + 1), BYTES_IN_FLIGHT).await?);
         Ok(())
+    }
+
+    /// Where to read again: from the lowest base; from the beginning where another message is there, as the stream was torn below it and what
+    /// lies there may be new.
+    async fn again_from(&mut self, warm_from: u64) -> Result<u64, Error> {
+        let there = self.log.get(warm_from).await?;
+        let is_known =
+            there.and_then(|message| envelope_of(&message).ok()).is_some_and(|there| self.positions.place(&there) == Place::Seen);
+        Ok(if is_known { warm_from } else { 1 })
     }
 
     /// Says what a message is to the relay.

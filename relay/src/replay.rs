@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::Options;
-use crate::backoff::now_ms;
+use crate::backoff::{nonce, now_ms};
 use crate::book::Book;
 use crate::checkpoint::{Checkpoint, Totals};
 use crate::control::Control;
@@ -177,7 +177,7 @@ impl Replay {
         if request.dry_run {
             components.sink = Box::new(Nowhere(components.sink));
         }
-        let id = format!("replay-{:012x}", rand::random::<u64>() >> 16);
+        let id = format!("replay-{:012x}", nonce() >> 16);
         let warm = from_ms.saturating_sub((KEY_FRAME_PERIOD + CLOCK_SLACK).as_millis() as i64);
         let begin = streams.raw.seq_at(warm).await?;
         let end = streams.raw.info().await?.last_seq;
@@ -326,6 +326,7 @@ impl Work {
             external_labels,
             config,
             warm_from: begin,
+            position: 0,
             layouts: Arc::default(),
             batch_time: relay.batch_time.duration(),
             replay: Some((id, request.from_ms, request.to_ms)),

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::backoff::{Backoff, now_ms};
+use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book::Book;
 use crate::chain::FILTERS_MAX;
 use crate::checkpoint::{self, Checkpoint, Store};
@@ -153,8 +153,10 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a start is tried again. One that found another's write between its look and its own has taken nothing over yet: that may have
+    /// been the last word of a process that is gone.
     fn is_transient(&self) -> bool {
-        matches!(self, Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. }))
+        matches!(self, Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. } | checkpoint::Error::Owned { .. }))
     }
 }
 
@@ -180,8 +182,19 @@ impl Life {
                     shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
                     let asked = async {
-                        while self.control.skipped() <= shared.live().position {
-                            self.control.sender.notified().await;
+                        let mut passed = shared.live().position;
+                        loop {
+                            if self.control.skipped() <= passed {
+                                self.control.sender.notified().await;
+                                continue;
+                            }
+                            tokio::time::sleep(HELD_RETRY).await;
+                            // A process that took it over and lives has given up itself: to begin again would end it there.
+                            let Ok(stored) = self.stored_position().await else { continue };
+                            passed = stored;
+                            if self.control.skipped() > passed {
+                                return;
+                            }
                         }
                     };
                     tokio::select! {
@@ -190,9 +203,6 @@ impl Life {
                         () = asked => {}
                     }
                     warn!(relay = name, "the relay has ended but must give up samples: it starts again");
-                    if self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await.is_none() {
-                        return;
-                    }
                 }
                 Err(_) => {
                     tracing::error!(
@@ -263,6 +273,7 @@ impl Life {
                 external_labels: self.external_labels.clone(),
                 config: checkpoint.config.clone(),
                 warm_from: checkpoint.warm_from,
+                position: checkpoint.seq,
                 layouts: self.layouts.clone(),
                 batch_time: self.relay.batch_time.duration(),
                 replay: None,
@@ -290,6 +301,13 @@ impl Life {
         Ok(delivered?)
     }
 
+    /// The position that is stored; 0: none that can be read.
+    async fn stored_position(&self) -> Result<u64, PortError> {
+        let found = self.streams.state.get(&checkpoint::key(&self.relay.name)).await?;
+        let checkpoint = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
+        Ok(checkpoint.map_or(0, |checkpoint| checkpoint.seq))
+    }
+
     /// Opens everything that a start needs, as long as it takes.
     async fn patiently(&self, stop: &CancellationToken) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let (mut backoff, mut told) = (Backoff::default(), false);
@@ -306,6 +324,7 @@ impl Life {
             let next = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
             self.gauges.shared.trouble(Activity::Starting, error.to_string(), next);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(wait) => {}
             }
@@ -315,7 +334,7 @@ impl Life {
     async fn open(&self, stop: &CancellationToken) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let Streams { dead, ledger, state, .. } = &self.streams;
         let name = &self.relay.name;
-        let owner = format!("{:016x}", rand::random::<u64>());
+        let owner = format!("{:016x}", nonce());
         let (mut store, found) = Store::open(state.clone(), name, owner).await?;
         let pause = pause::read(&*state.clone(), name, now_ms()).await?;
         self.control.pause(pause);

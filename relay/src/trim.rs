@@ -10,7 +10,7 @@ mod fold;
 mod unread;
 mod watch;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -203,7 +203,7 @@ impl Trim {
     /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs.
     async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
         let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
-        let configured: HashSet<String> = self.plan.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
+        let configured: BTreeSet<String> = self.plan.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
         // At the wall a relay that left and a replay hold no more than what every relay may: ingest must not stop for them.
         let spared = if shares.at_wall() { shares.give_up_floor() } else { 0 };
         for key in self.streams.state.keys("relay.").await? {
@@ -357,6 +357,7 @@ impl Lasting for Trim {
             }
             let pause = if looked.is_ok() && self.calm { CALM_INTERVAL } else { TRIM_INTERVAL };
             told = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = full.notified() => true,
                 () = wake.notified() => false,

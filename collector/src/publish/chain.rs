@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bundled_nats::ambient::jitter;
 use bundled_nats::port::{self, Headers, Log, Message, PublishError};
 use bytes::Bytes;
-use rand::Rng;
 use tokio_util::sync::CancellationToken;
 
 /// First pause after a failed try.
@@ -63,6 +63,11 @@ impl Chain {
         Ok(last)
     }
 
+    /// Whose last message it knows.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
+    }
+
     /// Tries once.
     ///
     /// *Shape*: not cancel safe: when dropped, the outcome is unknown, and the same message must be tried again first.
@@ -111,7 +116,7 @@ impl Backoff {
     pub(crate) fn pause(&mut self) -> Duration {
         let full = BACKOFF_MIN.saturating_mul(1 << self.tries.min(16)).min(BACKOFF_MAX);
         self.tries += 1;
-        full.mul_f64(rand::rng().random_range(0.5..=1.0))
+        jitter(full)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bundled_nats::port::{Headers, Log, Message};
+use bundled_nats::port::{self, Headers, Log, Message};
 use bytes::Bytes;
 use sample::{Envelope, MESSAGE_BYTES_MAX, MessageBuilder};
 use tokio::sync::Notify;
@@ -264,7 +264,8 @@ impl Writer {
         let (outlet, now_ms) = (&self.outlet, self.clock.now_ms());
         outlet.queue.landed(&flight.frames);
         let bytes = flight.payload.len() as u64;
-        outlet.published_bytes.fetch_add(bytes, Ordering::AcqRel);
+        let stored_bytes = port::stored_bytes(self.chain.subject(), &flight.headers, flight.payload.len());
+        outlet.stored_bytes.fetch_add(stored_bytes, Ordering::AcqRel);
         outlet.last_ack_ms.store(now_ms, Ordering::Release);
         outlet.telemetry.published_samples.inc_by(flight.samples);
         outlet.telemetry.published_bytes.inc_by(bytes);

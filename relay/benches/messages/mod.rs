@@ -75,6 +75,7 @@ pub fn parts(encoder: &str) -> Parts {
         external_labels: Vec::new(),
         config: "c".into(),
         warm_from: 1,
+        position: 0,
         layouts: Arc::default(),
         batch_time: std::time::Duration::ZERO,
         replay: None,

@@ -328,6 +328,7 @@ impl Again {
             external_labels,
             config: config.clone(),
             warm_from: 1,
+            position: 0,
             layouts: Arc::default(),
             // All letters of a chunk share batches: what is refused again is told from the others, though a letter may have nothing else.
             batch_time: WINDOW,

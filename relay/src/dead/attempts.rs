@@ -12,7 +12,7 @@ use sample::sheet::Sheet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Kept, Stopped};
-use crate::backoff::now_ms;
+use crate::backoff::{nonce, now_ms};
 use crate::book;
 
 /// The header of a booking that says up to which letter it speaks.
@@ -59,7 +59,7 @@ impl Attempts {
         stop: &CancellationToken,
     ) -> Result<(), Stopped> {
         let mut headers = Headers::default();
-        headers.insert("Nats-Msg-Id", format!("dead:{:x}:{:x}", now_ms(), rand::random::<u64>()));
+        headers.insert("Nats-Msg-Id", format!("dead:{:x}:{:x}", now_ms(), nonce()));
         if let Some(upto) = upto {
             headers.insert(UPTO, upto.to_string());
         }

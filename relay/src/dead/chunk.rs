@@ -16,6 +16,7 @@ use sample::{LayoutBuilder, MessageBuilder, Origin, TargetId};
 use super::again::{DISCARDED, Outcome, Request, What};
 use super::letter::{self, Page};
 use super::{KEY, Kept, LETTER, Letter, SAMPLES, SEQ, UNCOUNTED};
+use crate::backoff::nonce;
 
 /// Why samples are filtered that the rules for the letters dropped.
 const RELABEL: &str = "relabel";
@@ -192,7 +193,7 @@ fn remain(message: &Message, letter: &Letter, pages: &[Page], wanted: &[Vec<bool
 /// The headers of a letter that takes the place of another one.
 fn heads(message: &Message, samples: u64) -> Headers {
     let mut headers = Headers::default();
-    headers.insert("Nats-Msg-Id", format!("again:{}:{:x}", message.seq, rand::random::<u64>()));
+    headers.insert("Nats-Msg-Id", format!("again:{}:{:x}", message.seq, nonce()));
     for name in [SEQ, KEY, LETTER, UNCOUNTED] {
         if let Some(value) = message.headers.get(name) {
             headers.insert(name, value);

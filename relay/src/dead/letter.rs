@@ -76,6 +76,22 @@ pub struct Page {
     pub columns: Columns,
 }
 
+/// What a sample of a batch is known by: its series, its slot, its item.
+pub(super) type Parked = (String, i64, String);
+
+impl From<Sample> for Parked {
+    fn from(sample: Sample) -> Self {
+        (sample.series, sample.slot_ms, sample.item)
+    }
+}
+
+/// An offender as it is known in a letter.
+pub(super) fn parked(part: &Part, offender: &Offender) -> Parked {
+    let place = &part.batch.items[offender.item];
+    let section = &part.batch.sections[place.section as usize];
+    (text(section, place.index as usize), section.slot_ms, BASE64.encode(part.batch.item(offender.item)))
+}
+
 /// Samples of a letter as text, and the series of each section that they are of.
 pub(super) fn of(part: &Part, offenders: &[Offender]) -> (Vec<Sample>, String) {
     let (mut samples, mut message) = (Vec::with_capacity(offenders.len()), MessageBuilder::new());

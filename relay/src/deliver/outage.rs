@@ -71,6 +71,11 @@ impl Outage {
         true
     }
 
+    /// Whether the last word was a failure.
+    pub(super) const fn is_open(&self) -> bool {
+        self.failing.is_some()
+    }
+
     /// A success; the outage that it ends, if that was told of.
     fn over(&mut self, now: Instant) -> Option<Over> {
         let (since, count) = self.failing.take()?;

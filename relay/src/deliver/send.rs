@@ -295,7 +295,8 @@ impl Deliver {
     async fn answered<'a>(&mut self, work: &mut Work<'a>, mut flight: Flight<'a>, answer: Answer) -> Result<(), Halt> {
         let (activity, reason, wait) = match answer {
             Answer::Delivered => {
-                if flight.tries > 1 && work.waiting.is_empty() {
+                // What was tried before may have been given up.
+                if self.outage.is_open() && work.waiting.is_empty() {
                     self.fine();
                 }
                 work.ended(flight, Word::Delivered);

@@ -74,6 +74,11 @@ impl Tally {
         self.losses.push(loss);
     }
 
+    pub fn undecodable(&mut self, reason: &'static str, detail: String, samples: u64, target: Option<TargetId>, slot_ms: Option<i64>) {
+        self.loss(Loss { reason, stream: false, samples, frames: 1, target, slot_ms });
+        self.undecodable.push(Undecodable { reason, detail, samples, target, slot_ms });
+    }
+
     /// What was counted since the last line is one frame's.
     pub fn line(&mut self, origin: &Arc<Origin>, slot_ms: i64) {
         let told = &mut self.told;

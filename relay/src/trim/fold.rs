@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Plan;
-use crate::backoff::now_ms;
+use crate::backoff::{nonce, now_ms};
 use crate::book;
 use crate::checkpoint::{self, Checkpoint};
 use crate::lasting::Lasting;
@@ -175,7 +175,7 @@ impl Fold {
         if there >= upto {
             return Ok(());
         }
-        headers.insert("Nats-Msg-Id", format!("fold:{upto}:{:x}", rand::random::<u64>()));
+        headers.insert("Nats-Msg-Id", format!("fold:{upto}:{:x}", nonce()));
         headers.insert(FOLDED, upto.to_string());
         book::publish(&self.ledger, subject, &headers, payload).await.map(|_| ())
     }

@@ -10,7 +10,7 @@ use sample::Envelope;
 use tracing::warn;
 
 use super::Subject;
-use crate::backoff::now_ms;
+use crate::backoff::{nonce, now_ms};
 use crate::book;
 use crate::checkpoint::Checkpoint;
 use crate::control::Why;
@@ -65,7 +65,7 @@ pub(super) async fn give_up(streams: &Streams, subject: &Subject, from: u64, to:
         }
     }
     let mut headers = Headers::default();
-    headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, rand::random::<u64>()));
+    headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, nonce()));
     let payload = Bytes::from(serde_json::to_vec(&entry).unwrap_or_default());
     let booked = book::publish(&streams.ledger, &book::subject_of("relay", relay, why.as_str()), &headers, payload).await;
     booked.map_err(|error| Error::Unavailable { operation: "book what is given up", reason: error.to_string() })?;

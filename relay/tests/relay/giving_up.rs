@@ -44,6 +44,15 @@ async fn patiently(producer: &mut Producer, twin: &Twin, full: &Arc<Notify>, scr
     false
 }
 
+/// Starts relays that begin to read when the trim has asked for what it wants.
+async fn late(setup: &Setup) -> relay::Relays {
+    setup.twin.dead.set_down(true);
+    let relays = setup.start();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    setup.twin.dead.set_down(false);
+    relays
+}
+
 fn page(names: &[String], target: u64, at: i64, k: i64) -> Scrape {
     let values: Vec<(&str, f64)> = names.iter().enumerate().map(|(i, n)| (n.as_str(), ((k * 7919 + i as i64) as f64).sin())).collect();
     scrape(target, at, &values)
@@ -340,4 +349,33 @@ async fn a_relay_that_another_process_took_gives_up_when_that_is_gone() {
     }
     balanced(&passed(&twin, "one", 401).await);
     first.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_base_of_a_target_that_is_gone_holds_a_full_stream_not_after_a_restart_either() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, at) = (names(50), slot(0));
+    let mut seq = producer.publish(&[page(&names, 2, at, 0)]).await;
+    let (mut since, mut k) = (0, 0);
+    while twin.raw.info().await.expect("up").bytes < WALL * 95 / 100 {
+        k += 1;
+        if k % 20 == 0 {
+            producer.rebase();
+        }
+        seq = producer.publish(&[page(&names, 1, at + k * SLOT, k)]).await;
+    }
+    passed(&twin, "one", seq).await;
+    relays.stop(Duration::from_secs(5)).await;
+    setup.options.trim = Some(twin.streams());
+    let full = setup.options.full.clone();
+    let relays = late(&setup).await;
+    for more in 1..=50 {
+        let scrapes = [page(&names, 1, at + (k + more) * SLOT, k + more)];
+        assert!(patiently(&mut producer, &twin, &full, &scrapes, &mut since).await, "the stream stays full at {more}");
+    }
+    until("all is delivered", || setup.sink("one").delivered().len() as i64 == 50 * (k + 51)).await;
+    relays.stop(Duration::from_secs(5)).await;
 }

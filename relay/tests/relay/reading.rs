@@ -1,9 +1,15 @@
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bundled_nats::ledger::Stage;
+use bundled_nats::port::{Entry, Error, State, Streams};
 use bundled_nats::twin::Twin;
+use bytes::Bytes;
+use relay::Relays;
 use relay::sink::Answer;
 use sample::Flags;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::*;
 
@@ -223,6 +229,54 @@ async fn two_processes_of_one_relay_one_stops() {
     second.stop(Duration::from_secs(5)).await;
 }
 
+/// A store in which one that is gone writes once more: before the first write of the next one.
+struct LastWord {
+    state: Arc<dyn State>,
+    value: Mutex<Option<Bytes>>,
+}
+
+#[async_trait]
+impl State for LastWord {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        self.state.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Bytes, expect: u64) -> Result<u64, Error> {
+        let last = self.value.lock().expect("nothing panics while it is held").take();
+        if let Some(last) = last {
+            self.state.put(key, last, expect).await?;
+        }
+        self.state.put(key, value, expect).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), Error> {
+        self.state.delete(key).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        self.state.keys(prefix).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_word_of_a_killed_process_does_not_end_the_next_one() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    let mut last = passed(&twin, "one", 1).await;
+    drop(relays);
+    last.owner = "another".to_owned();
+    let value = Mutex::new(Some(serde_json::to_vec(&last).expect("JSON").into()));
+    let streams = Streams { state: Arc::new(LastWord { state: twin.state.clone(), value }), ..twin.streams() };
+    let registry = prometheus::Registry::new();
+    let relays = Relays::start(&setup.relays, streams, setup.options(), &registry, &CancellationToken::new()).expect("an own registry");
+    producer.publish(&[scrape(1, 2 * SLOT, &[("a", 2.0)])]).await;
+    until("it runs", || setup.sink("one").delivered().len() == 2).await;
+    relays.stop(Duration::from_secs(5)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_store_that_lost_an_answer_or_was_rolled_back_is_written_again() {
     let twin = Twin::new(u64::MAX);
@@ -244,4 +298,82 @@ async fn a_checkpoint_store_that_lost_an_answer_or_was_rolled_back_is_written_ag
     passed(&twin, "one", 4).await;
     assert_eq!(setup.sink("one").calls().iter().filter(|c| c.answer == Answer::Delivered).count(), 4);
     relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sequences_that_others_use_again_below_the_checkpoint_are_read_as_new() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=5 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    passed(&twin, "one", 5).await;
+    relays.stop(Duration::from_secs(5)).await;
+    twin.raw.tear(5);
+    (producer.epoch, producer.n, producer.total) = (2, 0, 0);
+    producer.rebase();
+    for k in 6..=13 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    let after = passed(&twin, "one", 8).await;
+    balanced(&after);
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=13).map(|k| k as f64).collect::<Vec<_>>());
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_anew_below_the_lowest_base_is_read_after_a_rollback() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=5 {
+        producer.rebase();
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    let before = passed(&twin, "one", 5).await;
+    assert!(before.warm_from > 2, "{before:?}");
+    relays.stop(Duration::from_secs(5)).await;
+    twin.raw.tear(5);
+    (producer.epoch, producer.n, producer.total) = (2, 0, 0);
+    producer.rebase();
+    for k in 6..=12 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    until("it has passed all", || setup.sink("one").delivered().len() == 12).await;
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=12).map(|k| k as f64).collect::<Vec<_>>());
+    let after = passed(&twin, "one", 7).await;
+    assert_eq!(after.totals.lost, 0, "{after:?}");
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_was_taken_over_does_not_take_itself_back_to_give_up() {
+    let twin = Twin::new(u64::MAX);
+    let hold = config::Hold { max_age: Some(config::Millis(2_000)), ..config::Hold::default() };
+    let mut setup = Setup::new(&twin, &[config::Relay { hold, ..relay("one") }]);
+    setup.options.trim = Some(twin.streams());
+    let first = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, slot(0), &[("a", 1.0)])]).await;
+    passed(&twin, "one", 1).await;
+    let second = setup.start();
+    until("the second runs", || status(&second, "one").activity == relay::Activity::Running).await;
+    producer.publish(&[scrape(1, slot(1), &[("a", 2.0)])]).await;
+    until("the first has stopped", || status(&first, "one").activity == relay::Activity::Failed).await;
+    // Both trims ask for it: what is undelivered is older than what the relay may hold.
+    setup.sink("one").set(|_| retry());
+    let last = producer.publish(&[scrape(1, slot(2), &[("a", 3.0)])]).await;
+    passed(&twin, "one", last).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((status(&first, "one").activity, status(&second, "one").position), (relay::Activity::Failed, last));
+    setup.sink("one").set(|_| Answer::Delivered);
+    let last = producer.publish(&[scrape(1, slot(3), &[("a", 4.0)])]).await;
+    passed(&twin, "one", last).await;
+    assert_eq!(status(&second, "one").activity, relay::Activity::Running, "what failed before was given up");
+    second.stop(Duration::from_secs(5)).await;
 }

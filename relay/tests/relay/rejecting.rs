@@ -148,3 +148,62 @@ async fn full_dead_letters_lose_the_oldest_and_book_them() {
     assert!(kept > 5);
     relays.stop(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_refuses_others_after_a_crash_has_these_parked_too() {
+    let twin = Twin::new(u64::MAX);
+    let mut setup = Setup::one(&twin);
+    setup.limits.items_max = 2;
+    let sink = setup.sink("one");
+    sink.set(|lines| match lines.iter().any(|line| line.contains("late")) {
+        true => retry(),
+        false => {
+            if lines.iter().any(|line| line.contains("first")) {
+                reject()
+            } else {
+                Answer::Delivered
+            }
+        }
+    });
+    let relays = setup.start();
+    until("it runs", || status(&relays, "one").activity == relay::Activity::Running).await;
+    twin.state.set_down(true);
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("first", 2.0), ("second", 3.0), ("late", 4.0)])]).await;
+    until("the first is parked", || twin.dead.messages().len() == 1).await;
+    drop(relays);
+    twin.state.set_down(false);
+    sink.set(|lines| if lines.iter().any(|line| line.contains("first") || line.contains("second")) { reject() } else { Answer::Delivered });
+    let relays = setup.start();
+    let after = passed(&twin, "one", 1).await;
+    assert_eq!((after.totals.delivered, after.totals.rejected), (2, 2));
+    let letters = twin.dead.messages().into_iter().map(|message| serde_json::from_slice(&message.payload).expect("a letter"));
+    let parked: Vec<String> = letters.flat_map(|letter: relay::dead::Letter| letter.samples).map(|sample| sample.series).collect();
+    let series = |name: &str| format!("{name}{{instance=\"t1\",job=\"local\",k=\"v\"}}");
+    assert_eq!(parked, [series("first"), series("second")], "each once");
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_while_the_sink_refuses_all_is_sent_after_a_rollback_and_a_restart() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0)])]).await;
+    let relays = setup.start();
+    passed(&twin, "one", 1).await;
+    sink.set(|_| reject());
+    for k in 2..=3 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", k as f64)])]).await;
+    }
+    until("both are put aside", || sink.calls().len() > 3).await;
+    // The last is gone; what is there is read again.
+    twin.raw.tear(1);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    relays.stop(Duration::from_secs(5)).await;
+    sink.set(|_| Answer::Delivered);
+    let relays = setup.start();
+    until("the second is sent", || sink.delivered().iter().any(|line| line.contains("\"value\":2"))).await;
+    relays.stop(Duration::from_secs(5)).await;
+}

@@ -71,8 +71,8 @@ enum Command {
     Nats(run::Args),
     /// Run the scraping alone, into the NATS server of `buffer.nats`.
     Collector(run::Args),
-    /// Run the relays alone, from the NATS server of `buffer.nats`; a second one stands by and takes over.
-    Relay(run::Args),
+    /// Run the relays alone, from the NATS server of `buffer.nats`; a second one stands by and takes over. Or forget a relay.
+    Relay(relay::Args),
     /// Say everything that is wrong with a configuration, each with line, column and fix; or with a page of metrics.
     Check(check::Args),
     /// Show the effective configuration, or the schema that files must fit.
@@ -93,8 +93,6 @@ enum Command {
     Top(top::Args),
     /// Show samples as they arrive, from the stream or as a relay takes them.
     Tap(tap::Args),
-    /// Forget a relay that left the configuration.
-    Relay(relay::Args),
     /// Let a relay wait: it holds its place in the stream, over restarts.
     Pause(pause::Pause),
     /// Let a paused relay go on where it stopped.
@@ -135,7 +133,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(&args, Role::Run),
         Command::Nats(args) => run::main(&args, Role::Nats),
         Command::Collector(args) => run::main(&args, Role::Collector),
-        Command::Relay(args) => run::main(&args, Role::Relay),
+        Command::Relay(args) => relay::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Config(args) => configuration::main(&args),
         Command::Completions(args) => configuration::completions(&args),
@@ -146,7 +144,6 @@ fn main() -> ExitCode {
         Command::Dlq(args) => dlq::main(&args),
         Command::Top(args) => top::main(&args),
         Command::Tap(args) => tap::main(&args),
-        Command::Relay(args) => relay::main(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
     }

@@ -136,7 +136,7 @@ impl Relays {
                 standing
             }
         };
-        let guarded = |log: Arc<dyn Log>| Guarded::new(log, standing.clone(), None);
+        let guarded = |log: Arc<dyn Log>| Guarded::around(log, standing.clone(), None);
         let streams = Streams { dead: guarded(streams.dead), ledger: guarded(streams.ledger), ..streams };
         let (plan, planned) = watch::channel(Plan::default());
         let ground = Ground { streams: streams.clone(), build, metrics, layouts, trim: Arc::new(Notify::new()), standing };
@@ -151,7 +151,7 @@ impl Relays {
             tasks.spawn(last(trim::Watch::new(streams.clone(), planned.clone(), look), stop.clone()));
             if let Some(Streams { raw, ledger, .. }) = trim {
                 let standing = &relays.ground.standing;
-                let guarded = |log: Arc<dyn Log>| Guarded::new(log, standing.clone(), None);
+                let guarded = |log: Arc<dyn Log>| Guarded::around(log, standing.clone(), None);
                 let fold = trim::Fold::new(guarded(ledger), streams.state.clone(), planned.clone());
                 tasks.spawn(last(Elected { task: fold, standing: standing.clone() }, stop.clone()));
                 let streams = Streams { raw: guarded(raw), ..streams };

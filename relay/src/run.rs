@@ -367,7 +367,7 @@ impl Life {
         }
         info!(relay = name, position = checkpoint.seq, warm_from = checkpoint.warm_from, "starting");
         let fence = Fence::around(ledger, &relay_minutes(name), state.clone(), name, store.owner()).await?;
-        let counted = Guarded::new(ledger.clone(), self.standing.clone(), Some(fence));
+        let counted = Guarded::around(ledger.clone(), self.standing.clone(), Some(fence));
         let minutes = Minutes::open(counted, name, &checkpoint, stop.clone()).await?;
         Ok((store, minutes, checkpoint, parked, book))
     }

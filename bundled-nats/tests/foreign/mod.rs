@@ -88,7 +88,7 @@ impl Foreign {
                 client: Some((certificates.join("client.pem"), certificates.join("client.key"))),
                 handshake_first: false,
             }),
-            roles: &Role::ALL,
+            roles: &bundled_nats::Role::ALL,
             inbox_prefix: None,
             feeds: Vec::new(),
             max_bytes,

@@ -3,6 +3,7 @@
 //! *In*: publishes and purges. *Out*: the same, while the lease is fresh; with a [`Fence`] only onto what its owner knows to be the last.
 //! *Bound*: [`TRIES`]. *When full*: refused as unavailable: callers try again, until their term is over.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,12 +49,19 @@ impl Fence {
 }
 
 impl Guarded {
-    pub fn new(log: Arc<dyn Log>, standing: watch::Receiver<Standing>, fence: Option<Fence>) -> Arc<dyn Log> {
+    pub fn around(log: Arc<dyn Log>, standing: watch::Receiver<Standing>, fence: Option<Fence>) -> Arc<dyn Log> {
         Arc::new(Self { log, standing, fence })
     }
 
     fn is_fresh(&self) -> bool {
         matches!(&*self.standing.borrow(), Standing::Owner(term) if term.is_fresh())
+    }
+
+    fn may_purge(&self) -> Result<(), Error> {
+        match self.is_fresh() {
+            true => Ok(()),
+            false => Err(Error::Unavailable { operation: "purge", reason: NOT_OURS.to_owned() }),
+        }
     }
 
     async fn fenced(&self, fence: &Fence, subject: &str, headers: &Headers, payload: Bytes) -> Result<u64, PublishError> {
@@ -117,11 +125,17 @@ impl Log for Guarded {
     }
 
     async fn purge(&self, keep_from: u64) -> Result<u64, Error> {
-        if self.is_fresh() {
-            self.log.purge(keep_from).await
-        } else {
-            Err(Error::Unavailable { operation: "purge", reason: NOT_OURS.to_owned() })
-        }
+        self.may_purge()?;
+        self.log.purge(keep_from).await
+    }
+
+    async fn purge_of(&self, subject: &str, keep_from: u64) -> Result<u64, Error> {
+        self.may_purge()?;
+        self.log.purge_of(subject, keep_from).await
+    }
+
+    async fn subjects(&self) -> Result<BTreeMap<String, u64>, Error> {
+        self.log.subjects().await
     }
 }
 
@@ -140,7 +154,7 @@ mod tests {
         store.take(&Checkpoint { owner: owner.to_owned(), ..Checkpoint::at(0, 1) }).await.expect("nobody else writes");
         let log: Arc<dyn Log> = twin.ledger.clone();
         let fence = Fence::around(&log, SUBJECT, twin.state.clone(), "one", owner).await.expect("it is up");
-        Guarded::new(log, sole(), Some(fence))
+        Guarded::around(log, sole(), Some(fence))
     }
 
     async fn publish(log: &Arc<dyn Log>, id: &str) -> Result<u64, PublishError> {

@@ -14,6 +14,7 @@ use crate::{Output, ask, run};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
+#[group(skip)]
 pub(crate) struct Args {
     #[command(flatten)]
     run: run::Args,

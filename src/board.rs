@@ -111,18 +111,19 @@ impl Board {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
     }
 
-    /// Takes one look at what moves; `dead`: the stream of dead letters and how many each subject has, where it was asked.
-    pub(crate) fn look(&self, dead: Option<Info>, letters: Option<BTreeMap<String, u64>>) {
+    /// Takes one look at what moves; `stream`: the stream of samples, where no relays look at it; `dead`: the stream of dead letters and how many
+    /// each subject has, where it was asked.
+    pub(crate) fn look(&self, stream: Option<Info>, dead: Option<Info>, letters: Option<BTreeMap<String, u64>>) {
         let seen = self.with_parts(|parts| {
             let telemetry = parts.collector.as_ref().map(Collector::telemetry);
             let counts = telemetry.map_or((0, 0), |t| (t.scraped_samples.get(), t.published_bytes.get()));
             let relays = parts.relays.as_ref();
             (counts, relays.map(Relays::status).unwrap_or_default(), relays.and_then(Relays::stream))
         });
-        let ((scraped, published_bytes), relays, stream) = seen.unwrap_or_default();
+        let ((scraped, published_bytes), relays, followed) = seen.unwrap_or_default();
         let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
         let mut pulse = self.pulse();
-        pulse.look(Instant::now(), stream, dead, scraped, published_bytes, &relays);
+        pulse.look(Instant::now(), followed.or(stream), dead, scraped, published_bytes, &relays);
         pulse.letters = letters.unwrap_or_else(|| std::mem::take(&mut pulse.letters));
         if let Some(info) = pulse.stream {
             self.telemetry.show_stream(info.bytes, info.max_bytes);

@@ -101,7 +101,11 @@ async fn each_role_runs_in_a_process_of_its_own() -> Result<()> {
     server.kill().await?;
     scene::more_rounds(&exporters, 4, LIMIT).await?;
     scene::start_again(&mut server).await?;
+    // The others find it again when their next try is due: until then a relay knows of nothing that it lacks.
+    collector.ready().await?;
+    relay.ready().await?;
     scene::more_rounds(&exporters, 4, LIMIT).await?;
+    scene::caught_up(&sink, &exporters, LIMIT).await?;
     scene::stop(&mut collector, &exporters).await?;
     scene::drained(&relay, "http", LIMIT).await?;
     let (statement, code) = scene::audit(&relay, "now").await?;
@@ -110,7 +114,7 @@ async fn each_role_runs_in_a_process_of_its_own() -> Result<()> {
     server.stop().await?;
     scene::assert_orderly(&sink);
     let ledger = sink.ledger();
-    compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE)?;
+    compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE).with_context(|| statement.to_string())?;
     ensure!(ledger.repeated_samples == 0, "{} samples came twice", ledger.repeated_samples);
     Ok(())
 }

@@ -201,17 +201,18 @@ impl Backend for Board {
     fn ready(&self) -> Vec<Check> {
         let checks = self.with_parts(|parts| {
             let state = parts.server.state().borrow().clone();
-            let check = |name: &str, ok, seen| Check { name: name.to_owned(), ok, seen };
-            let mut checks = vec![check("server", state == ServerState::Ready, server(&state, parts.server.durability()))];
+            let seen = server(&state, parts.server.durability());
+            let mut checks = vec![Check { name: "server".to_owned(), ok: state == ServerState::Ready, seen }];
             if self.role.collects() {
                 let acked = parts.collector.as_ref().is_some_and(Collector::ready);
                 let seen = if acked { "acknowledged a message lately" } else { "no message was acknowledged lately" };
-                checks.push(check("stream", acked, seen.to_owned()));
+                checks.push(Check { name: "stream".to_owned(), ok: acked, seen: seen.to_owned() });
             }
             if self.role.relays() {
-                let relays = parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(r.activity)));
+                let seen: Vec<_> =
+                    parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(r.activity))).collect();
                 // A sink that is away is no reason to send this process no traffic: its backlog is safe in the stream.
-                checks.push(check("relays", parts.relays.is_some(), relays.collect::<Vec<_>>().join(", ")));
+                checks.push(Check { name: "relays".to_owned(), ok: parts.relays.is_some(), seen: seen.join(", ") });
             }
             checks
         });

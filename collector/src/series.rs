@@ -435,11 +435,10 @@ impl SeriesCache {
             true => Wanted::All,
             false => Wanted::of((0..fresh.len()).map(|index| fresh.series(index).0)),
         };
-        let families = Families::read(self.format, &reading.kept, block, &self.metadata, &wanted);
+        let families = Families::read(self.format, &reading.kept, block, &self.metadata, wanted);
         if reading.metadata_changed {
             self.store.describe(&families);
         }
-        drop(wanted);
         let slots = self.store.append(&mut reading.fresh, &families);
         let resolve = |slot: Slot| slots[(slot & !PENDING) as usize];
         for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING != 0 && !matches!(entry.slot, METADATA | DROPPED)) {

@@ -111,7 +111,7 @@ struct Wanted {
 
 impl Wanted {
     fn new(records: &Records, exporter: &Exporter, job: &str, slots: &BTreeMap<i64, u64>) -> Result<Self> {
-        let failed = values(records, exporter, job, "up").filter(|(_, up)| *up == 0.0).map(|(slot, _)| slot).collect();
+        let failed = failed(records, exporter, job);
         let mut wanted = Self { bits: HashMap::new(), exposed: HashSet::new(), stale: HashMap::new(), failed };
         let mut before: Option<(i64, u64, HashSet<u32>)> = None;
         let fresh: HashSet<u64> = exporter.breaks().iter().map(|b| b.round).collect();
@@ -184,6 +184,11 @@ fn values<'r>(records: &'r Records, exporter: &Exporter, job: &str, name: &str) 
     records.all().iter().filter(move |r| Some(r.series) == id).map(|r| (r.timestamp_ms, f64::from_bits(r.bits)))
 }
 
+/// Slots whose scrape failed.
+fn failed(records: &Records, exporter: &Exporter, job: &str) -> BTreeSet<i64> {
+    values(records, exporter, job, "up").filter(|(_, up)| *up == 0.0).map(|(slot, _)| slot).collect()
+}
+
 /// `up` is 1 and `scrape_samples_scraped` the page's own count in every round that arrived.
 fn synthetic(records: &Records, exporter: &Exporter, job: &str, balance: &Balance) -> Result<()> {
     let values = |name| -> HashMap<i64, f64> { values(records, exporter, job, name).collect() };
@@ -212,7 +217,7 @@ pub fn all(records: &Records, exporters: &[Exporter], job: &str, grace: Duration
             let at = served.iter().find(|s| s.round == *round).map(|s| s.at);
             at.is_some_and(|at| breaks.iter().any(|b| at <= b.at && b.at - at <= grace))
         };
-        let failed: BTreeSet<i64> = values(records, exporter, job, "up").filter(|(_, up)| *up == 0.0).map(|(slot, _)| slot).collect();
+        let failed = failed(records, exporter, job);
         let slots: BTreeMap<u64, i64> = balance.slots.iter().map(|(slot, round)| (*round, *slot)).collect();
         let is_said = |round: &u64| {
             let before = slots.range(..round).next_back().map_or(i64::MIN, |(_, slot)| *slot);

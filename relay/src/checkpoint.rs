@@ -27,6 +27,11 @@ pub fn key(relay: &str) -> String {
     format!("relay.{relay}")
 }
 
+/// The checkpoint under a key; none: nothing is there, or nothing that can be read.
+pub async fn stored(state: &dyn State, key: &str) -> Result<Option<Checkpoint>, PortError> {
+    Ok(state.get(key).await?.and_then(|entry| serde_json::from_slice(&entry.value).ok()))
+}
+
 /// The last message of one producer and partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {

@@ -253,8 +253,7 @@ impl Life {
 
     /// The position that is stored; 0: none that can be read.
     async fn stored_position(&self) -> Result<u64, PortError> {
-        let found = self.streams.state.get(&checkpoint::key(&self.relay.name)).await?;
-        let checkpoint = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
+        let checkpoint = checkpoint::stored(&*self.streams.state, &checkpoint::key(&self.relay.name)).await?;
         Ok(checkpoint.map_or(0, |checkpoint| checkpoint.seq))
     }
 

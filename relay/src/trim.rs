@@ -200,11 +200,6 @@ impl Trim {
         Ok(Some(all))
     }
 
-    async fn checkpoint(&self, key: &str) -> Result<Option<Checkpoint>, Error> {
-        let entry = self.streams.state.get(key).await?;
-        Ok(entry.and_then(|entry| serde_json::from_slice(&entry.value).ok()))
-    }
-
     /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs.
     async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
         let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
@@ -216,7 +211,7 @@ impl Trim {
             if configured.contains(&name) {
                 continue;
             }
-            if let Some(checkpoint) = self.checkpoint(&key).await?
+            if let Some(checkpoint) = checkpoint::stored(&*self.streams.state, &key).await?
                 && self.retired_holds(&name).await?
             {
                 floor = floor.min(checkpoint.floor().max(spared));

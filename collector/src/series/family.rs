@@ -63,14 +63,14 @@ impl<'a> Wanted<'a> {
 impl<'a> Families<'a> {
     /// Reads the metadata of a page that was read before: `kept`, which is nothing else, and what starts at `offsets` of `body`; lines, or
     /// protobuf messages.
-    pub(super) fn read(format: Format, kept: &'a [u8], body: &'a [u8], offsets: &[usize], wanted: &Wanted<'_>) -> Self {
+    pub(super) fn read(format: Format, kept: &'a [u8], body: &'a [u8], offsets: &[usize], wanted: Wanted<'_>) -> Self {
         let mut families = Self { by_name: HashMap::new(), format };
         let mut rest = kept;
         while !rest.is_empty() {
-            rest = &rest[families.take_first(rest, wanted)..];
+            rest = &rest[families.take_first(rest, &wanted)..];
         }
         for &offset in offsets {
-            families.take_first(&body[offset..], wanted);
+            families.take_first(&body[offset..], &wanted);
         }
         families
     }

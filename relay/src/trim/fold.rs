@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use super::Plan;
 use crate::backoff::{nonce, now_ms};
 use crate::book;
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint;
 use crate::lasting::Lasting;
 
 /// Header of a summary: the last sequence it speaks for.
@@ -255,8 +255,7 @@ impl Fold {
         if self.ledger.last(&message.subject).await?.is_none_or(|last| last.seq != message.seq) {
             return Ok(false);
         }
-        let found = self.state.get(&checkpoint::key(relay)).await?;
-        let checkpoint = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
+        let checkpoint = checkpoint::stored(&*self.state, &checkpoint::key(relay)).await?;
         Ok(checkpoint.is_none_or(|checkpoint| to > checkpoint.seq))
     }
 }

@@ -28,7 +28,7 @@ pub use negotiate::{Negotiation, format_of};
 /// Body limit where the configuration sets none; larger: a broken exporter takes more memory, smaller: very large pages need a setting.
 pub const BODY_BYTES_MAX: u64 = 64 << 20;
 /// What is in memory of all bodies in flight, above the first 64 KiB of each; larger: memory, smaller: large pages wait for each other.
-pub const BODIES_BYTES_MAX: usize = 256 << 20;
+pub const BODIES_BYTES_MAX: usize = 64 << 20;
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
 const REFRESH_HEADER: HeaderName = HeaderName::from_static("x-prometheus-refresh-interval-seconds");
 

@@ -145,7 +145,7 @@ fn batch(all: &[One], targets: &[BTreeMap<String, String>; 2]) -> Batch {
     let layouts = [0, 1].map(|layout| layout_of(all, layout));
     let names = |one: &One| {
         let target: Vec<_> = targets[one.target].iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        Arc::new(Names::new(layouts[one.layout].0.clone(), &target))
+        Arc::new(Names::new(&Names::default(), layouts[one.layout].0.clone(), &target))
     };
     let (mut bytes, mut items, mut sections) = (Vec::new(), Vec::new(), Vec::<Section>::new());
     for one in all {

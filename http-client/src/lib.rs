@@ -45,7 +45,7 @@ pub const IDLE_PER_HOST_MAX: usize = 8;
 /// connection fails more requests, smaller: more asking.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
 /// Largest read buffer of a connection. Larger: thousands of kept connections hold more, smaller: more reads per page.
-const READ_BUFFER_BYTES: usize = 64 * 1024;
+const READ_BUFFER_BYTES: usize = 16 * 1024;
 
 /// What every request says of its sender.
 pub const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("strata/", env!("CARGO_PKG_VERSION")));

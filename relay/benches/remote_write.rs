@@ -187,7 +187,7 @@ fn names(rows: &[(&str, &Row)]) -> Names {
         layout.series(family, &row.name, row.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     }
     let instance = rows.first().map_or("", |(page, _)| page);
-    Names::new(Arc::new(layout.build()), &[("instance", instance), ("job", "kubernetes")])
+    Names::new(&Names::default(), Arc::new(layout.build()), &[("instance", instance), ("job", "kubernetes")])
 }
 
 /// Takes every request, and tells the length of its body.

@@ -80,7 +80,7 @@ impl Form {
     pub fn beside(self, names: &Names, series: usize) -> usize {
         match self {
             Form::Whole | Form::Families => 0,
-            Form::Unnamed { metadata } => remote_write::named_bytes(names, series, metadata),
+            Form::Unnamed { .. } => names.bytes(series),
         }
     }
 }

@@ -368,24 +368,24 @@ impl Resolver {
 
 /// Names under construction: the layout's own until a filter changes one.
 struct Naming {
-    known: Arc<Layout>,
+    known: Arc<Names>,
     renamed: Option<LayoutBuilder>,
 }
 
 impl Naming {
     /// Goes on behind the series that have rows.
     fn of(resolved: &Resolved) -> Self {
-        let known = resolved.names.layout.clone();
-        let renames = !resolved.layout.extends(&known);
-        Self { renamed: renames.then(|| LayoutBuilder::append_to(&known)), known }
+        let known = resolved.names.clone();
+        let renames = !resolved.layout.extends(&known.layout);
+        Self { renamed: renames.then(|| LayoutBuilder::append_to(&known.layout)), known }
     }
 
     /// The next series; `renamed`: with all of its labels, where a filter changed it.
     fn add(&mut self, layout: &Layout, index: usize, renamed: Option<&Series<'_>>, target: &[(&str, &str)]) {
         let series = layout.series(index);
         if renamed.is_some() && self.renamed.is_none() {
-            let mut builder = LayoutBuilder::append_to(&self.known);
-            (self.known.len()..index).for_each(|index| put(&mut builder, layout.series(index), None, target));
+            let mut builder = LayoutBuilder::append_to(&self.known.layout);
+            (self.known.layout.len()..index).for_each(|index| put(&mut builder, layout.series(index), None, target));
             self.renamed = Some(builder);
         }
         if let Some(builder) = &mut self.renamed {
@@ -395,7 +395,7 @@ impl Naming {
 
     fn done(self, layout: &Arc<Layout>, target: &[(&str, &str)]) -> Names {
         let layout = self.renamed.map_or_else(|| layout.clone(), |builder| Arc::new(builder.build()));
-        Names::new(layout, target)
+        Names::new(&self.known, layout, target)
     }
 }
 

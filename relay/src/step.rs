@@ -33,14 +33,29 @@ pub struct Names {
     /// Labels of the target, sorted by name, none empty. Those of a series win, and an empty one of a series hides.
     pub target: Vec<(String, String)>,
     /// What those labels take of each item of remote write, at most.
-    pub target_bytes: usize,
+    target_bytes: usize,
+    /// Per series what its own labels and its metadata take of it, at most; [`u16::MAX`]: that or more.
+    own_bytes: Vec<u16>,
 }
 
 impl Names {
-    /// Names of a target's series. `target`: its labels, sorted by name, none empty.
-    pub fn new(layout: Arc<Layout>, target: &[(&str, &str)]) -> Self {
+    /// Names of a target's series. `target`: its labels, sorted by name, none empty. `before`: of a layout that this one begins with.
+    pub fn new(before: &Self, layout: Arc<Layout>, target: &[(&str, &str)]) -> Self {
         let target: Vec<(String, String)> = target.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { layout, target_bytes: remote_write::target_bytes(&target), target }
+        let mut own_bytes = Vec::with_capacity(layout.len());
+        own_bytes.extend_from_slice(&before.own_bytes);
+        let more = (own_bytes.len()..layout.len()).map(|index| remote_write::named_bytes(layout.series(index)));
+        own_bytes.extend(more.map(|bytes| u16::try_from(bytes).unwrap_or(u16::MAX)));
+        Self { layout, target_bytes: remote_write::target_bytes(&target), target, own_bytes }
+    }
+
+    /// What the names of a series take of each item of remote write, at most.
+    pub fn bytes(&self, series: usize) -> usize {
+        let own = match self.own_bytes[series] {
+            u16::MAX => remote_write::named_bytes(self.layout.series(series)),
+            bytes => usize::from(bytes),
+        };
+        own + self.target_bytes
     }
 }
 

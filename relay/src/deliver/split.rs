@@ -5,9 +5,10 @@
 //!
 //! The same batch is always taken apart in the same way, so that the same items come under the same keys after a restart.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::lanes::FILL;
@@ -94,7 +95,7 @@ fn routes(batch: &Batch, order: &mut Vec<usize>) -> (Vec<Range>, Vec<(usize, Arc
 
 /// Spreads what is more than one request over lanes by series; what fits one stays one.
 fn spread(batch: &Batch, group: Range, request: Limits, lanes: usize, order: &mut [usize], queues: &mut VecDeque<Vec<Range>>) {
-    let items = &mut order[group.from..group.to];
+    let items = &order[group.from..group.to];
     let bytes: usize = items.iter().map(|item| batch.item_bytes(*item)).sum();
     if lanes == 1 || (items.len() <= request.items_max && bytes <= request.bytes_max) {
         return queues.push_back(vec![group]);
@@ -102,36 +103,39 @@ fn spread(batch: &Batch, group: Range, request: Limits, lanes: usize, order: &mu
     let requests = |size: usize, most: usize| (size.saturating_mul(FILL.1)).div_ceil(most.saturating_mul(FILL.0).max(1));
     let (by_items, by_bytes) = (requests(items.len(), request.items_max), requests(bytes, request.bytes_max));
     let weight = |item: usize| if by_items >= by_bytes { 1 } else { batch.item_bytes(item) };
-    let lane = shares(batch, items, by_items.max(by_bytes).min(lanes), weight);
-    // Stable, as above.
-    items.sort_by_key(|item| lane[&batch.items[*item].series]);
     let mut from = group.from;
-    for share in items.chunk_by(|a, b| lane[&batch.items[*a].series] == lane[&batch.items[*b].series]) {
-        let whole = Range { from, to: from + share.len(), key: format!("{}l{}", group.key, lane[&batch.items[share[0]].series]) };
+    for (lane, share) in shares(batch, items, by_items.max(by_bytes).min(lanes), weight).into_iter().enumerate() {
+        let whole = Range { from, to: from + share.len(), key: format!("{}l{lane}", group.key) };
+        order[whole.from..whole.to].copy_from_slice(&share);
         from = whole.to;
-        queues.push_back(cut(batch, share, whole, request));
+        if !share.is_empty() {
+            queues.push_back(cut(batch, &share, whole, request));
+        }
     }
 }
 
-/// The lane of each series: as many neighbours to each as make equal shares. What stands together on a page has most of its text in common, and
-/// a request with all of it is compressed to a third less than one with series from everywhere.
-fn shares(batch: &Batch, items: &[usize], lanes: usize, weight: impl Fn(usize) -> usize) -> HashMap<u64, usize> {
-    let (mut places, mut weights) = (HashMap::new(), Vec::new());
-    for item in items {
+/// The items of each lane, in their order, all of a series in one: as many neighbours to each as make equal shares. What stands together on a page
+/// has most of its text in common, and a request with all of it is compressed to a third less than one with series from everywhere.
+fn shares(batch: &Batch, items: &[usize], lanes: usize, weight: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
+    let (mut places, mut weights) = (HashMap::with_capacity(items.len()), Vec::new());
+    let place = |item: &usize| {
         let place = *places.entry(batch.items[*item].series).or_insert(weights.len());
         if place == weights.len() {
             weights.push(0);
         }
         weights[place] += weight(*item);
-    }
+        place
+    };
+    let places: Vec<usize> = items.iter().map(place).collect();
     let total: usize = weights.iter().sum::<usize>().max(1);
     let mut before = 0;
     for weight in &mut weights {
-        let share = before * lanes / total;
+        let share = (before * lanes / total).min(lanes - 1);
         before += std::mem::replace(weight, share);
     }
-    places.values_mut().for_each(|place| *place = weights[*place]);
-    places
+    let mut shares = vec![Vec::new(); lanes];
+    items.iter().zip(places).for_each(|(item, place)| shares[weights[place]].push(*item));
+    shares
 }
 
 /// Cuts a lane's share where a request is full; the first range on top.

@@ -185,6 +185,11 @@ pub(super) fn pairs(labels: &[(&str, &str)], out: &mut Vec<u8>) {
 pub(super) fn string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     let bytes = text.as_bytes();
+    // Nearly all texts; looked through without a branch, many bytes at a time.
+    if !bytes.iter().fold(false, |found, byte| found | matches!(byte, b'"' | b'\\' | 0x00..=0x1f)) {
+        out.extend_from_slice(bytes);
+        return out.push(b'"');
+    }
     let mut done = 0;
     for (i, byte) in bytes.iter().enumerate() {
         let short: &[u8] = match byte {

@@ -164,20 +164,14 @@ pub(crate) fn named(names: &Names, series: usize, metadata: bool, item: &[u8], o
     });
 }
 
-/// Bytes that [`named`] adds to an item, at most.
-pub(crate) fn named_bytes(names: &Names, series: usize, metadata: bool) -> usize {
-    let series = names.layout.series(series);
+/// Bytes that [`named`] adds to an item, at most, but for the labels of its target.
+pub(crate) fn named_bytes(series: sample::Series<'_>) -> usize {
     let label = |name: &str, value: &str| field_bytes(field_bytes(name.len()) + field_bytes(value.len()));
     let own: usize = series.labels().map(|(name, value)| label(name, value)).sum();
-    let metadata = match metadata {
-        true => {
-            let family = series.family();
-            field_bytes(2 + field_bytes(family.help.len()) + field_bytes(family.unit.len()))
-        }
-        false => 0,
-    };
+    let family = series.family();
+    let metadata = field_bytes(2 + field_bytes(family.help.len()) + field_bytes(family.unit.len()));
     // A key and a length around all of it.
-    label(METRIC, series.name()) + own + names.target_bytes + metadata + 6
+    label(METRIC, series.name()) + own + metadata + 6
 }
 
 /// What the labels of a target take of each of its items, at most.

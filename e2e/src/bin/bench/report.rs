@@ -77,7 +77,10 @@ pub fn drain(rows: &[Drained]) -> Section {
         )
         .expect("a string takes all");
     }
-    text.push_str("\nFor Strata the time begins with the start of its process, which reads the stream from its beginning.\n");
+    text.push_str(
+        "\nFor Strata the time begins with the start of its process, which reads the stream from its beginning: its backlog is samples, which each relay \
+         filters and encodes as it is now. vmagent queues finished requests for one receiver, and paid for them when they came.\n",
+    );
     Section { title: "An hour's backlog".to_owned(), text }
 }
 

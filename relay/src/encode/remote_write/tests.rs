@@ -29,7 +29,7 @@ fn item(
     let mut layout = sample::LayoutBuilder::new();
     let family = layout.family(of.name, of.kind, of.help, of.unit);
     layout.series(family, of.name, of.labels.iter().copied());
-    let names = Names::new(Arc::new(layout.build()), target);
+    let names = Names::new(&Names::default(), Arc::new(layout.build()), target);
     let (mut said, mut out) = (Vec::new(), Vec::new());
     let sample =
         Sample { series: &[], target: &[], kind: of.kind, timestamp_ms: AT, value, delta: None, sum_delta: None, start_ms, exemplars };
@@ -40,7 +40,7 @@ fn item(
     assert_eq!(encoded, Encoded::Item);
     let Form::Unnamed { metadata } = encoder.framing().form else { panic!("its items have no names") };
     named(&names, 0, metadata, &said, &mut out);
-    assert!(out.len() <= said.len() + named_bytes(&names, 0, metadata));
+    assert!(out.len() <= said.len() + names.bytes(0));
     let request = proto::WriteRequest::decode(&out[..]).expect("a request of 1.0");
     let [one] = &request.timeseries[..] else { panic!("one series: {request:?}") };
     one.clone()

@@ -6,8 +6,10 @@
 //! Samples of one series whose times rise stand in it together, at the place of the first: its labels are written once. Where a time does not
 //! rise, or the kind changes, the series begins anew further on, which both versions allow.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use super::ProtobufMessage;
 use super::labels::Labels;
@@ -223,7 +225,7 @@ struct Linked<'a> {
 /// Reads all items, and links those of one series; the first of each, in their order.
 fn gather(batch: &Batch) -> Result<(Vec<Linked<'_>>, Vec<u32>), Malformed> {
     let (mut samples, mut firsts): (Vec<Linked<'_>>, Vec<u32>) = (Vec::with_capacity(batch.items.len()), Vec::new());
-    let mut lasts: HashMap<u64, u32> = HashMap::new();
+    let mut lasts: HashMap<u64, u32> = HashMap::with_capacity(batch.items.len());
     for (i, item) in batch.items.iter().enumerate() {
         let parts = Parts::read(batch.said(i))?;
         match lasts.insert(item.series, i as u32) {

@@ -47,7 +47,7 @@ fn batch(rows: &[Row<'_>]) -> Batch {
         }
     }
     let layout = Arc::new(layout.build());
-    let names = Arc::new(Names::new(layout.clone(), &[("instance", "h:1"), ("job", "j")]));
+    let names = Arc::new(Names::new(&Names::default(), layout.clone(), &[("instance", "h:1"), ("job", "j")]));
     let origin = Arc::new(Origin { target: TargetId(7), labels: Vec::new(), attributes: Vec::new() });
     // Each slot is a section.
     let mut slots: Vec<i64> = Vec::new();

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bundled_nats::port::Streams;
-use bundled_nats::{Role, Server};
+use bundled_nats::{Role as User, Server};
 use collector::Collector;
-use config::Config;
+use config::{Config, Nats};
 use relay::{Activity, Relays};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -49,12 +49,12 @@ pub(crate) struct Appliance {
 impl Appliance {
     /// Starts every part; those that run already end with the error. *Errors*: one line that names the field and the fix.
     pub(crate) async fn start(config: Arc<Config>, board: Arc<Board>) -> anyhow::Result<Self> {
-        let data_dir = &config.buffer.data_dir;
-        let server = Arc::new(nats::start(&config, board.registry()).await.map_err(advise)?);
+        let (data_dir, role) = (&config.buffer.data_dir, board.role());
+        let server = Arc::new(nats::start(&config, role, board.registry()).await.map_err(advise)?);
         board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
-        let streams = server.streams(Role::Relay);
+        let streams = server.streams(role.looks_as());
         let stop = CancellationToken::new();
-        let parts = Self::start_parts(&config, &board, &server, &streams, &stop);
+        let parts = Self::start_parts(&config, &board, &server, &stop);
         let appliance = Self { board: Arc::clone(&board), server, streams, stop };
         match parts {
             Ok(parts) => {
@@ -70,32 +70,34 @@ impl Appliance {
         }
     }
 
-    fn start_parts(
-        config: &Arc<Config>,
-        board: &Board,
-        server: &Arc<Server>,
-        streams: &Streams,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Parts> {
-        let from = server.streams(Role::Collector);
-        let options = collector::Options::new(Arc::clone(config));
-        let (full, layouts) = (Arc::clone(&options.full), Arc::clone(&options.layouts));
-        let collector = Collector::start(options, &from, board.registry(), stop)?;
-        let relay::Configuration { relays, external_labels, replay_window } = relays_of(config);
-        let options = relay::Options {
-            full,
-            layouts,
-            // Only the trim purges: relays read with the rights of a reader.
-            trim: Some(server.streams(Role::Control)),
-            external_labels,
-            replay_window,
-            build: relay::run::builder(server.feeds()),
-            ..relay::Options::default()
-        };
-        let relays = Relays::start(&relays, streams.clone(), options.clone(), board.registry(), &CancellationToken::new())
-            .context("cannot start the relays")?;
-        let replays = Arc::new(Replays::new(Arc::clone(config), streams.clone(), options));
-        Ok(Parts { server: Arc::clone(server), collector: Some(collector), relays: Some(relays), replays })
+    fn start_parts(config: &Arc<Config>, board: &Board, server: &Arc<Server>, stop: &CancellationToken) -> anyhow::Result<Parts> {
+        let (role, mut shared) = (board.role(), relay::Options::default());
+        let mut parts = Parts { server: Arc::clone(server), collector: None, relays: None, replays: None };
+        if role.collects() {
+            let options = collector::Options::new(Arc::clone(config));
+            (shared.full, shared.layouts) = (Arc::clone(&options.full), Arc::clone(&options.layouts));
+            parts.collector = Some(Collector::start(options, &server.streams(User::Collector), board.registry(), stop)?);
+        }
+        if role.relays() {
+            let relay::Configuration { relays, external_labels, replay_window } = relays_of(config);
+            let streams = server.streams(User::Relay);
+            // Nobody else is let in to a server of our own.
+            let is_shared = matches!(config.buffer.nats, Nats::External(_));
+            let applicant = is_shared.then(|| token::applicant(&config.buffer.data_dir)).transpose().context("buffer.data_dir")?;
+            let options = relay::Options {
+                // Only the trim purges: relays read with the rights of a reader.
+                trim: Some(server.streams(User::Control)),
+                external_labels,
+                replay_window,
+                build: relay::run::builder(server.feeds()),
+                applicant,
+                ..shared
+            };
+            let started = Relays::start(&relays, streams.clone(), options.clone(), board.registry(), &CancellationToken::new());
+            parts.relays = Some(started.context("cannot start the relays")?);
+            parts.replays = Some(Arc::new(Replays::new(Arc::clone(config), streams, options)));
+        }
+        Ok(parts)
     }
 
     /// Waits until a part ends by itself that the process should not survive.
@@ -116,14 +118,15 @@ impl Appliance {
         if let Some(collector) = self.board.with_parts(|parts| parts.collector.take()).flatten() {
             // It says itself what it could not publish.
             in_time &= collector.stop(within * COLLECTOR_TENTHS / 10).await == collector::publish::Left::default();
-        }
-        let behind = timeout(within * CATCH_UP_TENTHS / 10, self.caught_up()).await.unwrap_or_else(|_| self.behind());
-        if !behind.is_empty() {
-            tracing::warn!(relays = ?behind, "these did not reach the end of the stream: they go on there at the next start");
-            in_time = false;
+            // Where others publish there is no end to reach, and perhaps another process that goes on at once.
+            let behind = timeout(within * CATCH_UP_TENTHS / 10, self.caught_up()).await.unwrap_or_else(|_| self.behind());
+            if !behind.is_empty() {
+                tracing::warn!(relays = ?behind, "these did not reach the end of the stream: they go on there at the next start");
+                in_time = false;
+            }
         }
         // A replay can be asked for again; what it is at is not worth the time of the live relays.
-        if let Some(replays) = self.board.with_parts(|parts| Arc::clone(&parts.replays)) {
+        if let Some(replays) = self.board.with_parts(|parts| parts.replays.clone()).flatten() {
             in_time &= timeout(REPLAYS_STOP, replays.stop()).await.is_ok();
         }
         if let Some(relays) = self.board.with_parts(|parts| parts.relays.take()).flatten() {

@@ -33,6 +33,7 @@ use crate::process::Process;
 use crate::pulse::Pulse;
 use crate::reload::{self, Outcome};
 use crate::replays::Replays;
+use crate::role::Role;
 use crate::room::Room;
 use crate::telemetry::Telemetry;
 use crate::times;
@@ -42,6 +43,7 @@ const BOOK_MAX: Duration = Duration::from_secs(2);
 
 /// What the API sees: empty while the parts start.
 pub(crate) struct Board {
+    role: Role,
     config: Mutex<Arc<Config>>,
     reloads: OnceLock<reload::Handle>,
     registry: Registry,
@@ -53,24 +55,30 @@ pub(crate) struct Board {
     telemetry: Telemetry,
 }
 
-/// The running parts; a stop takes them out one by one.
+/// The running parts, as far as the role has them; a stop takes them out one by one.
 pub(crate) struct Parts {
     pub(crate) server: Arc<Server>,
     pub(crate) collector: Option<Collector>,
     pub(crate) relays: Option<Relays>,
-    pub(crate) replays: Arc<Replays>,
+    /// None where there are no relays.
+    pub(crate) replays: Option<Arc<Replays>>,
 }
 
 impl Board {
     /// An empty board with a registry that has the process' own metrics.
-    pub(crate) fn new(config: &Arc<Config>) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: &Arc<Config>, role: Role) -> anyhow::Result<Self> {
         let registry = Registry::new();
         let process = Process::new().and_then(|process| registry.register(Box::new(process)));
         process.context("cannot register the metrics of the process")?;
         let telemetry = Telemetry::register(&registry).context("cannot register the metrics of the stream")?;
         let (config, reloads) = (Mutex::new(Arc::clone(config)), OnceLock::new());
         let (token, parts, pulse) = (OnceLock::new(), Mutex::new(None), Mutex::default());
-        Ok(Self { config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts, pulse, telemetry })
+        Ok(Self { role, config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts, pulse, telemetry })
+    }
+
+    /// What the process is for.
+    pub(crate) const fn role(&self) -> Role {
+        self.role
     }
 
     /// Where every part declares its metrics.
@@ -103,18 +111,19 @@ impl Board {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
     }
 
-    /// Takes one look at what moves; `dead`: the stream of dead letters and how many each subject has, where it was asked.
-    pub(crate) fn look(&self, dead: Option<Info>, letters: Option<BTreeMap<String, u64>>) {
+    /// Takes one look at what moves; `stream`: the stream of samples, where no relays look at it; `dead`: the stream of dead letters and how many
+    /// each subject has, where it was asked.
+    pub(crate) fn look(&self, stream: Option<Info>, dead: Option<Info>, letters: Option<BTreeMap<String, u64>>) {
         let seen = self.with_parts(|parts| {
             let telemetry = parts.collector.as_ref().map(Collector::telemetry);
             let counts = telemetry.map_or((0, 0), |t| (t.scraped_samples.get(), t.published_bytes.get()));
             let relays = parts.relays.as_ref();
             (counts, relays.map(Relays::status).unwrap_or_default(), relays.and_then(Relays::stream))
         });
-        let ((scraped, published_bytes), relays, stream) = seen.unwrap_or_default();
+        let ((scraped, published_bytes), relays, followed) = seen.unwrap_or_default();
         let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
         let mut pulse = self.pulse();
-        pulse.look(Instant::now(), stream, dead, scraped, published_bytes, &relays);
+        pulse.look(Instant::now(), followed.or(stream), dead, scraped, published_bytes, &relays);
         pulse.letters = letters.unwrap_or_else(|| std::mem::take(&mut pulse.letters));
         if let Some(info) = pulse.stream {
             self.telemetry.show_stream(info.bytes, info.max_bytes);
@@ -131,11 +140,21 @@ impl Board {
         self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The replays, taps and audits. *Errors*: the parts start, or the role has none.
+    fn replays(&self) -> Result<Arc<Replays>, Refusal> {
+        match self.with_parts(|parts| parts.replays.clone()) {
+            Some(Some(replays)) => Ok(replays),
+            Some(None) => Err(no_relays(self.role)),
+            None => Err(starting()),
+        }
+    }
+
     fn relay(&self, config: &config::Relay, status: relay::Status) -> Relay {
         let pulse = self.pulse();
         let encoder = config.encode.as_ref().map_or_else(|| relay::sink::default_encoder(&config.sink.name), |encode| &encode.name);
         Relay {
             state: word(status.activity),
+            owner: status.owner.clone(),
             lag: pulse.lag(&status),
             retention: pulse.retention(&status.name, &config.hold),
             rates: pulse.rates(&status.name),
@@ -164,11 +183,6 @@ impl Board {
         }
     }
 
-    /// Who reads beside the relays.
-    fn replays(&self) -> Result<Arc<Replays>, Refusal> {
-        self.with_parts(|parts| Arc::clone(&parts.replays)).ok_or_else(starting)
-    }
-
     /// What a pause of a relay costs.
     fn room<T>(&self, relay: &Relay, until_ms: Option<i64>, say: impl FnOnce(&Room<'_>, i64) -> T) -> T {
         let pulse = self.pulse();
@@ -187,18 +201,20 @@ impl Backend for Board {
     fn ready(&self) -> Vec<Check> {
         let checks = self.with_parts(|parts| {
             let state = parts.server.state().borrow().clone();
-            let acked = parts.collector.as_ref().is_some_and(Collector::ready);
-            let relays: Vec<_> = parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(r.activity))).collect();
-            vec![
-                Check { name: "server".to_owned(), ok: state == ServerState::Ready, seen: server(&state, parts.server.durability()) },
-                Check {
-                    name: "stream".to_owned(),
-                    ok: acked,
-                    seen: if acked { "acknowledged a message lately" } else { "no message was acknowledged lately" }.to_owned(),
-                },
+            let seen = server(&state, parts.server.durability());
+            let mut checks = vec![Check { name: "server".to_owned(), ok: state == ServerState::Ready, seen }];
+            if self.role.collects() {
+                let acked = parts.collector.as_ref().is_some_and(Collector::ready);
+                let seen = if acked { "acknowledged a message lately" } else { "no message was acknowledged lately" };
+                checks.push(Check { name: "stream".to_owned(), ok: acked, seen: seen.to_owned() });
+            }
+            if self.role.relays() {
+                let seen: Vec<_> =
+                    parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(r.activity))).collect();
                 // A sink that is away is no reason to send this process no traffic: its backlog is safe in the stream.
-                Check { name: "relays".to_owned(), ok: parts.relays.is_some(), seen: relays.join(", ") },
-            ]
+                checks.push(Check { name: "relays".to_owned(), ok: parts.relays.is_some(), seen: seen.join(", ") });
+            }
+            checks
         });
         let mut checks =
             checks.unwrap_or_else(|| vec![Check { name: "start".to_owned(), ok: false, seen: "the parts are starting".to_owned() }]);
@@ -220,6 +236,7 @@ impl Backend for Board {
         let store = |info: Info| Store { messages: info.messages, bytes: info.bytes, max_bytes: info.max_bytes };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: self.role.name().to_owned(),
             pid: std::process::id(),
             started_ms: self.started_ms,
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -271,6 +288,12 @@ impl Backend for Board {
                 );
             }
             let pause = asked.map(|asked| relay::pause::Pause { since_ms: now_ms, until_ms: asked.until_ms });
+            self.replays()?;
+            let standby = self.relays().into_iter().find(|relay| relay.name == name).and_then(|relay| relay.owner);
+            if let Some(owner) = standby {
+                let refusal = Refusal::new(StatusCode::CONFLICT, format!("'{owner}' runs this relay, and this process stands by"));
+                return Err(refusal.fix("ask that process: --url names it"));
+            }
             let change = self.with_parts(|parts| parts.relays.as_ref().map(|relays| relays.pause(&name, pause))).flatten();
             let Some(change) = change else { return Err(starting()) };
             let known: Vec<String> = self.relays().into_iter().map(|relay| relay.name).collect();
@@ -300,11 +323,11 @@ impl Backend for Board {
     }
 
     fn replay(&self, id: &str) -> Option<ReplayState> {
-        self.with_parts(|parts| parts.replays.get(id)).flatten()
+        self.replays().ok()?.get(id)
     }
 
     fn cancel_replay(&self, id: &str) -> Option<ReplayState> {
-        self.with_parts(|parts| parts.replays.cancel(id)).flatten()
+        self.replays().ok()?.cancel(id)
     }
 
     fn dead_letters(self: Arc<Self>) -> Later<Vec<Shelved>> {
@@ -342,6 +365,11 @@ impl Backend for Board {
 
 fn starting() -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the parts are still starting").fix("try again; /readyz?verbose says how far they are")
+}
+
+fn no_relays(role: Role) -> Refusal {
+    let refusal = Refusal::new(StatusCode::NOT_FOUND, format!("this is `strata {}`: it has no relays", role.name()));
+    refusal.fix("ask the `strata relay` that runs them: --url names it")
 }
 
 fn nats(state: &ServerState, pid: Option<u32>) -> Nats {

@@ -24,6 +24,7 @@ mod relay;
 mod reload;
 mod replay;
 mod replays;
+mod role;
 mod room;
 mod run;
 mod tap;
@@ -40,6 +41,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::role::Role;
 
 /// Something failed while it ran.
 const FAILED: u8 = 1;
@@ -64,6 +67,12 @@ struct Cli {
 enum Command {
     /// Run everything in one process, with the bundled NATS server as its child.
     Run(run::Args),
+    /// Run the bundled NATS server alone, for collectors and relays in processes of their own.
+    Nats(run::Args),
+    /// Run the scraping alone, into the NATS server of `buffer.nats`.
+    Collector(run::Args),
+    /// Run the relays alone, from the NATS server of `buffer.nats`; a second one stands by and takes over. Or forget a relay.
+    Relay(relay::Args),
     /// Say everything that is wrong with a configuration, each with line, column and fix; or with a page of metrics.
     Check(check::Args),
     /// Show the effective configuration, or the schema that files must fit.
@@ -84,8 +93,6 @@ enum Command {
     Top(top::Args),
     /// Show samples as they arrive, from the stream or as a relay takes them.
     Tap(tap::Args),
-    /// Forget a relay that left the configuration.
-    Relay(relay::Args),
     /// Let a relay wait: it holds its place in the stream, over restarts.
     Pause(pause::Pause),
     /// Let a paused relay go on where it stopped.
@@ -123,7 +130,10 @@ fn main() -> ExitCode {
         return ExitCode::from(USAGE);
     }
     match cli.command {
-        Command::Run(args) => run::main(&args),
+        Command::Run(args) => run::main(&args, Role::Run),
+        Command::Nats(args) => run::main(&args, Role::Nats),
+        Command::Collector(args) => run::main(&args, Role::Collector),
+        Command::Relay(args) => relay::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Config(args) => configuration::main(&args),
         Command::Completions(args) => configuration::completions(&args),
@@ -134,7 +144,6 @@ fn main() -> ExitCode {
         Command::Dlq(args) => dlq::main(&args),
         Command::Top(args) => top::main(&args),
         Command::Tap(args) => tap::main(&args),
-        Command::Relay(args) => relay::main(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
     }

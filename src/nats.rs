@@ -12,12 +12,29 @@ use bundled_nats::{Durability, External, Options, Server};
 use config::{Buffer, Config, ExternalNats, FeedUser, Nats, Secret};
 use prometheus::Registry;
 
-/// Starts the bundled server, or connects to the external one.
-pub(crate) async fn start(config: &Config, registry: &Registry) -> anyhow::Result<Server> {
+use crate::role::Role;
+
+/// Starts the bundled server, or connects to the one that runs elsewhere.
+///
+/// *Errors*: also where the role has no such server.
+pub(crate) async fn start(config: &Config, role: Role, registry: &Registry) -> anyhow::Result<Server> {
     let Buffer { data_dir, max_bytes, nats_memory, replicas, nats, .. } = &config.buffer;
-    match nats {
-        Nats::Bundled => {
+    match (nats, role) {
+        (Nats::Bundled, Role::Collector | Role::Relay) => bail!(
+            "buffer.nats: 'bundled' is a child of `strata run` or `strata nats`: name the server that `strata {}` is to use, like \
+             {{urls: ['nats://host:4222'], seeds_dir: seeds}}",
+            role.name()
+        ),
+        (Nats::External(nats), Role::Nats) if nats.seeds_dir.is_none() => {
+            bail!("buffer.nats names a server that somebody else runs: there is nothing for `strata nats` to do")
+        }
+        (_, Role::Nats) if config.feeds.listen.is_none() => {
+            bail!("feeds.listen is missing: `strata nats` needs an address that the other processes find it at")
+        }
+        (Nats::Bundled, _) | (_, Role::Nats) => {
+            let seeds_dir = if let Nats::External(nats) = nats { nats.seeds_dir.clone() } else { None };
             let options = Options {
+                seeds_dir,
                 listen: config.feeds.listen.clone(),
                 tls: config.feeds.tls.as_ref().map(|tls| (tls.cert_file.clone(), tls.key_file.clone())),
                 feeds: feeds(config)?,
@@ -25,17 +42,22 @@ pub(crate) async fn start(config: &Config, registry: &Registry) -> anyhow::Resul
             };
             Ok(Server::start(options, registry).await?)
         }
-        Nats::External(nats) => {
+        (Nats::External(nats), _) => {
+            let sign_in = sign_in(nats);
+            let is_strata = matches!(sign_in, SignIn::Seeds(_));
+            let feeds = if is_strata && role.relays() { feeds(config)? } else { Vec::new() };
             let external = External {
                 data_dir: data_dir.clone(),
                 urls: nats.urls.clone(),
-                sign_in: sign_in(nats),
+                sign_in,
+                roles: role.users(is_strata),
                 tls: nats.tls.as_ref().map(|tls| Tls {
                     ca_file: tls.ca_file.clone(),
                     client: tls.cert_file.clone().zip(tls.key_file.clone()),
                     handshake_first: tls.handshake_first,
                 }),
                 inbox_prefix: nats.inbox_prefix.clone(),
+                feeds: feeds.into_iter().map(|feed| feed.relay).collect(),
                 max_bytes: max_bytes.0,
                 replicas: *replicas,
             };
@@ -48,6 +70,7 @@ pub(crate) async fn start(config: &Config, registry: &Registry) -> anyhow::Resul
 pub(crate) fn weaker(config: &Config) -> Option<&'static str> {
     match config.buffer.nats {
         Nats::Bundled => None,
+        Nats::External(ref nats) if nats.seeds_dir.is_some() => None,
         Nats::External(_) => Some(Durability::Assumed { replicas: config.buffer.replicas }.promise()),
     }
 }
@@ -90,6 +113,9 @@ fn sign_in(nats: &ExternalNats) -> SignIn {
     };
     if let Some(path) = &nats.credentials_file {
         return SignIn::Credentials(path.clone());
+    }
+    if let Some(folder) = &nats.seeds_dir {
+        return SignIn::Seeds(folder.clone());
     }
     if let Some(seed) = word(&nats.nkey, &nats.nkey_file) {
         return SignIn::Nkey(seed);

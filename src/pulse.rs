@@ -74,15 +74,17 @@ pub(crate) async fn run(board: std::sync::Arc<Board>, streams: Streams, stop: Ca
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for look in 0_u64.. {
-        let dead = async {
+        let seen = async {
             looks.tick().await;
-            match look.is_multiple_of(LOOKS_PER_DEAD) {
-                true => (streams.dead.info().await.ok(), streams.dead.subjects().await.ok()),
-                false => (None, None),
+            // Where there are relays, they look at it for themselves.
+            let stream = if board.role().relays() { None } else { streams.raw.info().await.ok() };
+            match board.role().sees_dead() && look.is_multiple_of(LOOKS_PER_DEAD) {
+                true => (stream, streams.dead.info().await.ok(), streams.dead.subjects().await.ok()),
+                false => (stream, None, None),
             }
         };
-        let Some((dead, letters)) = stop.run_until_cancelled(dead).await else { return };
-        board.look(dead, letters);
+        let Some((stream, dead, letters)) = stop.run_until_cancelled(seen).await else { return };
+        board.look(stream, dead, letters);
     }
 }
 

@@ -1,6 +1,6 @@
-//! `strata relay`: what is done with a relay as a whole.
+//! `strata relay`: the role, or what is done with a relay as a whole.
 //!
-//! *In*: a name. *Out*: what it came to. *Bound*: one request. *When full*: does not apply.
+//! *In*: the arguments of the role, or a name. *Out*: the relays of this process, or what it came to. *Bound*: one request. *When full*: does not apply.
 
 use std::process::ExitCode;
 
@@ -9,12 +9,17 @@ use clap::Subcommand;
 use relay::forget::Forgotten;
 
 use crate::place::Place;
-use crate::{Output, ask};
+use crate::role::Role;
+use crate::{Output, ask, run};
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[group(skip)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    run: run::Args,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -35,21 +40,30 @@ struct Forget {
 }
 
 pub(crate) fn main(args: &Args) -> ExitCode {
-    let Command::Forget(Forget { name, place, output }) = &args.command;
-    let api = match place.api(true) {
-        Ok(api) => api,
-        Err(code) => return code,
-    };
-    ask(async {
-        let answer = api.delete(&format!("/api/v1/relays/{name}")).await?;
-        let forgotten: Forgotten = serde_json::from_value(answer.clone()).context("another version of the API")?;
-        match output {
-            Output::Json => println!("{answer}"),
-            Output::Text => println!(
-                "relay '{}' is forgotten; {} samples that it had not delivered are lost for it",
-                forgotten.relay, forgotten.lost_samples
-            ),
-        }
-        Ok(true)
-    })
+    match &args.command {
+        None => run::main(&args.run, Role::Relay),
+        Some(Command::Forget(forget)) => forget.ask(),
+    }
+}
+
+impl Forget {
+    fn ask(&self) -> ExitCode {
+        let Self { name, place, output } = self;
+        let api = match place.api(true) {
+            Ok(api) => api,
+            Err(code) => return code,
+        };
+        ask(async {
+            let answer = api.delete(&format!("/api/v1/relays/{name}")).await?;
+            let forgotten: Forgotten = serde_json::from_value(answer.clone()).context("another version of the API")?;
+            match output {
+                Output::Json => println!("{answer}"),
+                Output::Text => println!(
+                    "relay '{}' is forgotten; {} samples that it had not delivered are lost for it",
+                    forgotten.relay, forgotten.lost_samples
+                ),
+            }
+            Ok(true)
+        })
+    }
 }

@@ -175,7 +175,9 @@ impl Reloader {
         let applied = self.board.with_parts(|parts| {
             let relays = parts.relays.as_ref().map(|relays| relays.configure(relays_of(&config)));
             let jobs = parts.collector.as_ref().map(|collector| collector.configure(&config));
-            parts.replays.configure(Arc::clone(&config));
+            if let Some(replays) = &parts.replays {
+                replays.configure(Arc::clone(&config));
+            }
             (jobs, relays)
         });
         let (jobs, relays) = applied.unwrap_or_default();

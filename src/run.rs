@@ -1,4 +1,4 @@
-//! `strata run`: everything in one process, with the bundled server as its child.
+//! `strata run`: everything in one process, with the bundled server as its child; `strata nats`, `collector` and `relay`: a part of it.
 //!
 //! *In*: a configuration. *Out*: a running appliance until SIGTERM or SIGINT; exit code 0 after a clean stop. *Bound*:
 //! [`DRAIN`] from the signal to the last checkpoint. *When full*: what was late is named in the log, and stays in the stream.
@@ -22,6 +22,7 @@ use crate::api::tls::Tls;
 use crate::appliance::Appliance;
 use crate::board::Board;
 use crate::reload::{self, Reloader};
+use crate::role::Role;
 use crate::watch::{Read, Stamp};
 use crate::{FAILED, Source, api, check, fail};
 
@@ -44,7 +45,7 @@ pub(crate) fn address_file(data_dir: &Path) -> PathBuf {
     data_dir.join("address")
 }
 
-pub(crate) fn main(args: &Args) -> ExitCode {
+pub(crate) fn main(args: &Args, role: Role) -> ExitCode {
     if args.check {
         return check::main(&check::Args::of(args.source.clone()));
     }
@@ -58,7 +59,7 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow!(error).context("cannot start the async runtime")),
     };
-    let ran = runtime.block_on(run(&args.source, loaded, stamp));
+    let ran = runtime.block_on(run(&args.source, role, loaded, stamp));
     // What still blocks a thread now is a sink's library that does not come back; the process ends without it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ran {
@@ -67,13 +68,13 @@ pub(crate) fn main(args: &Args) -> ExitCode {
     }
 }
 
-async fn run(source: &Source, loaded: Loaded, stamp: Stamp) -> anyhow::Result<()> {
+async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyhow::Result<()> {
     let (stop, hangup) = (watch_signals()?, reload::watch_hangup()?);
     let Loaded { config, sources, .. } = loaded;
     let config = Arc::new(config);
     let listener = listen(&config.server.listen).await?;
     let address = listener.local_addr().context("cannot read the address of server.listen")?;
-    let board = Arc::new(Board::new(&config)?);
+    let board = Arc::new(Board::new(&config, role)?);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
     let tls = config.server.tls.clone().map(Tls::new).transpose()?;
@@ -81,7 +82,7 @@ async fn run(source: &Source, loaded: Loaded, stamp: Stamp) -> anyhow::Result<()
     let router = api::router(Arc::clone(&board) as Arc<dyn api::Backend>, board.registry().clone(), address.ip().is_loopback());
     let serve = Serve { router, tls: tls.map(Arc::new), head_timeout: HEAD_TIMEOUT };
     http.spawn(serve.run(listener, http_stop.clone()));
-    tracing::info!(%address, data_dir = %config.buffer.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "strata starts");
+    tracing::info!(%address, data_dir = %config.buffer.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "strata {} starts", role.name());
 
     // The first start may recover a large store: a signal ends the wait.
     let appliance = tokio::select! {

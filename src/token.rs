@@ -1,6 +1,6 @@
-//! The token of the API: whoever can read the data folder may change things.
+//! The token of the API: whoever can read the data folder may change things; and what the folder's process is known by to others.
 //!
-//! *In*: the data folder. *Out*: a token, made at the first start. *Bound*: one short file. *When full*: an error that names the field.
+//! *In*: the data folder. *Out*: random text, made at the first start. *Bound*: two short files. *When full*: an error that names the field.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use relay::lease::Applicant;
 
 /// Where the token of a data folder is.
 pub(crate) fn file(data_dir: &Path) -> PathBuf {
@@ -17,24 +18,38 @@ pub(crate) fn file(data_dir: &Path) -> PathBuf {
 /// Reads the token, or makes one that only the owner can read.
 pub(crate) fn read_or_make(data_dir: &Path) -> anyhow::Result<String> {
     let path = file(data_dir);
+    let (token, is_new) = keep(&path)?;
+    if is_new {
+        tracing::info!(file = %path.display(), "made the token that commands which change something need");
+    }
+    Ok(token)
+}
+
+/// This process among those that may run the same relays: the same one after a restart on its data folder, which nobody shares.
+pub(crate) fn applicant(data_dir: &Path) -> anyhow::Result<Applicant> {
+    let (id, _) = keep(&data_dir.join("instance"))?;
+    Ok(Applicant { id, name: format!("{}/{}", collector::publish::producer(None), std::process::id()) })
+}
+
+/// Random text that a file has or is given, and whether it was given now.
+fn keep(path: &Path) -> anyhow::Result<(String, bool)> {
     let made: String = rand::random::<[u8; 24]>().iter().map(|b| format!("{b:02x}")).collect();
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
             writeln!(file, "{made}").and_then(|()| file.sync_all()).with_context(|| format!("cannot write '{}'", path.display()))?;
-            tracing::info!(file = %path.display(), "made the token that commands which change something need");
-            Ok(made)
+            Ok((made, true))
         }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => read(&path),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok((read(path)?, false)),
         Err(error) => Err(error).with_context(|| format!("cannot write '{}'", path.display())),
     }
 }
 
 /// Reads a token.
 pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the token '{}'", path.display()))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read '{}'", path.display()))?;
     let token = text.trim();
     if token.len() < 16 {
-        bail!("the token in '{}' is too short: remove the file, the next start makes a new one", path.display());
+        bail!("what is in '{}' is too short: remove the file, the next start makes a new one", path.display());
     }
     Ok(token.to_owned())
 }

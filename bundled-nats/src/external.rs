@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Api};
+use crate::feed;
 use crate::folder::{Created, Folder};
-use crate::keys::Role;
+use crate::keys::{self, Role};
 use crate::link::{self, Connection, Link};
 use crate::monitor::Durability;
 use crate::restart::Restart;
@@ -48,10 +49,14 @@ pub struct External {
     pub urls: Vec<String>,
     /// Who this is there.
     pub sign_in: SignIn,
+    /// Whose connections are needed. Without [`Role::Control`] the streams are another process' business, and are taken as they are.
+    pub roles: &'static [Role],
     /// TLS.
     pub tls: Option<Tls>,
     /// Where answers arrive; none: `_INBOX`.
     pub inbox_prefix: Option<String>,
+    /// Relays whose feeds have a user each: those of [`SignIn::Seeds`].
+    pub feeds: Vec<String>,
     /// Wall of `STRATA_RAW` (`buffer.max_bytes`).
     pub max_bytes: u64,
     /// Servers that keep a copy of each message (`buffer.replicas`).
@@ -71,6 +76,8 @@ pub enum SignIn {
     User(String, Word),
     /// A token.
     Token(Word),
+    /// Each role by its own nkey in this folder, as the server of another Strata knows them; the relays' feeds have theirs there too.
+    Seeds(PathBuf),
 }
 
 /// A secret, or the file that holds it.
@@ -148,6 +155,13 @@ pub enum Refusal {
     Forbidden(String),
 }
 
+impl External {
+    /// Whether it is the bundled server of another Strata.
+    pub fn is_strata(&self) -> bool {
+        matches!(self.sign_in, SignIn::Seeds(_))
+    }
+}
+
 impl std::fmt::Debug for SignIn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -156,6 +170,7 @@ impl std::fmt::Debug for SignIn {
             SignIn::Nkey(_) => "nkey",
             SignIn::User(..) => "user",
             SignIn::Token(_) => "token",
+            SignIn::Seeds(_) => "seeds",
         })
     }
 }
@@ -167,6 +182,8 @@ pub(crate) struct Keeper {
     pub max_bytes: Arc<AtomicU64>,
     pub folder: Folder,
     pub connections: Vec<(Role, watch::Sender<Option<Connection>>)>,
+    /// Per feed with a user of its own: the relay that writes it.
+    pub writers: Vec<(String, watch::Sender<Option<Connection>>)>,
     pub state: watch::Sender<ServerState>,
     pub life: watch::Sender<Option<(Option<u32>, Durability)>>,
     pub metrics: Metrics,
@@ -187,7 +204,7 @@ impl Keeper {
                 () = stop.cancelled() => break,
                 life = self.live(lives, &lost) => life,
             };
-            self.connections.iter().for_each(|(_, current)| drop(current.send_replace(None)));
+            self.disconnect();
             self.life.send_replace(None);
             self.metrics.up.set(0);
             if let Some(started) = self.started.take() {
@@ -203,8 +220,14 @@ impl Keeper {
                 break;
             }
         }
-        self.connections.iter().for_each(|(_, current)| drop(current.send_replace(None)));
+        self.disconnect();
         self.state.send_replace(ServerState::Stopped);
+    }
+
+    fn disconnect(&self) {
+        let writers = self.writers.iter().map(|(_, current)| current);
+        let all = self.connections.iter().map(|(_, current)| current).chain(writers);
+        all.for_each(|current| drop(current.send_replace(None)));
     }
 
     /// One line per change of the reason, not one per try.
@@ -230,19 +253,29 @@ impl Keeper {
     }
 
     async fn get_ready(&mut self, life: u64, lost: &CancellationToken) -> Result<(), Error> {
-        let mut ready = Vec::new();
-        for role in Role::ALL {
-            let connection = self.connect(role, life, lost).await?;
+        let (mut ready, mut writers) = (Vec::new(), Vec::new());
+        for role in self.external.roles {
+            let inbox = self.external.inbox_prefix.as_deref().unwrap_or("_INBOX");
+            let inbox = if self.external.is_strata() { role.inbox() } else { inbox };
+            let connection = self.connect((role.name(), role.name()), inbox, life, lost).await?;
             judge(&connection)?;
-            ready.push((role, connection));
+            ready.push((*role, connection));
         }
-        let control = ready[0].1.clone();
-        let durability = Durability::Assumed { replicas: self.external.replicas };
-        self.prepare(&control).await?;
+        for (relay, _) in &self.writers {
+            writers.push(self.connect(("feed", &keys::feed(relay)), feed::INBOX, life, lost).await?);
+        }
+        let durability = match self.external.is_strata() {
+            // Its own Strata looks at that before it lets anybody in.
+            true => Durability::Fsynced,
+            false => Durability::Assumed { replicas: self.external.replicas },
+        };
+        if let Some((_, control)) = ready.iter().find(|(role, _)| *role == Role::Control) {
+            self.prepare(control).await?;
+        }
         if lost.is_cancelled() {
             return Err(Refusal::Away("the connection broke".to_owned()).into());
         }
-        let info = control.client.server_info();
+        let info = ready.first().map(|(_, connection)| connection.client.server_info()).unwrap_or_default();
         tracing::info!(
             target: "nats", server = info.server_name, version = info.version, replicas = self.external.replicas,
             "external NATS is connected: {}", durability.promise()
@@ -250,6 +283,9 @@ impl Keeper {
         for (role, current) in &self.connections {
             let connection = ready.iter().find(|(of, _)| of == role).map(|(_, connection)| connection.clone());
             current.send_replace(connection);
+        }
+        for ((_, current), writer) in self.writers.iter().zip(writers) {
+            current.send_replace(Some(writer));
         }
         self.life.send_replace(Some((None, durability)));
         self.metrics.up.set(1);
@@ -260,10 +296,16 @@ impl Keeper {
         Ok(())
     }
 
-    async fn connect(&self, role: Role, life: u64, lost: &CancellationToken) -> Result<Connection, Error> {
-        let options = options(&self.external).await?;
-        let inbox = self.external.inbox_prefix.as_deref().unwrap_or("_INBOX");
-        let connected = link::open(options, self.external.urls.join(","), role.name(), inbox, life, Some(lost.clone())).await;
+    /// `name`: of the client, and of its seed where each has one.
+    async fn connect(
+        &self,
+        (name, seed): (&'static str, &str),
+        inbox: &str,
+        life: u64,
+        lost: &CancellationToken,
+    ) -> Result<Connection, Error> {
+        let options = options(&self.external, seed).await?;
+        let connected = link::open(options, self.external.urls.join(","), name, inbox, life, Some(lost.clone())).await;
         Ok(connected.map_err(|error| {
             let (kind, text) = (error.kind(), with_causes(&error));
             match kind {
@@ -405,7 +447,8 @@ fn version(text: &str) -> [u64; 3] {
     std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
 
-async fn options(external: &External) -> Result<ConnectOptions, Refusal> {
+/// `seed`: whose, where each user of Strata has one.
+async fn options(external: &External, seed: &str) -> Result<ConnectOptions, Refusal> {
     let mut options = match &external.sign_in {
         SignIn::Nobody => ConnectOptions::new(),
         SignIn::Credentials(path) => {
@@ -416,6 +459,10 @@ async fn options(external: &External) -> Result<ConnectOptions, Refusal> {
         SignIn::Nkey(seed) => ConnectOptions::with_nkey(seed.read("nkey_file").await?),
         SignIn::User(user, password) => ConnectOptions::with_user_and_password(user.clone(), password.read("password_file").await?),
         SignIn::Token(token) => ConnectOptions::with_token(token.read("token_file").await?),
+        SignIn::Seeds(folder) => {
+            let seed = read("seeds_dir", &folder.join(keys::file(seed))).await?;
+            ConnectOptions::with_nkey(seed.trim_end().to_owned())
+        }
     };
     if let Some(tls) = &external.tls {
         options = options.require_tls(true);

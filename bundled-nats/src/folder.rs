@@ -73,6 +73,8 @@ pub struct Created {
 pub struct Plan<'a> {
     /// Memory limit of the child.
     pub memory_bytes: u64,
+    /// Where the seeds are; none: in the data folder.
+    pub seeds: Option<&'a Path>,
     /// Where vendor agents connect.
     pub listen: Option<&'a str>,
     /// Certificate and key of that listener.
@@ -107,13 +109,15 @@ impl Folder {
 
     /// Puts executable, seeds and configuration in place; answers how to start the server, and the seeds of the feeds' writers.
     pub fn prepare(&self, plan: &Plan<'_>) -> Result<(Program, Keys, Vec<String>), Error> {
-        let (bin, seeds, conf) = (self.nats("bin"), self.nats("keys"), self.nats("nats.conf"));
+        let (bin, own, conf) = (self.nats("bin"), self.nats("keys"), self.nats("nats.conf"));
+        let seeds = plan.seeds.unwrap_or(&own);
         let path = embed::extract(&bin).map_err(|source| failed("put nats-server into", &bin, source))?;
-        let keys = Keys::open(&seeds).map_err(|source| failed("keep keys in", &seeds, source))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(seeds).map_err(|source| failed("create", seeds, source))?;
+        let keys = Keys::open(seeds).map_err(|source| failed("keep keys in", seeds, source))?;
         let mut created = self.created(streams::BUNDLED_FILE)?;
         let (mut feeds, mut writers) = (Vec::new(), Vec::new());
         for feed in plan.feeds {
-            let (seed, public) = Keys::feed(&seeds, &feed.relay).map_err(|source| failed("keep keys in", &seeds, source))?;
+            let (seed, public) = Keys::feed(seeds, &feed.relay).map_err(|source| failed("keep keys in", seeds, source))?;
             // An account that may store less than its stream reserves does not load it, not even to shrink it.
             let most = created.feeds.entry(feed.relay.clone()).or_default();
             *most = (*most).max(feed.max_bytes);

@@ -61,7 +61,7 @@ impl Keys {
     ///
     /// *Errors*: as [`Keys::open`].
     pub fn feed(folder: &Path, relay: &str) -> io::Result<(String, String)> {
-        open_file(folder, &format!("feed-{relay}"))
+        open_file(folder, &feed(relay))
     }
 
     /// The secret a client of this role signs with.
@@ -79,13 +79,23 @@ impl Keys {
     }
 }
 
+/// The file of a user's seed.
+pub(crate) fn file(name: &str) -> String {
+    format!("{name}.seed")
+}
+
+/// The name of a feed's writer.
+pub(crate) fn feed(relay: &str) -> String {
+    format!("feed-{relay}")
+}
+
 fn open_one(folder: &Path, role: Role) -> io::Result<(Role, String, String)> {
     let (seed, public) = open_file(folder, role.name())?;
     Ok((role, seed, public))
 }
 
 fn open_file(folder: &Path, name: &str) -> io::Result<(String, String)> {
-    let path = folder.join(format!("{name}.seed"));
+    let path = folder.join(file(name));
     let seed = match fs::read_to_string(&path) {
         Ok(seed) => seed.trim().to_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

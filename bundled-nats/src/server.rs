@@ -42,6 +42,8 @@ pub struct Options {
     pub max_bytes: u64,
     /// Memory limit of the child, bytes (`buffer.nats_memory`); the runtime exceeds it briefly rather than stall.
     pub nats_memory: u64,
+    /// Where the seeds of its users are (`buffer.nats.seeds_dir`), made where they are missing; none: in the data folder.
+    pub seeds_dir: Option<PathBuf>,
     /// Where vendor agents connect (`feeds.listen`); none: a free port on loopback.
     pub listen: Option<String>,
     /// Certificate and key of that listener (`feeds.tls`).
@@ -53,7 +55,7 @@ pub struct Options {
 impl Options {
     /// A server without feeds.
     pub fn new(data_dir: PathBuf, max_bytes: u64, nats_memory: u64) -> Options {
-        Options { data_dir, max_bytes, nats_memory, listen: None, tls: None, feeds: Vec::new() }
+        Options { data_dir, max_bytes, nats_memory, seeds_dir: None, listen: None, tls: None, feeds: Vec::new() }
     }
 }
 
@@ -129,7 +131,8 @@ pub enum Error {
 /// A bundled server under supervision. Dropped without [`Server::stop`], it is asked to end in the background.
 pub struct Server {
     links: Vec<(Role, Link)>,
-    walls: Walls,
+    /// None: another process keeps the streams.
+    walls: Option<Walls>,
     feeds: Feeds,
     state: watch::Receiver<ServerState>,
     life: watch::Receiver<Option<(Option<u32>, Durability)>>,
@@ -160,7 +163,8 @@ impl Server {
             let folder = Folder::hold(&options.data_dir)?;
             let tls = options.tls.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
             let listen = options.listen.as_deref();
-            let plan = Plan { memory_bytes: options.nats_memory, listen, tls, feeds: &options.feeds };
+            let seeds = options.seeds_dir.as_deref();
+            let plan = Plan { memory_bytes: options.nats_memory, seeds, listen, tls, feeds: &options.feeds };
             let (program, keys, seeds) = folder.prepare(&plan)?;
             Ok::<_, Error>((folder, program, keys, seeds))
         });
@@ -194,7 +198,7 @@ impl Server {
         };
         let task = Mutex::new(Some(tokio::spawn(supervisor.run())));
         // From here on a drop of this future ends the server.
-        let walls = Walls { max_bytes: Arc::new(AtomicU64::new(sizes.raw)), replicas: 1, file: streams::BUNDLED_FILE };
+        let walls = Some(Walls { max_bytes: Arc::new(AtomicU64::new(sizes.raw)), replicas: 1, file: streams::BUNDLED_FILE });
         let server = Server { links, walls, feeds, state: states, life: lives, stop, task };
         server.begun(outcome).await
     }
@@ -240,24 +244,26 @@ impl Server {
         self.life.borrow().map(|(_, durability)| durability)
     }
 
-    /// Moves the walls of the streams to where `max_bytes` (`buffer.max_bytes`) puts them, while everything goes on.
+    /// Moves the walls of the streams to where `max_bytes` (`buffer.max_bytes`) puts them, while everything goes on; not where that is another
+    /// process' business.
     ///
     /// *Errors*: more is stored than would fit, or the server refuses or is away; the walls are then where they were.
     pub async fn resize(&self, max_bytes: u64) -> Result<(), Error> {
-        let before = self.walls.max_bytes.load(Ordering::Relaxed);
-        if let Err(error) = self.wall_at(max_bytes).await {
+        let Some(walls) = &self.walls else { return Ok(()) };
+        let before = walls.max_bytes.load(Ordering::Relaxed);
+        if let Err(error) = self.wall_at(walls, max_bytes).await {
             // Some may have been moved before the one that could not be.
-            if let Err(error) = self.wall_at(before).await {
+            if let Err(error) = self.wall_at(walls, before).await {
                 tracing::warn!(target: "nats", reason = chain(&error), "the walls of the streams may not all be where they were");
             }
             return Err(error.into());
         }
-        self.walls.max_bytes.store(max_bytes, Ordering::Relaxed);
+        walls.max_bytes.store(max_bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    async fn wall_at(&self, max_bytes: u64) -> Result<(), streams::Error> {
-        let (sizes, Walls { replicas, file, .. }) = (Sizes::new(max_bytes), &self.walls);
+    async fn wall_at(&self, walls: &Walls, max_bytes: u64) -> Result<(), streams::Error> {
+        let (sizes, Walls { replicas, file, .. }) = (Sizes::new(max_bytes), walls);
         // All of them are there since the start.
         let names: Vec<String> = streams::wanted(&sizes, *replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
         streams::ensure(&Api::new(self.link(Role::Control)), &sizes, *replicas, streams::Before { names: &names, file }).await

@@ -49,6 +49,10 @@ pub struct ExternalNats {
     /// File that holds the token.
     #[schemars(with = "Option<FilePath>")]
     pub token_file: Option<PathBuf>,
+    /// Folder with the seeds of Strata's own users, where the server is that of `strata nats`: this keeps them here, and each other process
+    /// needs those of its role (`collector.seed`; `control.seed`, `relay.seed` and `feed-….seed`).
+    #[schemars(with = "Option<FilePath>")]
+    pub seeds_dir: Option<PathBuf>,
     /// TLS; default: as the servers ask for, with the system's certificates.
     pub tls: Option<NatsTls>,
     /// Where answers arrive; default `_INBOX`. Set it where the user may only listen to an inbox of its own.

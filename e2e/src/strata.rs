@@ -27,6 +27,7 @@ const LOG_LINES: usize = 60;
 pub struct Strata {
     folder: TempDir,
     port: u16,
+    role: &'static str,
     child: Option<Child>,
     environment: Vec<(String, String)>,
     /// A folder that is a tmpfs for the process, and its options.
@@ -65,7 +66,7 @@ impl Strata {
     pub fn prepare(configuration: &str) -> Result<Self> {
         let folder = TempDir::with_prefix("strata-e2e-")?;
         let port = process::free_port()?;
-        let strata = Self { folder, port, child: None, environment: Vec::new(), mount: None };
+        let strata = Self { folder, port, role: "run", child: None, environment: Vec::new(), mount: None };
         strata.configure(configuration)?;
         Ok(strata)
     }
@@ -81,6 +82,11 @@ impl Strata {
             None => text.push_str(&format!("buffer:\n  data_dir: {}\n{configuration}", data.display())),
         }
         Ok(std::fs::write(self.config(), text)?)
+    }
+
+    /// Runs this subcommand instead of `run` from the next start on.
+    pub fn play(&mut self, role: &'static str) {
+        self.role = role;
     }
 
     /// Sets a variable of the next start, and of every command.
@@ -112,7 +118,7 @@ impl Strata {
         };
         command
             .envs(self.environment.iter().cloned())
-            .arg("run")
+            .arg(self.role)
             .arg("-c")
             .arg(self.config())
             .stdin(Stdio::null())

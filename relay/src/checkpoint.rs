@@ -27,9 +27,14 @@ pub fn key(relay: &str) -> String {
     format!("relay.{relay}")
 }
 
-/// The checkpoint under a key; none: nothing is there, or nothing that can be read.
-pub async fn stored(state: &dyn State, key: &str) -> Result<Option<Checkpoint>, PortError> {
-    Ok(state.get(key).await?.and_then(|entry| serde_json::from_slice(&entry.value).ok()))
+/// A relay's checkpoint as others see it; none: there is none, or none that can be understood.
+pub async fn stored(state: &dyn State, relay: &str) -> Result<Option<Checkpoint>, PortError> {
+    Ok(state.get(&key(relay)).await?.and_then(|entry| serde_json::from_slice(&entry.value).ok()))
+}
+
+/// Who wrote a relay's checkpoint last; none: there is none, or none that can be understood.
+pub(crate) async fn owner(state: &dyn State, relay: &str) -> Result<Option<String>, PortError> {
+    Ok(stored(state, relay).await?.map(|checkpoint| checkpoint.owner))
 }
 
 /// The last message of one producer and partition.
@@ -267,6 +272,16 @@ impl Store {
     /// Who writes here.
     pub fn owner(&self) -> &str {
         &self.owner
+    }
+
+    /// Writes what was made of what `open` found.
+    ///
+    /// *Errors*: `Unavailable`: read it again, as somebody wrote meanwhile, or the store is away.
+    pub async fn take(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        let value = serde_json::to_vec(checkpoint).map_err(|e| self.foreign(e.to_string()))?;
+        let put = self.state.put(&key(&self.relay), Bytes::from(value), self.revision).await;
+        self.revision = put.map_err(|source| self.unavailable(source))?;
+        Ok(())
     }
 
     /// Writes, if nobody else did since the last look.

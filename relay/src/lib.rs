@@ -22,6 +22,7 @@ pub mod forget;
 pub mod gate;
 mod http;
 mod lasting;
+pub mod lease;
 pub mod lines;
 pub mod minutes;
 pub mod pause;
@@ -67,6 +68,8 @@ pub struct Options {
     pub full: Arc<Notify>,
     /// The streams with the right to purge them; none: another process trims.
     pub trim: Option<Streams>,
+    /// This process among others that may run the same relays; none: there are no others.
+    pub applicant: Option<lease::Applicant>,
     /// The layouts in use, shared with the collector of the same process.
     pub layouts: Arc<Interner>,
     /// Makes the components of a relay.
@@ -81,6 +84,7 @@ impl Default for Options {
             retired_hold: Duration::from_secs(24 * 3600),
             full: Arc::new(Notify::new()),
             trim: None,
+            applicant: None,
             layouts: Arc::default(),
             build: run::builder(bundled_nats::feed::Feeds::default()),
         }

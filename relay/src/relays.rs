@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bundled_nats::port::{Error as PortError, Info, Streams};
+use bundled_nats::port::{Error as PortError, Info, Log, Streams};
 use config::Relay;
 use prometheus::Registry;
 use sample::Interner;
@@ -19,11 +19,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::Options;
 use crate::control::Control;
 use crate::lasting::last;
+use crate::lease::{self, Elected, Guarded, Standing};
 use crate::pause::{self, Pause};
 use crate::run::{Build, Life};
 use crate::telemetry::{Activity, Gauges, Metrics, Shared, Status};
@@ -32,6 +33,9 @@ use crate::trim::{self, Plan};
 /// How long a relay that is changed or gone may take to stop. Larger: its successor waits longer behind a sink that hangs; smaller: a slow
 /// sink gets more twice.
 const STOP_MAX: Duration = Duration::from_secs(15);
+
+/// How long letting go of the lease may take. Larger: a server that is away holds up the stop.
+const LET_GO_MAX: Duration = Duration::from_secs(1);
 
 /// What of the configuration is the relays' business.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -67,6 +71,9 @@ pub struct Relays {
     state: Arc<Mutex<State>>,
     tasks: Mutex<JoinSet<()>>,
     stop: CancellationToken,
+    /// What keeps the lease, where there is one; it is let go of last.
+    keeper: JoinSet<()>,
+    let_go: CancellationToken,
 }
 
 /// What every relay is started with.
@@ -76,6 +83,7 @@ struct Ground {
     metrics: Metrics,
     layouts: Arc<Interner>,
     trim: Arc<Notify>,
+    standing: watch::Receiver<Standing>,
 }
 
 #[derive(Default)]
@@ -118,21 +126,37 @@ impl Relays {
     ) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(registry)?;
         let trimmed = metrics.trimmed.clone();
-        let Options { external_labels, replay_window, retired_hold, full, trim, layouts, build } = options;
+        let Options { external_labels, replay_window, retired_hold, full, trim, applicant, layouts, build } = options;
+        let (mut keeper, let_go) = (JoinSet::new(), CancellationToken::new());
+        let standing = match applicant {
+            None => lease::sole(),
+            Some(applicant) => {
+                let (lease, standing) = lease::Keeper::new(streams.state.clone(), applicant);
+                keeper.spawn(lease.run(let_go.clone()));
+                standing
+            }
+        };
+        let guarded = |log: Arc<dyn Log>| Guarded::around(log, standing.clone(), None);
+        let streams = Streams { dead: guarded(streams.dead), ledger: guarded(streams.ledger), ..streams };
         let (plan, planned) = watch::channel(Plan::default());
-        let ground = Ground { streams: streams.clone(), build, metrics, layouts, trim: Arc::new(Notify::new()) };
+        let ground = Ground { streams: streams.clone(), build, metrics, layouts, trim: Arc::new(Notify::new()), standing };
         let wake = ground.trim.clone();
         let (look, seen) = watch::channel(None);
-        let relays = Self { ground, plan, seen, state: Arc::default(), tasks: Mutex::default(), stop: token.child_token() };
+        let (state, tasks, stop) = (Arc::default(), Mutex::default(), token.child_token());
+        let relays = Self { ground, plan, seen, state, tasks, stop, keeper, let_go };
         // Before the trim has its first look: what is held must be known then.
         drop(relays.configure(Configuration { relays: configs.to_vec(), external_labels, replay_window }));
         {
             let (mut tasks, stop) = (relays.tasks(), &relays.stop);
             tasks.spawn(last(trim::Watch::new(streams.clone(), planned.clone(), look), stop.clone()));
             if let Some(Streams { raw, ledger, .. }) = trim {
-                tasks.spawn(last(trim::Fold::new(ledger, streams.state.clone(), planned.clone()), stop.clone()));
-                let trim = trim::Trim::new(Streams { raw, ..streams }, planned, retired_hold, full, trimmed, wake);
-                tasks.spawn(last(trim, stop.clone()));
+                let standing = &relays.ground.standing;
+                let guarded = |log: Arc<dyn Log>| Guarded::around(log, standing.clone(), None);
+                let fold = trim::Fold::new(guarded(ledger), streams.state.clone(), planned.clone());
+                tasks.spawn(last(Elected { task: fold, standing: standing.clone() }, stop.clone()));
+                let streams = Streams { raw: guarded(raw), ..streams };
+                let trim = trim::Trim::new(streams, planned, retired_hold, full, trimmed, wake);
+                tasks.spawn(last(Elected { task: trim, standing: standing.clone() }, stop.clone()));
             }
         }
         Ok(relays)
@@ -196,7 +220,7 @@ impl Relays {
 
     /// Starts a relay once the one before it has ended.
     fn begin(&self, relay: Relay, external_labels: &[(String, String)], earlier: Option<Task>, tasks: &mut JoinSet<()>) -> Running {
-        let Ground { streams, build, metrics, layouts, trim } = &self.ground;
+        let Ground { streams, build, metrics, layouts, trim, standing } = &self.ground;
         let control = Arc::new(Control::default());
         let metrics = metrics.relay(&relay.name, relay.filters.iter().map(|filter| filter.name.as_str()));
         metrics.starts.inc();
@@ -211,6 +235,7 @@ impl Relays {
             control: control.clone(),
             gauges: gauges.clone(),
             trim: trim.clone(),
+            standing: standing.clone(),
             stop: stop.clone(),
         };
         let (name, first, last) = (relay.name.clone(), begun.clone(), ended.clone());
@@ -258,7 +283,7 @@ impl Relays {
     }
 
     /// Stops reading, delivers what is in hand and writes the last checkpoints; what is not done by the deadline is cut off, and named.
-    pub async fn stop(self, deadline: Duration) {
+    pub async fn stop(mut self, deadline: Duration) {
         self.stop.cancel();
         let end = Instant::now() + deadline;
         let mut tasks = std::mem::take(&mut *self.tasks());
@@ -270,6 +295,10 @@ impl Relays {
                 }
             }
             tasks.shutdown().await;
+        }
+        self.let_go.cancel();
+        if timeout(LET_GO_MAX, self.keeper.join_next()).await.is_err() {
+            debug!("could not let go of the relays in time: another process waits until that is clear");
         }
     }
 

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
+use bundled_nats::ledger::relay_minutes;
 use bundled_nats::port::{Error as PortError, Streams};
 use config::{OptionsError, Relay, Start};
 use futures::FutureExt as _;
 use sample::{Envelope, Interner, KEY_FRAME_PERIOD};
-use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::xxh3_64;
@@ -29,6 +30,7 @@ use crate::dead::Dead;
 use crate::deliver::{self, Deliver, HELD_RETRY, Lanes};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
+use crate::lease::{self, Fence, Guarded, Standing, Term};
 use crate::minutes::Minutes;
 use crate::pause;
 use crate::pipeline::{self, Pipeline};
@@ -39,6 +41,9 @@ use crate::telemetry::{Activity, Gauges};
 
 /// How often it is asked whether a window that is over is read whole. Larger: it ends later; smaller: a reader that lags asks more.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often a relay that stands by looks how far it is. Larger: its lag is shown later; smaller: more requests.
+const FOLLOW: Duration = Duration::from_secs(1);
 
 /// How far before its start a new relay reads silently: every live target has sent a base since.
 const WARM_BEFORE: Duration = Duration::from_secs(KEY_FRAME_PERIOD.as_secs() + 60);
@@ -123,6 +128,7 @@ pub(crate) struct Life {
     pub control: Arc<Control>,
     pub gauges: Gauges,
     pub trim: Arc<Notify>,
+    pub standing: watch::Receiver<Standing>,
     pub stop: CancellationToken,
 }
 
@@ -159,33 +165,42 @@ impl Life {
     pub async fn run(self) {
         let name = &self.relay.name;
         let shared = &self.gauges.shared;
-        while !self.stop.is_cancelled() {
-            let lived = AssertUnwindSafe(self.live()).catch_unwind().await;
+        while let Some(term) = self.turn().await {
+            let own = self.stop.child_token();
+            let lived = AssertUnwindSafe(lease::during(&term, &own, self.live(&own))).catch_unwind().await;
             self.gauges.metrics.up.set(0);
             match lived {
-                Ok(Ok(()) | Err(Error::Stopped)) => break,
+                Ok(Ok(()) | Err(Error::Stopped)) if self.stop.is_cancelled() => break,
+                Ok(Ok(()) | Err(Error::Stopped)) => {}
+                // Its successor has begun, and the lease will say so.
+                Ok(Err(Error::Deliver(deliver::Error::Checkpoint(error @ checkpoint::Error::Owned { .. })))) if term.is_shared() => {
+                    warn!(relay = name, %error);
+                    drop(tokio::time::timeout(HELD_RETRY, self.stop.run_until_cancelled(term.over())).await);
+                }
                 Ok(Err(error)) => {
                     tracing::error!(relay = name, %error, "the relay has ended");
                     shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
-                    let mut passed = shared.live().position;
-                    loop {
-                        let (is_asked, asked) = (self.control.skipped() > passed, self.control.sender.notified());
-                        let waited = match is_asked {
-                            true => self.stop.run_until_cancelled(tokio::time::sleep(HELD_RETRY)).await,
-                            false => self.stop.run_until_cancelled(asked).await,
-                        };
-                        if waited.is_none() {
-                            return;
-                        }
-                        if is_asked {
+                    let asked = async {
+                        let mut passed = shared.live().position;
+                        loop {
+                            if self.control.skipped() <= passed {
+                                self.control.sender.notified().await;
+                                continue;
+                            }
+                            tokio::time::sleep(HELD_RETRY).await;
                             // A process that took it over and lives has given up itself: to begin again would end it there.
                             let Ok(stored) = self.stored_position().await else { continue };
                             passed = stored;
                             if self.control.skipped() > passed {
-                                break;
+                                return;
                             }
                         }
+                    };
+                    tokio::select! {
+                        () = self.stop.cancelled() => return,
+                        () = term.over() => continue,
+                        () = asked => {}
                     }
                     warn!(relay = name, "the relay has ended but must give up samples: it starts again");
                 }
@@ -203,14 +218,49 @@ impl Life {
         info!(relay = name, "stopped");
     }
 
-    async fn live(&self) -> Result<(), Error> {
+    /// Waits until the relay is this process' own; none: it was stopped.
+    async fn turn(&self) -> Option<Term> {
+        let mut standing = self.standing.clone();
+        let term = tokio::select! {
+            biased;
+            term = lease::turn(&mut standing, &self.stop) => term?,
+            () = self.follow() => return None,
+        };
+        self.gauges.metrics.standby.set(0);
+        let mut live = self.gauges.shared.live();
+        live.owner = None;
+        live.activity = Activity::Starting;
+        drop(live);
+        Some(term)
+    }
+
+    /// Shows how far the relay is where it runs, for ever.
+    async fn follow(&self) {
+        let mut looks = interval(FOLLOW);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            let now = self.standing.borrow().clone();
+            if let Standing::Standby { owner } = now {
+                // What was asked of it here is another's now.
+                self.control.void();
+                self.control.pause(None);
+                self.gauges.metrics.standby.set(1);
+                let seen = checkpoint::stored(&*self.streams.state, &self.relay.name).await;
+                self.gauges.shared.stand_by(&owner, seen.ok().flatten());
+            }
+        }
+    }
+
+    /// `stop`: ends this life of it.
+    async fn live(&self, stop: &CancellationToken) -> Result<(), Error> {
         let components = match (self.build)(&self.relay) {
             Ok(components) => components,
             Err(error) => refusing(&error)?,
         };
         let mut lanes = Lanes::of(components.sink);
-        let (store, minutes, checkpoint, dead, book) = self.patiently().await?;
-        if self.stop.run_until_cancelled(lanes.open()).await.is_none() {
+        let (store, minutes, checkpoint, dead, book) = self.patiently(stop).await?;
+        if stop.run_until_cancelled(lanes.open()).await.is_none() {
             return Err(Error::Stopped);
         }
         let pipeline = Pipeline::new(
@@ -241,27 +291,27 @@ impl Life {
             control: self.control.clone(),
             gauges: self.gauges.clone(),
             trim: self.trim.clone(),
-            stop: self.stop.clone(),
+            stop: stop.clone(),
             rate: None,
             progress: None,
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
         // Both end together: reading when the channel is closed or the token ends it, delivery when the steps end.
-        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &self.control, &self.stop, None), deliver.run(received));
+        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &self.control, stop, None), deliver.run(received));
         Ok(delivered?)
     }
 
     /// The position that is stored; 0: none that can be read.
     async fn stored_position(&self) -> Result<u64, PortError> {
-        let checkpoint = checkpoint::stored(&*self.streams.state, &checkpoint::key(&self.relay.name)).await?;
+        let checkpoint = checkpoint::stored(&*self.streams.state, &self.relay.name).await?;
         Ok(checkpoint.map_or(0, |checkpoint| checkpoint.seq))
     }
 
     /// Opens everything that a start needs, as long as it takes.
-    async fn patiently(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
+    async fn patiently(&self, stop: &CancellationToken) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let (mut backoff, mut told) = (Backoff::default(), false);
         loop {
-            let error = match self.open().await {
+            let error = match self.open(stop).await {
                 Ok(all) => return Ok(all),
                 Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
@@ -274,21 +324,20 @@ impl Life {
             self.gauges.shared.trouble(Activity::Starting, error.to_string(), next);
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(Error::Stopped),
+                () = stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(wait) => {}
             }
         }
     }
 
-    async fn open(&self) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
+    async fn open(&self, stop: &CancellationToken) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
         let Streams { dead, ledger, state, .. } = &self.streams;
         let name = &self.relay.name;
         let owner = format!("{:016x}", nonce());
         let (mut store, found) = Store::open(state.clone(), name, owner).await?;
-        if let Some(pause) = pause::read(&*state.clone(), name, now_ms()).await? {
-            self.control.pause(Some(pause));
-            self.gauges.metrics.paused.set(1);
-        }
+        let pause = pause::read(&*state.clone(), name, now_ms()).await?;
+        self.control.pause(pause);
+        self.gauges.metrics.paused.set(i64::from(pause.is_some()));
         let hash = config_hash(&self.relay, &self.external_labels);
         let mut checkpoint = match found {
             Some(checkpoint) => checkpoint,
@@ -307,16 +356,18 @@ impl Life {
         checkpoint.clean = false;
         checkpoint.at_ms = now_ms();
         // Taken over, and the start resolved for good, before anything is read.
-        store.write(&checkpoint).await?;
+        store.take(&checkpoint).await?;
         checkpoint.clean = was_clean;
-        let parked = Dead::open(dead.clone(), ledger.clone(), name, checkpoint.seq, self.stop.clone()).await?;
-        let (book, given_up) = Book::open(ledger.clone(), name, checkpoint.seq, self.stop.clone()).await?;
+        let parked = Dead::open(dead.clone(), ledger.clone(), name, checkpoint.seq, stop.clone()).await?;
+        let (book, given_up) = Book::open(ledger.clone(), name, checkpoint.seq, stop.clone()).await?;
         if let Some((to, why)) = given_up {
             info!(relay = name, to, "samples were given up and booked before the stop: they stay so");
             self.control.skip_to(to, why);
         }
         info!(relay = name, position = checkpoint.seq, warm_from = checkpoint.warm_from, "starting");
-        let minutes = Minutes::open(ledger.clone(), name, &checkpoint, self.stop.clone()).await?;
+        let fence = Fence::around(ledger, &relay_minutes(name), state.clone(), name, store.owner()).await?;
+        let counted = Guarded::around(ledger.clone(), self.standing.clone(), Some(fence));
+        let minutes = Minutes::open(counted, name, &checkpoint, stop.clone()).await?;
         Ok((store, minutes, checkpoint, parked, book))
     }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::backoff::now_ms;
 use crate::book::REASONS;
 use crate::chain::COLLISION;
-use crate::checkpoint::{Positions, Totals};
+use crate::checkpoint::{Checkpoint, Positions, Totals};
 use crate::control::Control;
 use crate::pause::Pause;
 
@@ -36,6 +36,7 @@ pub struct Metrics {
     up: IntGaugeVec,
     starts: IntCounterVec,
     paused: IntGaugeVec,
+    standby: IntGaugeVec,
     /// Messages that the trim removed from the stream.
     pub trimmed: IntCounter,
 }
@@ -81,6 +82,7 @@ impl Metrics {
                 &["relay"],
             )?,
             paused: gauge("strata_relay_paused", "1 while the relay is paused on request.")?,
+            standby: gauge("strata_relay_standby", "1 while another process runs the relay and this one stands by.")?,
             lag,
             trimmed,
         })
@@ -90,7 +92,7 @@ impl Metrics {
     pub(crate) fn forget(&self, relay: &str) {
         forget(&[&self.delivered, &self.rejected, &self.lost, &self.filtered, &self.left_alone], relay);
         forget(&[&self.retries, &self.repeated, &self.starts], relay);
-        forget(&[&self.pending, &self.up, &self.paused], relay);
+        forget(&[&self.pending, &self.up, &self.paused, &self.standby], relay);
         forget(&[&self.lag], relay);
     }
 
@@ -116,6 +118,7 @@ impl Metrics {
             up: self.up.with_label_values(&[name]),
             starts: self.starts.with_label_values(&[name]),
             paused: self.paused.with_label_values(&[name]),
+            standby: self.standby.with_label_values(&[name]),
             reasons: FILTERED.into_iter().map(str::to_owned).chain(names).collect(),
             all: self.clone(),
         }
@@ -136,6 +139,7 @@ pub struct RelayMetrics {
     pub(crate) up: IntGauge,
     pub(crate) starts: IntCounter,
     pub(crate) paused: IntGauge,
+    pub(crate) standby: IntGauge,
     /// Why samples of this relay may be filtered.
     reasons: BTreeSet<String>,
 }
@@ -203,6 +207,8 @@ pub enum Activity {
     Held,
     /// Waiting because somebody asked it to; it holds its place.
     Paused,
+    /// Another process runs it; this one takes over when that is gone.
+    Standby,
     /// Stopped on request.
     Stopped,
     /// Ended with an error; a human must look.
@@ -216,6 +222,8 @@ pub struct Status {
     pub name: String,
     /// What it is doing.
     pub activity: Activity,
+    /// The process that runs it, while this one stands by.
+    pub owner: Option<String>,
     /// The newest error, while it matters.
     pub last_error: Option<String>,
     /// Since when it matters, ms.
@@ -251,6 +259,7 @@ pub struct Shared {
 #[derive(Default, Clone)]
 pub(crate) struct Live {
     pub activity: Activity,
+    pub owner: Option<String>,
     pub last_error: Option<String>,
     pub error_since_ms: Option<i64>,
     pub error_at_ms: i64,
@@ -283,6 +292,19 @@ impl Shared {
         live.last_error = Some(error);
     }
 
+    /// Another process runs the relay; `seen`: how far its checkpoint is.
+    pub(crate) fn stand_by(&self, owner: &str, seen: Option<Checkpoint>) {
+        let mut live = self.live();
+        let (past_error, error_at_ms) = (live.past_error.take(), live.error_at_ms);
+        *live = Live { activity: Activity::Standby, owner: Some(owner.to_owned()), past_error, error_at_ms, ..Live::default() };
+        if let Some(checkpoint) = seen {
+            live.newest_ms = checkpoint.positions.iter().map(|mark| mark.at_ms).max();
+            live.position = checkpoint.seq;
+            live.positions = checkpoint.positions;
+            live.totals = checkpoint.totals;
+        }
+    }
+
     pub(crate) fn fine(&self) {
         let mut live = self.live();
         live.activity = Activity::Running;
@@ -309,6 +331,7 @@ impl Gauges {
         Status {
             name: self.metrics.name.clone(),
             activity: live.activity,
+            owner: live.owner,
             last_error: live.last_error,
             error_since_ms: live.error_since_ms,
             next_retry_ms: live.next_retry_ms,

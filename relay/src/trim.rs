@@ -211,7 +211,7 @@ impl Trim {
             if configured.contains(&name) {
                 continue;
             }
-            if let Some(checkpoint) = checkpoint::stored(&*self.streams.state, &key).await?
+            if let Some(checkpoint) = checkpoint::stored(&*self.streams.state, &name).await?
                 && self.retired_holds(&name).await?
             {
                 floor = floor.min(checkpoint.floor().max(spared));

@@ -25,6 +25,8 @@ pub(crate) struct Failure {
 pub(crate) struct Status {
     /// Version of this Strata.
     pub(crate) version: String,
+    /// What it is for: `run` (everything), `nats`, `collector`, `relay`. Parts of other roles are empty.
+    pub(crate) role: String,
     /// Its process.
     pub(crate) pid: u32,
     /// When it started.
@@ -231,8 +233,10 @@ pub(crate) struct Relay {
     /// Its name.
     pub(crate) name: String,
     /// `starting`, `running`, `retrying` (the sink asked for patience or does not answer), `held` (something must be changed), `paused`,
-    /// `stopped`, `failed`.
+    /// `standby` (another process runs it), `stopped`, `failed`.
     pub(crate) state: String,
+    /// The process that runs it, while this one stands by: host and process id.
+    pub(crate) owner: Option<String>,
     /// What it has not delivered.
     pub(crate) lag: Lag,
     /// How long nothing of that is lost.

@@ -68,6 +68,7 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 
 const NO_RELAY: (u16, &str) = (404, "There is no such relay.");
 const NO_REPLAY: (u16, &str) = (404, "There is no such replay.");
+const ELSEWHERE: (u16, &str) = (409, "Another process runs the relay, and this one stands by.");
 const STARTING: (u16, &str) = (503, "The parts are starting, or the stream does not answer.");
 
 /// The usual: a read without parameters.
@@ -245,7 +246,7 @@ pub(crate) const ROUTES: &[Route] = &[
         failures: &[
             (400, "The time has passed, or the body is not understood."),
             NO_RELAY,
-            (409, "Samples would be lost before that, and `force` is not set."),
+            (409, "Samples would be lost before that, and `force` is not set; or another process runs the relay."),
             STARTING,
         ],
         handler: || post(pause),
@@ -258,7 +259,7 @@ pub(crate) const ROUTES: &[Route] = &[
         summary: "Let a paused relay go on where it stopped.",
         access: Access::Change,
         answers: &[(200, "The relay.", Content::Json(schema::<Changed>))],
-        failures: &[NO_RELAY, STARTING],
+        failures: &[NO_RELAY, ELSEWHERE, STARTING],
         handler: || post(resume),
         ..READ
     },

@@ -54,6 +54,7 @@ impl Backend for One {
     fn status(&self) -> Status {
         Status {
             version: "1".to_owned(),
+            role: "run".to_owned(),
             pid: 1,
             started_ms: 1,
             uptime_seconds: 1,

@@ -289,9 +289,10 @@ function relay(relay) {
 }
 
 // What is wrong with a relay, and what was.
-function trouble({ error, last_error: past, pause }) {
+function trouble({ error, last_error: past, pause, owner }) {
   const lines = [];
   const line = (kind, ...text) => lines.push(h("small", { class: `wrap ${kind}` }, text));
+  if (owner) line("quiet", `Runs in ${owner}; this process stands by.`);
   if (pause) line("info", `Paused ${ago(pause.since_ms)}, until ${pause.until_ms ? minute(pause.until_ms) : "somebody resumes it"}.`);
   if (error) {
     const next = error.next_retry_ms ? `, tried again in ${span((error.next_retry_ms - now()) / 1000)}` : "";

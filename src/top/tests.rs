@@ -31,7 +31,7 @@ fn relay(name: &str, more: &Value) -> Value {
 
 fn snapshot() -> Snapshot {
     let status = json!({
-        "version": "0.1.0", "pid": 1, "started_ms": 0, "uptime_seconds": 93_780, "is_ready": true, "ready": [],
+        "version": "0.1.0", "role": "run", "pid": 1, "started_ms": 0, "uptime_seconds": 93_780, "is_ready": true, "ready": [],
         "durability": {"acknowledged_means": "fsynced", "promise": ""}, "nats": {"state": "ready", "reason": null, "pid": 2},
         "stream": {"messages": 1, "bytes": 1, "max_bytes": 21_474_836_480_u64, "fill": 0.34, "first_seq": 1, "last_seq": 2, "first_ms": 0,
                    "last_ms": 1, "window_seconds": 86_400, "in_bytes_per_second": 131_072.0},

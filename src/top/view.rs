@@ -41,7 +41,8 @@ fn header(frame: &mut Frame<'_>, area: Rect, app: &App, now_ms: i64) {
     let mut spans = vec![Span::styled(" Strata ", Style::new().fg(Color::Black).bg(ACCENT).add_modifier(Modifier::BOLD))];
     if let Some(status) = &app.status {
         let (mark, color) = if status.is_ready { ("● ready", Color::Green) } else { ("● not ready", Color::Red) };
-        spans.push(Span::raw(format!(" {}  {}  up {}  ", status.version, app.base, span(status.uptime_seconds as f64))));
+        let role = if status.role == "run" { String::new() } else { format!("  {}", status.role) };
+        spans.push(Span::raw(format!(" {}{role}  {}  up {}  ", status.version, app.base, span(status.uptime_seconds as f64))));
         spans.push(Span::styled(mark, color));
         spans.push(Span::styled(format!("  {:?}", status.durability.acknowledged_means).to_lowercase(), DIM));
     }
@@ -164,7 +165,7 @@ fn color_of(state: &str) -> Color {
         "running" | "up" => Color::Green,
         "retrying" | "starting" | "unknown" => Color::Yellow,
         "paused" => Color::Blue,
-        "stopped" => Color::DarkGray,
+        "stopped" | "standby" => Color::DarkGray,
         _ => Color::Red,
     }
 }
@@ -173,10 +174,12 @@ fn relay_table(frame: &mut Frame<'_>, area: Rect, app: &App) {
     let relays = app.shown_relays();
     let rows = relays.iter().map(|relay| {
         let color = color_of(&relay.state);
-        let what = relay.error.as_ref().map_or_else(
-            || relay.last_error.as_ref().map(|past| Span::styled(format!("was: {}", past.text), DIM)).unwrap_or_default(),
-            |error| Span::styled(error.text.clone(), color),
-        );
+        let what = match (&relay.error, &relay.owner, &relay.last_error) {
+            (Some(error), ..) => Span::styled(error.text.clone(), color),
+            (None, Some(owner), _) => Span::styled(format!("runs in {owner}"), DIM),
+            (None, None, Some(past)) => Span::styled(format!("was: {}", past.text), DIM),
+            (None, None, None) => Span::default(),
+        };
         Row::new([
             Cell::from(relay.name.clone()),
             Cell::from(Span::styled(format!("● {}", relay.state), color)),

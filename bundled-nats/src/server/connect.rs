@@ -2,7 +2,6 @@
 //!
 //! *In*: where it is and how to sign in. *Out*: a [`Server`] kept by a [`Keeper`]. *Bound*: one connection per role. *When full*: as there.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
@@ -32,15 +31,19 @@ impl Server {
         let (life, lives) = watch::channel(None);
         let (started, outcome) = oneshot::channel();
         let connections: Vec<_> = Role::ALL.into_iter().map(|role| (role, watch::Sender::new(None))).collect();
+        let writers: Vec<_> = external.feeds.iter().map(|relay| (relay.clone(), watch::Sender::new(None))).collect();
         let volume_full = Arc::new(AtomicBool::new(false));
         let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
         let links: Vec<(Role, Link)> = connections.iter().map(|(role, current)| (*role, link(current))).collect();
         let writer = links.iter().find(|(role, _)| *role == Role::Relay).map(|(_, link)| link.clone());
-        let feeds = Feeds::new(HashMap::new(), writer, external.replicas);
+        let own = writers.iter().map(|(relay, current)| (relay.clone(), link(current))).collect();
+        let feeds = Feeds::new(own, writer.filter(|_| !external.is_strata()), external.replicas);
         let stop = CancellationToken::new();
         let max_bytes = Arc::new(AtomicU64::new(external.max_bytes));
         let walls = Walls { max_bytes: Arc::clone(&max_bytes), replicas: external.replicas, file: streams::EXTERNAL_FILE };
-        let keeper = Keeper { external, max_bytes, folder, connections, state, life, metrics, stop: stop.clone(), started: Some(started) };
+        let walls = external.roles.contains(&Role::Control).then_some(walls);
+        let (started, stopped) = (Some(started), stop.clone());
+        let keeper = Keeper { external, max_bytes, folder, connections, writers, state, life, metrics, stop: stopped, started };
         let task = Mutex::new(Some(tokio::spawn(keeper.run())));
         let server = Server { links, walls, feeds, state: states, life: lives, stop, task };
         server.begun(outcome).await

@@ -88,7 +88,9 @@ impl Foreign {
                 client: Some((certificates.join("client.pem"), certificates.join("client.key"))),
                 handshake_first: false,
             }),
+            roles: &bundled_nats::Role::ALL,
             inbox_prefix: None,
+            feeds: Vec::new(),
             max_bytes,
             replicas: 1,
         }

@@ -31,10 +31,11 @@ impl Findings<'_> {
             }
             return;
         };
-        for key in ["nats_memory"] {
-            if self.is_written(&steps!["buffer", key]) {
-                self.warning(&steps!["buffer", key], "is for the bundled server: an external one has limits of its own");
-            }
+        if nats.seeds_dir.is_none() && self.is_written(&steps!["buffer", "nats_memory"]) {
+            self.warning(&steps!["buffer", "nats_memory"], "is for the bundled server: an external one has limits of its own");
+        }
+        if nats.seeds_dir.is_some() && buffer.replicas == 3 {
+            self.problem(&steps!["buffer", "replicas"], "the server of `strata nats` is one: 3 replicas need an external cluster");
         }
         if nats.urls.is_empty() {
             self.problem(&path, "'urls' is missing: name the servers, like urls: ['nats://host:4222']");
@@ -50,7 +51,10 @@ impl Findings<'_> {
         }
         if let Some(prefix) = &nats.inbox_prefix {
             let fits = |token: &str| !token.is_empty() && !token.contains(['*', '>', ' ', '\t']);
-            if !prefix.split('.').all(fits) {
+            if nats.seeds_dir.is_some() {
+                let message = "'inbox_prefix' and 'seeds_dir' exclude each other: Strata's own users have inboxes of their own";
+                self.problem(&steps!["buffer", "nats", "inbox_prefix"], message);
+            } else if !prefix.split('.').all(fits) {
                 self.problem(&steps!["buffer", "nats", "inbox_prefix"], format!("'{prefix}' is no subject: tokens with dots between them"));
             }
         }
@@ -65,6 +69,7 @@ impl Findings<'_> {
             ("user", nats.user.is_some()),
             ("token", nats.token.is_some()),
             ("token_file", nats.token_file.is_some()),
+            ("seeds_dir", nats.seeds_dir.is_some()),
         ];
         let given: Vec<_> = ways.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         if let [first, second, ..] = given[..] {
@@ -99,7 +104,9 @@ impl Findings<'_> {
 
     pub(super) fn feeds(&mut self, config: &Config) {
         let Feeds { listen, tls, users } = &config.feeds;
-        if let Nats::External(_) = config.buffer.nats {
+        if let Nats::External(nats) = &config.buffer.nats
+            && nats.seeds_dir.is_none()
+        {
             if self.is_written(&steps!["feeds"]) {
                 self.problem(&steps!["feeds"], "feeds are read from the external server of buffer.nats: make their users there");
             }

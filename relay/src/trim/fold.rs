@@ -255,7 +255,7 @@ impl Fold {
         if self.ledger.last(&message.subject).await?.is_none_or(|last| last.seq != message.seq) {
             return Ok(false);
         }
-        let checkpoint = checkpoint::stored(&*self.state, &checkpoint::key(relay)).await?;
+        let checkpoint = checkpoint::stored(&*self.state, relay).await?;
         Ok(checkpoint.is_none_or(|checkpoint| to > checkpoint.seq))
     }
 }

@@ -15,4 +15,5 @@ mod rejecting;
 mod remote_writing;
 mod replaying;
 mod resending;
+mod standby;
 mod summing;

@@ -1,0 +1,136 @@
+//! Server, collector and relays in processes of their own, of one configuration.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::compare;
+use e2e::exporter::Exporter;
+use e2e::http_sink::HttpSink;
+use e2e::http1;
+use e2e::process;
+use e2e::strata::Strata;
+use e2e::wait;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::scene;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What all processes of an installation are given.
+pub struct Installation {
+    seeds: TempDir,
+    port: u16,
+    rest: String,
+}
+
+impl Installation {
+    pub fn new(exporters: &[Exporter], relays: &str) -> Result<Self> {
+        let rest = format!("{}relays:\n{relays}", scene::scrape("500ms", exporters));
+        Ok(Self { seeds: TempDir::with_prefix("strata-e2e-seeds-")?, port: process::free_port()?, rest })
+    }
+
+    /// A process of it that does not run yet.
+    pub fn prepare(&self, role: &'static str) -> Result<Strata> {
+        let (port, seeds, rest) = (self.port, self.seeds.path().display(), &self.rest);
+        let configuration = format!(
+            "buffer:\n  nats: {{urls: ['nats://127.0.0.1:{port}'], seeds_dir: {seeds}}}\n  max_bytes: 256MiB\n\
+             feeds: {{listen: '127.0.0.1:{port}'}}\n{rest}"
+        );
+        let mut strata = Strata::prepare(&configuration)?;
+        strata.play(role);
+        Ok(strata)
+    }
+
+    /// One that is ready.
+    pub async fn start(&self, role: &'static str) -> Result<Strata> {
+        let mut strata = self.prepare(role)?;
+        strata.launch()?;
+        strata.ready().await?;
+        Ok(strata)
+    }
+}
+
+/// What a process says under a path of its API.
+pub async fn asked(strata: &Strata, path: &str) -> Result<Value> {
+    let answer = http1::get(strata.port(), path).await?;
+    serde_json::from_slice(&answer.body).with_context(|| format!("{path}: {}", String::from_utf8_lossy(&answer.body)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_role_runs_in_a_process_of_its_own() -> Result<()> {
+    let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
+    let sink = HttpSink::start().await?;
+    let installation = Installation::new(&exporters, &scene::http_relay("http", &sink, ""))?;
+    let mut server = installation.start("nats").await?;
+    let mut collector = installation.start("collector").await?;
+    let mut relay = installation.start("relay").await?;
+    scene::more_rounds(&exporters, 4, LIMIT).await?;
+    scene::caught_up(&sink, &exporters, LIMIT).await?;
+
+    for (strata, role, checks) in [
+        (&server, "nats", vec!["server"]),
+        (&collector, "collector", vec!["server", "stream"]),
+        (&relay, "relay", vec!["server", "relays"]),
+    ] {
+        let status = asked(strata, "/api/v1/status").await?;
+        let names: Vec<&str> = status["ready"].as_array().into_iter().flatten().filter_map(|check| check["name"].as_str()).collect();
+        ensure!(status["role"] == role && names[..checks.len()] == checks, "{role}: {status}");
+        ensure!(status["durability"]["acknowledged_means"] == "fsynced", "{role}: {}", status["durability"]);
+        ensure!(status["stream"]["messages"].as_u64() > Some(0), "{role}: {}", status["stream"]);
+        let relays = asked(strata, "/api/v1/relays").await?["relays"].as_array().map_or(0, Vec::len);
+        ensure!(relays == usize::from(role == "relay"), "{role} shows {relays} relays");
+        let targets = asked(strata, "/api/v1/targets").await?["targets"].as_array().map_or(0, Vec::len);
+        ensure!(targets == if role == "collector" { exporters.len() } else { 0 }, "{role} shows {targets} targets");
+        ensure!(strata.nats_pid().is_ok() == (role == "nats"), "{role}: whose child the server is");
+    }
+    let refused = collector.command(&["pause", "http"]).await?;
+    ensure!(refused.code == 1 && refused.stderr.contains("this is `strata collector`: it has no relays"), "{}", refused.stderr);
+    // Each reads the same file again, and none of them stumbles over what is another's business.
+    for strata in [&server, &collector, &relay] {
+        process::signal(strata.pid()?, Signal::SIGHUP);
+        let applied = async || {
+            let last = asked(strata, "/api/v1/reload").await.ok()?;
+            (last["why"] == "signal" && last["applied"] == true).then_some(())
+        };
+        wait::until("the same configuration is applied", LIMIT, applied).await?;
+    }
+
+    // The server is killed, with it the stream is away; all that was collected meanwhile waits.
+    server.kill().await?;
+    scene::more_rounds(&exporters, 4, LIMIT).await?;
+    scene::start_again(&mut server).await?;
+    // The others find it again when their next try is due: until then a relay knows of nothing that it lacks.
+    collector.ready().await?;
+    relay.ready().await?;
+    scene::more_rounds(&exporters, 4, LIMIT).await?;
+    scene::caught_up(&sink, &exporters, LIMIT).await?;
+    scene::stop(&mut collector, &exporters).await?;
+    scene::drained(&relay, "http", LIMIT).await?;
+    let (statement, code) = scene::audit(&relay, "now").await?;
+    ensure!(code == 0, "{statement}");
+    relay.stop().await?;
+    server.stop().await?;
+    scene::assert_orderly(&sink);
+    let ledger = sink.ledger();
+    compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE).with_context(|| statement.to_string())?;
+    ensure!(ledger.repeated_samples == 0, "{} samples came twice", ledger.repeated_samples);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_role_without_a_server_says_what_to_configure() -> Result<()> {
+    let check = async |role: &'static str, buffer: &str, expect: &str| -> Result<()> {
+        let mut strata = Strata::prepare(buffer)?;
+        strata.play(role);
+        strata.launch()?;
+        let status = strata.ended().await?;
+        ensure!(status.code() == Some(1) && strata.log_tail(5).contains(expect), "{role}: {status}: {}", strata.log_tail(5));
+        Ok(())
+    };
+    check("collector", "relays: []\n", "buffer.nats: 'bundled' is a child of `strata run` or `strata nats`").await?;
+    check("relay", "relays: []\n", "name the server that `strata relay` is to use").await?;
+    check("nats", "relays: []\n", "feeds.listen is missing").await?;
+    check("nats", "buffer:\n  nats: {urls: ['nats://127.0.0.1:1']}\n", "there is nothing for `strata nats` to do").await
+}

@@ -1,0 +1,90 @@
+//! Two relay processes on one stream: whichever is killed, stopped for a while or ended, the other goes on, and every sample arrives.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use e2e::compare;
+use e2e::http_sink::HttpSink;
+use e2e::process;
+use e2e::strata::Strata;
+use e2e::wait;
+use nix::sys::signal::Signal;
+
+use crate::roles::{Installation, asked};
+use crate::scene;
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// How long a takeover may take here, where everything shares two processors.
+const TAKEOVER_WITHIN: Duration = Duration::from_secs(15);
+
+/// Waits until a process shows its relay in this state, and says since when it waits.
+async fn is(strata: &Strata, state: &str, within: Duration) -> Result<Duration> {
+    let since = Instant::now();
+    let seen = async || {
+        let relay = asked(strata, "/api/v1/relays/http").await.ok()?;
+        // Who runs it is named by all others, and by nobody else.
+        (relay["state"] == state && relay["owner"].is_string() == (state == "standby")).then_some(())
+    };
+    wait::until(&format!("it is {state}"), within, seen).await?;
+    Ok(since.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_process_is_killed_stopped_and_ended_and_another_takes_over() -> Result<()> {
+    let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
+    let sink = HttpSink::start().await?;
+    let installation = Installation::new(&exporters, &scene::http_relay("http", &sink, ""))?;
+    let mut server = installation.start("nats").await?;
+    let mut collector = installation.start("collector").await?;
+    let mut one = installation.start("relay").await?;
+    is(&one, "running", LIMIT).await?;
+    let mut two = installation.start("relay").await?;
+    is(&two, "standby", LIMIT).await?;
+    ensure!(two.metric("strata_relay_standby", &[]).await? == 1.0 && one.metric("strata_relay_standby", &[]).await? == 0.0);
+    let owner = asked(&two, "/api/v1/relays/http").await?["owner"].as_str().unwrap_or_default().to_owned();
+    ensure!(owner.ends_with(&format!("/{}", one.pid()?)), "{owner} is not {}", one.pid()?);
+    let refused = two.command(&["pause", "http"]).await?;
+    ensure!(refused.code == 1 && refused.stderr.contains(&owner), "{}", refused.stderr);
+    scene::more_rounds(&exporters, 4, LIMIT).await?;
+
+    one.kill().await?;
+    let killed = is(&two, "running", TAKEOVER_WITHIN).await?;
+    scene::more_rounds(&exporters, 2, LIMIT).await?;
+    scene::caught_up(&sink, &exporters, LIMIT).await?;
+    let after_kill = sink.ledger().repeats;
+
+    scene::start_again(&mut one).await?;
+    is(&one, "standby", LIMIT).await?;
+    process::signal(two.pid()?, Signal::SIGSTOP);
+    let stopped = is(&one, "running", TAKEOVER_WITHIN).await?;
+    scene::more_rounds(&exporters, 2, LIMIT).await?;
+    process::signal(two.pid()?, Signal::SIGCONT);
+    is(&two, "standby", LIMIT).await?;
+    ensure!(two.log_tail(1000).contains("another process"), "it says why: {}", two.log_tail(10));
+    scene::more_rounds(&exporters, 2, LIMIT).await?;
+    scene::caught_up(&sink, &exporters, LIMIT).await?;
+    let after_stop = sink.ledger().repeats;
+
+    one.stop().await?;
+    let ended = is(&two, "running", TAKEOVER_WITHIN).await?;
+    scene::more_rounds(&exporters, 2, LIMIT).await?;
+    scene::stop(&mut collector, &exporters).await?;
+    scene::drained(&two, "http", LIMIT).await?;
+    let repeats = sink.ledger().repeats;
+    ensure!(repeats == after_stop, "a clean stop repeats nothing: {repeats} requests, {after_stop} before");
+    let (statement, code) = scene::audit(&two, "now").await?;
+    ensure!(code == 0 && statement["balanced"] == true, "{statement}");
+    two.stop().await?;
+    server.stop().await?;
+
+    scene::assert_orderly(&sink);
+    let ledger = sink.ledger();
+    compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE)?;
+    println!(
+        "took over {killed:?} after kill -9 ({after_kill} requests repeated), {stopped:?} after SIGSTOP ({} repeated), {ended:?} after a clean stop",
+        after_stop - after_kill
+    );
+    // Each time what lay between two checkpoints, of messages every 250 ms, and what was in hand.
+    ensure!(repeats <= 2 * 8, "{repeats} requests came twice");
+    Ok(())
+}

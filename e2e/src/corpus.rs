@@ -52,6 +52,12 @@ pub fn fixed() -> Vec<(String, String)> {
     pages
 }
 
+/// The pages of the corpus in protobuf; none where it is absent.
+pub fn protobuf() -> Vec<(String, Vec<u8>)> {
+    let names = ["k8s-1.35/apiserver.via-pushgateway.pb", "k8s-1.35/kube-state-metrics.via-pushgateway.pb"];
+    names.into_iter().filter_map(|name| Some((name.to_owned(), std::fs::read(folder().join(name)).ok()?))).collect()
+}
+
 /// The pages of the corpus, or of the programs at hand.
 ///
 /// *Errors*: no corpus, and no program could be started.

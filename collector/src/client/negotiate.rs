@@ -22,8 +22,8 @@ pub struct Negotiation {
 /// What is asked for by default, as in Prometheus 3.
 const DEFAULT: [Protocol; 4] =
     [Protocol::OpenMetricsText100, Protocol::OpenMetricsText001, Protocol::PrometheusText100, Protocol::PrometheusText004];
-/// One more than there are protocols: the weight of the first.
-const WEIGHT_MAX: usize = 6;
+/// The weight of the first: one more than the protocols that Prometheus 3.15 knows, of which OpenMetrics 2.0 is not asked for.
+const WEIGHT_MAX: usize = 7;
 
 /// How a protocol's pages are read.
 pub const fn format_of(protocol: Protocol) -> Format {
@@ -95,28 +95,28 @@ mod tests {
     fn the_default_accept_header_is_that_of_prometheus_3() {
         assert_eq!(
             asked("").accept(),
-            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
-             application/openmetrics-text;version=0.0.1;q=0.5,\
-             text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
-             text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.7,\
+             application/openmetrics-text;version=0.0.1;q=0.6,\
+             text/plain;version=1.0.0;escaping=allow-utf-8;q=0.5,\
+             text/plain;version=0.0.4;q=0.4,*/*;q=0.3"
         );
     }
 
     #[test]
     fn the_configuration_says_what_is_asked_for() {
-        let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6";
+        let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7";
         let listed = asked(
             ", \"scrape_protocols\": [\"PrometheusProto\", \"PrometheusText0.0.4\"], \"fallback_scrape_protocol\": \"OpenMetricsText0.0.1\"",
         );
-        assert_eq!(listed.accept(), format!("{protobuf},text/plain;version=0.0.4;q=0.5,*/*;q=0.4"));
+        assert_eq!(listed.accept(), format!("{protobuf},text/plain;version=0.0.4;q=0.6,*/*;q=0.5"));
         assert_eq!(format_of(listed.fallback), Format::OpenMetrics);
         let legacy = asked(", \"scrape_protocols\": [\"PrometheusText1.0.0\"], \"metric_name_validation_scheme\": \"legacy\"");
-        assert_eq!(legacy.accept(), "text/plain;version=1.0.0;escaping=underscores;q=0.6,*/*;q=0.5");
+        assert_eq!(legacy.accept(), "text/plain;version=1.0.0;escaping=underscores;q=0.7,*/*;q=0.6");
         let dots = asked(", \"scrape_protocols\": [\"OpenMetricsText1.0.0\"], \"metric_name_escaping_scheme\": \"dots\"");
-        assert_eq!(dots.accept(), "application/openmetrics-text;version=1.0.0;escaping=dots;q=0.6,*/*;q=0.5");
+        assert_eq!(dots.accept(), "application/openmetrics-text;version=1.0.0;escaping=dots;q=0.7,*/*;q=0.6");
         let native = asked(", \"scrape_native_histograms\": true").accept();
         assert!(native.to_str().expect("text").starts_with(&format!("{protobuf},application/openmetrics-text;version=1.0.0")));
-        assert!(native.to_str().expect("text").ends_with("text/plain;version=0.0.4;q=0.2,*/*;q=0.1"));
+        assert!(native.to_str().expect("text").ends_with("text/plain;version=0.0.4;q=0.3,*/*;q=0.2"));
     }
 
     #[test]

@@ -42,7 +42,7 @@ async fn a_page_arrives_with_its_synthetic_series_over_one_connection() {
     for part in [
         "get /metrics?x=y+z http/1.1\r\n",
         "\r\naccept-encoding: gzip\r\n",
-        "\r\naccept: application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,",
+        "\r\naccept: application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.7,",
         "\r\nx-prometheus-scrape-timeout-seconds: 0.4\r\n",
         concat!("\r\nuser-agent: strata/", env!("CARGO_PKG_VERSION"), "\r\n"),
         &format!("\r\nhost: {}\r\n", server.address),
@@ -103,7 +103,7 @@ async fn the_configuration_says_which_formats_and_which_part_of_a_histogram() {
     }
     let request = server.requests()[0].to_lowercase();
     assert!(request.contains(
-        "\r\naccept: application/vnd.google.protobuf;proto=io.prometheus.client.metricfamily;encoding=delimited;q=0.6,*/*;q=0.5\r\n"
+        "\r\naccept: application/vnd.google.protobuf;proto=io.prometheus.client.metricfamily;encoding=delimited;q=0.7,*/*;q=0.6\r\n"
     ));
 }
 

@@ -8,6 +8,7 @@ mod dead_letters;
 mod external_nats;
 mod feeds;
 mod file;
+mod formats;
 mod full_stream;
 mod fuzz;
 mod holes;

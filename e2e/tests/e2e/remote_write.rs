@@ -181,7 +181,7 @@ async fn native() -> Result<(u16, JoinHandle<()>)> {
 }
 
 /// Appends a varint.
-fn varint(mut value: u64, out: &mut Vec<u8>) {
+pub(crate) fn varint(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -190,7 +190,7 @@ fn varint(mut value: u64, out: &mut Vec<u8>) {
 }
 
 /// A varint field.
-fn int(field: u64, value: u64) -> Vec<u8> {
+pub(crate) fn int(field: u64, value: u64) -> Vec<u8> {
     let mut out = Vec::new();
     varint(field << 3, &mut out);
     varint(value, &mut out);
@@ -198,12 +198,12 @@ fn int(field: u64, value: u64) -> Vec<u8> {
 }
 
 /// A signed field.
-fn sint(field: u64, value: i64) -> Vec<u8> {
+pub(crate) fn sint(field: u64, value: i64) -> Vec<u8> {
     int(field, ((value << 1) ^ (value >> 63)).cast_unsigned())
 }
 
 /// A float64 field.
-fn float(field: u64, value: f64) -> Vec<u8> {
+pub(crate) fn float(field: u64, value: f64) -> Vec<u8> {
     let mut out = Vec::new();
     varint(field << 3 | 1, &mut out);
     out.extend_from_slice(&value.to_le_bytes());
@@ -211,7 +211,7 @@ fn float(field: u64, value: f64) -> Vec<u8> {
 }
 
 /// A field of bytes.
-fn bytes(field: u64, parts: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn bytes(field: u64, parts: &[Vec<u8>]) -> Vec<u8> {
     let (mut out, body) = (Vec::new(), parts.concat());
     varint(field << 3 | 2, &mut out);
     varint(body.len() as u64, &mut out);
@@ -219,7 +219,7 @@ fn bytes(field: u64, parts: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
-fn text(field: u64, text: &str) -> Vec<u8> {
+pub(crate) fn text(field: u64, text: &str) -> Vec<u8> {
     bytes(field, &[text.as_bytes().to_vec()])
 }
 

@@ -19,7 +19,7 @@
 
 use std::sync::Arc;
 
-use sample::{Columns, Interner, Layout, NO_TIME};
+use sample::{Columns, Interner, Layout, NO_TIME, PART_SERIES_MAX};
 
 use crate::parse::{Defect, Format, Page};
 
@@ -34,6 +34,7 @@ mod labels;
 mod lookup;
 mod nhcb;
 mod options;
+mod pool;
 mod protobuf;
 mod refused;
 mod store;
@@ -49,6 +50,7 @@ use family::{Families, Wanted};
 use hash::TextHash;
 use labels::{Identity, Scratch};
 use lookup::Lookup;
+use pool::Pool;
 use refused::Refused;
 use store::{PENDING, Put, Slot, Store};
 
@@ -58,6 +60,8 @@ const METADATA: Slot = Slot::MAX;
 const DROPPED: Slot = Slot::MAX - 1;
 /// Pages without a miss after which the lookup is dropped: more hold its memory longer, fewer build it more often.
 const CLEAN_PAGES: u32 = 16;
+
+static ORDERS: Pool<Vec<Entry>> = Pool::new();
 
 /// A part of a target: so many of its series as fit one frame.
 #[derive(Debug, Clone)]
@@ -178,16 +182,14 @@ impl SeriesCache {
     }
 
     fn add_synthetic(&mut self, name: &'static str) -> Slot {
-        let identity = labels::hash(self.hash, &mut self.scratch, name, std::iter::empty());
-        let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store));
-        let slot = match lookup.identity(self.hash, &self.store, &mut self.scratch, identity) {
-            Some(slot) => slot,
-            None => {
-                let slot = self.store.append_bare(name);
+        let slot = self.store.bare(name).unwrap_or_else(|| {
+            let slot = self.store.append_bare(name);
+            if let Some(lookup) = &mut self.lookup {
+                let identity = labels::hash(self.hash, &mut self.scratch, name, std::iter::empty());
                 lookup.add_identity(self.hash, &self.store, identity, slot);
-                slot
             }
-        };
+            slot
+        });
         self.synthetic.push((name, slot));
         slot
     }
@@ -381,6 +383,9 @@ impl SeriesCache {
     fn diverge(&mut self, reading: &mut Reading) {
         if !reading.diverged {
             reading.diverged = true;
+            if self.next.capacity() == 0 {
+                self.next = ORDERS.take();
+            }
             self.next.clear();
             self.next.extend_from_slice(&self.order[..reading.walk.cursor]);
         }
@@ -401,7 +406,15 @@ impl SeriesCache {
             self.order.truncate(reading.walk.cursor);
         }
         if reading.diverged {
-            std::mem::swap(&mut self.order, &mut self.next);
+            let length = self.next.len();
+            if !(length..=length + length / 8).contains(&self.order.capacity()) {
+                self.order = Vec::with_capacity(length + length / 16);
+            }
+            self.order.clone_from(&self.next);
+            let next = std::mem::take(&mut self.next);
+            if length <= PART_SERIES_MAX {
+                ORDERS.give(next);
+            }
         }
         if let Some(moved) = self.store.compact() {
             for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING == 0) {
@@ -456,10 +469,6 @@ impl SeriesCache {
         self.clean_pages = if diverged { 0 } else { self.clean_pages.saturating_add(1) };
         if self.clean_pages >= CLEAN_PAGES {
             self.lookup = None;
-        }
-        if self.clean_pages == CLEAN_PAGES {
-            self.next = Vec::new();
-            self.order.shrink_to_fit();
         }
     }
 }

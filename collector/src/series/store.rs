@@ -5,7 +5,7 @@
 //!
 //! A scrape is written into spare columns and takes effect when it is committed, so a page that fails half-way changes nothing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sample::{
     Columns, Exemplar, Interner, Layout, LayoutBuilder, NO_TIME, NativeHistogram, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State,
@@ -13,6 +13,7 @@ use sample::{
 
 use super::family::{Families, Family};
 use super::fresh::Fresh;
+use super::pool::Pool;
 use super::{Part, Point};
 
 /// A series' place: its part times [`PART_SERIES_MAX`] plus its index there.
@@ -39,10 +40,7 @@ pub(super) enum Put {
     Duplicate,
 }
 
-/// Columns kept for the next scrape of any target. More: memory, 150 KiB each; fewer: allocations where many targets are read at once.
-const POOL_MAX: usize = 8;
-
-static POOL: Mutex<Vec<Columns>> = Mutex::new(Vec::new());
+static SPARES: Pool<Columns> = Pool::new();
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -111,9 +109,7 @@ impl Store {
 
     /// Starts a scrape: every series is absent until it is put.
     pub(super) fn begin(&mut self) {
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        self.spares.resize_with(self.parts.len(), || pool.pop().unwrap_or_default());
-        drop(pool);
+        self.spares.resize_with(self.parts.len(), || SPARES.take());
         for (part, spare) in self.parts.iter().zip(&mut self.spares) {
             spare.states.clear();
             spare.states.resize(part.layout.len(), State::Absent);
@@ -185,7 +181,6 @@ impl Store {
     /// Gives back what only a scrape needs: the values, until the next commit, and the spare columns. Series that were given their last word
     /// are absent from here on.
     pub(super) fn rest(&mut self) {
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         for (Part { columns, .. }, mut spare) in self.parts.iter_mut().zip(self.spares.drain(..)) {
             for (state, value) in columns.states.iter_mut().zip(&columns.values) {
                 if *state == State::Present && sample::is_stale(*value) {
@@ -193,9 +188,7 @@ impl Store {
                 }
             }
             spare.values = std::mem::take(&mut columns.values);
-            if pool.len() < POOL_MAX {
-                pool.push(spare);
-            }
+            SPARES.give(spare);
         }
     }
 
@@ -283,6 +276,13 @@ impl Store {
     /// The series at a slot.
     pub(super) fn series(&self, slot: Slot) -> sample::Series<'_> {
         self.parts[(slot / SERIES_MAX) as usize].layout.series((slot % SERIES_MAX) as usize)
+    }
+
+    /// The slot of a series without labels.
+    pub(super) fn bare(&self, name: &str) -> Option<Slot> {
+        let parts = self.parts.iter().zip((0..).step_by(PART_SERIES_MAX));
+        let mut all = parts.flat_map(|(part, first)| part.layout.iter().zip(first..));
+        all.find(|(series, _)| series.labels().len() == 0 && series.name() == name).map(|(_, slot)| slot)
     }
 
     /// The value in the columns of the last commit; none if it is no live float.

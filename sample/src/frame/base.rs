@@ -46,6 +46,10 @@ impl Base {
     /// Makes room for a patch's series, as zeros.
     pub(crate) fn extend(&mut self, layout: &Arc<Layout>) {
         self.layout = Arc::clone(layout);
+        if self.values.capacity() < layout.len() {
+            // Some for the next series, not the half that doubling leaves: it stays as long as the target.
+            self.values.reserve_exact(layout.len() + layout.len() / 16 - self.values.len());
+        }
         self.values.resize(layout.len(), 0);
         if !self.states.is_empty() {
             self.states.resize(layout.len(), State::Present);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::port::State;
+use bundled_nats::port::{Log, State};
 use bundled_nats::twin::Twin;
 use relay::Relays;
 use relay::replay::{Bound, Outcome, Request};
@@ -321,6 +321,23 @@ async fn a_life_that_was_stopped_neither_goes_on_nor_brings_back_what_another_ha
     assert!(lines.len() == 40 && repeated <= 4, "{repeated}");
     drop(first);
     drop(second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_missed_something_has_failed_and_says_how_much() {
+    let twin = Twin::new(u64::MAX);
+    let (setup, relays, id, _) = running(&twin).await;
+    let sink = setup.sink("one");
+    until("some was sent", || calls(&sink, &id).len() > 3).await;
+    // As a full stream does.
+    twin.raw.purge(18).await.expect("up");
+    let status = ended(&relays.replays(), &id).await;
+    let (gone, totals) = (status.progress.gone, &status.progress.totals);
+    assert!(gone > 0 && status.outcome == Some(Outcome::Failed), "{status:?}");
+    assert!(status.error.is_some_and(|error| error.starts_with(&format!("{gone} messages of the range were gone"))));
+    // What hung on a base that went with them cannot be read either.
+    assert!(totals.lost >= 2 * gone && totals.delivered + totals.lost == 40, "{totals:?}");
+    relays.stop(STOP_MAX).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -341,6 +341,27 @@ async fn a_replay_that_missed_something_has_failed_and_says_how_much() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replay_holds_its_place_whoever_runs_it() {
+    let twin = Twin::new(u64::MAX);
+    let (setup, relays, id, _) = running(&twin).await;
+    until("some was sent", || calls(&setup.sink("one"), &id).len() > 3).await;
+    drop(relays);
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    // The relay itself needs nothing of what was any more.
+    Producer::new(&twin, "p", 2).publish(&[scrape(1, slot(0), &[("a", 21.0), ("b_total", 21.0)])]).await;
+    let relays = setup.start();
+    let status = ended(&relays.replays(), &id).await;
+    assert_eq!((status.outcome, status.progress.gone, status.progress.totals.delivered), (Some(Outcome::Done), 0, 40));
+    for _ in 0..200 {
+        if twin.raw.info().await.expect("up").first_seq > 20 {
+            return relays.stop(STOP_MAX).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    panic!("it holds space after its end");
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_than_eight_are_asked_for_at_a_time() {
     let twin = Twin::new(u64::MAX);
     let (_setup, relays, _, at) = running(&twin).await;

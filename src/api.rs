@@ -73,10 +73,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn forget(self: Arc<Self>, name: String) -> Later<Forgotten>;
     /// Starts a replay.
     fn start_replay(self: Arc<Self>, replay: Replay) -> Later<ReplayState>;
+    /// How far every replay is, the oldest first.
+    fn replays(self: Arc<Self>) -> Later<Vec<ReplayState>>;
     /// How far a replay is.
-    fn replay(&self, id: &str) -> Option<ReplayState>;
+    fn replay(self: Arc<Self>, id: String) -> Later<Option<ReplayState>>;
     /// Asks a replay to end; how far it is.
-    fn cancel_replay(&self, id: &str) -> Option<ReplayState>;
+    fn cancel_replay(self: Arc<Self>, id: String) -> Later<Option<ReplayState>>;
     /// Starts an audit of a relay, or of all; the times are its range.
     fn audit(self: Arc<Self>, query: audit::AuditQuery) -> Later<Lines>;
     /// What every relay has of dead letters.
@@ -101,6 +103,17 @@ pub(crate) struct Refusal {
 impl Refusal {
     pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, failure: Failure { error: error.into(), fix: None } }
+    }
+
+    /// The parts are not there yet.
+    pub(crate) fn starting() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the parts are still starting").fix("try again; /readyz?verbose says how far they are")
+    }
+
+    /// Another process is to be asked.
+    pub(crate) fn elsewhere(owner: &str) -> Self {
+        let refusal = Self::new(StatusCode::CONFLICT, format!("'{owner}' runs this relay, and this process stands by"));
+        refusal.fix("ask that process: --url names it")
     }
 
     /// With what to do about it.

@@ -30,8 +30,6 @@ use crate::token;
 const COLLECTOR_TENTHS: u32 = 4;
 /// Share of the drain in which relays read on to the end of the stream, in tenths; the rest is for their last checkpoints.
 const CATCH_UP_TENTHS: u32 = 4;
-/// How long replays may take to end.
-const REPLAYS_STOP: Duration = Duration::from_secs(2);
 /// How long a relay may stand still before the stop no longer waits for it: its sink hangs. Larger: one hung sink takes the time of the whole
 /// stop; smaller: a slow one is left in the middle, and goes on there at the next start.
 const STUCK: Duration = Duration::from_secs(5);
@@ -94,8 +92,9 @@ impl Appliance {
                 ..shared
             };
             let started = Relays::start(&relays, streams.clone(), options.clone(), board.registry(), &CancellationToken::new());
-            parts.relays = Some(started.context("cannot start the relays")?);
-            parts.replays = Some(Arc::new(Replays::new(Arc::clone(config), streams, options)));
+            let started = started.context("cannot start the relays")?;
+            parts.replays = Some(Arc::new(Replays::new(Arc::clone(config), streams, options, started.replays())));
+            parts.relays = Some(started);
         }
         Ok(parts)
     }
@@ -125,9 +124,8 @@ impl Appliance {
                 in_time = false;
             }
         }
-        // A replay can be asked for again; what it is at is not worth the time of the live relays.
         if let Some(replays) = self.board.with_parts(|parts| parts.replays.clone()).flatten() {
-            in_time &= timeout(REPLAYS_STOP, replays.stop()).await.is_ok();
+            replays.stop();
         }
         if let Some(relays) = self.board.with_parts(|parts| parts.relays.take()).flatten() {
             relays.stop(end.saturating_duration_since(Instant::now()).max(Duration::from_secs(1))).await;

@@ -140,12 +140,12 @@ impl Board {
         self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The replays, taps and audits. *Errors*: the parts start, or the role has none.
-    fn replays(&self) -> Result<Arc<Replays>, Refusal> {
+    /// What there is beside the live path: replays, taps, audits. *Errors*: the parts start, or the role has no relays.
+    fn beside(&self) -> Result<Arc<Replays>, Refusal> {
         match self.with_parts(|parts| parts.replays.clone()) {
             Some(Some(replays)) => Ok(replays),
             Some(None) => Err(no_relays(self.role)),
-            None => Err(starting()),
+            None => Err(Refusal::starting()),
         }
     }
 
@@ -288,14 +288,13 @@ impl Backend for Board {
                 );
             }
             let pause = asked.map(|asked| relay::pause::Pause { since_ms: now_ms, until_ms: asked.until_ms });
-            self.replays()?;
+            self.beside()?;
             let standby = self.relays().into_iter().find(|relay| relay.name == name).and_then(|relay| relay.owner);
             if let Some(owner) = standby {
-                let refusal = Refusal::new(StatusCode::CONFLICT, format!("'{owner}' runs this relay, and this process stands by"));
-                return Err(refusal.fix("ask that process: --url names it"));
+                return Err(Refusal::elsewhere(&owner));
             }
             let change = self.with_parts(|parts| parts.relays.as_ref().map(|relays| relays.pause(&name, pause))).flatten();
-            let Some(change) = change else { return Err(starting()) };
+            let Some(change) = change else { return Err(Refusal::starting()) };
             let known: Vec<String> = self.relays().into_iter().map(|relay| relay.name).collect();
             let Some(change) = change else { return Err(no_relay(&name, &known)) };
             change.await.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("cannot store the pause: {error}")))?;
@@ -315,35 +314,39 @@ impl Backend for Board {
     }
 
     fn forget(self: Arc<Self>, name: String) -> Later<Forgotten> {
-        Box::pin(async move { self.replays()?.forget(&name).await })
+        Box::pin(async move { self.beside()?.forget(&name).await })
     }
 
     fn start_replay(self: Arc<Self>, replay: Replay) -> Later<ReplayState> {
-        Box::pin(async move { self.replays()?.start(replay).await })
+        Box::pin(async move { self.beside()?.start(replay).await })
     }
 
-    fn replay(&self, id: &str) -> Option<ReplayState> {
-        self.replays().ok()?.get(id)
+    fn replays(self: Arc<Self>) -> Later<Vec<ReplayState>> {
+        Box::pin(async move { self.beside()?.list().await })
     }
 
-    fn cancel_replay(&self, id: &str) -> Option<ReplayState> {
-        self.replays().ok()?.cancel(id)
+    fn replay(self: Arc<Self>, id: String) -> Later<Option<ReplayState>> {
+        Box::pin(async move { self.beside()?.get(&id).await })
+    }
+
+    fn cancel_replay(self: Arc<Self>, id: String) -> Later<Option<ReplayState>> {
+        Box::pin(async move { self.beside()?.cancel(&id).await })
     }
 
     fn dead_letters(self: Arc<Self>) -> Later<Vec<Shelved>> {
-        Box::pin(async move { self.replays()?.dead_letters().await })
+        Box::pin(async move { self.beside()?.dead_letters().await })
     }
 
     fn dead_samples(self: Arc<Self>, name: String, query: SamplesQuery) -> Later<Vec<Shown>> {
-        Box::pin(async move { self.replays()?.dead_samples(name, query).await })
+        Box::pin(async move { self.beside()?.dead_samples(name, query).await })
     }
 
     fn resend(self: Arc<Self>, name: String, asked: Resend) -> Later<Lines> {
-        Box::pin(async move { self.replays()?.resend(&name, asked) })
+        Box::pin(async move { self.beside()?.resend(&name, asked) })
     }
 
     fn discard(self: Arc<Self>, name: String, asked: Discard) -> Later<Lines> {
-        Box::pin(async move { self.replays()?.discard(&name, &asked) })
+        Box::pin(async move { self.beside()?.discard(&name, &asked) })
     }
 
     fn audit(self: Arc<Self>, query: AuditQuery) -> Later<Lines> {
@@ -354,17 +357,13 @@ impl Backend for Board {
             {
                 tracing::warn!("the ledger is away: the audit does not know why the slots of the last minute were missed");
             }
-            self.replays()?.audit(query)
+            self.beside()?.audit(query)
         })
     }
 
     fn tap(self: Arc<Self>, request: relay::tap::Request) -> Later<relay::tap::Tap> {
-        Box::pin(async move { self.replays()?.tap(request).await })
+        Box::pin(async move { self.beside()?.tap(request).await })
     }
-}
-
-fn starting() -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the parts are still starting").fix("try again; /readyz?verbose says how far they are")
 }
 
 fn no_relays(role: Role) -> Refusal {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
@@ -29,6 +29,20 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_BYTES_MAX: usize = 64 << 20;
 /// Bytes of one line of a stream of lines.
 const LINE_BYTES_MAX: usize = 8 << 20;
+
+/// Nobody answers now, or who does is still starting: the same may be answered later.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Away {
+    text: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Whether the same request may be answered later.
+pub(crate) fn is_away(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<Away>())
+}
 
 /// One Strata.
 pub(crate) struct Api {
@@ -116,23 +130,28 @@ impl Api {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .with_context(|| format!("'{url}' is no URL"))?;
-        let answer = self.client.request(request).await.with_context(|| format!("cannot reach Strata at {}: is it running?", self.base))?;
+        let answer = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| Away { text: format!("cannot reach Strata at {}: is it running?", self.base), source: Some(error.into()) })?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer.into_body());
         }
         let body = whole(answer.into_body()).await?;
-        match serde_json::from_slice::<Failure>(&body) {
-            Ok(Failure { error, fix: Some(fix) }) => bail!("{error} ({status}); {fix}"),
-            Ok(Failure { error, fix: None }) => bail!("{error} ({status})"),
-            Err(_) => bail!("{} ({status})", value(&body)),
-        }
+        let text = match serde_json::from_slice::<Failure>(&body) {
+            Ok(Failure { error, fix: Some(fix) }) => format!("{error} ({status}); {fix}"),
+            Ok(Failure { error, fix: None }) => format!("{error} ({status})"),
+            Err(_) => format!("{} ({status})", value(&body)),
+        };
+        if status == StatusCode::SERVICE_UNAVAILABLE { Err(Away { text, source: None }.into()) } else { bail!(text) }
     }
 
     async fn within<T>(&self, exchange: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         match tokio::time::timeout(TIMEOUT, exchange).await {
             Ok(done) => done,
-            Err(_) => bail!("no answer from {} within {} s", self.base, TIMEOUT.as_secs()),
+            Err(_) => Err(Away { text: format!("no answer from {} within {} s", self.base, TIMEOUT.as_secs()), source: None }.into()),
         }
     }
 }
@@ -172,8 +191,8 @@ impl Lines {
 }
 
 async fn whole(body: Incoming) -> anyhow::Result<Bytes> {
-    let body = Limited::new(body, BODY_BYTES_MAX).collect().await.map_err(|e| anyhow!("cannot read the answer: {e}"))?;
-    Ok(body.to_bytes())
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    Ok(body.map_err(|source| Away { text: "cannot read the answer".to_owned(), source: Some(source) })?.to_bytes())
 }
 
 fn value(body: &[u8]) -> Value {

@@ -1,12 +1,10 @@
-//! The replays of this process: started by the API, followed by id, stopped with the rest.
+//! What people ask of relays beside the live path: replays, taps, audits, dead letters, forgetting.
 //!
-//! *In*: requests. *Out*: their state, until [`KEPT_MAX`] newer ones were asked for. *Bound*: [`RUNNING_MAX`] at a time. *When full*: 429.
+//! *In*: requests. *Out*: answers, or work that tells how far it is. *Bound*: of replays as [`relay::replays`], of the others by the API. *When full*: 429.
 
 mod dead;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
 use bundled_nats::port::Streams;
@@ -15,11 +13,10 @@ use relay::audit;
 use relay::filter::{Selector, SelectorError};
 use relay::forget::{self, Forgotten};
 use relay::lines::Lines;
-use relay::replay::{self, Progress, Request};
+use relay::replay::{self, Bound, Outcome, Request};
+use relay::replays::{Refused, Status};
 use relay::tap::{self, Tap};
-use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::api::audit::AuditQuery;
 use crate::api::model::{Replay, ReplayState};
@@ -27,90 +24,64 @@ use crate::api::{Refusal, no_relay};
 use crate::reload::relays_of;
 use crate::times;
 
-/// Replays at a time. Larger: more readers compete with the live path; smaller: one slow sink keeps others from a replay.
-const RUNNING_MAX: usize = 8;
-/// Replays that can be asked for, the newest; above [`RUNNING_MAX`], so that a running one is never forgotten before 56 others ended.
-const KEPT_MAX: usize = 64;
-/// Between two looks at what a replay's sink says.
-const LOOK: Duration = Duration::from_millis(250);
-
-/// All replays of this process.
+/// The relays' other work.
 pub(crate) struct Replays {
     config: Mutex<Arc<Config>>,
     streams: Streams,
     options: relay::Options,
-    runs: Mutex<VecDeque<Arc<Run>>>,
-    running: Arc<Semaphore>,
-    tasks: TaskTracker,
+    replays: Arc<relay::replays::Replays>,
     stop: CancellationToken,
-}
-
-/// One replay, running or ended.
-struct Run {
-    id: String,
-    asked: Replay,
-    progress: watch::Receiver<Progress>,
-    now: Mutex<Now>,
-    stop: CancellationToken,
-}
-
-/// What is known beyond its progress.
-struct Now {
-    state: &'static str,
-    sink_says: Option<String>,
-    error: Option<String>,
-    jobs: BTreeMap<String, u64>,
 }
 
 impl Replays {
-    /// None yet. `streams` and `options` are those of the live relays.
-    pub(crate) fn new(config: Arc<Config>, streams: Streams, options: relay::Options) -> Self {
-        Self {
-            config: Mutex::new(config),
-            streams,
-            options,
-            runs: Mutex::default(),
-            running: Arc::new(Semaphore::new(RUNNING_MAX)),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-        }
+    /// `streams`, `options` and `replays` are those of the live relays.
+    pub(crate) fn new(config: Arc<Config>, streams: Streams, options: relay::Options, replays: Arc<relay::replays::Replays>) -> Self {
+        Self { config: Mutex::new(config), streams, options, replays, stop: CancellationToken::new() }
     }
 
-    /// Replays that start from now on are those of another configuration.
+    /// What begins from now on is of another configuration.
     pub(crate) fn configure(&self, config: Arc<Config>) {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
-    /// Starts one; its first state is the answer.
+    /// Starts a replay; its first state is the answer.
     pub(crate) async fn start(&self, asked: Replay) -> Result<ReplayState, Refusal> {
-        let config = self.config();
-        let Some(relay) = config.relays.iter().find(|r| r.name == asked.relay) else {
-            return Err(no_relay(&asked.relay, &names(&config)));
-        };
-        let Ok(permit) = Arc::clone(&self.running).try_acquire_owned() else {
-            return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, format!("{RUNNING_MAX} replays run already: wait for one to end")));
-        };
-        let Replay { from_ms, to_ms, rate, again, dry_run, .. } = asked;
-        let selector = selector(asked.selector.as_deref())?;
-        let request = Request { relay: relay.clone(), from_ms, to_ms, rate, again, selector, dry_run };
-        let stop = self.stop.child_token();
-        let options = relay::Options { external_labels: relays_of(&config).external_labels, ..self.options.clone() };
-        let started = replay::Replay::start(request, self.streams.clone(), &options, &stop).await.map_err(refusal)?;
-        let now = Mutex::new(Now { state: "running", sink_says: None, error: None, jobs: BTreeMap::new() });
-        let run = Arc::new(Run { id: started.id.clone(), asked, progress: started.progress(), now, stop });
-        let answer = run.state();
+        let from = bound("from", asked.from_ms, asked.from_seq)?;
+        let to = bound("to", asked.to_ms, asked.to_seq)?;
+        if let (Bound::Slot(first), Bound::Slot(last)) = (from, to)
+            && first >= last
         {
-            let mut runs = self.runs();
-            if runs.len() >= KEPT_MAX {
-                runs.pop_front();
-            }
-            runs.push_back(Arc::clone(&run));
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "the range is empty: from must be before to"));
         }
-        self.tasks.spawn(async move {
-            run.follow(started).await;
-            drop(permit);
-        });
-        Ok(answer)
+        let Replay { relay, rate, again, dry_run, .. } = asked;
+        let request = Request { relay, from, to, rate, again, selector: selector(asked.selector.as_deref())?, dry_run };
+        self.replays.ask(request).await.map(state).map_err(|refused| self.refusal(refused))
+    }
+
+    /// The states of all replays that are known.
+    pub(crate) async fn list(&self) -> Result<Vec<ReplayState>, Refusal> {
+        let all = self.replays.list().await.map_err(|error| unavailable(&error))?;
+        Ok(all.into_iter().map(state).collect())
+    }
+
+    /// The state of one.
+    pub(crate) async fn get(&self, id: &str) -> Result<Option<ReplayState>, Refusal> {
+        Ok(self.replays.get(id).await.map_err(|error| unavailable(&error))?.map(state))
+    }
+
+    /// Asks one to end: its state, which is `stopped` once it has; one that ended already stays as it is.
+    pub(crate) async fn cancel(&self, id: &str) -> Result<Option<ReplayState>, Refusal> {
+        Ok(self.replays.cancel(id).await.map_err(|refused| self.refusal(refused))?.map(state))
+    }
+
+    fn refusal(&self, refused: Refused) -> Refusal {
+        match refused {
+            Refused::NoRelay(name) => no_relay(&name, &names(&self.config())),
+            Refused::Full => Refusal::new(StatusCode::TOO_MANY_REQUESTS, refused.to_string()),
+            Refused::Elsewhere(Some(owner)) => Refusal::elsewhere(&owner),
+            Refused::Elsewhere(None) => Refusal::starting(),
+            Refused::Replay(error) => refusal(&error),
+        }
     }
 
     fn config(&self) -> Arc<Config> {
@@ -138,7 +109,6 @@ impl Replays {
             let refusal = Refusal::new(StatusCode::CONFLICT, format!("relay '{name}' is configured"));
             return Err(refusal.fix("take it out of the configuration first, and reload"));
         }
-        let unavailable = |error: &dyn std::error::Error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, chain(error));
         match forget::forget(&self.streams, name, &self.stop).await {
             Ok(Some(forgotten)) => {
                 tracing::warn!(relay = name, samples = forgotten.lost_samples, "a relay that left the configuration is forgotten");
@@ -175,84 +145,58 @@ impl Replays {
         })
     }
 
-    /// The state of one.
-    pub(crate) fn get(&self, id: &str) -> Option<ReplayState> {
-        self.runs().iter().find(|run| run.id == id).map(|run| run.state())
-    }
-
-    /// Asks one to end: its state, which is `stopped` once it has; one that ended already stays as it is.
-    pub(crate) fn cancel(&self, id: &str) -> Option<ReplayState> {
-        let run = self.runs().iter().find(|run| run.id == id).map(Arc::clone)?;
-        if run.now().state == "running" {
-            tracing::info!(id, relay = run.asked.relay, "a replay is cancelled");
-            run.stop.cancel();
-        }
-        Some(run.state())
-    }
-
-    /// Ends all of them and waits for that.
-    pub(crate) async fn stop(&self) {
+    /// Ends all of it but the replays, which stop with the relays.
+    pub(crate) fn stop(&self) {
         self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
-    fn runs(&self) -> MutexGuard<'_, VecDeque<Arc<Run>>> {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Run {
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+/// One end of a range.
+fn bound(which: &str, ms: Option<i64>, seq: Option<u64>) -> Result<Bound, Refusal> {
+    match (ms, seq) {
+        (Some(ms), None) => Ok(Bound::Slot(ms)),
+        (None, Some(seq)) => Ok(Bound::Seq(seq)),
+        _ => Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the range needs either {which}_ms or {which}_seq"))),
     }
+}
 
-    /// Looks at a replay until it ends.
-    async fn follow(&self, replay: replay::Replay) {
-        let mut progress = replay.progress();
-        let ended = progress.wait_for(|_| false);
-        tokio::pin!(ended);
-        // An end closes the channel; until then what the sink says is looked at now and then.
-        while tokio::time::timeout(LOOK, &mut ended).await.is_err() {
-            self.now().sink_says = replay.last_error();
-        }
-        self.now().jobs = replay.by_job();
-        let finished = replay.finish().await;
-        let mut now = self.now();
-        match finished {
-            Ok(_) => now.state = "done",
-            Err(replay::Error::Stopped) => now.state = "stopped",
-            Err(error) => {
-                now.state = "failed";
-                now.error = Some(chain(&error));
-            }
-        }
-        drop(now);
-        tracing::info!(id = self.id, relay = self.asked.relay, state = self.now().state, "replay ended");
+/// A replay as the API says it.
+fn state(status: Status) -> ReplayState {
+    let Status { id, request, asked_ms, progress, outcome, left, error, jobs } = status;
+    let slot = |bound| if let Bound::Slot(ms) = bound { Some(ms) } else { None };
+    let seq = |bound| if let Bound::Seq(seq) = bound { Some(seq) } else { None };
+    let (all, done) = (progress.end.saturating_sub(progress.begin) + 1, (progress.position + 1).saturating_sub(progress.begin));
+    let is_done = progress.begin > progress.end || outcome == Some(Outcome::Done);
+    let missing = progress.oldest_ms.filter(|oldest| slot(request.from).is_some_and(|from_ms| *oldest > from_ms));
+    ReplayState {
+        id,
+        relay: request.relay,
+        state: outcome.map_or("running", word).to_owned(),
+        dry_run: request.dry_run,
+        percent: if is_done { 100 } else { done.saturating_mul(100) / all },
+        left_seconds: left.map(|left| left.as_secs()),
+        asked_ms,
+        from_ms: slot(request.from),
+        from_seq: seq(request.from),
+        to_ms: slot(request.to),
+        to_seq: seq(request.to),
+        read_samples: progress.totals.read,
+        delivered_samples: progress.totals.delivered,
+        filtered_samples: progress.totals.filtered,
+        rejected_samples: progress.totals.rejected,
+        lost_samples: progress.totals.lost,
+        repeated_samples: progress.repeated,
+        jobs,
+        warning: missing.map(|oldest| format!("the stream begins at {}: what was before is gone", times::show(oldest))),
+        error,
     }
+}
 
-    fn state(&self) -> ReplayState {
-        let progress = self.progress.borrow().clone();
-        let now = self.now();
-        let (all, done) = (progress.end.saturating_sub(progress.begin) + 1, (progress.position + 1).saturating_sub(progress.begin));
-        let percent = if progress.begin > progress.end || now.state == "done" { 100 } else { done.saturating_mul(100) / all };
-        let missing = progress.oldest_ms.filter(|oldest| *oldest > self.asked.from_ms);
-        ReplayState {
-            id: self.id.clone(),
-            relay: self.asked.relay.clone(),
-            state: now.state.to_owned(),
-            percent,
-            from_ms: self.asked.from_ms,
-            to_ms: self.asked.to_ms,
-            read_samples: progress.totals.read,
-            delivered_samples: progress.totals.delivered,
-            filtered_samples: progress.totals.filtered,
-            rejected_samples: progress.totals.rejected,
-            lost_samples: progress.totals.lost,
-            jobs: now.jobs.clone(),
-            warning: missing.map(|oldest| format!("the stream begins at {}: what was before is gone", times::show(oldest))),
-            error: now.error.clone().or_else(|| now.sink_says.clone().filter(|_| now.state == "running")),
-        }
+const fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "done",
+        Outcome::Stopped => "stopped",
+        Outcome::Failed => "failed",
     }
 }
 
@@ -262,18 +206,30 @@ fn selector(text: Option<&str>) -> Result<Option<Selector>, Refusal> {
     selector.map_err(|error: SelectorError| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
+fn unavailable(error: &dyn std::error::Error) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, chain(error))
+}
+
 fn names(config: &Config) -> Vec<String> {
     config.relays.iter().map(|relay| relay.name.clone()).collect()
 }
 
-fn refusal(error: replay::Error) -> Refusal {
+fn refusal(error: &replay::Error) -> Refusal {
     let status = match error {
         replay::Error::Range { .. } | replay::Error::Options { .. } => StatusCode::BAD_REQUEST,
+        replay::Error::Gone { .. } | replay::Error::Beyond { .. } => StatusCode::BAD_REQUEST,
         replay::Error::AddsUp { .. } => StatusCode::CONFLICT,
-        replay::Error::Port(_) => StatusCode::SERVICE_UNAVAILABLE,
-        replay::Error::Deliver(_) | replay::Error::Stopped => StatusCode::INTERNAL_SERVER_ERROR,
+        replay::Error::Port(_) | replay::Error::Checkpoint(_) => StatusCode::SERVICE_UNAVAILABLE,
+        replay::Error::Deliver(_) | replay::Error::Trimmed { .. } | replay::Error::Defect | replay::Error::Stopped => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     };
-    Refusal::new(status, chain(&error))
+    let refusal = Refusal::new(status, chain(error));
+    match error {
+        replay::Error::Gone { which, first, .. } => refusal.fix(format!("the oldest there is: --{which} seq:{first}")),
+        replay::Error::Beyond { which, last, .. } => refusal.fix(format!("the newest there is: --{which} seq:{last}")),
+        _ => refusal,
+    }
 }
 
 /// An error with its causes in one line.

@@ -198,32 +198,43 @@ impl Strata {
     ///
     /// *Errors*: it cannot be started, or runs longer than a minute.
     pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
+        self.command_beside(arguments)?.await
+    }
+
+    /// As [`Strata::command`], begun at once and whatever becomes of this process meanwhile.
+    ///
+    /// *Errors*: it cannot be started; those of the future: it runs longer than a minute.
+    pub fn command_beside(&self, arguments: &[&str]) -> Result<impl Future<Output = Result<Output>> + Send + use<>> {
         let (first, rest) = arguments.split_at(arguments.len().min(1));
-        self.finished(|command| {
-            command.args(first).arg("-c").arg(self.config()).args(rest);
-        })
-        .await
+        let mut command = tokio::process::Command::new(binary()?);
+        command.args(first).arg("-c").arg(self.config()).args(rest);
+        self.begun(command)
     }
 
     /// As [`Strata::command`], with the configuration named last: for subcommands of subcommands.
     ///
     /// *Errors*: it cannot be started, or runs longer than a minute.
     pub async fn command_as_written(&self, arguments: &[&str]) -> Result<Output> {
-        self.finished(|command| {
-            command.args(arguments).arg("-c").arg(self.config());
-        })
-        .await
+        let mut command = tokio::process::Command::new(binary()?);
+        command.args(arguments).arg("-c").arg(self.config());
+        self.begun(command)?.await
     }
 
-    async fn finished(&self, arguments: impl FnOnce(&mut tokio::process::Command)) -> Result<Output> {
-        let mut command = tokio::process::Command::new(binary()?);
-        arguments(&mut command);
-        command.envs(self.environment.iter().cloned()).stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await??;
-        Ok(Output {
-            code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    fn begun(&self, mut command: tokio::process::Command) -> Result<impl Future<Output = Result<Output>> + Send + use<>> {
+        command
+            .envs(self.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let child = command.spawn()?;
+        Ok(async {
+            let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await??;
+            Ok(Output {
+                code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            })
         })
     }
 

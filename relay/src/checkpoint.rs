@@ -5,12 +5,14 @@
 //! away the relay goes on and repeats more after a crash.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bundled_nats::port::{Error as PortError, State};
 use bytes::Bytes;
 use sample::Envelope;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::now_ms;
@@ -211,6 +213,21 @@ impl Checkpoint {
         }
     }
 
+    /// Makes it a new life's, whose configuration has this hash; says whether the one before stopped by itself.
+    pub(crate) fn take_over(&mut self, owner: &str, config: String) -> bool {
+        if self.config != config {
+            self.config = config;
+            if self.partial.take().is_some() {
+                // What was delivered of the message in hand is no part of what the new configuration makes of it: it goes again, counted.
+                self.clean = false;
+                self.pace = 1;
+            }
+        }
+        self.owner = owner.to_owned();
+        self.at_ms = now_ms();
+        std::mem::replace(&mut self.clean, false)
+    }
+
     /// The lowest sequence that must stay in the stream for this relay.
     pub fn floor(&self) -> u64 {
         self.warm_from.min(self.seq.max(1))
@@ -237,6 +254,12 @@ pub enum Error {
         /// Who wrote.
         owner: String,
     },
+    /// Another life has ended what was written here: stop.
+    #[error("'{relay}' was ended by another process: this one stops")]
+    Ended {
+        /// What.
+        relay: String,
+    },
     /// The value is not one of ours: a human must look.
     #[error("cannot understand the checkpoint of relay '{relay}': {reason}")]
     Foreign {
@@ -247,26 +270,52 @@ pub enum Error {
     },
 }
 
-/// The place of one relay's checkpoint, with the revision it was last seen at.
-pub struct Store {
+/// What is stored under one key: a checkpoint, alone or with what it belongs to.
+pub trait Stored: Serialize + DeserializeOwned {
+    /// Whether a value that is gone was ended by another life, and must not be written again.
+    const ENDS: bool;
+
+    /// The checkpoint.
+    fn checkpoint(&self) -> &Checkpoint;
+}
+
+impl Stored for Checkpoint {
+    const ENDS: bool = false;
+
+    fn checkpoint(&self) -> &Checkpoint {
+        self
+    }
+}
+
+/// The place of one checkpoint, with the revision it was last seen at.
+pub struct Store<T = Checkpoint> {
     state: Arc<dyn State>,
+    key: String,
     relay: String,
     owner: String,
     predecessor: Option<String>,
     revision: u64,
+    stored: PhantomData<fn() -> T>,
 }
 
 impl Store {
-    /// Reads what is there. The first write takes it over.
+    /// Reads what is there of a relay. The first write takes it over.
     pub async fn open(state: Arc<dyn State>, relay: &str, owner: String) -> Result<(Self, Option<Checkpoint>), Error> {
-        let mut store = Self { state, relay: relay.to_owned(), owner, predecessor: None, revision: 0 };
+        Self::open_at(state, key(relay), relay, owner).await
+    }
+}
+
+impl<T: Stored> Store<T> {
+    /// As [`Store::open`], under any key.
+    pub async fn open_at(state: Arc<dyn State>, key: String, relay: &str, owner: String) -> Result<(Self, Option<T>), Error> {
+        let mut store = Self { state, key, relay: relay.to_owned(), owner, predecessor: None, revision: 0, stored: PhantomData };
         let found = store.read().await?;
-        let checkpoint = found.map(|(checkpoint, revision)| {
+        let stored = found.map(|(stored, revision)| {
             store.revision = revision;
-            store.predecessor = Some(checkpoint.owner.clone());
-            checkpoint
+            store.predecessor = Some(stored.checkpoint().owner.clone());
+            stored
         });
-        Ok((store, checkpoint))
+        Ok((store, stored))
     }
 
     /// Who writes here.
@@ -277,19 +326,19 @@ impl Store {
     /// Writes what was made of what `open` found.
     ///
     /// *Errors*: `Unavailable`: read it again, as somebody wrote meanwhile, or the store is away.
-    pub async fn take(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let value = serde_json::to_vec(checkpoint).map_err(|e| self.foreign(e.to_string()))?;
-        let put = self.state.put(&key(&self.relay), Bytes::from(value), self.revision).await;
+    pub async fn take(&mut self, stored: &T) -> Result<(), Error> {
+        let value = serde_json::to_vec(stored).map_err(|e| self.foreign(e.to_string()))?;
+        let put = self.state.put(&self.key, Bytes::from(value), self.revision).await;
         self.revision = put.map_err(|source| self.unavailable(source))?;
         Ok(())
     }
 
     /// Writes, if nobody else did since the last look.
     ///
-    /// *Errors*: `Unavailable`: the same again later; `Owned`: stop. A store that was rolled back to an older value of this relay is written again.
-    pub async fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let value = Bytes::from(serde_json::to_vec(checkpoint).map_err(|e| self.foreign(e.to_string()))?);
-        let first = self.state.put(&key(&self.relay), value.clone(), self.revision).await;
+    /// *Errors*: `Unavailable`: the same again later; `Owned`, `Ended`: stop. A store that was rolled back to an older value of this life is written again.
+    pub async fn write(&mut self, stored: &T) -> Result<(), Error> {
+        let value = Bytes::from(serde_json::to_vec(stored).map_err(|e| self.foreign(e.to_string()))?);
+        let first = self.state.put(&self.key, value.clone(), self.revision).await;
         match first {
             Ok(revision) => {
                 self.revision = revision;
@@ -299,22 +348,29 @@ impl Store {
             Err(source) => return Err(self.unavailable(source)),
         }
         self.revision = match self.read().await? {
+            None if T::ENDS => return Err(Error::Ended { relay: self.relay.clone() }),
             None => 0,
-            Some((found, revision)) if found.owner == self.owner || Some(&found.owner) == self.predecessor.as_ref() => revision,
-            Some((found, _)) => return Err(Error::Owned { relay: self.relay.clone(), owner: found.owner }),
+            Some((found, revision)) => {
+                let owner = &found.checkpoint().owner;
+                if *owner != self.owner && Some(owner) != self.predecessor.as_ref() {
+                    return Err(Error::Owned { relay: self.relay.clone(), owner: owner.clone() });
+                }
+                revision
+            }
         };
-        self.revision = self.state.put(&key(&self.relay), value, self.revision).await.map_err(|source| self.unavailable(source))?;
+        self.revision = self.state.put(&self.key, value, self.revision).await.map_err(|source| self.unavailable(source))?;
         Ok(())
     }
 
-    async fn read(&self) -> Result<Option<(Checkpoint, u64)>, Error> {
-        let entry = self.state.get(&key(&self.relay)).await.map_err(|source| self.unavailable(source))?;
+    async fn read(&self) -> Result<Option<(T, u64)>, Error> {
+        let entry = self.state.get(&self.key).await.map_err(|source| self.unavailable(source))?;
         let Some(entry) = entry else { return Ok(None) };
-        let checkpoint: Checkpoint = serde_json::from_slice(&entry.value).map_err(|e| self.foreign(e.to_string()))?;
-        if checkpoint.version != 1 {
-            return Err(self.foreign(format!("version {} is newer than this program", checkpoint.version)));
+        let stored: T = serde_json::from_slice(&entry.value).map_err(|e| self.foreign(e.to_string()))?;
+        let version = stored.checkpoint().version;
+        if version != 1 {
+            return Err(self.foreign(format!("version {version} is newer than this program")));
         }
-        Ok(Some((checkpoint, entry.revision)))
+        Ok(Some((stored, entry.revision)))
     }
 
     fn unavailable(&self, source: PortError) -> Error {

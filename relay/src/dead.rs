@@ -100,32 +100,37 @@ pub enum Role {
 }
 
 impl Dead {
-    /// For a relay: looks which letters above its position are there already.
+    /// For a relay, or a replay of it by its name: looks which letters above its position are there already.
     pub async fn open(
         log: Arc<dyn Log>,
         ledger: Arc<dyn Log>,
-        relay: &str,
+        (relay, replay): (&str, Option<&str>),
         position: u64,
         stop: CancellationToken,
     ) -> Result<Self, PortError> {
+        let role = if replay.is_some() { Role::Replay } else { Role::Live };
         let (own, first_seq) = (subject(relay), log.info().await?.first_seq.max(1));
         let last_seq = log.last(&own).await?.map_or(0, |last| last.seq);
         let mut there: BTreeMap<String, BTreeSet<Parked>> = BTreeMap::new();
         for seq in (first_seq.max(last_seq.saturating_sub(LETTERS_MAX))..=last_seq).rev() {
             let Some(message) = log.get(seq).await?.filter(|message| message.subject == own) else { continue };
-            // A replay's letters, and those that were moved, say nothing of where the relay was.
-            if message.headers.get(UNCOUNTED).is_some() || message.headers.get(ATTEMPT).is_some() {
+            let key = message.headers.get(KEY).unwrap_or_default();
+            let is_own = match replay {
+                None => message.headers.get(UNCOUNTED).is_none(),
+                Some(replay) => key.split(':').next() == Some(replay),
+            };
+            // Others' letters, and those that were moved, say nothing of where it was.
+            if !is_own || message.headers.get(ATTEMPT).is_some() {
                 continue;
             }
             if message.headers.get(SEQ).and_then(|seq| seq.parse::<u64>().ok()).is_none_or(|seq| seq <= position) {
                 break;
             }
-            let key = message.headers.get(KEY).unwrap_or_default();
             let key = key.rsplit_once('#').filter(|(_, number)| *number != FRAMES).map_or(key, |(batch, _)| batch);
             let samples = Kept::of(&message).letter.into_iter().flat_map(|letter| letter.samples);
             there.entry(key.to_owned()).or_default().extend(samples.map(Parked::from));
         }
-        Ok(Self { there, ..Self::beside(log, ledger, relay, Role::Live, stop) })
+        Ok(Self { there, ..Self::beside(log, ledger, relay, role, stop) })
     }
 
     /// For what runs beside the relay.

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -26,6 +26,7 @@ use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
 use crate::control::Control;
 use crate::dead::{Dead, Stopped};
 use crate::minutes::{Fate, Minutes, fates};
+use crate::replay::Track;
 use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
 
@@ -77,7 +78,7 @@ pub struct Parts {
     pub dead: Dead,
     /// Where losses go.
     pub book: Book,
-    /// Where the position goes, and what is counted with it; none: a replay, which has none.
+    /// Where the relay's position goes, and what is counted with it; none: a replay.
     pub store: Option<(Store, Minutes)>,
     /// Who else counts what became of the messages of a window.
     pub count: Option<Count>,
@@ -93,8 +94,8 @@ pub struct Parts {
     pub stop: CancellationToken,
     /// Samples a replay may send per second.
     pub rate: Option<u64>,
-    /// Samples done so far, for a replay.
-    pub progress: Option<watch::Sender<crate::replay::Progress>>,
+    /// Where a replay's position goes.
+    pub track: Option<Track>,
 }
 
 /// The delivering task of one relay.
@@ -125,7 +126,7 @@ pub struct Deliver {
     outage: Outage,
     given_up: GivenUp,
     rate: Option<send::Bucket>,
-    report: Option<watch::Sender<crate::replay::Progress>>,
+    track: Option<Track>,
 }
 
 impl Deliver {
@@ -167,7 +168,7 @@ impl Deliver {
             outage: Outage::default(),
             given_up: GivenUp::default(),
             rate: parts.rate.map(send::Bucket::new),
-            report: parts.progress,
+            track: parts.track,
         }
     }
 
@@ -381,6 +382,9 @@ impl Deliver {
     }
 
     fn moved(&mut self, mark: &Mark) {
+        if let Some(track) = &self.track {
+            track.miss(mark.seq.saturating_sub(self.checkpoint.seq + 1));
+        }
         self.checkpoint.seq = mark.seq;
         self.checkpoint.id = Some(mark.id.clone());
         self.checkpoint.warm_from = mark.warm_from;
@@ -398,11 +402,8 @@ impl Deliver {
     }
 
     fn report(&self, seq: u64) {
-        if let Some(report) = &self.report {
-            report.send_modify(|progress| {
-                progress.position = seq;
-                progress.totals = self.checkpoint.totals.clone();
-            });
+        if let Some(track) = &self.track {
+            track.report(seq, &self.checkpoint.totals, self.gauges.metrics.repeated.get());
         }
     }
 
@@ -413,13 +414,15 @@ impl Deliver {
 
     /// Books what is open, then writes the checkpoint. A store that is away is tried again at the next interval.
     async fn write(&mut self) -> Result<(), Halt> {
-        let Some((store, minutes)) = &mut self.store else {
+        if self.store.is_none() && !self.track.as_ref().is_some_and(Track::lasts) {
             self.dirty = false;
             return Ok(());
-        };
+        }
         self.book.flush().await?;
         let checkpoint = &mut self.checkpoint;
-        checkpoint.minutes = Some(minutes.save().await?);
+        if let Some((_, minutes)) = &mut self.store {
+            checkpoint.minutes = Some(minutes.save().await?);
+        }
         checkpoint.at_ms = now_ms();
         checkpoint.positions.forget(checkpoint.at_ms);
         checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(1);
@@ -428,7 +431,12 @@ impl Deliver {
         // Asked for only where nothing is begun that the partial does not tell of.
         checkpoint.clean &= !self.half_sent && (whole || progress.delivered == 0);
         checkpoint.partial = whole.then(|| progress.partial());
-        match store.write(checkpoint).await {
+        let written = match (&mut self.store, &mut self.track) {
+            (Some((store, _)), _) => store.write(checkpoint).await,
+            (None, Some(track)) => track.write(checkpoint).await,
+            (None, None) => Ok(()),
+        };
+        match written {
             Ok(()) => {
                 self.dirty = false;
                 self.pace = 0;

@@ -32,6 +32,7 @@ pub mod read;
 mod registry;
 mod relays;
 pub mod replay;
+pub mod replays;
 pub mod resolve;
 pub mod run;
 pub mod sink;

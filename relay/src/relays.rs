@@ -26,6 +26,7 @@ use crate::control::Control;
 use crate::lasting::last;
 use crate::lease::{self, Elected, Guarded, Standing};
 use crate::pause::{self, Pause};
+use crate::replays::{Replays, Serving};
 use crate::run::{Build, Life};
 use crate::telemetry::{Activity, Gauges, Metrics, Shared, Status};
 use crate::trim::{self, Plan};
@@ -68,6 +69,7 @@ pub struct Relays {
     ground: Ground,
     plan: watch::Sender<Plan>,
     seen: watch::Receiver<Option<Info>>,
+    replays: Arc<Replays>,
     state: Arc<Mutex<State>>,
     tasks: Mutex<JoinSet<()>>,
     stop: CancellationToken,
@@ -126,7 +128,7 @@ impl Relays {
     ) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(registry)?;
         let trimmed = metrics.trimmed.clone();
-        let Options { external_labels, replay_window, retired_hold, full, trim, applicant, layouts, build } = options;
+        let Options { external_labels, replay_window, retired_hold, full, trim, applicant, layouts, build } = options.clone();
         let (mut keeper, let_go) = (JoinSet::new(), CancellationToken::new());
         let standing = match applicant {
             None => lease::sole(),
@@ -138,17 +140,20 @@ impl Relays {
         };
         let guarded = |log: Arc<dyn Log>| Guarded::around(log, standing.clone(), None);
         let streams = Streams { dead: guarded(streams.dead), ledger: guarded(streams.ledger), ..streams };
+        let replays = Arc::new(Replays::new(streams.clone(), options, standing.clone()));
         let (plan, planned) = watch::channel(Plan::default());
         let ground = Ground { streams: streams.clone(), build, metrics, layouts, trim: Arc::new(Notify::new()), standing };
         let wake = ground.trim.clone();
         let (look, seen) = watch::channel(None);
         let (state, tasks, stop) = (Arc::default(), Mutex::default(), token.child_token());
-        let relays = Self { ground, plan, seen, state, tasks, stop, keeper, let_go };
+        let relays = Self { ground, plan, seen, replays, state, tasks, stop, keeper, let_go };
         // Before the trim has its first look: what is held must be known then.
         drop(relays.configure(Configuration { relays: configs.to_vec(), external_labels, replay_window }));
         {
             let (mut tasks, stop) = (relays.tasks(), &relays.stop);
             tasks.spawn(last(trim::Watch::new(streams.clone(), planned.clone(), look), stop.clone()));
+            let serving = Elected { task: Serving(relays.replays.clone()), standing: relays.ground.standing.clone() };
+            tasks.spawn(last(serving, stop.clone()));
             if let Some(Streams { raw, ledger, .. }) = trim {
                 let standing = &relays.ground.standing;
                 let guarded = |log: Arc<dyn Log>| Guarded::around(log, standing.clone(), None);
@@ -169,6 +174,7 @@ impl Relays {
     pub fn configure(&self, wanted: Configuration) -> (Changes, impl Future<Output = ()> + Send + use<>) {
         let (mut state, mut tasks) = (self.state(), self.tasks());
         while tasks.try_join_next().is_some() {}
+        self.replays.configure(&wanted.relays, &wanted.external_labels);
         let same_labels = state.external_labels == wanted.external_labels;
         state.external_labels = wanted.external_labels;
         let mut before: HashMap<String, Running> = state.running.drain(..).map(|r| (r.relay.name.clone(), r)).collect();
@@ -254,6 +260,11 @@ impl Relays {
     /// What the stream of samples said of itself when it last answered; looked at every second.
     pub fn stream(&self) -> Option<Info> {
         *self.seen.borrow()
+    }
+
+    /// The replays to their sinks.
+    pub fn replays(&self) -> Arc<Replays> {
+        self.replays.clone()
     }
 
     /// Snapshots of all relays, in the order of the configuration.

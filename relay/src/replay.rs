@@ -1,32 +1,37 @@
 //! Replays: a past range once more to one relay's sink, beside the live path.
 //!
-//! *In*: a relay's configuration and a range of nominal slots. *Out*: the same samples through the same filters and encoder, under
+//! *In*: a relay's configuration and a range of nominal slots or sequences. *Out*: the same samples through the same filters and encoder, under
 //! idempotency keys of the replay's own. *Bound*: an own reader, an own rate limit. *When full*: waits for the sink; its place in the stream is
-//! held by a registration in `STRATA_STATE`. The live relay's position does not move.
+//! held by its [`Registration`]. The live relay's position does not move.
+//!
+//! A replay lives as a relay does: its position is written after the sink's answer, and who goes on with it after a crash begins there, reads
+//! silently what it needs to know, and sends what it cannot know to be delivered again under the same keys.
 
 mod nowhere;
+mod range;
+pub(crate) mod register;
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use bundled_nats::port::{Error as PortError, State, Streams};
-use bytes::Bytes;
+use bundled_nats::port::{Error as PortError, Streams};
 use config::{Component, OptionsError, Relay};
+use futures::FutureExt as _;
 use prometheus::Registry;
-use sample::KEY_FRAME_PERIOD;
+use sample::Envelope;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info, info_span, warn};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::Options;
-use crate::backoff::{nonce, now_ms};
+use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book::Book;
-use crate::checkpoint::{Checkpoint, Totals};
+use crate::checkpoint::{self, Totals};
 use crate::control::Control;
-use crate::dead::{Dead, Role};
+use crate::dead::Dead;
 use crate::deliver::{self, Deliver, Lanes};
 use crate::filter::{self, Selector};
 use crate::pipeline::{self, Pipeline};
@@ -36,47 +41,23 @@ use crate::step::STEPS_MAX;
 use crate::telemetry::{Gauges, Metrics, Shared};
 
 use nowhere::Nowhere;
+use range::Span;
+
+pub use range::Bound;
+pub use register::{Ended, KEY_PREFIX, Outcome, Registration, Track};
 
 /// Why samples are filtered that were not asked for.
 const UNSELECTED: &str = "unselected";
 
-/// Prefix of the keys under which running replays hold space.
-pub const KEY_PREFIX: &str = "replay.";
-
-/// How long a replay that says nothing still holds space, ms.
-const ALIVE_MS: i64 = 120_000;
-
-/// Time between two registrations of the position.
-const REGISTER_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How far before the range reading begins, beyond a key period: clocks of collectors and server may differ.
-const CLOCK_SLACK: Duration = Duration::from_secs(60);
-
-/// A running replay, as `STRATA_STATE` has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registration {
-    /// The lowest sequence it needs.
-    pub position: u64,
-    /// When it last said so, ms.
-    pub at_ms: i64,
-}
-
-impl Registration {
-    /// Whether it was heard of lately.
-    pub fn is_alive(&self, now_ms: i64) -> bool {
-        now_ms.saturating_sub(self.at_ms) < ALIVE_MS
-    }
-}
-
 /// What is wanted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
     /// The relay whose filters, encoder and sink are used.
-    pub relay: Relay,
-    /// First nominal slot, ms.
-    pub from_ms: i64,
-    /// Last nominal slot, ms, inclusive.
-    pub to_ms: i64,
+    pub relay: String,
+    /// Where the range begins.
+    pub from: Bound,
+    /// Where it ends.
+    pub to: Bound,
     /// Samples per second; none: as fast as the sink takes them.
     pub rate: Option<u64>,
     /// Whether a sink that adds up may be given what it was given before.
@@ -88,30 +69,60 @@ pub struct Request {
 }
 
 /// How far a replay is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// First sequence that was read.
     pub begin: u64,
     /// Sequence of the last message that is done with.
     pub position: u64,
-    /// Last sequence that will be read: the head when it began.
+    /// Last sequence that will be read: the head when it was asked for, or where the range ends.
     pub end: u64,
-    /// Lowest slot of the first message; above the wanted one: the range's beginning is no longer in the stream.
+    /// Lowest slot of the first message of a range of slots; above the wanted one: the range's beginning is no longer in the stream.
     pub oldest_ms: Option<i64>,
     /// What became of the samples so far.
     pub totals: Totals,
+    /// Messages that were gone before they were read.
+    pub gone: u64,
+    /// Samples of them that may have been sent before, by a life of the replay that was killed: an upper estimate.
+    pub repeated: u64,
 }
 
 /// Why a replay did not begin, or ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The range ends before it begins.
-    #[error("cannot replay from {from_ms} to {to_ms}: the end is before the beginning")]
+    #[error("cannot replay from {from} to {to}: the end is before the beginning")]
     Range {
-        /// First slot.
-        from_ms: i64,
-        /// Last slot.
-        to_ms: i64,
+        /// Where it begins.
+        from: Bound,
+        /// Where it ends.
+        to: Bound,
+    },
+    /// A sequence of the range was trimmed: ask for a later one.
+    #[error("cannot replay {which} sequence {seq}: it is gone, the stream begins at sequence {first}")]
+    Gone {
+        /// Which end: `from`, `to`.
+        which: &'static str,
+        /// The sequence.
+        seq: u64,
+        /// The first that is there.
+        first: u64,
+    },
+    /// A sequence of the range is not there yet: ask for an earlier one.
+    #[error("cannot replay {which} sequence {seq}: the stream ends at sequence {last}")]
+    Beyond {
+        /// Which end: `from`, `to`.
+        which: &'static str,
+        /// The sequence.
+        seq: u64,
+        /// The last that is there.
+        last: u64,
+    },
+    /// The stream was full, and lost what the replay had not read yet; the rest was sent.
+    #[error("{messages} messages of the range were gone before they were read: the stream was too full to hold them")]
+    Trimmed {
+        /// How many.
+        messages: u64,
     },
     /// The sink adds up what it is given; say so to do it all the same.
     #[error(
@@ -133,9 +144,15 @@ pub enum Error {
     /// The streams did not answer.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// Its registration is another life's.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
     /// Delivery failed.
     #[error(transparent)]
     Deliver(#[from] deliver::Error),
+    /// A panic.
+    #[error("a defect of Strata stopped the replay, the log has it; please report it")]
+    Defect,
     /// It was stopped before its end.
     #[error("stopped before the end")]
     Stopped,
@@ -144,62 +161,90 @@ pub enum Error {
 /// Samples by job.
 type Jobs = Arc<Mutex<BTreeMap<String, u64>>>;
 
-/// A running replay.
+/// A running replay. Dropping it is a kill: who goes on with it begins at its last position.
 pub struct Replay {
     /// Its name: the producer in its idempotency keys.
     pub id: String,
+    /// What was asked for.
+    pub request: Request,
+    /// When, ms.
+    pub asked_ms: i64,
     progress: watch::Receiver<Progress>,
     shared: Arc<Shared>,
     jobs: Jobs,
-    task: JoinHandle<Result<(), Error>>,
-    stop: CancellationToken,
+    task: AbortOnDropHandle<Result<(), Error>>,
+    cancel: CancellationToken,
 }
 
 impl Replay {
-    /// Registers the replay and starts it. Cancelling `token` ends it early.
+    /// Registers the replay and starts it. `token`: stops this life of it; the next one goes on.
     ///
-    /// *Errors*: the range is empty, the sink adds up and `again` is not given, options, or the streams do not answer.
-    pub async fn start(request: Request, streams: Streams, options: &Options, token: &CancellationToken) -> Result<Self, Error> {
-        let Request { relay, from_ms, to_ms, .. } = &request;
-        if from_ms > to_ms {
-            return Err(Error::Range { from_ms: *from_ms, to_ms: *to_ms });
-        }
-        let name = relay.name.clone();
-        let refused = |source| Error::Options { relay: name.clone(), source };
-        let mut components = (options.build)(relay).map_err(refused)?;
+    /// *Errors*: the range is empty or not in the stream, the sink adds up and `again` is not given, options, or the streams do not answer.
+    pub async fn start(
+        relay: &Relay,
+        request: Request,
+        streams: &Streams,
+        options: &Options,
+        token: &CancellationToken,
+    ) -> Result<Self, Error> {
+        let Span { begin, end, warm_from } = Span::find(&streams.raw, request.from, request.to).await?;
+        let components = components(relay, &request, options)?;
         if components.encoder.wants_deltas() && !request.again && !request.dry_run {
-            return Err(Error::AddsUp { relay: name });
-        }
-        if let Some(selector) = &request.selector {
-            let keep = Component { name: "keep".to_owned(), options: selector.as_str().into() };
-            components.filters.insert(0, (UNSELECTED.into(), filter::build(&keep).map_err(refused)?));
-        }
-        if request.dry_run {
-            components.sink = Box::new(Nowhere(components.sink));
+            return Err(Error::AddsUp { relay: relay.name.clone() });
         }
         let id = format!("replay-{:012x}", nonce() >> 16);
-        let warm = from_ms.saturating_sub((KEY_FRAME_PERIOD + CLOCK_SLACK).as_millis() as i64);
-        let begin = streams.raw.seq_at(warm).await?;
-        let end = streams.raw.info().await?.last_seq;
-        let register = Register { state: streams.state.clone(), key: format!("{KEY_PREFIX}{name}.{id}") };
-        register.put(begin).await?;
-        // Only now is the beginning safe from the trim.
-        let oldest_ms = streams
-            .raw
-            .get(begin)
-            .await?
-            .and_then(|message| sample::Envelope::parse(|header| message.headers.get(header)).ok().map(|envelope| envelope.first_ms));
-        let first = Progress { begin, position: begin.saturating_sub(1), end, oldest_ms, totals: Totals::default() };
-        let (report, progress) = watch::channel(first);
-        let (stop, shared, jobs) = (token.child_token(), Arc::new(Shared::default()), Jobs::default());
-        info!(relay = name, id, begin, end, "replay begins");
-        let external_labels = options.external_labels.clone();
-        let count = request.dry_run.then(|| by_job(jobs.clone()));
-        let work = Work { request, components, streams, external_labels, id: id.clone(), begin, end, count };
+        let registration = Registration::new(request, now_ms(), begin, end, warm_from);
+        register::register(&*streams.state, &register::name(&relay.name, &id), &registration).await?;
+        info!(relay = relay.name, id, begin, end, "replay begins");
+        Ok(Self::live(relay, id, registration, components, streams, options, token))
+    }
+
+    /// Goes on with one that is registered.
+    ///
+    /// *Errors*: options.
+    pub(crate) fn go_on(
+        relay: &Relay,
+        id: &str,
+        registration: Registration,
+        streams: &Streams,
+        options: &Options,
+        token: &CancellationToken,
+    ) -> Result<Self, Error> {
+        let components = components(relay, &registration.request, options)?;
+        let Progress { position, end, .. } = registration.progress;
+        info!(relay = relay.name, id, position, end, "replay goes on");
+        Ok(Self::live(relay, id.to_owned(), registration, components, streams, options, token))
+    }
+
+    fn live(
+        relay: &Relay,
+        id: String,
+        registration: Registration,
+        components: Components,
+        streams: &Streams,
+        options: &Options,
+        token: &CancellationToken,
+    ) -> Self {
+        let Registration { request, asked_ms, progress, .. } = registration;
+        let (report, progress) = watch::channel(progress);
+        let (shared, jobs) = (Arc::new(Shared::default()), Jobs::default());
+        let (stop, cancel) = (token.clone(), token.child_token());
+        let work = Work {
+            relay: relay.clone(),
+            request: request.clone(),
+            streams: streams.clone(),
+            external_labels: options.external_labels.clone(),
+            id: id.clone(),
+            asked_ms,
+            progress: progress.clone(),
+            jobs: jobs.clone(),
+            stop,
+            cancel: cancel.clone(),
+        };
         // Lines of delivery name the relay: the span tells them from the live relay's.
         let span = info_span!("replay", id);
-        let task = tokio::spawn(work.run(register, report, shared.clone(), stop.clone()).instrument(span));
-        Ok(Self { id, progress, shared, jobs, task, stop })
+        let task = AbortOnDropHandle::new(tokio::spawn(work.run(components, report, shared.clone()).instrument(span)));
+        Self { id, request, asked_ms, progress, shared, jobs, task, cancel }
     }
 
     /// How far it is; changes with every message.
@@ -214,12 +259,19 @@ impl Replay {
 
     /// Samples that a dry run would have sent so far, by job.
     pub fn by_job(&self) -> BTreeMap<String, u64> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        taken(&self.jobs)
     }
 
-    /// Waits for its end.
-    pub async fn finish(mut self) -> Result<Progress, Error> {
-        match (&mut self.task).await {
+    /// Ends it for good, once it is cancelled.
+    pub fn cancel(&self) -> CancellationToken {
+        self.cancel.clone()
+    }
+
+    /// Waits for its end, which lasts then.
+    ///
+    /// *Errors*: it came to no end: `Stopped` where this life of it was ended, or it was cancelled.
+    pub async fn finish(self) -> Result<Progress, Error> {
+        match self.task.await {
             Ok(ended) => ended?,
             Err(_) => return Err(Error::Stopped),
         }
@@ -227,10 +279,22 @@ impl Replay {
     }
 }
 
-impl Drop for Replay {
-    fn drop(&mut self) {
-        self.stop.cancel();
+/// What a relay's replay is delivered with.
+fn components(relay: &Relay, request: &Request, options: &Options) -> Result<Components, Error> {
+    let refused = |source| Error::Options { relay: relay.name.clone(), source };
+    let mut components = (options.build)(relay).map_err(refused)?;
+    if let Some(selector) = &request.selector {
+        let keep = Component { name: "keep".to_owned(), options: selector.as_str().into() };
+        components.filters.insert(0, (UNSELECTED.into(), filter::build(&keep).map_err(refused)?));
     }
+    if request.dry_run {
+        components.sink = Box::new(Nowhere(components.sink));
+    }
+    Ok(components)
+}
+
+fn taken(jobs: &Jobs) -> BTreeMap<String, u64> {
+    jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Counts what would be sent: what no filter dropped.
@@ -245,111 +309,173 @@ fn by_job(jobs: Jobs) -> deliver::Count {
     })
 }
 
-struct Register {
-    state: Arc<dyn State>,
-    key: String,
-}
-
-impl Register {
-    async fn put(&self, position: u64) -> Result<(), PortError> {
-        let registration = Registration { position, at_ms: now_ms() };
-        let value = Bytes::from(serde_json::to_vec(&registration).unwrap_or_default());
-        let revision = self.state.get(&self.key).await?.map_or(0, |entry| entry.revision);
-        self.state.put(&self.key, value, revision).await.map(|_| ())
-    }
-}
-
+/// One life of a replay.
 struct Work {
+    relay: Relay,
     request: Request,
-    components: Components,
     streams: Streams,
     external_labels: Vec<(String, String)>,
     id: String,
-    begin: u64,
-    end: u64,
-    count: Option<deliver::Count>,
+    asked_ms: i64,
+    progress: watch::Receiver<Progress>,
+    jobs: Jobs,
+    /// Ends this life.
+    stop: CancellationToken,
+    /// Ends the replay.
+    cancel: CancellationToken,
+}
+
+/// What a life begins with.
+struct Opened {
+    track: Track,
+    checkpoint: checkpoint::Checkpoint,
+    dead: Dead,
+    book: Book,
 }
 
 impl Work {
-    async fn run(
-        self,
-        register: Register,
-        report: watch::Sender<Progress>,
-        shared: Arc<Shared>,
-        stop: CancellationToken,
-    ) -> Result<(), Error> {
-        let progress = report.subscribe();
-        let end = self.end;
-        let result = {
-            let work = self.replay(report, shared, stop.clone());
-            tokio::pin!(work);
-            loop {
-                tokio::select! {
-                    result = &mut work => break result,
-                    () = tokio::time::sleep(REGISTER_INTERVAL) => {
-                        let position = progress.borrow().position;
-                        if let Err(error) = register.put(position + 1).await {
-                            warn!(%error, "cannot register the replay's position");
-                        }
-                    }
-                }
-            }
+    async fn run(self, components: Components, report: watch::Sender<Progress>, shared: Arc<Shared>) -> Result<(), Error> {
+        let lived = AssertUnwindSafe(self.replay(components, report, shared)).catch_unwind().await;
+        let result = lived.unwrap_or_else(|_| {
+            error!(relay = self.relay.name, "a defect of Strata stopped a replay; please report it");
+            Err(Error::Defect)
+        });
+        let (outcome, error) = match &result {
+            Ok(()) => (Outcome::Done, None),
+            Err(Error::Stopped) if !self.stop.is_cancelled() => (Outcome::Stopped, None),
+            // Another life of it goes on, or does so already.
+            Err(Error::Stopped | Error::Checkpoint(_) | Error::Deliver(deliver::Error::Checkpoint(_))) => return result,
+            Err(error) => (Outcome::Failed, Some(error.to_string())),
         };
-        if let Err(error) = register.state.delete(&register.key).await {
-            warn!(%error, "cannot remove the replay's registration: it holds space for two minutes more");
+        let ended = Ended {
+            request: self.request.clone(),
+            asked_ms: self.asked_ms,
+            ended_ms: now_ms(),
+            outcome,
+            error,
+            progress: self.progress.borrow().clone(),
+            jobs: taken(&self.jobs),
+        };
+        let (mut backoff, mut told) = (Backoff::default(), false);
+        while let Err(error) = register::end(&*self.streams.state, &self.name(), &ended).await {
+            if !std::mem::replace(&mut told, true) {
+                warn!(relay = self.relay.name, %error, "cannot store the end of a replay, trying again without end");
+            }
+            if self.stop.run_until_cancelled(tokio::time::sleep(backoff.wait())).await.is_none() {
+                return Err(Error::Stopped);
+            }
         }
-        result?;
-        if stop.is_cancelled() && progress.borrow().position < end { Err(Error::Stopped) } else { Ok(()) }
+        info!(relay = self.relay.name, ?outcome, error = ended.error, "replay ended");
+        result
     }
 
-    async fn replay(self, report: watch::Sender<Progress>, shared: Arc<Shared>, stop: CancellationToken) -> Result<(), Error> {
-        let Self { request, components, streams, external_labels, id, begin, end, count } = self;
-        if begin > end {
-            return Ok(());
+    fn name(&self) -> String {
+        register::name(&self.relay.name, &self.id)
+    }
+
+    async fn replay(&self, components: Components, report: watch::Sender<Progress>, shared: Arc<Shared>) -> Result<(), Error> {
+        let config = config_hash(&self.relay, &self.external_labels);
+        let Opened { track, checkpoint, dead, book } = self.patiently(&config, report).await?;
+        let Progress { position, end, .. } = *self.progress.borrow();
+        if position >= end {
+            return self.complete();
         }
-        let relay = &request.relay;
         let control = Arc::new(Control::default());
-        let config = config_hash(relay, &external_labels);
         // Metrics of its own that nobody scrapes: the live ones do not move.
         let metrics = Metrics::register(&Registry::new())
             .map_err(|error| PortError::Unavailable { operation: "count", reason: error.to_string() })?;
-        let gauges = Gauges { shared, metrics: metrics.relay(&relay.name, []) };
-        let checkpoint = Checkpoint { owner: id.clone(), config: config.clone(), ..Checkpoint::at(begin.saturating_sub(1), begin) };
-        let reader = Reader::new(streams.raw.clone(), &relay.name, &checkpoint);
+        let gauges = Gauges { shared, metrics: metrics.relay(&self.relay.name, []) };
+        let reader = Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint);
         let lanes = Lanes::of(components.sink);
+        let (from_ms, to_ms) = range::slots(self.request.from, self.request.to);
         let parts = pipeline::Parts {
             filters: components.filters,
             encoder: components.encoder,
             limits: lanes.limits(),
             templates: lanes.templates(),
-            from: relay.from.clone(),
-            external_labels,
+            from: self.relay.from.clone(),
+            external_labels: self.external_labels.clone(),
             config,
-            warm_from: begin,
-            position: 0,
+            warm_from: checkpoint.warm_from,
+            position: checkpoint.seq,
             layouts: Arc::default(),
-            batch_time: relay.batch_time.duration(),
-            replay: Some((id, request.from_ms, request.to_ms)),
+            batch_time: self.relay.batch_time.duration(),
+            replay: Some((self.id.clone(), from_ms, to_ms)),
         };
         let pipeline = Pipeline::new(parts, control.clone());
-        let dead = Dead::beside(streams.dead.clone(), streams.ledger.clone(), &relay.name, Role::Replay, stop.clone());
-        let (book, _) = Book::open(streams.ledger.clone(), &relay.name, u64::MAX, stop.clone()).await?;
         let deliver = Deliver::new(deliver::Parts {
             lanes,
             dead,
             book,
             store: None,
-            count,
+            count: self.request.dry_run.then(|| by_job(self.jobs.clone())),
             checkpoint,
             control: control.clone(),
             gauges,
             trim: Arc::new(Notify::new()),
-            stop: stop.clone(),
-            rate: request.rate,
-            progress: Some(report),
+            stop: self.cancel.clone(),
+            rate: self.request.rate,
+            track: Some(track),
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
-        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &control, &stop, Some(end)), deliver.run(received));
-        Ok(delivered?)
+        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &control, &self.cancel, Some(end)), deliver.run(received));
+        delivered?;
+        if self.cancel.is_cancelled() && self.progress.borrow().position < end { Err(Error::Stopped) } else { self.complete() }
+    }
+
+    /// There is nothing more to read. *Errors*: something of the range was gone.
+    fn complete(&self) -> Result<(), Error> {
+        let Progress { position, end, gone, .. } = *self.progress.borrow();
+        match gone + end.saturating_sub(position) {
+            0 => Ok(()),
+            messages => Err(Error::Trimmed { messages }),
+        }
+    }
+
+    /// Opens everything that a life needs, as long as it takes.
+    async fn patiently(&self, config: &str, report: watch::Sender<Progress>) -> Result<Opened, Error> {
+        let (mut backoff, mut told) = (Backoff::default(), false);
+        loop {
+            let error = match self.open(config, &report).await {
+                Err(error @ (Error::Port(_) | Error::Checkpoint(checkpoint::Error::Unavailable { .. }))) => error,
+                opened => return opened,
+            };
+            if !std::mem::replace(&mut told, true) {
+                warn!(relay = self.relay.name, %error, "cannot begin a replay yet, trying again without end");
+            }
+            if self.cancel.run_until_cancelled(tokio::time::sleep(backoff.wait())).await.is_none() {
+                return Err(Error::Stopped);
+            }
+        }
+    }
+
+    async fn open(&self, config: &str, report: &watch::Sender<Progress>) -> Result<Opened, Error> {
+        let Streams { raw, dead, ledger, state } = &self.streams;
+        let owner = format!("{:016x}", nonce());
+        let taken = register::take(state.clone(), &self.name(), &owner, config.to_owned()).await?;
+        // Ended by another life of it.
+        let Some((store, mut registration)) = taken else { return Err(Error::Stopped) };
+        let Progress { begin, position, end, .. } = registration.progress;
+        if position < begin && begin <= end {
+            // Only now is the beginning safe from the trim, which may have been faster.
+            let mut message = raw.get(begin).await?;
+            if message.is_none() {
+                let first = raw.info().await?.first_seq;
+                if let Bound::Seq(seq) = self.request.from {
+                    return Err(Error::Gone { which: "from", seq, first });
+                }
+                registration.begin_with(first);
+                message = raw.get(first).await?;
+            }
+            if let (Some(message), Bound::Slot(_)) = (message, self.request.from) {
+                let envelope = Envelope::parse(|header| message.headers.get(header)).ok();
+                registration.progress.oldest_ms = envelope.map(|envelope| envelope.first_ms);
+            }
+        }
+        let checkpoint = registration.checkpoint.clone();
+        let parked =
+            Dead::open(dead.clone(), ledger.clone(), (&self.relay.name, Some(&self.id)), checkpoint.seq, self.cancel.clone()).await?;
+        let (book, _) = Book::open(ledger.clone(), &self.relay.name, u64::MAX, self.cancel.clone()).await?;
+        Ok(Opened { track: Track::kept(report.clone(), store, registration), checkpoint, dead: parked, book })
     }
 }

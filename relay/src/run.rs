@@ -293,7 +293,7 @@ impl Life {
             trim: self.trim.clone(),
             stop: stop.clone(),
             rate: None,
-            progress: None,
+            track: None,
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
         // Both end together: reading when the channel is closed or the token ends it, delivery when the steps end.
@@ -338,27 +338,15 @@ impl Life {
         let pause = pause::read(&*state.clone(), name, now_ms()).await?;
         self.control.pause(pause);
         self.gauges.metrics.paused.set(i64::from(pause.is_some()));
-        let hash = config_hash(&self.relay, &self.external_labels);
         let mut checkpoint = match found {
             Some(checkpoint) => checkpoint,
             None => self.first().await?,
         };
-        if checkpoint.config != hash {
-            checkpoint.config = hash;
-            if checkpoint.partial.take().is_some() {
-                // What was delivered of the message in hand is no part of what the new configuration makes of it: it goes again, counted.
-                checkpoint.clean = false;
-                checkpoint.pace = 1;
-            }
-        }
-        checkpoint.owner = store.owner().to_owned();
-        let was_clean = checkpoint.clean;
-        checkpoint.clean = false;
-        checkpoint.at_ms = now_ms();
+        let was_clean = checkpoint.take_over(store.owner(), config_hash(&self.relay, &self.external_labels));
         // Taken over, and the start resolved for good, before anything is read.
         store.take(&checkpoint).await?;
         checkpoint.clean = was_clean;
-        let parked = Dead::open(dead.clone(), ledger.clone(), name, checkpoint.seq, stop.clone()).await?;
+        let parked = Dead::open(dead.clone(), ledger.clone(), (name, None), checkpoint.seq, stop.clone()).await?;
         let (book, given_up) = Book::open(ledger.clone(), name, checkpoint.seq, stop.clone()).await?;
         if let Some((to, why)) = given_up {
             info!(relay = name, to, "samples were given up and booked before the stop: they stay so");

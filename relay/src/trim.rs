@@ -225,13 +225,10 @@ impl Trim {
         for key in self.streams.state.keys(replay::KEY_PREFIX).await? {
             let Some(entry) = self.streams.state.get(&key).await? else { continue };
             let Ok(running) = serde_json::from_slice::<replay::Registration>(&entry.value) else { continue };
-            if running.is_alive(now_ms()) {
-                floor = floor.min(running.position.max(spared));
-                if running.position < spared && self.named.insert(key.clone()) {
-                    warn!(replay = key, "the stream is full: this replay lags too far behind and loses the oldest of what it wanted");
-                }
-            } else {
-                self.streams.state.delete(&key).await?;
+            let needs = running.checkpoint.floor();
+            floor = floor.min(needs.max(spared));
+            if needs < spared && self.named.insert(key.clone()) {
+                warn!(replay = key, "the stream is full: this replay lags too far behind and loses the oldest of what it wanted");
             }
         }
         Ok(floor)

@@ -401,10 +401,18 @@ pub(crate) struct Changed {
 pub(crate) struct Replay {
     /// The relay whose sink gets the samples again.
     pub(crate) relay: String,
-    /// First nominal slot, ms, inclusive.
-    pub(crate) from_ms: i64,
-    /// Last nominal slot, ms, inclusive.
-    pub(crate) to_ms: i64,
+    /// First nominal slot, ms, inclusive; either this or `from_seq`.
+    #[serde(default)]
+    pub(crate) from_ms: Option<i64>,
+    /// First sequence of the stream, inclusive.
+    #[serde(default)]
+    pub(crate) from_seq: Option<u64>,
+    /// Last nominal slot, ms, inclusive; either this or `to_seq`.
+    #[serde(default)]
+    pub(crate) to_ms: Option<i64>,
+    /// Last sequence of the stream, inclusive.
+    #[serde(default)]
+    pub(crate) to_seq: Option<u64>,
     /// Samples per second; none: as fast as the sink takes them.
     #[serde(default)]
     pub(crate) rate: Option<u64>,
@@ -419,6 +427,13 @@ pub(crate) struct Replay {
     pub(crate) dry_run: bool,
 }
 
+/// All replays that are known.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Replays {
+    /// Those that run or wait for the process that goes on with them, and the last 64 that ended; the oldest first.
+    pub(crate) replays: Vec<ReplayState>,
+}
+
 /// How far a replay is.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ReplayState {
@@ -428,12 +443,22 @@ pub(crate) struct ReplayState {
     pub(crate) relay: String,
     /// `running`, `done`, `stopped`, `failed`.
     pub(crate) state: String,
+    /// Whether nothing is sent, only counted.
+    pub(crate) dry_run: bool,
     /// How much of the stream's range is done.
     pub(crate) percent: u64,
-    /// First nominal slot, ms, inclusive.
-    pub(crate) from_ms: i64,
-    /// Last nominal slot, ms, inclusive.
-    pub(crate) to_ms: i64,
+    /// Seconds until it is done, at the pace of the last minute; none: that is not known yet, or it has ended.
+    pub(crate) left_seconds: Option<u64>,
+    /// When it was asked for.
+    pub(crate) asked_ms: i64,
+    /// First nominal slot, ms, inclusive; none: it begins with a sequence.
+    pub(crate) from_ms: Option<i64>,
+    /// First sequence of the stream, inclusive; none: it begins with a slot.
+    pub(crate) from_seq: Option<u64>,
+    /// Last nominal slot, ms, inclusive; none: it ends with a sequence.
+    pub(crate) to_ms: Option<i64>,
+    /// Last sequence of the stream, inclusive; none: it ends with a slot.
+    pub(crate) to_seq: Option<u64>,
     /// Samples of the range that were read.
     pub(crate) read_samples: u64,
     /// Samples that the sink took.
@@ -444,6 +469,8 @@ pub(crate) struct ReplayState {
     pub(crate) rejected_samples: u64,
     /// Samples that were not there any more, or not readable.
     pub(crate) lost_samples: u64,
+    /// Samples that may have been sent twice, as Strata was killed meanwhile, under the same keys: an upper estimate.
+    pub(crate) repeated_samples: u64,
     /// Of a dry run that has ended: samples that would have been sent, by job.
     pub(crate) jobs: BTreeMap<String, u64>,
     /// What is not as asked.

@@ -17,7 +17,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::model::{Changed, PauseRequest, Relay, Relays, Replay, ReplayState, Status, Targets};
+use super::model::{Changed, PauseRequest, Relay, Relays, Replay, ReplayState, Replays, Status, Targets};
 use super::{Refusal, Shared, audit, console, dead, openapi, tap};
 
 /// Who may ask.
@@ -267,14 +267,14 @@ pub(crate) const ROUTES: &[Route] = &[
         method: "post",
         path: "/api/v1/replays",
         id: "start_replay",
-        summary: "Send a past range of slots to one relay's sink again, beside the live path.",
+        summary: "Send a past range of slots or sequences to one relay's sink again, beside the live path. It goes on over restarts.",
         access: Access::Change,
         body: Some(schema::<Replay>),
         answers: &[(202, "It runs.", Content::Json(schema::<ReplayState>))],
         failures: &[
-            (400, "The range is empty, or the body is not understood."),
+            (400, "The range is empty or not in the stream, or the body is not understood."),
             NO_RELAY,
-            (409, "The sink adds up what it is given."),
+            (409, "The sink adds up what it is given, and `again` is not set; or another process runs the relay."),
             (429, "Too many replays run."),
             STARTING,
         ],
@@ -282,11 +282,20 @@ pub(crate) const ROUTES: &[Route] = &[
         ..READ
     },
     Route {
+        path: "/api/v1/replays",
+        id: "replays",
+        summary: "How far every replay is: those that are not done, and the last ones that ended.",
+        answers: &[(200, "All replays.", Content::Json(schema::<Replays>))],
+        failures: &[STARTING],
+        handler: || get(replays),
+        ..READ
+    },
+    Route {
         path: "/api/v1/replays/{id}",
         id: "replay",
         summary: "How far a replay is.",
         answers: &[(200, "The replay.", Content::Json(schema::<ReplayState>))],
-        failures: &[NO_REPLAY],
+        failures: &[NO_REPLAY, STARTING],
         handler: || get(replay),
         ..READ
     },
@@ -297,7 +306,7 @@ pub(crate) const ROUTES: &[Route] = &[
         summary: "Ask a replay to end.",
         access: Access::Change,
         answers: &[(200, "The replay; its state is `stopped` once it has ended.", Content::Json(schema::<ReplayState>))],
-        failures: &[NO_REPLAY],
+        failures: &[NO_REPLAY, ELSEWHERE, STARTING],
         handler: || delete(cancel_replay),
         ..READ
     },
@@ -461,20 +470,21 @@ async fn start_replay(
     body: Result<Json<Replay>, JsonRejection>,
 ) -> Result<(StatusCode, Json<ReplayState>), Refusal> {
     let Json(replay) = body?;
-    if replay.from_ms >= replay.to_ms {
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, "the range is empty: from must be before to"));
-    }
     tracing::info!(?replay, "a replay was asked for");
     let started = Arc::clone(&shared.backend).start_replay(replay).await?;
     Ok((StatusCode::ACCEPTED, Json(started)))
 }
 
+async fn replays(State(shared): State<Arc<Shared>>) -> Result<Json<Replays>, Refusal> {
+    Ok(Json(Replays { replays: Arc::clone(&shared.backend).replays().await? }))
+}
+
 async fn replay(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<ReplayState>, Refusal> {
-    shared.backend.replay(&id).map(Json).ok_or_else(|| no_replay(&id))
+    Arc::clone(&shared.backend).replay(id.clone()).await?.map(Json).ok_or_else(|| no_replay(&id))
 }
 
 async fn cancel_replay(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<ReplayState>, Refusal> {
-    shared.backend.cancel_replay(&id).map(Json).ok_or_else(|| no_replay(&id))
+    Arc::clone(&shared.backend).cancel_replay(id.clone()).await?.map(Json).ok_or_else(|| no_replay(&id))
 }
 
 fn no_replay(id: &str) -> Refusal {

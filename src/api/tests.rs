@@ -38,8 +38,9 @@ fn relay(name: &str) -> Relay {
 
 fn replay() -> ReplayState {
     serde_json::from_value(json!({
-        "id": "there", "relay": "one", "state": "done", "percent": 100, "from_ms": 1, "to_ms": 2, "read_samples": 0,
-        "delivered_samples": 0, "filtered_samples": 0, "rejected_samples": 0, "lost_samples": 0, "jobs": {"a": 1}, "warning": null, "error": "none",
+        "id": "there", "relay": "one", "state": "done", "dry_run": false, "percent": 100, "left_seconds": null, "asked_ms": 3, "from_ms": 1, "from_seq": null,
+        "to_ms": null, "to_seq": 2, "read_samples": 0, "delivered_samples": 0, "filtered_samples": 0, "rejected_samples": 0,
+        "lost_samples": 0, "repeated_samples": 0, "jobs": {"a": 1}, "warning": null, "error": "none",
     }))
     .expect("a state")
 }
@@ -99,10 +100,13 @@ impl Backend for One {
     fn start_replay(self: Arc<Self>, asked: Replay) -> Later<ReplayState> {
         Box::pin(async move { if asked.relay == "one" { Ok(super::tests::replay()) } else { Err(no_relay(&asked.relay, &[])) } })
     }
-    fn replay(&self, id: &str) -> Option<ReplayState> {
-        (id == "there").then(super::tests::replay)
+    fn replays(self: Arc<Self>) -> Later<Vec<ReplayState>> {
+        Box::pin(async { Ok(vec![super::tests::replay()]) })
     }
-    fn cancel_replay(&self, id: &str) -> Option<ReplayState> {
+    fn replay(self: Arc<Self>, id: String) -> Later<Option<ReplayState>> {
+        Box::pin(async move { Ok((id == "there").then(super::tests::replay)) })
+    }
+    fn cancel_replay(self: Arc<Self>, id: String) -> Later<Option<ReplayState>> {
         self.replay(id)
     }
     fn dead_letters(self: Arc<Self>) -> Later<Vec<Shelved>> {

@@ -5,12 +5,11 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use bundled_nats::port::Error as PortError;
 use relay::dead::again::{self, Request, What};
 use relay::dead::shelf::{self, Shelved, Shown};
 use relay::lines::Lines;
 
-use super::{Replays, chain, names, selector};
+use super::{Replays, names, selector, unavailable};
 use crate::api::dead::{Discard, Resend, SamplesQuery};
 use crate::api::{Refusal, no_relay};
 use crate::reload::relays_of;
@@ -18,7 +17,7 @@ use crate::reload::relays_of;
 impl Replays {
     /// What every relay has on the shelf.
     pub(crate) async fn dead_letters(self: Arc<Self>) -> Result<Vec<Shelved>, Refusal> {
-        shelf::list(&self.streams.dead, &self.streams.ledger).await.map_err(unavailable)
+        shelf::list(&self.streams.dead, &self.streams.ledger).await.map_err(|error| unavailable(&error))
     }
 
     /// Samples of one relay.
@@ -27,7 +26,7 @@ impl Replays {
         let selector = selector(query.selector.as_deref())?;
         shelf::show(&self.streams.dead, &self.streams.ledger, &name, selector.as_ref(), query.limit.min(shelf::SAMPLES_MAX))
             .await
-            .map_err(unavailable)
+            .map_err(|error| unavailable(&error))
     }
 
     /// Sends letters of one relay again.
@@ -55,8 +54,4 @@ impl Replays {
         let config = self.config();
         config.relays.iter().find(|relay| relay.name == name).cloned().ok_or_else(|| no_relay(name, &names(&config)))
     }
-}
-
-fn unavailable(error: PortError) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
 }

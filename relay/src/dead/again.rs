@@ -41,7 +41,7 @@ use crate::lines::Lines;
 use crate::minutes;
 use crate::pipeline::{self, Pipeline};
 use crate::read::Incoming;
-use crate::replay::Progress;
+use crate::replay::{Progress, Track};
 use crate::run::config_hash;
 use crate::step::STEPS_MAX;
 use crate::telemetry::{Activity, Gauges, Metrics, Shared};
@@ -351,7 +351,7 @@ impl Again {
             trim: Arc::new(Notify::new()),
             stop: self.stop.clone(),
             rate: *rate,
-            progress: Some(report),
+            track: Some(Track::of(report)),
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
         let feed = async move {

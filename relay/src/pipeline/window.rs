@@ -112,7 +112,7 @@ impl Pipeline {
         }
         if mode != Mode::Silent {
             let warm_from = self.warm_after();
-            let name = self.replay.as_ref().map_or_else(|| id.to_owned(), |(replay, ..)| format!("{replay}:0:{}", message.seq));
+            let name = self.replay.as_ref().map_or_else(|| id.to_owned(), |(replay, ..)| format!("{replay}:{id}"));
             self.window.get_or_insert_with(|| Window::new(number, message.seq, first_ms, name, warm_from)).read(id);
         }
         Ok(())

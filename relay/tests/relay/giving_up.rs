@@ -243,9 +243,12 @@ async fn neither_a_relay_that_left_nor_a_replay_that_hangs_stops_the_publisher()
     passed(&twin, "stays", 1).await;
     relays.stop(Duration::from_secs(5)).await;
     setup.relays.pop();
-    let hung = relay::replay::Registration { position: 1, at_ms: i64::MAX };
-    twin.streams().state.put("replay.stays.x", serde_json::to_vec(&hung).expect("JSON").into(), 0).await.expect("up");
     let relays = setup.start();
+    let hangs = Setup::new(&twin, &[relay("stays")]);
+    hangs.sink("stays").set(|_| retry());
+    let asked = relay::replay::Request { relay: "stays".to_owned(), ..crate::replaying::request(0, i64::MAX) };
+    let token = tokio_util::sync::CancellationToken::new();
+    let hung = relay::replay::Replay::start(&hangs.relays[0], asked, &twin.streams(), &hangs.options(), &token).await.expect("begins");
     let mut since = 0;
     for k in 1..=400 {
         assert!(patiently(&mut producer, &twin, &full, &[page(&names(200), 1, slot(k), k)], &mut since).await, "stuck at {k}");
@@ -254,6 +257,7 @@ async fn neither_a_relay_that_left_nor_a_replay_that_hangs_stops_the_publisher()
     assert!(last.first_seq > 100, "{last:?}");
     balanced(&passed(&twin, "stays", last.last_seq).await);
     assert_eq!(ledger(&twin), [], "the relay that is configured lost nothing");
+    assert_eq!(hung.progress().borrow().position, 0, "the replay hung all the time");
     relays.stop(Duration::from_secs(5)).await;
 }
 

@@ -14,6 +14,7 @@ mod reading;
 mod rejecting;
 mod remote_writing;
 mod replaying;
+mod replays;
 mod resending;
 mod standby;
 mod summing;

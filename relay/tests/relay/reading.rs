@@ -43,6 +43,65 @@ async fn a_new_relay_reads_silently_what_it_needs_and_delivers_only_what_is_new(
     relays.stop(Duration::from_secs(5)).await;
 }
 
+/// A state store that does not answer once the relay's first position is in it.
+struct Resolved {
+    state: Arc<dyn State>,
+    taken: tokio::sync::watch::Sender<bool>,
+}
+
+#[async_trait]
+impl State for Resolved {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        self.state.get(key).await
+    }
+    async fn put(&self, key: &str, value: Bytes, expect: u64) -> Result<u64, Error> {
+        let put = self.state.put(key, value, expect).await;
+        if key == relay::checkpoint::key("one") {
+            self.taken.send_replace(true);
+            std::future::pending::<()>().await;
+        }
+        put
+    }
+    async fn delete(&self, key: &str) -> Result<(), Error> {
+        self.state.delete(key).await
+    }
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        self.state.keys(prefix).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_relay_starts_is_settled_before_it_reads_and_stays_so_over_a_kill() {
+    for (start, expect) in [
+        (config::Start::Now, vec![3.0, 4.0]),
+        (config::Start::Earliest, vec![0.0, 1.0, 2.0, 3.0, 4.0]),
+        (config::Start::Ago(config::Millis::from_secs(6 * 3600)), vec![0.0, 1.0, 2.0, 3.0, 4.0]),
+    ] {
+        let twin = Twin::new(u64::MAX);
+        let setup = Setup::new(&twin, &[config::Relay { start, ..relay("one") }]);
+        let mut producer = Producer::new(&twin, "p", 1);
+        let mut publish = async |k: i64| producer.publish(&[scrape(1, slot(k), &[("a", k as f64)])]).await;
+        for k in 0..3 {
+            publish(k).await;
+        }
+        let (taken, mut is_taken) = tokio::sync::watch::channel(false);
+        let state = Arc::new(Resolved { state: twin.state.clone(), taken });
+        let streams = Streams { state, ..twin.streams() };
+        let relays = Relays::start(&setup.relays, streams, setup.options(), &prometheus::Registry::new(), &CancellationToken::new())
+            .expect("an own registry");
+        is_taken.wait_for(|taken| *taken).await.expect("the store lives");
+        assert!(setup.sink("one").calls().is_empty(), "nothing is read before");
+        drop(relays);
+        for k in 3..5 {
+            publish(k).await;
+        }
+        let relays = setup.start();
+        passed(&twin, "one", 5).await;
+        assert_eq!(names(&setup.sink("one").delivered()), expect, "{start:?}");
+        relays.stop(Duration::from_secs(5)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn twins_are_delivered_once_and_a_failed_scrape_displaces_nothing() {
     let twin = Twin::new(u64::MAX);

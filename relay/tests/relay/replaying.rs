@@ -2,17 +2,25 @@ use std::time::Duration;
 
 use bundled_nats::port::{Log, State};
 use bundled_nats::twin::Twin;
-use relay::replay::{Error, Replay, Request};
+use relay::replay::{Bound, Error, Replay, Request};
 use relay::sink::Answer;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::*;
 
-fn request(relay: &config::Relay, from_ms: i64, to_ms: i64) -> Request {
-    Request { relay: relay.clone(), from_ms, to_ms, rate: None, again: false, selector: None, dry_run: false }
+pub fn asked(from: Bound, to: Bound) -> Request {
+    Request { relay: "one".to_owned(), from, to, rate: None, again: false, selector: None, dry_run: false }
 }
 
-async fn published(twin: &Twin, at: i64, slots: std::ops::RangeInclusive<i64>) -> Producer {
+pub fn request(from_ms: i64, to_ms: i64) -> Request {
+    asked(Bound::Slot(from_ms), Bound::Slot(to_ms))
+}
+
+async fn start(setup: &Setup, wanted: Request) -> Result<Replay, Error> {
+    Replay::start(&setup.relays[0], wanted, &setup.twin.streams(), &setup.options(), &CancellationToken::new()).await
+}
+
+pub async fn published(twin: &Twin, at: i64, slots: std::ops::RangeInclusive<i64>) -> Producer {
     let mut producer = Producer::new(twin, "p", 1);
     for k in slots {
         producer.publish(&[scrape(1, at + k * SLOT, &[("a", k as f64), ("b_total", k as f64)])]).await;
@@ -32,10 +40,7 @@ async fn a_range_goes_out_again_by_slot_while_the_live_path_runs() {
     producer.publish(&[scrape(2, at + 5 * SLOT, &[("late", 1.0)])]).await;
     let live = passed(&twin, "one", 21).await;
     let before = sink.calls().len();
-    let token = CancellationToken::new();
-    let replay = Replay::start(request(&setup.relays[0], at + 4 * SLOT, at + 6 * SLOT), twin.streams(), &setup.options(), &token)
-        .await
-        .expect("begins");
+    let replay = start(&setup, request(at + 4 * SLOT, at + 6 * SLOT)).await.expect("begins");
     let id = replay.id.clone();
     producer.publish(&[scrape(1, at + 21 * SLOT, &[("a", 21.0), ("b_total", 21.0)])]).await;
     let done = replay.finish().await.expect("ends");
@@ -61,9 +66,9 @@ async fn the_rate_is_kept_and_its_place_in_the_stream_is_held() {
     published(&twin, at, 1..=20).await;
     let relays = setup.start();
     passed(&twin, "one", 20).await;
-    let wanted = Request { rate: Some(1), ..request(&setup.relays[0], at, at + 100 * SLOT) };
+    let wanted = Request { rate: Some(1), ..request(at, at + 100 * SLOT) };
     let began = tokio::time::Instant::now();
-    let replay = Replay::start(wanted, twin.streams(), &setup.options(), &CancellationToken::new()).await.expect("begins");
+    let replay = start(&setup, wanted).await.expect("begins");
     let mut progress = replay.progress();
     progress.wait_for(|p| p.position >= 10).await.expect("runs");
     assert!(twin.raw.info().await.expect("up").first_seq <= 12);
@@ -80,11 +85,10 @@ async fn a_sink_that_adds_up_is_not_given_the_same_again_unless_told() {
     let setup = Setup::new(&twin, &[config::Relay { encode: Some(statsd), ..relay("one") }]);
     let at = slot(0);
     published(&twin, at, 1..=9).await;
-    let token = CancellationToken::new();
-    let wanted = request(&setup.relays[0], at + 3 * SLOT, at + 5 * SLOT);
-    let refused = Replay::start(wanted.clone(), twin.streams(), &setup.options(), &token).await.err().expect("refused");
+    let wanted = request(at + 3 * SLOT, at + 5 * SLOT);
+    let refused = start(&setup, wanted.clone()).await.err().expect("refused");
     assert!(matches!(refused, Error::AddsUp { .. }), "{refused}");
-    let replay = Replay::start(Request { again: true, ..wanted }, twin.streams(), &setup.options(), &token).await.expect("begins");
+    let replay = start(&setup, Request { again: true, ..wanted }).await.expect("begins");
     assert_eq!(replay.finish().await.expect("ends").totals.delivered, 6);
     let counts = setup.sink("one").delivered().iter().filter(|line| line.starts_with("b_total") && line.ends_with(":1|c")).count();
     assert_eq!(counts, 3, "increases against the slot before the range");
@@ -97,15 +101,12 @@ async fn a_sink_that_refuses_all_of_a_replay_gets_nothing_parked() {
     setup.sink("one").set(|_| reject());
     let at = slot(0);
     published(&twin, at, 1..=2).await;
-    let token = CancellationToken::new();
-    let replay =
-        Replay::start(request(&setup.relays[0], at, at + 9 * SLOT), twin.streams(), &setup.options(), &token).await.expect("begins");
+    let replay = start(&setup, request(at, at + 9 * SLOT)).await.expect("begins");
     assert!(replay.finish().await.is_err());
     assert!(twin.dead.messages().is_empty());
-    let range = Replay::start(request(&setup.relays[0], at, at - 1), twin.streams(), &setup.options(), &token).await.err();
+    let range = start(&setup, request(at, at - 1)).await.err();
     assert!(matches!(range, Some(Error::Range { .. })));
-    let later = request(&setup.relays[0], at + 3_600_000, at + 3_700_000);
-    let nothing = Replay::start(later, twin.streams(), &setup.options(), &token).await.expect("begins");
+    let nothing = start(&setup, request(at + 3_600_000, at + 3_700_000)).await.expect("begins");
     assert_eq!(nothing.finish().await.expect("ends").totals.delivered, 0);
     assert!(setup.sink("one").calls().iter().all(|call| call.answer != Answer::Delivered));
 }
@@ -122,10 +123,8 @@ async fn what_cannot_be_read_before_the_range_is_neither_lost_nor_parked() {
     }
     // The second message hangs on a base that is gone, as the first ones of any range do.
     twin.raw.purge(2).await.expect("up");
-    let token = CancellationToken::new();
     let replay = async |from, to| {
-        let wanted = request(&setup.relays[0], at + from * SLOT, at + to * SLOT);
-        let replay = Replay::start(wanted, twin.streams(), &setup.options(), &token).await.expect("begins");
+        let replay = start(&setup, request(at + from * SLOT, at + to * SLOT)).await.expect("begins");
         let totals = replay.finish().await.expect("ends").totals;
         (totals.read, totals.delivered, totals.lost)
     };
@@ -145,14 +144,14 @@ async fn a_dry_run_counts_by_job_what_would_be_sent_and_a_selector_narrows_it() 
         producer.publish(&[scrape(1, at + k * SLOT, &[("a", 1.0), ("b", 2.0)]), other]).await;
     }
     let run = async |wanted: Request| {
-        let replay = Replay::start(wanted, twin.streams(), &setup.options(), &CancellationToken::new()).await.expect("it begins");
+        let replay = start(&setup, wanted).await.expect("it begins");
         let mut progress = replay.progress();
         let end = progress.borrow().end;
         progress.wait_for(|progress| progress.position >= end).await.expect("it goes on");
         let jobs = replay.by_job();
         (jobs, replay.finish().await.expect("it ends").totals)
     };
-    let wanted = Request { dry_run: true, ..request(&setup.relays[0], at, at + 2 * SLOT) };
+    let wanted = Request { dry_run: true, ..request(at, at + 2 * SLOT) };
     let (jobs, totals) = run(wanted.clone()).await;
     assert_eq!((jobs["local"], jobs["other"], totals.delivered), (6, 3, 9));
     assert!(setup.sink("one").calls().is_empty(), "nothing was sent");
@@ -161,4 +160,33 @@ async fn a_dry_run_counts_by_job_what_would_be_sent_and_a_selector_narrows_it() 
     assert_eq!((jobs["local"], jobs["other"], totals.delivered, totals.filtered), (3, 0, 3, 6));
     let (jobs, totals) = run(Request { selector, dry_run: false, ..wanted }).await;
     assert_eq!((jobs.len(), totals.delivered, setup.sink("one").delivered().len()), (0, 3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_of_sequences_is_what_their_messages_brought() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let at = slot(0);
+    let mut producer = published(&twin, at, 1..=9).await;
+    // Late, but in the range of sequences.
+    producer.publish(&[scrape(2, at + 2 * SLOT, &[("late", 1.0)])]).await;
+    producer.publish(&[scrape(1, at + 10 * SLOT, &[("a", 10.0), ("b_total", 10.0)])]).await;
+    let run = async |from, to| start(&setup, asked(from, to)).await.expect("begins").finish().await.expect("ends");
+    let done = run(Bound::Seq(8), Bound::Seq(10)).await;
+    assert_eq!((done.begin, done.position, done.end, done.totals.delivered), (8, 10, 10, 5));
+    let calls: Vec<Vec<String>> = setup.sink("one").calls().into_iter().map(|call| call.lines).collect();
+    assert_eq!(calls.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+    assert!(calls[0][0].contains("8.0") || calls[0][0].contains(":8"), "{calls:?}");
+    assert_eq!(run(Bound::Seq(9), Bound::Slot(at + 9 * SLOT)).await.totals.delivered, 3, "the tenth slot is not wanted");
+    assert_eq!(run(Bound::Slot(at + 3 * SLOT), Bound::Seq(4)).await.totals.delivered, 4);
+
+    twin.raw.purge(6).await.expect("up");
+    let refused = async |from, to| start(&setup, asked(from, to)).await.err().expect("refused").to_string();
+    let to = Bound::Slot(i64::MAX);
+    assert_eq!(refused(Bound::Seq(5), to).await, "cannot replay from sequence 5: it is gone, the stream begins at sequence 6");
+    assert_eq!(refused(Bound::Seq(12), to).await, "cannot replay from sequence 12: the stream ends at sequence 11");
+    assert_eq!(refused(Bound::Slot(at), Bound::Seq(12)).await, "cannot replay to sequence 12: the stream ends at sequence 11");
+    assert_eq!(refused(Bound::Slot(at), Bound::Seq(2)).await, "cannot replay to sequence 2: it is gone, the stream begins at sequence 6");
+    assert!(refused(Bound::Seq(8), Bound::Seq(7)).await.contains("the end is before the beginning"));
+    assert!(twin.state.keys("replay.").await.expect("up").is_empty(), "what is refused holds nothing");
 }

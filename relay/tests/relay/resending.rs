@@ -174,16 +174,9 @@ async fn letters_of_a_replay_change_no_minutes() {
     let twin = Twin::new(u64::MAX);
     let (setup, at) = parked(&twin).await;
     run(&setup, "", What::Discard).await.expect("they go");
-    let asked = relay::replay::Request {
-        relay: setup.relays[0].clone(),
-        from_ms: at,
-        to_ms: at + 10 * SLOT,
-        rate: None,
-        again: false,
-        selector: None,
-        dry_run: false,
-    };
-    let replay = relay::replay::Replay::start(asked, twin.streams(), &setup.options(), &CancellationToken::new()).await.expect("it starts");
+    let asked = crate::replaying::request(at, at + 10 * SLOT);
+    let (streams, options, token) = (twin.streams(), setup.options(), CancellationToken::new());
+    let replay = relay::replay::Replay::start(&setup.relays[0], asked, &streams, &options, &token).await.expect("it starts");
     assert_eq!(replay.finish().await.expect("it ends").totals.rejected, 24);
     let before = terms(&setup, at).await;
     setup.sink("one").set(|_| Answer::Delivered);

@@ -15,15 +15,15 @@ use tokio::time::Instant;
 use crate::harness::*;
 
 /// How long a takeover may take on the paused clock.
-const TAKEOVER_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+pub const TAKEOVER_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
-fn process(setup: &Setup, id: &str, streams: Streams) -> Relays {
+pub fn process(setup: &Setup, id: &str, streams: Streams) -> Relays {
     let applicant = Some(Applicant { id: id.to_owned(), name: id.to_owned() });
     let options = Options { applicant, trim: Some(streams.clone()), ..setup.options() };
     Relays::start(&setup.relays, streams, options, &prometheus::Registry::new(), &Default::default()).expect("an own registry")
 }
 
-async fn stands_by(relays: &Relays, owner: &str) {
+pub async fn stands_by(relays: &Relays, owner: &str) {
     until("it stands by", || {
         let status = status(relays, "one");
         status.activity == Activity::Standby && status.owner.as_deref() == Some(owner)

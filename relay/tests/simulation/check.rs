@@ -9,11 +9,13 @@ use bundled_nats::twin::Twin;
 use collector::publish::Left;
 use relay::audit::{Request, audit};
 use relay::checkpoint::{Checkpoint, key};
-use relay::{Activity, Status};
+use relay::replay::Outcome;
+use relay::{Activity, Status, replays};
 
 use crate::collecting::{NOISE, unstored};
-use crate::model::Model;
+use crate::model::{Model, Place};
 use crate::sim::{START_MS, Sim};
+use crate::sink::whose;
 use crate::world::{PICKY, PLAIN, Running};
 
 /// A purge is about to run: what goes must be done with, or booked.
@@ -59,6 +61,46 @@ pub fn statuses(sim: &Sim, all: &[Status]) {
     for status in all.iter().filter(|status| status.activity != Activity::Running || status.pending_samples != 0) {
         sim.broken(format!("'{}' has not settled: {status:?}", status.name));
     }
+}
+
+/// What replays that have had their time say of themselves, and what their sinks got.
+pub fn replayed(sim: &Sim, all: &[replays::Status]) {
+    for status in all {
+        let found = sim.with(|world| replay(&world.model, status));
+        found.into_iter().for_each(|what| sim.broken(format!("{} to '{}': {what}; {status:?}", status.id, status.request.relay)));
+    }
+}
+
+fn replay(model: &Model, status: &replays::Status) -> Vec<String> {
+    let (outlet, totals) = (whose(&status.request.relay, &status.id), &status.progress.totals);
+    let mut found = Vec::new();
+    order(model, &outlet, &mut found);
+    repeats(model, &outlet, &mut found);
+    if totals.read != totals.delivered + totals.filtered + totals.rejected + totals.lost {
+        found.push(format!("its totals do not add up: {totals:?}"));
+    }
+    match (status.outcome, &status.error) {
+        (Some(Outcome::Done), _) => {}
+        // A sink may refuse all of what came last; a full stream holds no replay, and the trim may be faster than the registration; what a tear took is waited for.
+        (Some(Outcome::Failed), Some(error)) if error.contains("rejects every sample") => return found,
+        (Some(Outcome::Failed), Some(error)) if error.contains("gone") => return found,
+        _ if !model.tears.is_empty() => return found,
+        (outcome, error) => found.push(format!("it came to {outcome:?}, {error:?}")),
+    }
+    if totals.lost > 0 || !model.tears.is_empty() {
+        return found;
+    }
+    let range = status.progress.begin..=status.progress.end;
+    let is_in_parts = |place: &Place| model.scraped.contains_key(&(place.0, place.1, 1));
+    for message in model.messages.iter().filter(|message| range.contains(&message.seq)) {
+        let ids = message.places.iter().filter(|place| !is_in_parts(place)).filter_map(|place| model.scraped.get(place));
+        for id in ids.flat_map(|scraped| scraped.ids.clone()) {
+            if !model.is_done(&outlet, id) {
+                found.push(format!("{id} of {} did not come", message.seq));
+            }
+        }
+    }
+    found
 }
 
 /// Everything that a world which has settled must have kept.
@@ -205,7 +247,7 @@ fn repeats(model: &Model, relay: &str, found: &mut Vec<String>) {
             let [before, after] = pair else { continue };
             // A window that begins elsewhere, or holds other messages, has other keys; so has one whose bases an older position finds gone.
             // So has what one sends that was taken over, and whose bases its successor has trimmed.
-            let is_moved = model.rewinds > 0 || after.life < before.life || relay == PICKY && !model.tears.is_empty();
+            let is_moved = model.rewinds > 0 || after.life < before.life || relay.starts_with(PICKY) && !model.tears.is_empty();
             if whole(&before.key) != whole(&after.key) && !is_moved {
                 found.push(format!("{id} came as {} and as {}", before.key, after.key));
             }

@@ -12,7 +12,7 @@ use relay::checkpoint::Checkpoint;
 use relay::dead::Letter;
 use sample::Envelope;
 
-use crate::sink::number;
+use crate::sink::{number, whose};
 use crate::world::{PICKY, WINDOW_MS};
 
 /// A target, its slot, a part of its page.
@@ -136,7 +136,8 @@ impl Model {
             }
             _ if seq > self.parked_to => {
                 self.parked_to = seq;
-                self.park(subject.trim_start_matches("strata.dead."), payload);
+                let (relay, key) = (subject.trim_start_matches("strata.dead."), headers.get("St-Key").unwrap_or_default());
+                self.park(&whose(relay, key), payload);
             }
             _ => {}
         }
@@ -217,7 +218,7 @@ impl Model {
 
     /// Whether a relay's own filter drops a sample.
     pub fn is_filtered(&self, relay: &str, id: u64) -> bool {
-        relay == PICKY && self.samples[id as usize].name == crate::collecting::NOISE
+        relay.starts_with(PICKY) && self.samples[id as usize].name == crate::collecting::NOISE
     }
 
     /// Whether a relay is done with a sample: taken, parked or filtered.

@@ -31,7 +31,8 @@ pub struct Scripted {
 impl Sink for Scripted {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
         let body: Vec<String> = items.map(|item| String::from_utf8_lossy(&batch.item(item)).trim_end().to_owned()).collect();
-        let (sim, relay, key, life, names) = (self.sim.clone(), self.relay.clone(), batch.key.clone(), self.life, self.names);
+        let (sim, key, life, names) = (self.sim.clone(), batch.key.clone(), self.life, self.names);
+        let relay = whose(&self.relay, &key);
         let (before, after, unanswered, detached) = self.sim.with(|world| {
             let (faults, random) = (world.faults, &mut world.random);
             let delay = Duration::from_millis(random.random_range(0..60));
@@ -70,6 +71,14 @@ impl Sink for Scripted {
     }
 }
 
+/// Whose a request under this key is: the relay's, or a replay's.
+pub fn whose(relay: &str, key: &str) -> String {
+    match key.split(':').next() {
+        Some(id) if id.starts_with("replay-") => format!("{relay}/{id}"),
+        _ => relay.to_owned(),
+    }
+}
+
 /// What an item says: the sample's number, if it is one that was scraped, and says so itself.
 pub fn number(model: &Model, item: &str) -> Result<u64, String> {
     let value: serde_json::Value = serde_json::from_str(item).map_err(|error| format!("{error}: {item}"))?;
@@ -93,8 +102,10 @@ impl Model {
         }
         let bad: Vec<usize> = (0..ids.len()).filter(|item| self.samples[ids[*item] as usize].name == BAD).collect();
         let samples = &self.samples;
+        // A replay's sink is its relay's.
+        let mood = relay.split('/').next().and_then(|relay| self.outlets.get(relay)).map(|outlet| outlet.mood).unwrap_or_default();
         let outlet = self.outlets.entry(relay.to_owned()).or_default();
-        let answer = match outlet.mood {
+        let answer = match mood {
             Mood::Busy => return Answer::Retry { after: None, reason: "503".to_owned() },
             Mood::Forbidding => return Answer::Fatal { reason: "401".to_owned() },
             Mood::Refusing => {

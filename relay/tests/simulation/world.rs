@@ -10,6 +10,8 @@ use config::{Hold, Millis, OnFull};
 use prometheus::Registry;
 use rand::Rng;
 use rand::seq::IndexedRandom;
+use relay::replay::{Bound, Request};
+use relay::replays::Status;
 use relay::run::Components;
 use relay::sink::Limits;
 use relay::{Activity, Options, Relays};
@@ -208,7 +210,7 @@ impl Running {
     }
 
     async fn disturb(&mut self) {
-        let kinds = if self.setup.tears { 15 } else { 13 };
+        let kinds = if self.setup.tears { 17 } else { 15 };
         let kind = self.sim.with(|world| world.random.random_range(0..kinds));
         match kind {
             0 | 1 => self.kill_relays(),
@@ -230,6 +232,7 @@ impl Running {
             10 => self.fill().await,
             11 => self.take_over(),
             12 => self.state_back().await,
+            13 | 14 => self.replay().await,
             _ => self.tear().await,
         }
     }
@@ -331,6 +334,24 @@ impl Running {
         }
     }
 
+    /// All that is in the stream goes to a relay once more.
+    async fn replay(&mut self) {
+        let Some(process) = &self.process else { return };
+        let (replays, relays) = (process.relays.replays(), self.setup.relays.clone());
+        let Ok(info) = self.twin.raw.info().await else { return };
+        let asked = self.sim.with(|world| Request {
+            relay: relays.choose(&mut world.random).expect("some").name.clone(),
+            from: Bound::Seq(info.first_seq),
+            to: if world.random.random_bool(0.5) { Bound::Seq(info.last_seq) } else { Bound::Slot(i64::MAX) },
+            rate: *[None, Some(20)].choose(&mut world.random).expect("some"),
+            again: false,
+            selector: None,
+            dry_run: false,
+        });
+        let asked = tokio::time::timeout(Duration::from_secs(20), replays.ask(asked)).await;
+        self.sim.log(|| format!("a replay is asked for: {asked:?}"));
+    }
+
     /// The newest messages are gone.
     async fn tear(&mut self) {
         let count = self.sim.with(|world| world.random.random_range(1..6));
@@ -371,6 +392,7 @@ impl Running {
         self.wait().await;
         if let Some(process) = self.process.take() {
             check::statuses(&self.sim, &process.relays.status());
+            check::replayed(&self.sim, &replayed(&process.relays).await);
             process.relays.stop(Duration::from_secs(30)).await;
         }
         check::world(self).await;
@@ -404,4 +426,17 @@ impl Running {
         }
         self.sim.broken(format!("the relays never came to {last}: {:?}", process.relays.status()));
     }
+}
+
+/// All replays there were, once they have ended, or long after.
+async fn replayed(relays: &Relays) -> Vec<Status> {
+    for _ in 0..1_200 {
+        if let Ok(all) = relays.replays().list().await
+            && all.iter().all(|status| status.outcome.is_some())
+        {
+            break;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    relays.replays().list().await.unwrap_or_default()
 }

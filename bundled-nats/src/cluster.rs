@@ -62,3 +62,24 @@ impl Member {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_asks_for_the_secret_and_names_all() {
+        let peers = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+        let member = Member { name: "b:1".to_owned(), peers, listen: "0.0.0.0:1".to_owned(), tls: None };
+        let expect = r#"cluster {
+  name: strata
+  listen: "0.0.0.0:1"
+  no_advertise: true
+  authorization { user: strata, password: "S", timeout: 5 }
+  routes: ["nats-route://strata:S@a:1", "nats-route://strata:S@b:1", "nats-route://strata:S@c:1"]
+}
+"#;
+        assert_eq!(member.render("S"), expect);
+        assert_eq!(member.missing(&["a:1".to_owned()]), ["c:1"]);
+    }
+}

@@ -48,7 +48,9 @@ impl Appliance {
     /// Starts every part; those that run already end with the error. *Errors*: one line that names the field and the fix.
     pub(crate) async fn start(config: Arc<Config>, board: Arc<Board>) -> anyhow::Result<Self> {
         let (data_dir, role) = (&config.buffer.data_dir, board.role());
-        let server = Arc::new(nats::start(&config, role, board.registry()).await.map_err(advise)?);
+        let starting = nats::start(&config, role, board.registry()).await.map_err(advise)?;
+        board.set_server(starting.state());
+        let server = Arc::new(starting.begun().await.map_err(|error| advise(error.into()))?);
         board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
         let streams = server.streams(role.looks_as());
         let stop = CancellationToken::new();

@@ -20,6 +20,7 @@ use relay::forget::Forgotten;
 use relay::lines::Lines;
 use relay::{Activity, Relays};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api::audit::AuditQuery;
@@ -50,6 +51,8 @@ pub(crate) struct Board {
     started: Instant,
     started_ms: i64,
     token: OnceLock<String>,
+    /// What the server does that the other parts wait for.
+    server: OnceLock<watch::Receiver<ServerState>>,
     parts: Mutex<Option<Parts>>,
     pulse: Mutex<Pulse>,
     telemetry: Telemetry,
@@ -72,8 +75,9 @@ impl Board {
         process.context("cannot register the metrics of the process")?;
         let telemetry = Telemetry::register(&registry).context("cannot register the metrics of the stream")?;
         let (config, reloads) = (Mutex::new(Arc::clone(config)), OnceLock::new());
-        let (token, parts, pulse) = (OnceLock::new(), Mutex::new(None), Mutex::default());
-        Ok(Self { role, config, reloads, registry, started: Instant::now(), started_ms: times::now_ms(), token, parts, pulse, telemetry })
+        let (token, server, parts, pulse) = (OnceLock::new(), OnceLock::new(), Mutex::new(None), Mutex::default());
+        let (started, started_ms) = (Instant::now(), times::now_ms());
+        Ok(Self { role, config, reloads, registry, started, started_ms, token, server, parts, pulse, telemetry })
     }
 
     /// What the process is for.
@@ -94,6 +98,11 @@ impl Board {
     /// Another configuration runs now.
     pub(crate) fn set_config(&self, config: Arc<Config>) {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// The server starts, and the other parts wait for it.
+    pub(crate) fn set_server(&self, state: watch::Receiver<ServerState>) {
+        self.server.get_or_init(|| state);
     }
 
     /// From now on the configuration can be read again.
@@ -206,7 +215,9 @@ impl Backend for Board {
             if self.role.collects() {
                 let acked = parts.collector.as_ref().is_some_and(Collector::ready);
                 let seen = if acked { "acknowledged a message lately" } else { "no message was acknowledged lately" };
-                checks.push(Check { name: "stream".to_owned(), ok: acked, seen: seen.to_owned() });
+                let stuck = parts.collector.as_ref().and_then(Collector::stuck);
+                let seen = stuck.map_or_else(|| seen.to_owned(), |reason| format!("{seen}; samples wait in memory now: {reason}"));
+                checks.push(Check { name: "stream".to_owned(), ok: acked, seen });
             }
             if self.role.relays() {
                 let seen: Vec<_> =
@@ -216,8 +227,10 @@ impl Backend for Board {
             }
             checks
         });
-        let mut checks =
-            checks.unwrap_or_else(|| vec![Check { name: "start".to_owned(), ok: false, seen: "the parts are starting".to_owned() }]);
+        let mut checks = checks.unwrap_or_else(|| {
+            let awaited = self.server.get().map(|state| format!("; the server: {}", describe(&state.borrow()))).unwrap_or_default();
+            vec![Check { name: "start".to_owned(), ok: false, seen: format!("the parts are starting{awaited}") }]
+        });
         // One that was refused leaves a configuration that works.
         checks.extend(self.reloads.get().map(|reloads| Check { name: "configuration".to_owned(), ok: true, seen: reloads.last().seen() }));
         checks
@@ -229,7 +242,8 @@ impl Backend for Board {
             let state = parts.server.state().borrow().clone();
             (promise, nats(&state, parts.server.pid()), parts.collector.as_ref().map(|collector| collection(collector.telemetry())))
         });
-        let (promise, nats, collection) = seen.unwrap_or_else(|| (None, nats(&ServerState::Starting, None), None));
+        let starting = || self.server.get().map_or(ServerState::Starting, |state| state.borrow().clone());
+        let (promise, nats, collection) = seen.unwrap_or_else(|| (None, nats(&starting(), None), None));
         let (ready, pulse) = (self.ready(), self.pulse());
         let (samples_per_second, in_bytes_per_second) = pulse.collection();
         let history = pulse.collected.clone();
@@ -374,6 +388,7 @@ fn no_relays(role: Role) -> Refusal {
 fn nats(state: &ServerState, pid: Option<u32>) -> Nats {
     let (state, reason) = match state {
         ServerState::Starting => ("starting", None),
+        ServerState::Waiting { reason } => ("waiting", Some(reason.clone())),
         ServerState::Ready => ("ready", None),
         ServerState::Down { reason } => ("down", Some(reason.clone())),
         ServerState::Stopped => ("stopped", None),
@@ -383,7 +398,7 @@ fn nats(state: &ServerState, pid: Option<u32>) -> Nats {
 
 fn durability(promise: Option<Promise>) -> Durability {
     let acknowledged_means = match promise {
-        Some(Promise::Fsynced) => Acknowledged::Fsynced,
+        Some(Promise::Fsynced { .. }) => Acknowledged::Fsynced,
         Some(Promise::Buffered) => Acknowledged::Buffered,
         Some(Promise::Assumed { .. }) => Acknowledged::Assumed,
         None => Acknowledged::Unknown,
@@ -427,7 +442,7 @@ fn stream(info: &Info, in_bytes_per_second: f64) -> Stream {
 /// Its state, and what its acknowledgement promises where that is weaker than it could be.
 fn server(state: &ServerState, durability: Option<Promise>) -> String {
     match durability {
-        None | Some(Promise::Fsynced) => describe(state),
+        None | Some(Promise::Fsynced { .. }) => describe(state),
         Some(weaker) => format!("{}; {}", describe(state), weaker.promise()),
     }
 }
@@ -435,6 +450,7 @@ fn server(state: &ServerState, durability: Option<Promise>) -> String {
 fn describe(state: &ServerState) -> String {
     match state {
         ServerState::Starting => "starting".to_owned(),
+        ServerState::Waiting { reason } => format!("waiting: {reason}"),
         ServerState::Ready => "ready".to_owned(),
         ServerState::Down { reason } => format!("down: {reason}"),
         ServerState::Stopped => "stopped".to_owned(),

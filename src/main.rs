@@ -27,6 +27,7 @@ mod replays;
 mod role;
 mod room;
 mod run;
+mod seeds;
 mod tap;
 mod targets;
 mod telemetry;
@@ -67,8 +68,8 @@ struct Cli {
 enum Command {
     /// Run everything in one process, with the bundled NATS server as its child.
     Run(run::Args),
-    /// Run the bundled NATS server alone, for collectors and relays in processes of their own.
-    Nats(run::Args),
+    /// Run the bundled NATS server alone, for collectors and relays in processes of their own; three of them are a cluster. Or make its seeds.
+    Nats(seeds::Args),
     /// Run the scraping alone, into the NATS server of `buffer.nats`.
     Collector(run::Args),
     /// Run the relays alone, from the NATS server of `buffer.nats`; a second one stands by and takes over. Or forget a relay.
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
     }
     match cli.command {
         Command::Run(args) => run::main(&args, Role::Run),
-        Command::Nats(args) => run::main(&args, Role::Nats),
+        Command::Nats(args) => seeds::main(&args),
         Command::Collector(args) => run::main(&args, Role::Collector),
         Command::Relay(args) => relay::main(&args),
         Command::Check(args) => check::main(&args),

@@ -5,19 +5,20 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use bundled_nats::external::{SignIn, Tls, Word};
 use bundled_nats::feed::{Feed, Key, User};
-use bundled_nats::{Durability, External, Options, Server};
-use config::{Buffer, Config, ExternalNats, FeedUser, Nats, Secret};
+use bundled_nats::server::Starting;
+use bundled_nats::{Durability, External, Member, Options, Server, cluster};
+use config::{Buffer, Cluster, Config, ExternalNats, FeedUser, Nats, Secret};
 use prometheus::Registry;
 
 use crate::role::Role;
 
-/// Starts the bundled server, or connects to the one that runs elsewhere.
+/// Starts the bundled server, or begins to connect to the one that runs elsewhere.
 ///
 /// *Errors*: also where the role has no such server.
-pub(crate) async fn start(config: &Config, role: Role, registry: &Registry) -> anyhow::Result<Server> {
+pub(crate) async fn start(config: &Config, role: Role, registry: &Registry) -> anyhow::Result<Starting> {
     let Buffer { data_dir, max_bytes, nats_memory, replicas, nats, .. } = &config.buffer;
     match (nats, role) {
         (Nats::Bundled, Role::Collector | Role::Relay) => bail!(
@@ -32,15 +33,20 @@ pub(crate) async fn start(config: &Config, role: Role, registry: &Registry) -> a
             bail!("feeds.listen is missing: `strata nats` needs an address that the other processes find it at")
         }
         (Nats::Bundled, _) | (_, Role::Nats) => {
-            let seeds_dir = if let Nats::External(nats) = nats { nats.seeds_dir.clone() } else { None };
+            let (seeds_dir, cluster) = match nats {
+                Nats::External(nats) => (nats.seeds_dir.clone(), nats.cluster.as_ref()),
+                Nats::Bundled => (None, None),
+            };
             let options = Options {
                 seeds_dir,
+                member: cluster.map(member).transpose()?,
+                replicas: *replicas,
                 listen: config.feeds.listen.clone(),
                 tls: config.feeds.tls.as_ref().map(|tls| (tls.cert_file.clone(), tls.key_file.clone())),
                 feeds: feeds(config)?,
                 ..Options::new(data_dir.clone(), max_bytes.0, nats_memory.0)
             };
-            Ok(Server::start(options, registry).await?)
+            Ok(Server::launch(options, registry).await?)
         }
         (Nats::External(nats), _) => {
             let sign_in = sign_in(nats);
@@ -61,9 +67,25 @@ pub(crate) async fn start(config: &Config, role: Role, registry: &Registry) -> a
                 max_bytes: max_bytes.0,
                 replicas: *replicas,
             };
-            Ok(Server::connect(external, registry).await?)
+            Ok(Server::reach(external, registry).await?)
         }
     }
+}
+
+/// Which of the cluster's members this machine is. *Errors*: none of them.
+fn member(cluster: &Cluster) -> anyhow::Result<Member> {
+    let host_name = collector::publish::host_name().unwrap_or_default();
+    let name = cluster.own(&host_name).map_err(|problem| anyhow!("buffer.nats.cluster.member: {problem}"))?;
+    Ok(Member {
+        name: name.to_owned(),
+        peers: cluster.peers.clone(),
+        listen: cluster.listen.as_deref().unwrap_or(name).to_owned(),
+        tls: cluster.tls.as_ref().map(|tls| cluster::Tls {
+            ca_file: tls.ca_file.clone(),
+            cert_file: tls.cert_file.clone(),
+            key_file: tls.key_file.clone(),
+        }),
+    })
 }
 
 /// What is weaker than on the bundled server, for `strata check`; none where nothing is.

@@ -13,6 +13,8 @@ use crate::link::{self, Link};
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 const STREAM_NOT_FOUND: u64 = 10059;
+/// Of a cluster: not enough servers, no leader, another leader.
+const TEMPORARY: [u64; 3] = [10005, 10008, 10009];
 
 /// Why a request has no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,17 @@ pub enum Error {
     /// The answer is not JSON.
     #[error("cannot read the server's answer")]
     Garbled(#[source] serde_json::Error),
+}
+
+impl Error {
+    /// Whether it passes by itself: nobody answered, or the servers of a cluster do not agree yet.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Error::Link(error) => matches!(error, link::Error::NotSent(_) | link::Error::Unknown(_)),
+            Error::Refused { err_code, .. } => TEMPORARY.contains(err_code),
+            Error::Garbled(_) => false,
+        }
+    }
 }
 
 /// Requests over one link.

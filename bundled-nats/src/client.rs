@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use crate::api::{self, Api};
 use crate::link::{self, Link};
 use crate::port::{Error, Headers, Info, Log, Message, PublishError, Read};
-use crate::reader::{Reader, Start};
+use crate::reader::Reader;
+use crate::stored;
 use crate::streams;
 
 /// Longest wait for an acknowledgement. Longer holds the producer while its fate is open; shorter makes a stalled fsync (a second was
@@ -23,6 +24,8 @@ pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(crate) const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 const EXPECTED_LAST: &str = "Nats-Expected-Last-Subject-Sequence";
+/// JetStream's own number for "there is no such message".
+const NO_MESSAGE: u64 = 10037;
 /// Headers that belong to the protocol, not to the message.
 const PROTOCOL_HEADERS: [&str; 9] = [
     EXPECTED_STREAM,
@@ -36,30 +39,66 @@ const PROTOCOL_HEADERS: [&str; 9] = [
     "Nats-Msg-Size",
 ];
 
+/// Which of a stream's servers answers for a single message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// The nearest, which is the only one.
+    Any,
+    /// The leader: another one may not have what was acknowledged a moment ago, and whoever asks takes it for lost.
+    Leader,
+}
+
+impl Answers {
+    /// Who answers for a stream of so many copies.
+    pub fn of(replicas: u8) -> Answers {
+        if replicas > 1 { Answers::Leader } else { Answers::Any }
+    }
+
+    /// The subject that such an answer is asked at.
+    pub(crate) fn subject(self, stream: &str) -> String {
+        match self {
+            Answers::Any => format!("$JS.API.DIRECT.GET.{stream}"),
+            Answers::Leader => format!("$JS.API.STREAM.MSG.GET.{stream}"),
+        }
+    }
+}
+
 /// A stream of a server.
 #[derive(Clone)]
 pub struct NatsLog {
     link: Link,
     api: Api,
     stream: &'static str,
+    answers: Answers,
 }
 
 impl NatsLog {
     /// The stream of that name, wherever `link` leads.
-    pub fn new(link: Link, stream: &'static str) -> NatsLog {
-        NatsLog { api: Api::new(link.clone()), link, stream }
+    pub fn new(link: Link, stream: &'static str, answers: Answers) -> NatsLog {
+        NatsLog { api: Api::new(link.clone()), link, stream, answers }
     }
 
-    /// A reader on a start of any kind, for the key-value store's listing too.
-    pub(crate) async fn reader(&self, start: Start, bytes_in_flight: usize) -> Result<Reader, Error> {
-        Reader::open(self.link.clone(), &self.api, self.stream, start, bytes_in_flight).await
+    /// The stored message that `body` names.
+    async fn stored(&self, operation: &'static str, body: Value) -> Result<Option<Message>, Error> {
+        match self.answers {
+            Answers::Any => self.direct(operation, body).await,
+            Answers::Leader => self.leaders(operation, body).await,
+        }
     }
 
-    /// A direct get: the stored message that `body` or the subject names.
-    async fn direct(&self, operation: &'static str, subject: Option<&str>, body: Value) -> Result<Option<Message>, Error> {
-        let tail = subject.map_or(String::new(), |subject| format!(".{subject}"));
-        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let answer = self.link.request(&format!("$JS.API.DIRECT.GET.{}{tail}", self.stream), None, body, api::TIMEOUT).await;
+    async fn leaders(&self, operation: &'static str, body: Value) -> Result<Option<Message>, Error> {
+        match self.api.request(&format!("STREAM.MSG.GET.{}", self.stream), &body).await {
+            Ok(answer) => match stored::message(&answer) {
+                Some(message) => Ok(Some(message)),
+                None => Err(unavailable(operation, &"the server's answer is no message")),
+            },
+            Err(api::Error::Refused { err_code: NO_MESSAGE, .. }) => Ok(None),
+            Err(error) => Err(unavailable(operation, &error)),
+        }
+    }
+
+    async fn direct(&self, operation: &'static str, body: Value) -> Result<Option<Message>, Error> {
+        let answer = self.link.request(&self.answers.subject(self.stream), None, Bytes::from(body.to_string()), api::TIMEOUT).await;
         let answer = answer.map_err(|error| unavailable(operation, &error))?;
         match answer.status.map(|status| status.as_u16()) {
             None | Some(200) => {}
@@ -74,11 +113,11 @@ impl NatsLog {
             return Err(unavailable(operation, &"the server's answer lacks sequence, subject or time"));
         };
         let subject = subject.to_owned();
-        Ok(Some(Message { seq, subject, headers: own_headers(headers), payload: answer.payload, time_ms }))
+        Ok(Some(Message { seq, subject, headers: delivered_headers(headers), payload: answer.payload, time_ms }))
     }
 
     async fn at_or_after(&self, seq: u64) -> Result<Option<Message>, Error> {
-        self.direct("find a time", None, json!({"seq": seq, "next_by_subj": ">"})).await
+        self.stored("find a time", json!({"seq": seq, "next_by_subj": ">"})).await
     }
 }
 
@@ -115,12 +154,12 @@ impl Log for NatsLog {
     }
 
     async fn last(&self, subject: &str) -> Result<Option<Message>, Error> {
-        self.direct("read the last message", Some(subject), Value::Null).await
+        self.stored("read the last message", json!({"last_by_subj": subject})).await
     }
 
     async fn get(&self, seq: u64) -> Result<Option<Message>, Error> {
         // Sequence 0 would be read as "not set" and refused.
-        if seq == 0 { Ok(None) } else { self.direct("read a message", None, json!({"seq": seq})).await }
+        if seq == 0 { Ok(None) } else { self.stored("read a message", json!({"seq": seq})).await }
     }
 
     async fn info(&self) -> Result<Info, Error> {
@@ -145,7 +184,7 @@ impl Log for NatsLog {
     async fn read(&self, from: u64, bytes_in_flight: usize) -> Result<Box<dyn Read>, Error> {
         // Server versions differ in what they make of a start beyond the end; here it is always the next message that comes.
         let from = from.clamp(1, self.info().await?.last_seq + 1);
-        Ok(Box::new(self.reader(Start::Sequence(from), bytes_in_flight).await?))
+        Ok(Box::new(Reader::open(self.link.clone(), &self.api, self.stream, from, bytes_in_flight).await?))
     }
 
     async fn seq_at(&self, time_ms: i64) -> Result<u64, Error> {
@@ -222,14 +261,15 @@ pub(crate) fn unavailable(operation: &'static str, reason: &dyn std::fmt::Displa
     Error::Unavailable { operation, reason: reason.to_string() }
 }
 
+/// The own headers of a message that was delivered as such.
+pub(crate) fn delivered_headers(map: Option<&HeaderMap>) -> Headers {
+    let headers = map.into_iter().flat_map(|map| map.iter());
+    own_headers(headers.filter_map(|(name, values)| Some((name.as_ref(), values.first()?.as_str()))))
+}
+
 /// The message's own headers, sorted by name: the client keeps no order.
-pub(crate) fn own_headers(map: Option<&HeaderMap>) -> Headers {
-    let mut headers: Vec<(&str, &str)> = map
-        .into_iter()
-        .flat_map(|map| map.iter())
-        .filter_map(|(name, values)| Some((name.as_ref(), values.first()?.as_str())))
-        .filter(|(name, _)| !PROTOCOL_HEADERS.contains(name))
-        .collect();
+pub(crate) fn own_headers<'h>(headers: impl Iterator<Item = (&'h str, &'h str)>) -> Headers {
+    let mut headers: Vec<(&str, &str)> = headers.filter(|(name, _)| !PROTOCOL_HEADERS.contains(name)).collect();
     headers.sort_unstable();
     let mut own = Headers::default();
     headers.into_iter().for_each(|(name, value)| own.insert(name, value));
@@ -237,7 +277,7 @@ pub(crate) fn own_headers(map: Option<&HeaderMap>) -> Headers {
 }
 
 /// Milliseconds since the epoch of a time as the server writes it: RFC 3339, UTC, any number of decimals.
-fn time_ms(text: &str) -> Option<i64> {
+pub(crate) fn time_ms(text: &str) -> Option<i64> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);

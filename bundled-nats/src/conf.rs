@@ -1,10 +1,13 @@
-//! The generated configuration of the bundled server: loopback, one account, a user per role with what it needs and no more.
+//! The generated configuration of the bundled server: loopback, one account, a user per role with what it needs and no more; and the other
+//! members where it is one of a cluster.
 //!
 //! *In*: folders, public keys. *Out*: the text of `nats.conf`. *Bound*: every stream has a wall of its own, which a reload may move.
 //! *When full*: the stream whose wall it is refuses.
 
 use std::path::Path;
 
+use crate::client::Answers;
+use crate::cluster::Member;
 use crate::feed::{self, Feed};
 use crate::keys::{Keys, Role};
 use crate::streams;
@@ -32,19 +35,21 @@ pub struct Wanted<'a> {
     pub listen: Option<&'a str>,
     /// Certificate and key of that listener.
     pub tls: Option<(&'a Path, &'a Path)>,
+    /// Which member of a cluster it is, with the secret of all members; none: it is by itself.
+    pub member: Option<(&'a Member, String)>,
     /// Each feed with the public key of its writer, and what its account may store.
     pub feeds: &'a [(Feed, String, u64)],
 }
 
 /// The text of `nats.conf`.
 ///
-/// *Source*: subjects per role are those the client was seen to need; MQTT, websocket, leaf nodes and clustering stay off because they
-/// are not mentioned.
+/// *Source*: subjects per role are those the client was seen to need; MQTT, websocket, leaf nodes, and clustering where there is no
+/// member, stay off because they are not mentioned.
 pub fn render(wanted: &Wanted<'_>) -> String {
     let users: String = Role::ALL.into_iter().map(|role| user(wanted.keys.public(role), role)).collect();
     format!(
         r#"# Generated at every start; changes are lost.
-server_name: "strata"
+server_name: {name}
 listen: {listen}
 {tls}http: "127.0.0.1:-1"
 ports_file_dir: {run_dir}
@@ -56,7 +61,7 @@ max_control_line: 4KB
 write_deadline: "10s"
 lame_duck_duration: "30s"
 lame_duck_grace_period: "2s"
-jetstream {{ store_dir: {store_dir}, max_memory_store: {memory}, max_file_store: {all}, sync_interval: always }}
+{cluster}jetstream {{ store_dir: {store_dir}, max_memory_store: {memory}, max_file_store: {all}, sync_interval: always }}
 accounts {{
   {ACCOUNT} {{
     jetstream: {{ max_mem: {MEMORY_STORE_BYTES}, max_file: {FILE_STORE_BYTES}, max_streams: 16, max_consumers: 4096, max_bytes_required: true }}
@@ -65,6 +70,8 @@ accounts {{
   }}
 {feeds}}}
 "#,
+        name = text(wanted.member.as_ref().map_or("strata", |(member, _)| &member.name)),
+        cluster = wanted.member.as_ref().map_or(String::new(), |(member, secret)| member.render(secret)),
         listen = text(wanted.listen.unwrap_or("127.0.0.1:-1")),
         tls = wanted.tls.map_or(String::new(), |(cert, key)| format!("tls {{ cert_file: {}, key_file: {} }}\n", quoted(cert), quoted(key))),
         feeds = wanted.feeds.iter().map(|(feed, writer, bytes)| account(feed, writer, *bytes)).collect::<String>(),
@@ -129,7 +136,7 @@ fn reader(relay: &str, user: &feed::User) -> String {
 
 /// Every subject a role may send to; answers arrive in its own inbox only.
 fn may_publish(role: Role) -> Vec<String> {
-    let direct_get = |stream: &str| [format!("$JS.API.DIRECT.GET.{stream}"), format!("$JS.API.DIRECT.GET.{stream}.>")];
+    let get = |stream: &str| [Answers::Any, Answers::Leader].map(|answers| answers.subject(stream));
     let info = |stream: &str| format!("$JS.API.STREAM.INFO.{stream}");
     let read = |stream: &str| {
         [
@@ -143,13 +150,13 @@ fn may_publish(role: Role) -> Vec<String> {
         Role::Control => subjects.extend(["$JS.API.>".to_owned(), "strata.>".to_owned(), "$KV.STRATA_STATE.>".to_owned()]),
         Role::Collector => {
             subjects.extend(["strata.raw.>".to_owned(), "strata.ledger.>".to_owned(), info(streams::RAW)]);
-            subjects.extend(direct_get(streams::RAW));
-            subjects.extend(direct_get(streams::LEDGER));
+            subjects.extend(get(streams::RAW));
+            subjects.extend(get(streams::LEDGER));
         }
         Role::Relay => {
             subjects.extend(["strata.dead.>".to_owned(), "strata.ledger.>".to_owned(), "$KV.STRATA_STATE.>".to_owned()]);
             for stream in [streams::RAW, streams::DEAD, streams::LEDGER, streams::STATE] {
-                subjects.extend(direct_get(stream));
+                subjects.extend(get(stream));
                 subjects.push(info(stream));
             }
             // Dead letters are trimmed by the relay that needs the space.
@@ -164,11 +171,11 @@ fn may_publish(role: Role) -> Vec<String> {
 }
 
 /// A path as a string of the server's configuration language.
-fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     text(&path.display().to_string())
 }
 
 /// Any text as a string of that language.
-fn text(text: &str) -> String {
+pub(crate) fn text(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }

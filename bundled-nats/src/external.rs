@@ -11,13 +11,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use async_nats::{ConnectErrorKind, ConnectOptions};
-use serde_json::Value;
-use tokio::sync::{broadcast, oneshot, watch};
+use async_nats::ConnectErrorKind;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Api};
+use crate::api::Api;
 use crate::feed;
 use crate::folder::{Created, Folder};
 use crate::keys::{self, Role};
@@ -29,16 +28,11 @@ use crate::streams::{self, Sizes};
 use crate::telemetry::Metrics;
 use crate::twin::MESSAGE_BYTES_MAX;
 
-/// The oldest server that is taken: before it a kill of the server could erase a whole stream.
-pub const VERSION_MIN: &str = "2.10.23";
-/// A subject below each stream that nothing is stored under: a message that names another stream is refused after its permission was looked at.
-const PROBES: [&str; 4] = ["strata.raw.probe", "strata.dead.probe", "strata.ledger.probe", "$KV.STRATA_STATE.probe"];
-/// JetStream's own number for "this is not the stream you expect": the probe's right answer.
-const WRONG_STREAM: u64 = 10060;
-/// No leader, or not enough servers: later it may be.
-const TEMPORARY: [u64; 3] = [10008, 10009, 10005];
-/// JetStream is off, or off for the account.
-const DISABLED: [u64; 3] = [10039, 10076, 10035];
+mod judge;
+mod sign_in;
+
+pub use judge::VERSION_MIN;
+pub use sign_in::{SignIn, Tls, Word};
 
 /// How an external server is reached, and what is kept there.
 #[derive(Debug, Clone)]
@@ -61,43 +55,6 @@ pub struct External {
     pub max_bytes: u64,
     /// Servers that keep a copy of each message (`buffer.replicas`).
     pub replicas: u8,
-}
-
-/// Who Strata is on an external server.
-#[derive(Clone)]
-pub enum SignIn {
-    /// Nobody in particular.
-    Nobody,
-    /// A file with JWT and seed.
-    Credentials(PathBuf),
-    /// An nkey's seed.
-    Nkey(Word),
-    /// A user with a password.
-    User(String, Word),
-    /// A token.
-    Token(Word),
-    /// Each role by its own nkey in this folder, as the server of another Strata knows them; the relays' feeds have theirs there too.
-    Seeds(PathBuf),
-}
-
-/// A secret, or the file that holds it.
-#[derive(Clone)]
-pub enum Word {
-    /// As it is.
-    Text(String),
-    /// In a file, without the line end.
-    File(PathBuf),
-}
-
-/// TLS towards an external server.
-#[derive(Debug, Clone, Default)]
-pub struct Tls {
-    /// Certificates that are trusted besides the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The client's certificate chain and private key.
-    pub client: Option<(PathBuf, PathBuf)>,
-    /// Whether TLS begins at once.
-    pub handshake_first: bool,
 }
 
 /// Why an external server cannot be used; all but [`Refusal::Away`] need a human.
@@ -159,19 +116,6 @@ impl External {
     /// Whether it is the bundled server of another Strata.
     pub fn is_strata(&self) -> bool {
         matches!(self.sign_in, SignIn::Seeds(_))
-    }
-}
-
-impl std::fmt::Debug for SignIn {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            SignIn::Nobody => "nobody",
-            SignIn::Credentials(_) => "credentials",
-            SignIn::Nkey(_) => "nkey",
-            SignIn::User(..) => "user",
-            SignIn::Token(_) => "token",
-            SignIn::Seeds(_) => "seeds",
-        })
     }
 }
 
@@ -258,7 +202,7 @@ impl Keeper {
             let inbox = self.external.inbox_prefix.as_deref().unwrap_or("_INBOX");
             let inbox = if self.external.is_strata() { role.inbox() } else { inbox };
             let connection = self.connect((role.name(), role.name()), inbox, life, lost).await?;
-            judge(&connection)?;
+            judge::judge(&connection)?;
             ready.push((*role, connection));
         }
         for (relay, _) in &self.writers {
@@ -266,7 +210,7 @@ impl Keeper {
         }
         let durability = match self.external.is_strata() {
             // Its own Strata looks at that before it lets anybody in.
-            true => Durability::Fsynced,
+            true => Durability::Fsynced { replicas: self.external.replicas },
             false => Durability::Assumed { replicas: self.external.replicas },
         };
         if let Some((_, control)) = ready.iter().find(|(role, _)| *role == Role::Control) {
@@ -304,7 +248,7 @@ impl Keeper {
         life: u64,
         lost: &CancellationToken,
     ) -> Result<Connection, Error> {
-        let options = options(&self.external, seed).await?;
+        let options = sign_in::options(&self.external, seed).await?;
         let connected = link::open(options, self.external.urls.join(","), name, inbox, life, Some(lost.clone())).await;
         Ok(connected.map_err(|error| {
             let (kind, text) = (error.kind(), with_causes(&error));
@@ -331,168 +275,21 @@ impl Keeper {
         let link = Link::new(current.subscribe(), Arc::new(AtomicBool::new(false)));
         let api = Api::new(link.clone());
         let sizes = Sizes::new(self.max_bytes.load(Ordering::Relaxed));
-        let account = account(&api, &mut heard).await?;
-        limits(&account, &sizes, self.external.replicas)?;
+        let account = judge::account(&api, &mut heard).await?;
+        judge::limits(&account, &sizes, self.external.replicas)?;
         let created = self.folder.created(streams::EXTERNAL_FILE)?;
-        let before = streams::Before { names: &created.streams, file: streams::EXTERNAL_FILE };
-        streams::ensure(&api, &sizes, self.external.replicas, before).await.map_err(forbidden)?;
+        let adds_copies = judge::adds_copies(&control.client.server_info().version);
+        let before = streams::Before { names: &created.streams, file: streams::EXTERNAL_FILE, adds_copies };
+        streams::ensure(&api, &sizes, self.external.replicas, before).await.map_err(judge::forbidden)?;
         let streams = streams::wanted(&sizes, self.external.replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
         self.folder.remember(streams::EXTERNAL_FILE, &Created { streams, ..created })?;
-        probe(&link).await
-    }
-}
-
-/// Asks what the account may do.
-async fn account(api: &Api, heard: &mut broadcast::Receiver<String>) -> Result<Value, Error> {
-    let refusal = match api.request("INFO", &Value::Null).await {
-        Ok(account) => return Ok(account),
-        Err(api::Error::Link(link::Error::NotSent(reason))) => Refusal::NoJetStream(reason),
-        Err(api::Error::Link(link::Error::Forbidden(reason))) => Refusal::Forbidden(reason),
-        Err(api::Error::Refused { err_code, description }) if DISABLED.contains(&err_code) => Refusal::NoJetStream(description),
-        Err(error) => match heard.try_recv() {
-            // Where the inbox may not be listened to, no answer ever comes.
-            Ok(violation) => Refusal::Forbidden(violation),
-            Err(_) => Refusal::Away(with_causes(&error)),
-        },
-    };
-    Err(refusal.into())
-}
-
-/// Whether the account has room for what Strata keeps.
-fn limits(account: &Value, sizes: &Sizes, replicas: u8) -> Result<(), Refusal> {
-    let tier = &account["tiers"][format!("R{replicas}")]["limits"];
-    // Without tiers every copy counts.
-    let (limits, copies) = if tier.is_object() { (tier, 1) } else { (&account["limits"], u64::from(replicas)) };
-    let limit = |name: &str| limits[name].as_i64().and_then(|limit| u64::try_from(limit).ok());
-    let streams = streams::wanted(sizes, replicas).len() as u64;
-    let needs = [
-        ("max_storage", "store, in bytes,", sizes.total().saturating_mul(copies)),
-        ("storage_max_stream_bytes", "store in one stream, in bytes,", sizes.raw),
-        ("max_streams", "have this many streams:", streams),
-    ];
-    for (name, what, needed) in needs {
-        // 0 of the second means that it is not set.
-        match limit(name) {
-            Some(0) if name == "storage_max_stream_bytes" => {}
-            Some(found) if found < needed => return Err(Refusal::Limit { what, found, needed }),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Whether what is needed every second is allowed: publishing, reading one message, a consumer.
-async fn probe(link: &Link) -> Result<(), Error> {
-    for subject in PROBES {
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert("Nats-Expected-Stream", "none");
-        let answer = link.request(subject, Some(headers), bytes::Bytes::new(), api::TIMEOUT).await;
-        let answer = answer.map_err(|error| forbidden_link(&error))?;
-        let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-        match api::refusal(&answer) {
-            Some(api::Error::Refused { err_code: WRONG_STREAM, .. }) => {}
-            other => {
-                let found = other.map_or_else(|| "another stream takes it".to_owned(), |error| error.to_string());
-                return Err(Refusal::Forbidden(format!("a message to '{subject}' is not answered by its stream: {found}")).into());
-            }
-        }
-    }
-    let body = bytes::Bytes::from_static(br#"{"seq":1}"#);
-    for stream in [streams::RAW, streams::DEAD, streams::LEDGER, streams::STATE] {
-        let answer = link.request(&format!("$JS.API.DIRECT.GET.{stream}"), None, body.clone(), api::TIMEOUT).await;
-        drop(answer.map_err(|error| forbidden_link(&error))?);
-    }
-    Ok(())
-}
-
-fn forbidden_link(error: &link::Error) -> Error {
-    match error {
-        link::Error::Forbidden(reason) => Refusal::Forbidden(reason.clone()).into(),
-        other => Refusal::Away(other.to_string()).into(),
-    }
-}
-
-/// What of the streams' errors is a missing right, and what passes by itself.
-fn forbidden(error: streams::Error) -> Error {
-    match &error {
-        streams::Error::Api { source: api::Error::Link(link), .. } => forbidden_link(link),
-        streams::Error::Api { source: api::Error::Refused { err_code, .. }, .. } if TEMPORARY.contains(err_code) => {
-            Refusal::Away(chain(&error)).into()
-        }
-        _ => error.into(),
+        judge::probe(&link, self.external.replicas).await
     }
 }
 
 /// Whether waiting cannot help.
 fn is_final(error: &Error) -> bool {
     !matches!(error, Error::External(Refusal::Away(_)))
-}
-
-/// What a server says of itself when it greets.
-fn judge(connection: &Connection) -> Result<(), Refusal> {
-    let info = connection.client.server_info();
-    if version(&info.version) < version(VERSION_MIN) {
-        return Err(Refusal::TooOld { server: info.server_name, found: info.version });
-    }
-    if info.max_payload < MESSAGE_BYTES_MAX {
-        return Err(Refusal::SmallPayload { found: info.max_payload });
-    }
-    Ok(())
-}
-
-/// The three numbers of a version; what is none counts as 0, so that an unknown one is too old.
-fn version(text: &str) -> [u64; 3] {
-    let core = text.trim_start_matches('v').split(['-', '+']).next().unwrap_or_default();
-    let mut numbers = core.split('.').map(|number| number.parse().unwrap_or(0));
-    std::array::from_fn(|_| numbers.next().unwrap_or(0))
-}
-
-/// `seed`: whose, where each user of Strata has one.
-async fn options(external: &External, seed: &str) -> Result<ConnectOptions, Refusal> {
-    let mut options = match &external.sign_in {
-        SignIn::Nobody => ConnectOptions::new(),
-        SignIn::Credentials(path) => {
-            let text = read("credentials_file", path).await?;
-            let wrong = |source| Refusal::File { field: "credentials_file", path: path.clone(), source };
-            ConnectOptions::with_credentials(&text).map_err(wrong)?
-        }
-        SignIn::Nkey(seed) => ConnectOptions::with_nkey(seed.read("nkey_file").await?),
-        SignIn::User(user, password) => ConnectOptions::with_user_and_password(user.clone(), password.read("password_file").await?),
-        SignIn::Token(token) => ConnectOptions::with_token(token.read("token_file").await?),
-        SignIn::Seeds(folder) => {
-            let seed = read("seeds_dir", &folder.join(keys::file(seed))).await?;
-            ConnectOptions::with_nkey(seed.trim_end().to_owned())
-        }
-    };
-    if let Some(tls) = &external.tls {
-        options = options.require_tls(true);
-        if let Some(path) = &tls.ca_file {
-            // Its errors name no file.
-            drop(read("tls.ca_file", path).await?);
-            options = options.add_root_certificates(path.clone());
-        }
-        if let Some((cert, key)) = &tls.client {
-            drop((read("tls.cert_file", cert).await?, read("tls.key_file", key).await?));
-            options = options.add_client_certificate(cert.clone(), key.clone());
-        }
-        if tls.handshake_first {
-            options = options.tls_first();
-        }
-    }
-    Ok(options)
-}
-
-impl Word {
-    async fn read(&self, field: &'static str) -> Result<String, Refusal> {
-        match self {
-            Word::Text(text) => Ok(text.clone()),
-            Word::File(path) => Ok(read(field, path).await?.trim_end_matches(['\r', '\n']).to_owned()),
-        }
-    }
-}
-
-async fn read(field: &'static str, path: &std::path::Path) -> Result<String, Refusal> {
-    tokio::fs::read_to_string(path).await.map_err(|source| Refusal::File { field, path: path.to_owned(), source })
 }
 
 fn is_tls(text: &str) -> bool {
@@ -506,38 +303,4 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         let cause = cause.to_string();
         if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn versions_are_compared_by_number() {
-        let too_old = |text: &str| version(text) < version(VERSION_MIN);
-        for text in ["2.9.10", "2.10.22", "2.10.22-RC.3", "", "dev", "1.99.99"] {
-            assert!(too_old(text), "{text}");
-        }
-        for text in ["2.10.23", "v2.10.23", "2.10.100", "2.15.2", "2.11.0-preview.1", "3.0.0"] {
-            assert!(!too_old(text), "{text}");
-        }
-    }
-
-    #[test]
-    fn an_account_that_is_too_small_is_told_by_its_limit() {
-        let sizes = Sizes::new(1 << 30);
-        let check = |account: Value, replicas: u8, expect: &str| {
-            let said = limits(&account, &sizes, replicas).map_or_else(|refusal| refusal.to_string(), |()| "fits".to_owned());
-            assert!(said.contains(expect), "{said} does not say {expect}");
-        };
-        let (total, raw) = (sizes.total(), sizes.raw);
-        check(json!({"limits": {"max_storage": -1, "max_streams": -1, "storage_max_stream_bytes": 0}}), 1, "fits");
-        check(json!({"limits": {"max_storage": total, "max_streams": 4}}), 1, "fits");
-        check(json!({"limits": {"max_storage": total - 1}}), 1, &format!("need {total}"));
-        check(json!({"limits": {"max_storage": total}}), 3, &format!("need {}", total * 3));
-        check(json!({"limits": {"max_storage": 0}, "tiers": {"R3": {"limits": {"max_storage": total}}}}), 3, "fits");
-        check(json!({"limits": {"max_storage": -1, "storage_max_stream_bytes": raw - 1}}), 1, "one stream");
-        check(json!({"limits": {"max_storage": -1, "max_streams": 3}}), 1, "need 4");
-    }
 }

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Member;
 use crate::conf;
 use crate::embed;
 use crate::feed::Feed;
-use crate::keys::Keys;
+use crate::keys::{self, Keys, Missing};
 use crate::streams;
 use crate::supervise::Program;
 
@@ -39,6 +40,28 @@ pub enum Error {
         /// Why it failed.
         #[source]
         source: io::Error,
+    },
+    /// The folder of the seeds cannot be used, or has not all of them.
+    #[error("cannot use the seeds in '{path}' (buffer.nats.seeds_dir)")]
+    Seeds {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The store is that of another server.
+    #[error(
+        "the store in '{path}' (buffer.data_dir) was made by {before}, and this is {now}: it would not find what is in it, or delete it. \
+         Take the change back, or use an empty folder once the relays have delivered what waits"
+    )]
+    OtherMember {
+        /// The folder.
+        path: PathBuf,
+        /// Whose it is.
+        before: String,
+        /// Who wants it.
+        now: String,
     },
 }
 
@@ -67,6 +90,9 @@ pub struct Created {
     /// The most that the stream of each feed ever had.
     #[serde(default)]
     pub feeds: BTreeMap<String, u64>,
+    /// Which member of a cluster the store is; none: a server by itself.
+    #[serde(default)]
+    pub member: Option<String>,
 }
 
 /// How the server is to be configured.
@@ -79,6 +105,8 @@ pub struct Plan<'a> {
     pub listen: Option<&'a str>,
     /// Certificate and key of that listener.
     pub tls: Option<(&'a Path, &'a Path)>,
+    /// Which member of a cluster it is.
+    pub member: Option<&'a Member>,
     /// The feeds.
     pub feeds: &'a [Feed],
 }
@@ -111,20 +139,28 @@ impl Folder {
     pub fn prepare(&self, plan: &Plan<'_>) -> Result<(Program, Keys, Vec<String>), Error> {
         let (bin, own, conf) = (self.nats("bin"), self.nats("keys"), self.nats("nats.conf"));
         let seeds = plan.seeds.unwrap_or(&own);
+        let missing = if plan.member.is_some() { Missing::Refuse } else { Missing::Make };
+        let unusable = |source| match plan.seeds {
+            Some(path) => Error::Seeds { path: path.to_owned(), source },
+            None => failed("keep keys in", &own, source),
+        };
         let path = embed::extract(&bin).map_err(|source| failed("put nats-server into", &bin, source))?;
-        DirBuilder::new().recursive(true).mode(0o700).create(seeds).map_err(|source| failed("create", seeds, source))?;
-        let keys = Keys::open(seeds).map_err(|source| failed("keep keys in", seeds, source))?;
+        keys::make_folder(seeds).map_err(unusable)?;
+        let keys = Keys::open(seeds, missing).map_err(unusable)?;
+        let member = plan.member.map(|member| Ok((member, Keys::route(seeds, missing)?))).transpose().map_err(unusable)?;
         let mut created = self.created(streams::BUNDLED_FILE)?;
+        self.same_member(&created, plan.member)?;
+        created.member = plan.member.map(|member| member.name.clone());
         let (mut feeds, mut writers) = (Vec::new(), Vec::new());
         for feed in plan.feeds {
-            let (seed, public) = Keys::feed(seeds, &feed.relay).map_err(|source| failed("keep keys in", seeds, source))?;
+            let (seed, public) = Keys::feed(seeds, &feed.relay, missing).map_err(unusable)?;
             // An account that may store less than its stream reserves does not load it, not even to shrink it.
             let most = created.feeds.entry(feed.relay.clone()).or_default();
             *most = (*most).max(feed.max_bytes);
             feeds.push((feed.clone(), public, *most));
             writers.push(seed);
         }
-        if !plan.feeds.is_empty() {
+        if !plan.feeds.is_empty() || plan.member.is_some() {
             self.remember(streams::BUNDLED_FILE, &created)?;
         }
         let wanted = conf::Wanted {
@@ -133,10 +169,23 @@ impl Folder {
             keys: &keys,
             listen: plan.listen,
             tls: plan.tls,
+            member,
             feeds: &feeds,
         };
         replace(&conf, conf::render(&wanted).as_bytes()).map_err(|source| failed("write", &conf, source))?;
         Ok((Program { path, conf, run_dir: self.run_dir(), memory_bytes: plan.memory_bytes }, keys, writers))
+    }
+
+    /// Whether the store is this server's own: JetStream deletes from a member's store what the cluster does not know.
+    fn same_member(&self, created: &Created, member: Option<&Member>) -> Result<(), Error> {
+        let (before, now) = (created.member.as_deref(), member.map(|member| member.name.as_str()));
+        let is_new = created.member.is_none() && created.streams.is_empty();
+        if is_new || before == now {
+            return Ok(());
+        }
+        let say =
+            |name: Option<&str>| name.map_or_else(|| "a server by itself".to_owned(), |name| format!("the member '{name}' of a cluster"));
+        Err(Error::OtherMember { path: self.root.clone(), before: say(before), now: say(now) })
     }
 
     /// Tells where vendor agents connect, for those who look for it.

@@ -6,17 +6,12 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::api;
 use crate::client::{NatsLog, unavailable};
 use crate::port::{Entry, Error, Headers, Log, Message, PublishError, State};
-use crate::reader::Start;
 
 const SUBJECT: &str = "$KV.STRATA_STATE.";
-const ALL: &str = "$KV.STRATA_STATE.>";
 const OPERATION: &str = "KV-Operation";
-const LIST_BYTES_IN_FLIGHT: usize = 1024 * 1024;
 const WRITE: &str = "write a key";
-const LIST: &str = "list keys";
 
 /// The bucket.
 pub struct NatsState {
@@ -60,23 +55,15 @@ impl State for NatsState {
     }
 
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        // A key that is overwritten while it is listed may never come: the count of what is pending is then never reached.
-        let listed = tokio::time::timeout(api::TIMEOUT, self.list(prefix)).await;
-        listed.map_err(|_| unavailable(LIST, &"keys change faster than they are listed"))?
-    }
-}
-
-impl NatsState {
-    async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        let mut reader = self.log.reader(Start::LastOfEach(ALL), LIST_BYTES_IN_FLIGHT).await?;
-        let (mut keys, mut pending) = (Vec::new(), reader.pending);
-        while pending > 0 {
-            let (message, behind) = reader.next_with_pending().await?;
-            pending = behind;
-            let key = message.subject.strip_prefix(SUBJECT).filter(|key| key.starts_with(prefix) && !is_marker(&message));
-            keys.extend(key.map(str::to_owned));
+        let mut keys = Vec::new();
+        // Not by a reader: that of a cluster may be on a server that has not all of them yet.
+        for subject in self.log.subjects().await?.into_keys() {
+            if let Some(key) = subject.strip_prefix(SUBJECT).filter(|key| key.starts_with(prefix))
+                && self.get(key).await?.is_some()
+            {
+                keys.push(key.to_owned());
+            }
         }
-        keys.sort_unstable();
         Ok(keys)
     }
 }

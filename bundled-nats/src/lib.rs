@@ -6,6 +6,7 @@
 pub mod ambient;
 pub mod api;
 pub mod client;
+pub mod cluster;
 mod conf;
 pub mod embed;
 pub mod external;
@@ -21,12 +22,14 @@ pub mod port;
 mod reader;
 mod restart;
 pub mod server;
+mod stored;
 pub mod streams;
 mod supervise;
 mod telemetry;
 pub mod token;
 pub mod twin;
 
+pub use cluster::Member;
 pub use external::External;
 pub use keys::Role;
 pub use monitor::Durability;

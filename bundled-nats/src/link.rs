@@ -94,7 +94,9 @@ impl Link {
             violation = violation_of(&mut violations, subject) => return Err(Error::Forbidden(violation)),
         };
         answer.map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => Error::NotSent("nobody serves the subject".into()),
+            RequestErrorKind::NoResponders => {
+                Error::NotSent("nobody serves the subject: there is no such stream, or too few servers of its cluster for a leader".into())
+            }
             RequestErrorKind::TimedOut => Error::Unknown(format!("no answer within {timeout:?}")),
             RequestErrorKind::MaxPayloadExceeded => Error::TooLarge,
             RequestErrorKind::InvalidSubject => Error::NotSent(format!("the subject '{subject}' is not valid")),

@@ -1,8 +1,9 @@
-//! The server's own view of itself: `/healthz` and `/varz` on its monitoring port.
+//! The server's own view of itself: `/healthz`, `/varz` and `/routez` on its monitoring port.
 //!
-//! *In*: an address. *Out*: healthy or why not; what an acknowledgement is worth. *Bound*: `BODY_BYTES_MAX`, `TIMEOUT`.
+//! *In*: an address. *Out*: healthy or why not; what an acknowledgement is worth; who else is there. *Bound*: `BODY_BYTES_MAX`, `TIMEOUT`.
 //! *When full*: an error, as for a server that does not answer.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -20,8 +21,11 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 /// What `PubAck` means on this server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Fsynced before it is acknowledged.
-    Fsynced,
+    /// Fsynced before it is acknowledged, by this one or by most of a cluster's servers.
+    Fsynced {
+        /// Servers that keep a copy.
+        replicas: u8,
+    },
     /// In the kernel's memory: survives the server's death, not the machine's.
     Buffered,
     /// On an external server: its `sync_interval` is not visible to a client, so its default is assumed.
@@ -35,7 +39,7 @@ impl Durability {
     /// One word for the status page.
     pub fn word(self) -> &'static str {
         match self {
-            Durability::Fsynced => "fsynced",
+            Durability::Fsynced { .. } => "fsynced",
             Durability::Buffered => "buffered",
             Durability::Assumed { .. } => "assumed",
         }
@@ -44,7 +48,11 @@ impl Durability {
     /// What an acknowledgement promises, in a sentence.
     pub fn promise(self) -> &'static str {
         match self {
-            Durability::Fsynced => "acknowledged means on disk: nothing is lost at a power failure",
+            Durability::Fsynced { replicas: 0..=1 } => "acknowledged means on disk: nothing is lost at a power failure",
+            Durability::Fsynced { .. } => {
+                "acknowledged means on the disks of most of the replicas: nothing is lost when one of them is lost for good, nor when the \
+                 power of all fails"
+            }
             Durability::Buffered => "acknowledged means in the kernel's memory: a power failure loses what was not written yet",
             Durability::Assumed { replicas: 0..=1 } => {
                 "acknowledged means in the memory of one server: with NATS's default sync_interval, which a client cannot see, a power failure \
@@ -85,12 +93,22 @@ pub async fn health(address: SocketAddr) -> Result<Health, AnyError> {
     Ok(Health::Bad(reason.unwrap_or_else(|| format!("status {status}"))))
 }
 
-/// Asks whether every write is fsynced before its acknowledgement.
-pub async fn durability(address: SocketAddr) -> Result<Durability, AnyError> {
+/// Asks whether every write is fsynced before its acknowledgement; each of `replicas` servers has a Strata that asks its own.
+pub async fn durability(address: SocketAddr, replicas: u8) -> Result<Durability, AnyError> {
     let (_, body) = get(address, "/varz").await?;
     let varz: Value = serde_json::from_slice(&body)?;
     let is_synced = varz["jetstream"]["config"]["sync_always"].as_bool().unwrap_or(false);
-    Ok(if is_synced { Durability::Fsynced } else { Durability::Buffered })
+    Ok(if is_synced { Durability::Fsynced { replicas } } else { Durability::Buffered })
+}
+
+/// Asks which other servers of its cluster it is connected to, by their names.
+pub async fn others(address: SocketAddr) -> Result<Vec<String>, AnyError> {
+    let (_, body) = get(address, "/routez").await?;
+    let routez: Value = serde_json::from_slice(&body)?;
+    let routes = routez["routes"].as_array().into_iter().flatten();
+    // Several connections lead to each.
+    let names: BTreeSet<String> = routes.filter_map(|route| Some(route["remote_name"].as_str()?.to_owned())).collect();
+    Ok(names.into_iter().collect())
 }
 
 async fn get(address: SocketAddr, path: &str) -> Result<(u16, Bytes), AnyError> {

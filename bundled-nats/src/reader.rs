@@ -9,11 +9,11 @@ use async_nats::{Message as Delivered, Subscriber};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::api::Api;
-use crate::client::{own_headers, unavailable};
+use crate::client::{delivered_headers, unavailable};
 use crate::link::{Connection, Link};
 use crate::port::{Error, Message, Read};
 use crate::twin::MESSAGE_BYTES_MAX;
@@ -30,16 +30,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// When the server forgets a consumer nobody pulls from.
 const INACTIVE: Duration = Duration::from_secs(30);
 
+/// How long a new consumer may be unknown where it is asked: the servers of a cluster tell each other of it a moment after it was made. Longer:
+/// one that is gone at once is noticed later.
+const UNKNOWN_MAX: Duration = Duration::from_secs(5);
+/// Between two such questions.
+const UNKNOWN_POLL: Duration = Duration::from_millis(20);
+
 const OPEN: &str = "open a reader";
 const NEXT: &str = "read on";
-
-/// Where a reader begins.
-pub(crate) enum Start {
-    /// At the first message at or after this sequence, which is at least 1.
-    Sequence(u64),
-    /// With the newest message of every subject that matches, headers only.
-    LastOfEach(&'static str),
-}
 
 /// A position that moves forward.
 pub(crate) struct Reader {
@@ -52,38 +50,27 @@ pub(crate) struct Reader {
     /// Messages that the open pull may still deliver; 0: none is open.
     awaited: u64,
     delivered: u64,
+    /// The sequence of the last delivery; at first that before the start.
     last_seq: u64,
+    opened: Instant,
     heard: Instant,
     finished: bool,
-    /// What the server said was left when the consumer was made.
-    pub(crate) pending: u64,
 }
 
 impl Reader {
-    pub(crate) async fn open(link: Link, api: &Api, stream: &str, start: Start, bytes_in_flight: usize) -> Result<Reader, Error> {
+    /// A reader whose first message is at or after the sequence `from`, which is at least 1.
+    pub(crate) async fn open(link: Link, api: &Api, stream: &str, from: u64, bytes_in_flight: usize) -> Result<Reader, Error> {
         let connection = link.connection().map_err(|error| unavailable(OPEN, &error))?;
         let name = format!("strata_{:016x}", rand::random::<u64>());
-        let mut config = json!({
+        let config = json!({
             "name": name, "ack_policy": "none", "replay_policy": "instant", "mem_storage": true, "num_replicas": 1,
             "inactive_threshold": INACTIVE.as_nanos() as u64, "max_deliver": -1,
+            "deliver_policy": "by_start_sequence", "opt_start_seq": from,
         });
-        match start {
-            Start::Sequence(from) => {
-                config["deliver_policy"] = json!("by_start_sequence");
-                config["opt_start_seq"] = json!(from);
-            }
-            Start::LastOfEach(filter) => {
-                config["deliver_policy"] = json!("last_per_subject");
-                config["filter_subject"] = json!(filter);
-                config["headers_only"] = json!(true);
-            }
-        }
         let inbox = connection.client.new_inbox();
         let subscriber = connection.client.subscribe(inbox.clone()).await.map_err(|error| unavailable(OPEN, &error))?;
-        let filter = config["filter_subject"].as_str().map_or(String::new(), |filter| format!(".{filter}"));
         let body = json!({"stream_name": stream, "config": config});
-        let created: Value =
-            api.request(&format!("CONSUMER.CREATE.{stream}.{name}{filter}"), &body).await.map_err(|error| unavailable(OPEN, &error))?;
+        api.request(&format!("CONSUMER.CREATE.{stream}.{name}"), &body).await.map_err(|error| unavailable(OPEN, &error))?;
         let pull = json!({
             "batch": PULL_MESSAGES, "max_bytes": bytes_in_flight.max(PULL_BYTES_MIN),
             "expires": PULL_EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
@@ -97,24 +84,14 @@ impl Reader {
             pull: Bytes::from(pull.to_string()),
             awaited: 0,
             delivered: 0,
-            last_seq: 0,
+            last_seq: from - 1,
+            opened: Instant::now(),
             heard: Instant::now(),
             finished: false,
-            pending: created["num_pending"].as_u64().unwrap_or(0),
         })
     }
 
-    /// The next message and how many are behind it. Cancel safe.
-    pub(crate) async fn next_with_pending(&mut self) -> Result<(Message, u64), Error> {
-        if self.finished {
-            return Err(unavailable(NEXT, &"the reader has ended"));
-        }
-        let next = self.advance().await;
-        self.finished = next.is_err();
-        next.map_err(|reason| unavailable(NEXT, &reason))
-    }
-
-    async fn advance(&mut self) -> Result<(Message, u64), String> {
+    async fn advance(&mut self) -> Result<Message, String> {
         loop {
             if self.awaited == 0 {
                 let (subject, inbox) = (self.pull_subject.clone(), self.inbox.clone());
@@ -133,13 +110,17 @@ impl Reader {
                 None => return self.accept(delivered),
                 Some(100) => {}
                 Some(404 | 408) => self.awaited = 0,
+                Some(503) if self.delivered == 0 && self.opened.elapsed() < UNKNOWN_MAX => {
+                    self.awaited = 0;
+                    tokio::time::sleep(UNKNOWN_POLL).await;
+                }
                 Some(409) if ends_pull_only(delivered.description.as_deref()) => self.awaited = 0,
                 Some(status) => return Err(format!("status {status} {}", delivered.description.as_deref().unwrap_or(""))),
             }
         }
     }
 
-    fn accept(&mut self, delivered: Delivered) -> Result<(Message, u64), String> {
+    fn accept(&mut self, delivered: Delivered) -> Result<Message, String> {
         let position = delivered.reply.as_deref().and_then(Position::parse).ok_or("a delivery without position")?;
         // A gap in the consumer's own count is a message lost between server and here; a gap in the stream's is not there any more.
         if position.delivered != self.delivered + 1 || position.seq <= self.last_seq {
@@ -147,16 +128,21 @@ impl Reader {
         }
         (self.delivered, self.last_seq) = (position.delivered, position.seq);
         self.awaited -= 1;
-        let headers = own_headers(delivered.headers.as_ref());
+        let headers = delivered_headers(delivered.headers.as_ref());
         let subject = delivered.subject.to_string();
-        Ok((Message { seq: position.seq, subject, headers, payload: delivered.payload, time_ms: position.time_ms }, position.pending))
+        Ok(Message { seq: position.seq, subject, headers, payload: delivered.payload, time_ms: position.time_ms })
     }
 }
 
 #[async_trait]
 impl Read for Reader {
     async fn next(&mut self) -> Result<Message, Error> {
-        Ok(self.next_with_pending().await?.0)
+        if self.finished {
+            return Err(unavailable(NEXT, &"the reader has ended"));
+        }
+        let next = self.advance().await;
+        self.finished = next.is_err();
+        next.map_err(|reason| unavailable(NEXT, &reason))
     }
 }
 
@@ -171,7 +157,6 @@ struct Position {
     seq: u64,
     delivered: u64,
     time_ms: i64,
-    pending: u64,
 }
 
 impl Position {
@@ -185,7 +170,7 @@ impl Position {
         };
         let number = |at: usize| numbers[at].parse::<u64>().ok();
         let time_ms = i64::try_from(number(2)? / 1_000_000).ok()?;
-        Some(Position { seq: number(0)?, delivered: number(1)?, time_ms, pending: number(3)? })
+        Some(Position { seq: number(0)?, delivered: number(1)?, time_ms })
     }
 }
 
@@ -195,7 +180,7 @@ mod tests {
 
     #[test]
     fn both_forms_of_a_position_are_read() {
-        let expect = Some(Position { seq: 7, delivered: 3, time_ms: 1_700_000_000_001, pending: 9 });
+        let expect = Some(Position { seq: 7, delivered: 3, time_ms: 1_700_000_000_001 });
         assert_eq!(Position::parse("$JS.ACK.S.c.1.7.3.1700000000001999999.9"), expect);
         assert_eq!(Position::parse("$JS.ACK.d.hash.S.c.1.7.3.1700000000001999999.9.x"), expect);
         assert_eq!(Position::parse("$JS.ACK.d.hash.S.c.1.7.3.1700000000001999999.9"), expect);

@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
-use crate::client::NatsLog;
+use crate::client::{Answers, NatsLog};
+use crate::cluster::Member;
 use crate::external::Refusal;
 use crate::feed::{Feed, Feeds};
 use crate::folder::{self, Folder, Plan};
@@ -48,22 +49,32 @@ pub struct Options {
     pub listen: Option<String>,
     /// Certificate and key of that listener (`feeds.tls`).
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Which member of a cluster it is (`buffer.nats.cluster`); none: it is by itself. A member makes no seeds.
+    pub member: Option<Member>,
+    /// Servers that keep a copy of each message (`buffer.replicas`).
+    pub replicas: u8,
     /// The feeds, each with those who may read it.
     pub feeds: Vec<Feed>,
 }
 
 impl Options {
-    /// A server without feeds.
+    /// A server by itself, without feeds.
     pub fn new(data_dir: PathBuf, max_bytes: u64, nats_memory: u64) -> Options {
-        Options { data_dir, max_bytes, nats_memory, seeds_dir: None, listen: None, tls: None, feeds: Vec::new() }
+        let (seeds_dir, listen, tls, member) = (None, None, None, None);
+        Options { data_dir, max_bytes, nats_memory, seeds_dir, listen, tls, member, replicas: 1, feeds: Vec::new() }
     }
 }
 
 /// What the server is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerState {
-    /// Started, recovering its store.
+    /// Started.
     Starting,
+    /// Runs, but does not take messages yet: it recovers its store, or too few members of its cluster are there.
+    Waiting {
+        /// What it waits for.
+        reason: String,
+    },
     /// Takes messages.
     Ready,
     /// Ended, hung or unable to write; it is restarted as soon as that can help.
@@ -133,6 +144,7 @@ pub struct Server {
     links: Vec<(Role, Link)>,
     /// None: another process keeps the streams.
     walls: Option<Walls>,
+    replicas: u8,
     feeds: Feeds,
     state: watch::Receiver<ServerState>,
     life: watch::Receiver<Option<(Option<u32>, Durability)>>,
@@ -144,27 +156,59 @@ pub struct Server {
 struct Walls {
     /// `buffer.max_bytes` as it is now.
     max_bytes: Arc<AtomicU64>,
-    replicas: u8,
     /// Where it is kept what was created.
     file: &'static str,
 }
 
-impl Server {
-    /// Starts the server and waits until its streams are there and take messages.
+/// A server whose first start is under way; dropped, it ends.
+pub struct Starting {
+    server: Server,
+    outcome: oneshot::Receiver<Result<(), Error>>,
+}
+
+impl Starting {
+    /// What the server is doing, now and from now on.
+    pub fn state(&self) -> watch::Receiver<ServerState> {
+        self.server.state()
+    }
+
+    /// Waits until its streams are there and take messages.
     ///
-    /// *Limits*: recovering a large store after a kill takes as long as reading it; cancel by dropping the future.
-    /// *Errors*: everything that keeps the first start from succeeding; later failures are retried and shown as state.
+    /// *Limits*: recovering a large store after a kill takes as long as reading it, and too few members or an external server that is away are
+    /// waited for as long as it takes; cancel by dropping the future.
+    /// *Errors*: everything that keeps the first start from succeeding and does not pass by itself; later failures are retried and shown as state.
+    pub async fn begun(self) -> Result<Server, Error> {
+        let outcome = self.outcome.await.unwrap_or(Err(Error::Gone));
+        if outcome.is_err() {
+            // So that the data folder is free when the caller learns of it.
+            self.server.stop().await;
+        }
+        outcome.map(|()| self.server)
+    }
+}
+
+impl Server {
+    /// Starts the server and waits until it has [begun](Starting::begun).
     pub async fn start(options: Options, registry: &Registry) -> Result<Server, Error> {
+        Server::launch(options, registry).await?.begun().await
+    }
+
+    /// Starts the server.
+    ///
+    /// *Errors*: its folder cannot be used.
+    pub async fn launch(options: Options, registry: &Registry) -> Result<Starting, Error> {
         let metrics = Metrics::register(registry)?;
         let sizes = Sizes::new(options.max_bytes);
         let cert_file = options.tls.as_ref().map(|(cert, _)| cert.clone());
+        let (member, replicas) = (options.member.clone(), options.replicas);
         let relays: Vec<String> = options.feeds.iter().map(|feed| feed.relay.clone()).collect();
         let prepared = tokio::task::spawn_blocking(move || {
             let folder = Folder::hold(&options.data_dir)?;
             let tls = options.tls.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
             let listen = options.listen.as_deref();
             let seeds = options.seeds_dir.as_deref();
-            let plan = Plan { memory_bytes: options.nats_memory, seeds, listen, tls, feeds: &options.feeds };
+            let member = options.member.as_ref();
+            let plan = Plan { memory_bytes: options.nats_memory, seeds, listen, tls, member, feeds: &options.feeds };
             let (program, keys, seeds) = folder.prepare(&plan)?;
             Ok::<_, Error>((folder, program, keys, seeds))
         });
@@ -177,7 +221,7 @@ impl Server {
         let link = |current: &watch::Sender<_>| Link::new(current.subscribe(), volume_full.clone());
         let links = connections.iter().map(|(role, current)| (*role, link(current))).collect();
         let writers: Vec<_> = seeds.into_iter().map(|seed| (seed, watch::Sender::new(None))).collect();
-        let feeds = Feeds::new(relays.into_iter().zip(writers.iter().map(|(_, current)| link(current))).collect(), None, 1);
+        let feeds = Feeds::new(relays.into_iter().zip(writers.iter().map(|(_, current)| link(current))).collect(), None, replicas);
         let stop = CancellationToken::new();
         let supervisor = Supervisor {
             writers,
@@ -186,6 +230,8 @@ impl Server {
             program,
             keys,
             sizes,
+            member,
+            replicas,
             spawner: Spawner::start().map_err(Error::Start)?,
             connections,
             volume_full,
@@ -198,29 +244,20 @@ impl Server {
         };
         let task = Mutex::new(Some(tokio::spawn(supervisor.run())));
         // From here on a drop of this future ends the server.
-        let walls = Some(Walls { max_bytes: Arc::new(AtomicU64::new(sizes.raw)), replicas: 1, file: streams::BUNDLED_FILE });
-        let server = Server { links, walls, feeds, state: states, life: lives, stop, task };
-        server.begun(outcome).await
-    }
-
-    /// Waits for the outcome of the first life.
-    async fn begun(self, outcome: oneshot::Receiver<Result<(), Error>>) -> Result<Self, Error> {
-        let outcome = outcome.await.unwrap_or(Err(Error::Gone));
-        if outcome.is_err() {
-            // So that the data folder is free when the caller learns of it.
-            self.stop().await;
-        }
-        outcome.map(|()| self)
+        let walls = Some(Walls { max_bytes: Arc::new(AtomicU64::new(sizes.raw)), file: streams::BUNDLED_FILE });
+        let server = Server { links, walls, replicas, feeds, state: states, life: lives, stop, task };
+        Ok(Starting { server, outcome })
     }
 
     /// The port, with what this role may do. Handles stay valid across restarts: calls fail as unavailable while the server is away.
     pub fn streams(&self, role: Role) -> Streams {
-        let link = self.link(role);
+        let (link, answers) = (self.link(role), Answers::of(self.replicas));
+        let log = |stream| NatsLog::new(link.clone(), stream, answers);
         Streams {
-            raw: Arc::new(NatsLog::new(link.clone(), streams::RAW)),
-            dead: Arc::new(NatsLog::new(link.clone(), streams::DEAD)),
-            ledger: Arc::new(NatsLog::new(link.clone(), streams::LEDGER)),
-            state: Arc::new(NatsState::new(NatsLog::new(link, streams::STATE))),
+            raw: Arc::new(log(streams::RAW)),
+            dead: Arc::new(log(streams::DEAD)),
+            ledger: Arc::new(log(streams::LEDGER)),
+            state: Arc::new(NatsState::new(log(streams::STATE))),
         }
     }
 
@@ -263,10 +300,11 @@ impl Server {
     }
 
     async fn wall_at(&self, walls: &Walls, max_bytes: u64) -> Result<(), streams::Error> {
-        let (sizes, Walls { replicas, file, .. }) = (Sizes::new(max_bytes), walls);
+        let (sizes, replicas, file) = (Sizes::new(max_bytes), self.replicas, walls.file);
         // All of them are there since the start.
-        let names: Vec<String> = streams::wanted(&sizes, *replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
-        streams::ensure(&Api::new(self.link(Role::Control)), &sizes, *replicas, streams::Before { names: &names, file }).await
+        let names: Vec<String> = streams::wanted(&sizes, replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
+        streams::ensure(&Api::new(self.link(Role::Control)), &sizes, replicas, streams::Before { names: &names, file, adds_copies: false })
+            .await
     }
 
     /// Ends the server cleanly and waits for it; killed after 30 s.

@@ -27,7 +27,7 @@ const LEDGER_BYTES_MIN: u64 = 64 * 1024 * 1024;
 const STATE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Fields that decide what a message's fate is; a stream that differs in one of them is not touched.
-const FIXED: [&str; 21] = [
+const FIXED: [&str; 20] = [
     "subjects",
     "retention",
     "storage",
@@ -38,7 +38,6 @@ const FIXED: [&str; 21] = [
     "allow_direct",
     "max_msgs",
     "max_msg_size",
-    "num_replicas",
     "persist_mode",
     "no_ack",
     "sealed",
@@ -81,6 +80,31 @@ pub enum Error {
         /// The value Strata needs.
         wanted: String,
     },
+    /// Copies would be given up.
+    #[error(
+        "the stream '{stream}' has {found} replicas, not {wanted} (buffer.replicas): copies are added but never taken away; set it right by hand"
+    )]
+    Fewer {
+        /// The stream.
+        stream: &'static str,
+        /// Copies that it has.
+        found: u64,
+        /// Copies that are wanted.
+        wanted: u64,
+    },
+    /// Copies would be added by a server that can lose messages meanwhile.
+    #[error(
+        "the stream '{stream}' has {found} replicas, not {wanted} (buffer.replicas): nats-server before 2.12.12, and from 2.14.0 to 2.14.2, can \
+         lose messages while copies are added: upgrade it first, or set it right by hand while nothing is published"
+    )]
+    More {
+        /// The stream.
+        stream: &'static str,
+        /// Copies that it has.
+        found: u64,
+        /// Copies that are wanted.
+        wanted: u64,
+    },
     /// The wall would be put below what is stored.
     #[error("cannot shrink the stream '{stream}' to {wanted} bytes (buffer.max_bytes): {used} are in use; deliver or trim first")]
     Shrink {
@@ -103,13 +127,22 @@ pub enum Error {
     },
 }
 
-/// What earlier starts created.
+impl Error {
+    /// Whether it passes by itself.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Error::Api { source, .. } if source.is_temporary())
+    }
+}
+
+/// What is known before the streams are looked at.
 #[derive(Debug, Clone, Copy)]
 pub struct Before<'a> {
-    /// The streams' names.
+    /// The names of those that earlier starts created.
     pub names: &'a [String],
     /// Where that is kept.
     pub file: &'static str,
+    /// Whether the servers add copies to a stream in use without a risk.
+    pub adds_copies: bool,
 }
 
 /// Sizes of all streams, derived from the one number a user sets.
@@ -164,7 +197,7 @@ fn base(name: &str, subjects: &[&str], max_bytes: u64, replicas: u8) -> Map<Stri
     }
 }
 
-/// Creates what is absent and compares what is there; changes nothing but the wall, and that only above what is stored.
+/// Creates what is absent and compares what is there; changes nothing but the wall, and that only above what is stored, and adds copies.
 ///
 /// *Errors*: see [`Error`]; what an earlier start created must still be there.
 pub async fn ensure(api: &Api, sizes: &Sizes, replicas: u8, before: Before<'_>) -> Result<(), Error> {
@@ -173,7 +206,7 @@ pub async fn ensure(api: &Api, sizes: &Sizes, replicas: u8, before: Before<'_>) 
     for (name, config) in wanted(sizes, replicas) {
         let found = api.stream_info(name).await.map_err(|source| Error::Api { operation: "read", stream: name, source })?;
         match found {
-            Some(found) => steps.extend(compare(name, &config, &found)?),
+            Some(found) => steps.extend(compare(name, &config, &found, before.adds_copies)?),
             None if before.names.iter().any(|created| created == name) => return Err(Error::Missing { stream: name, file: before.file }),
             None => steps.push(Step { order: 2, operation: "create", name, config: Value::Object(config) }),
         }
@@ -195,7 +228,7 @@ struct Step {
     config: Value,
 }
 
-fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value) -> Result<Option<Step>, Error> {
+fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value, adds_copies: bool) -> Result<Option<Step>, Error> {
     let config = &found["config"];
     for field in FIXED {
         // The server leaves out what is false or zero.
@@ -210,8 +243,16 @@ fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value) -> Re
             return Err(Error::Differs { stream: name, field, found: found.to_string(), wanted: wanted.to_string() });
         }
     }
+    let copies = |config: &Value| config["num_replicas"].as_u64().unwrap_or(1);
+    let (found_copies, wanted_copies) = (copies(config), wanted["num_replicas"].as_u64().unwrap_or(1));
+    if found_copies > wanted_copies {
+        return Err(Error::Fewer { stream: name, found: found_copies, wanted: wanted_copies });
+    }
+    if found_copies < wanted_copies && !adds_copies {
+        return Err(Error::More { stream: name, found: found_copies, wanted: wanted_copies });
+    }
     let (wall, wanted_wall) = (config["max_bytes"].as_u64().unwrap_or(u64::MAX), wanted["max_bytes"].as_u64().unwrap_or(0));
-    if wall == wanted_wall {
+    if wall == wanted_wall && found_copies == wanted_copies {
         return Ok(None);
     }
     let used = found["state"]["bytes"].as_u64().unwrap_or(0);
@@ -221,6 +262,7 @@ fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value) -> Re
     // Everything else stays as the server has it, also what a newer version added.
     let mut config = config.clone();
     config["max_bytes"] = json!(wanted_wall);
+    config["num_replicas"] = json!(wanted_copies);
     Ok(Some(Step { order: u8::from(wanted_wall > wall), operation: "change", name, config }))
 }
 
@@ -228,28 +270,39 @@ fn compare(name: &'static str, wanted: &Map<String, Value>, found: &Value) -> Re
 mod tests {
     use super::*;
 
-    fn check(change: impl Fn(&mut Value), used: u64, expect: &str) {
+    fn check_copies(change: impl Fn(&mut Value), replicas: u8, adds_copies: bool, used: u64, expect: &str) {
         let mut config = Value::Object(base(RAW, &["strata.raw.>"], 1000, 1));
         change(&mut config);
         let found = json!({"config": config, "state": {"bytes": used}});
-        let step = compare(RAW, &base(RAW, &["strata.raw.>"], 500, 1), &found);
+        let step = compare(RAW, &base(RAW, &["strata.raw.>"], 500, replicas), &found, adds_copies);
         let outcome = match step {
             Ok(None) => "as wanted".to_owned(),
-            Ok(Some(step)) => format!("max_bytes {}", step.config["max_bytes"]),
+            Ok(Some(step)) => format!("max_bytes {} num_replicas {}", step.config["max_bytes"], step.config["num_replicas"]),
             Err(error) => error.to_string(),
         };
         assert!(outcome.contains(expect), "{outcome} does not say {expect}");
     }
 
+    fn check(change: impl Fn(&mut Value), used: u64, expect: &str) {
+        check_copies(change, 1, false, used, expect);
+    }
+
     #[test]
-    fn only_the_wall_is_ever_changed() {
+    fn copies_are_added_and_never_taken_away() {
+        check_copies(|config| config["max_bytes"] = json!(500), 3, true, 0, "max_bytes 500 num_replicas 3");
+        check_copies(|_| (), 3, true, 400, "max_bytes 500 num_replicas 3");
+        check_copies(|_| (), 3, false, 400, "before 2.12.12");
+        check(|config| config["num_replicas"] = json!(3), 0, "has 3 replicas, not 1 (buffer.replicas)");
+    }
+
+    #[test]
+    fn only_the_wall_is_ever_changed_beside_them() {
         check(|config| config["max_bytes"] = json!(500), 0, "as wanted");
         check(|config| config["deny_purge"] = Value::Null, 400, "max_bytes 500");
         check(|config| config["max_age"] = json!(5), 0, "max_age 5, not 0");
         check(|config| config["discard"] = json!("old"), 0, r#"discard "old", not "new""#);
         check(|config| config["storage"] = json!("memory"), 0, "storage");
         check(|config| config["subjects"] = json!(["orders.>"]), 0, "subjects");
-        check(|config| config["num_replicas"] = json!(3), 0, "num_replicas 3, not 1");
         check(|config| config["persist_mode"] = json!("async"), 0, "persist_mode");
         check(|config| config["persist_mode"] = json!("default"), 0, "max_bytes 500");
         check(|config| config["mirror"] = json!({"name": "X"}), 0, "mirror");

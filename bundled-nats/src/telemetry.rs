@@ -1,6 +1,6 @@
 //! The bundled server's metrics: whether it is up, how often it was restarted, what it costs.
 //!
-//! *In*: states, the child's process id. *Out*: series in the given registry. *Bound*: four series. *When full*: does not apply.
+//! *In*: states, the child's process id. *Out*: series in the given registry. *Bound*: five series. *When full*: does not apply.
 
 use std::fs;
 use std::sync::Mutex;
@@ -19,6 +19,8 @@ pub struct Metrics {
     pub up: IntGauge,
     /// Starts after the first one.
     pub restarts: IntCounter,
+    /// Members of its cluster that it is not connected to.
+    pub missing: IntGauge,
     process: Process,
 }
 
@@ -41,6 +43,10 @@ impl Metrics {
         let metrics = Metrics {
             up: IntGauge::new("strata_nats_up", "Whether the bundled nats-server takes messages (1) or not (0).")?,
             restarts: IntCounter::new("strata_nats_restarts_total", "Starts of the bundled nats-server after the first.")?,
+            missing: IntGauge::new(
+                "strata_nats_members_missing",
+                "Members of the cluster that this bundled nats-server is not connected to; 0 where it is by itself.",
+            )?,
             process: Process {
                 cpu_seconds: Counter::new(
                     "strata_nats_process_cpu_seconds_total",
@@ -52,6 +58,7 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.up.clone()))?;
         registry.register(Box::new(metrics.restarts.clone()))?;
+        registry.register(Box::new(metrics.missing.clone()))?;
         registry.register(Box::new(metrics.process.clone()))?;
         Ok(metrics)
     }
@@ -118,7 +125,7 @@ mod tests {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry).expect("registered");
         metrics.watch(Some(std::process::id()));
-        assert_eq!(registry.gather().len(), 4);
+        assert_eq!(registry.gather().len(), 5);
         assert!(metrics.process.resident_bytes.get() > 1024 * 1024);
         metrics.watch(None);
         metrics.look();

@@ -454,7 +454,7 @@ contract! {
 #[tokio::test]
 async fn an_acknowledgement_means_fsynced() -> Result<()> {
     let Bed::Real { server, .. } = Bed::real().await? else { bail!("made real above") };
-    ensure!(server.durability() == Some(Durability::Fsynced));
+    ensure!(server.durability() == Some(Durability::Fsynced { replicas: 1 }));
     server.stop().await;
     Ok(())
 }

@@ -149,6 +149,11 @@ impl Collector {
         self.publisher.ready()
     }
 
+    /// Why nothing is acknowledged now; none: nothing went wrong since the last acknowledgement.
+    pub fn stuck(&self) -> Option<String> {
+        self.publisher.stuck()
+    }
+
     /// Waits until publishing ends by itself, which the process should not survive; never returns otherwise.
     ///
     /// *Shape*: cancel safe.

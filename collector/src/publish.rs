@@ -12,8 +12,8 @@ mod name;
 mod writer;
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bundled_nats::port::Streams;
@@ -29,7 +29,7 @@ use crate::slot::Clock;
 use crate::telemetry::Telemetry;
 
 pub use bundled_nats::token::{NAME_BYTES_MAX, escape};
-pub use name::producer;
+pub use name::{host_name, producer};
 
 /// A message is closed at this size; larger: more is repeated after an unknown outcome, smaller: more fsyncs.
 pub const MESSAGE_BYTES: usize = 256 * 1024;
@@ -121,6 +121,8 @@ pub(crate) struct Outlet {
     pub(crate) stored_bytes: AtomicU64,
     /// When the last acknowledgement came, ms; 0: never.
     pub(crate) last_ack_ms: AtomicI64,
+    /// Why no message is acknowledged now; none: the last one was.
+    pub(crate) stuck: Mutex<Option<String>>,
     /// The stream answers again and something waits to be booked.
     pub(crate) bookable: Notify,
     max_bytes: AtomicU64,
@@ -151,6 +153,7 @@ impl Publisher {
             generation: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
             last_ack_ms: AtomicI64::new(0),
+            stuck: Mutex::default(),
             bookable: Notify::new(),
             max_bytes: AtomicU64::new(options.max_bytes),
             linger_ms: AtomicU64::new(millis(options.linger)),
@@ -200,6 +203,11 @@ impl Publisher {
         let last_ms = self.outlet.last_ack_ms.load(Ordering::Acquire);
         let age_ms = self.outlet.clock.now_ms().saturating_sub(last_ms);
         last_ms > 0 && self.failure().is_none() && u128::from(age_ms.unsigned_abs()) <= READY_ACK_MAX.as_millis()
+    }
+
+    /// Why the message in flight is not acknowledged yet; none: nothing went wrong since the last one.
+    pub fn stuck(&self) -> Option<String> {
+        self.outlet.stuck().clone()
     }
 
     /// Waits until the slots that brought no page so far are booked.
@@ -265,6 +273,11 @@ impl Outlet {
     /// How long frames wait for others while nothing is in flight.
     pub(crate) fn linger(&self) -> Duration {
         Duration::from_millis(self.linger_ms.load(Ordering::Relaxed))
+    }
+
+    /// Why no message is acknowledged now.
+    pub(crate) fn stuck(&self) -> MutexGuard<'_, Option<String>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -29,6 +29,7 @@ const NAME_MAX: usize = 63;
 /// Target labels that say how it is scraped, as in Prometheus.
 const META_LABELS: [&str; 5] = ["__address__", "__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
 
+mod cluster;
 mod nats;
 mod scrape;
 

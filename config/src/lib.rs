@@ -40,7 +40,7 @@ pub use http::{Authorization, BasicAuth, HttpClientConfig, HttpHeader, OAuth2, T
 pub use include::Sources;
 pub use layers::Overrides;
 pub use load::{Loaded, Places, Refused, load, parse};
-pub use nats::{ExternalNats, FeedUser, Feeds, Nats, NatsTls};
+pub use nats::{Cluster, ClusterTls, ExternalNats, FeedUser, Feeds, Nats, NatsTls};
 pub use pattern::{Pattern, PatternError};
 pub use problem::{PROBLEMS_MAX, Place, Problem, Warning};
 pub use reference::reference;
@@ -143,7 +143,7 @@ pub struct Global {
 pub struct Buffer {
     /// The server that keeps the streams: `bundled` (default), or the `urls` of one that somebody else runs.
     pub nats: Nats,
-    /// Servers that keep a copy of each message: 1 (default), or 3 on an external cluster.
+    /// Servers that keep a copy of each message: 1 (default), or 3 on a cluster, of `strata nats` or of somebody else's servers.
     pub replicas: u8,
     /// Folder of the bundled server's store, its keys and its lock; unlike all other paths relative to the working directory.
     pub data_dir: PathBuf,

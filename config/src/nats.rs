@@ -53,10 +53,45 @@ pub struct ExternalNats {
     /// needs those of its role (`collector.seed`; `control.seed`, `relay.seed` and `feed-….seed`).
     #[schemars(with = "Option<FilePath>")]
     pub seeds_dir: Option<PathBuf>,
+    /// The other servers where three `strata nats` are one cluster; with `seeds_dir` and `replicas: 3`.
+    pub cluster: Option<Cluster>,
     /// TLS; default: as the servers ask for, with the system's certificates.
     pub tls: Option<NatsTls>,
     /// Where answers arrive; default `_INBOX`. Set it where the user may only listen to an inbox of its own.
     pub inbox_prefix: Option<String>,
+}
+
+/// The cluster of three `strata nats`, each with this same configuration. Collectors and relays need only `urls`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Where the members find each other: `host:port` of all three, the port usually 6222. What stands here is also the member's name, for
+    /// good: who replaces it takes its address over. The order does not matter.
+    pub peers: Vec<String>,
+    /// Which of `peers` this machine is, its address or host; default: the one with this machine's host name, whole or as the first part
+    /// (`nats-0` is `nats-0.example.com:6222`). Only `strata nats` asks.
+    pub member: Option<String>,
+    /// Address and port where the other members connect; default: this one's address in `peers`. `0.0.0.0:6222` listens on all.
+    pub listen: Option<String>,
+    /// TLS between the members, each of which shows its certificate to the others.
+    pub tls: Option<ClusterTls>,
+    /// Whether members of different machines talk without TLS. Only where the network itself encrypts: all samples pass there.
+    pub plaintext: bool,
+}
+
+/// TLS between the members of a cluster. A certificate is for its member's host in `peers`, as a server and as a client.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterTls {
+    /// PEM file of the authorities that all members' certificates come from.
+    #[schemars(with = "FilePath")]
+    pub ca_file: PathBuf,
+    /// PEM file of this member's certificate chain.
+    #[schemars(with = "FilePath")]
+    pub cert_file: PathBuf,
+    /// PEM file of its private key.
+    #[schemars(with = "FilePath")]
+    pub key_file: PathBuf,
 }
 
 /// TLS towards NATS. There is no way to skip the check of a certificate.
@@ -107,6 +142,29 @@ pub struct FeedUser {
     pub consumers: Vec<String>,
 }
 
+impl Cluster {
+    /// The one of `peers` that a machine is, by `member` or else by its host name.
+    ///
+    /// *Errors*: none of them is, or several are.
+    pub fn own(&self, host_name: &str) -> Result<&str, String> {
+        let (name, told) = match &self.member {
+            Some(member) => (member.as_str(), format!("'{member}'")),
+            None => (host_name, format!("the host name of this machine, '{host_name}',")),
+        };
+        let is_part = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.starts_with('.'));
+        let is_own = |peer: &&String| {
+            let host = peer.rsplit_once(':').map_or(peer.as_str(), |(host, _)| host);
+            *peer == name || host == name || (self.member.is_none() && is_part(name, host)) || is_part(host, name)
+        };
+        let mut own = self.peers.iter().filter(is_own);
+        match (own.next(), own.next()) {
+            (Some(own), None) => Ok(own),
+            (None, _) => Err(format!("{told} is none of peers ({}): write there which of them this one is", self.peers.join(", "))),
+            (Some(_), Some(_)) => Err(format!("{told} is more than one of peers: write the address with its port")),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Nats {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Written;
@@ -155,5 +213,34 @@ impl JsonSchema for Nats {
             "description": "`bundled`, or a server that somebody else runs.",
             "oneOf": [{ "const": "bundled" }, external]
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_found_by_its_address_or_its_host() {
+        let check = |peers: &[&str], member: Option<&str>, host_name: &str, expect: Result<&str, &str>| {
+            let peers = peers.iter().map(|peer| (*peer).to_owned()).collect();
+            let cluster = Cluster { peers, member: member.map(str::to_owned), ..Cluster::default() };
+            match (cluster.own(host_name), expect) {
+                (Ok(own), Ok(expect)) => assert_eq!(own, expect),
+                (Err(said), Err(expect)) => assert!(said.contains(expect), "{said}"),
+                (found, _) => panic!("{found:?}"),
+            }
+        };
+        let pods = ["nats-0.nats.svc:6222", "nats-1.nats.svc:6222", "nats-10.nats.svc:6222"];
+        check(&pods, None, "nats-1", Ok(pods[1]));
+        check(&pods, None, "nats-1.nats.svc", Ok(pods[1]));
+        check(&pods, None, "nats-1.nats.svc.cluster.local", Ok(pods[1]));
+        check(&pods, Some("nats-0"), "nats-1", Ok(pods[0]));
+        check(&pods, Some("nats-10.nats.svc:6222"), "", Ok(pods[2]));
+        check(&pods, None, "nats", Err("the host name of this machine, 'nats', is none of peers (nats-0.nats.svc:6222, "));
+        check(&pods, Some("nats-2"), "nats-1", Err("'nats-2' is none of peers"));
+        let ports = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"];
+        check(&ports, Some("127.0.0.1:2"), "localhost", Ok(ports[1]));
+        check(&ports, Some("127.0.0.1"), "localhost", Err("more than one of peers"));
     }
 }

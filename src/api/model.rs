@@ -88,7 +88,7 @@ pub(crate) enum Acknowledged {
 /// The NATS server.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Nats {
-    /// `starting`, `ready`, `down`, `stopped`.
+    /// `starting`, `waiting` (for its store to be read, or for other members of its cluster), `ready`, `down`, `stopped`.
     pub(crate) state: String,
     /// Why it is down.
     pub(crate) reason: Option<String>,

@@ -9,7 +9,7 @@ use prometheus::Registry;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Server, ServerState, Walls};
+use super::{Error, Server, ServerState, Starting, Walls};
 use crate::external::{External, Keeper};
 use crate::feed::Feeds;
 use crate::folder::Folder;
@@ -19,11 +19,15 @@ use crate::streams;
 use crate::telemetry::Metrics;
 
 impl Server {
-    /// Connects to a server that somebody else runs, and waits until Strata's streams are there and take messages.
-    ///
-    /// *Limits*: waits as long as none of its addresses answers; cancel by dropping the future.
-    /// *Errors*: everything that waiting does not mend; later failures are retried and shown as state.
+    /// Connects to a server that somebody else runs, and waits until that has [begun](Starting::begun).
     pub async fn connect(external: External, registry: &Registry) -> Result<Server, Error> {
+        Server::reach(external, registry).await?.begun().await
+    }
+
+    /// Begins to connect to a server that somebody else runs.
+    ///
+    /// *Errors*: the data folder cannot be used.
+    pub async fn reach(external: External, registry: &Registry) -> Result<Starting, Error> {
         let metrics = Metrics::register(registry)?;
         let data_dir = external.data_dir.clone();
         let folder = tokio::task::spawn_blocking(move || Folder::hold(&data_dir)).await.map_err(|_| Error::Gone)??;
@@ -40,12 +44,13 @@ impl Server {
         let feeds = Feeds::new(own, writer.filter(|_| !external.is_strata()), external.replicas);
         let stop = CancellationToken::new();
         let max_bytes = Arc::new(AtomicU64::new(external.max_bytes));
-        let walls = Walls { max_bytes: Arc::clone(&max_bytes), replicas: external.replicas, file: streams::EXTERNAL_FILE };
+        let replicas = external.replicas;
+        let walls = Walls { max_bytes: Arc::clone(&max_bytes), file: streams::EXTERNAL_FILE };
         let walls = external.roles.contains(&Role::Control).then_some(walls);
         let (started, stopped) = (Some(started), stop.clone());
         let keeper = Keeper { external, max_bytes, folder, connections, writers, state, life, metrics, stop: stopped, started };
         let task = Mutex::new(Some(tokio::spawn(keeper.run())));
-        let server = Server { links, walls, feeds, state: states, life: lives, stop, task };
-        server.begun(outcome).await
+        let server = Server { links, walls, replicas, feeds, state: states, life: lives, stop, task };
+        Ok(Starting { server, outcome })
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, ServerState, chain};
 use crate::api::Api;
+use crate::cluster::Member;
 use crate::feed;
 use crate::folder::{Created, Folder};
 use crate::keys::{Keys, Role};
@@ -27,7 +28,10 @@ use crate::streams::{self, Sizes};
 use crate::supervise::{self, Life, Ports, Program, Spawner};
 use crate::telemetry::Metrics;
 
+/// First and longest pause between two looks at a server that is not ready yet. Longer: noticed later; shorter: a member that waits for the
+/// others costs more.
 const READY_POLL: Duration = Duration::from_millis(20);
+const READY_POLL_MAX: Duration = Duration::from_millis(500);
 /// How often a slow recovery is mentioned.
 const READY_REMINDER: Duration = Duration::from_secs(10);
 const HEALTH_PERIOD: Duration = Duration::from_secs(5);
@@ -46,6 +50,9 @@ pub(super) struct Supervisor {
     pub(super) program: Program,
     pub(super) keys: Keys,
     pub(super) sizes: Sizes,
+    /// Which member of a cluster the server is.
+    pub(super) member: Option<Member>,
+    pub(super) replicas: u8,
     pub(super) spawner: Spawner,
     pub(super) connections: Vec<(Role, watch::Sender<Option<Connection>>)>,
     /// Per feed the seed of its writer.
@@ -126,26 +133,28 @@ impl Supervisor {
     }
 
     async fn get_ready(&mut self, pid: u32, ports: &Ports) -> Result<(), Error> {
-        let mut reminder = Instant::now() + READY_REMINDER;
+        let mut wait = Wait::new();
         loop {
             let reason = match monitor::health(ports.monitoring).await {
                 Ok(Health::Good) => break,
-                Ok(Health::Bad(reason)) => reason,
+                Ok(Health::Bad(reason)) => self.with_missing(reason, ports).await,
                 Err(error) => error.to_string(),
             };
-            if Instant::now() >= reminder {
-                tracing::warn!(target: "nats", reason, "nats-server is not ready yet");
-                reminder += READY_REMINDER;
-            }
-            sleep(READY_POLL).await;
+            wait.longer(&self.state, reason).await;
         }
-        let durability = monitor::durability(ports.monitoring).await.map_err(|_| Error::Silent)?;
-        if durability != Durability::Fsynced {
+        let durability = monitor::durability(ports.monitoring, self.replicas).await.map_err(|_| Error::Silent)?;
+        if durability == Durability::Buffered {
             return Err(Error::NotDurable);
         }
         let control = self.connect(Role::Control, ports).await?;
         if self.started.is_some() {
-            self.ensure_streams(&control).await?;
+            while let Err(error) = self.ensure_streams(&control).await {
+                match error {
+                    // The others are there, and do not agree yet.
+                    Error::Streams(error) if self.member.is_some() && error.is_temporary() => wait.longer(&self.state, chain(&error)).await,
+                    error => return Err(error),
+                }
+            }
         }
         let mut ready = vec![(Role::Control, control)];
         for role in [Role::Collector, Role::Relay] {
@@ -191,10 +200,10 @@ impl Supervisor {
     async fn ensure_streams(&self, control: &Connection) -> Result<(), Error> {
         let current = watch::Sender::new(Some(control.clone()));
         let created = self.folder.created(streams::BUNDLED_FILE)?;
-        let before = streams::Before { names: &created.streams, file: streams::BUNDLED_FILE };
+        let before = streams::Before { names: &created.streams, file: streams::BUNDLED_FILE, adds_copies: true };
         let api = Api::new(Link::new(current.subscribe(), self.volume_full.clone()));
-        streams::ensure(&api, &self.sizes, 1, before).await?;
-        let streams = streams::wanted(&self.sizes, 1).into_iter().map(|(name, _)| name.to_owned()).collect();
+        streams::ensure(&api, &self.sizes, self.replicas, before).await?;
+        let streams = streams::wanted(&self.sizes, self.replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
         Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { streams, ..created })?)
     }
 
@@ -202,7 +211,7 @@ impl Supervisor {
         let (mut looks, mut ticks) = (interval(SPACE_PERIOD), interval(HEALTH_PERIOD));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut silent = 0;
+        let (mut silent, mut missing) = (0, Vec::new());
         loop {
             tokio::select! {
                 _ = looks.tick() => {
@@ -211,6 +220,7 @@ impl Supervisor {
                 }
                 _ = ticks.tick() => self.metrics.look(),
             }
+            self.look_for_others(&mut missing, ports).await;
             let health = monitor::health(ports.monitoring).await;
             silent = if health.is_ok() { 0 } else { silent + 1 };
             match health {
@@ -219,10 +229,42 @@ impl Supervisor {
                     let Health::Bad(reason) = bad else { unreachable!("the pattern above is bad") };
                     return Error::WriteError(reason);
                 }
-                Ok(Health::Bad(reason)) => self.show(false, ServerState::Down { reason }),
+                Ok(Health::Bad(reason)) => {
+                    let reason = self.with_missing(reason, ports).await;
+                    self.show(false, ServerState::Down { reason });
+                }
                 Err(_) if silent >= SILENT_MAX => return Error::Silent,
                 Err(_) => {}
             }
+        }
+    }
+
+    /// What keeps a server from taking messages, with the members that it is not connected to.
+    async fn with_missing(&self, reason: String, ports: &Ports) -> String {
+        let missing = self.missing(ports).await;
+        if missing.is_empty() { reason } else { format!("{reason}; not connected: {}", missing.join(", ")) }
+    }
+
+    /// Members that the server is not connected to; none where it is by itself, or does not say.
+    async fn missing(&self, ports: &Ports) -> Vec<String> {
+        let Some(member) = &self.member else { return Vec::new() };
+        let there = monitor::others(ports.monitoring).await;
+        there.map_or_else(|_| Vec::new(), |there| member.missing(&there).into_iter().map(str::to_owned).collect())
+    }
+
+    /// Says which members are gone, and which are back. `known`: who was missing at the last look.
+    async fn look_for_others(&self, known: &mut Vec<String>, ports: &Ports) {
+        if self.member.is_none() {
+            return;
+        }
+        let missing = self.missing(ports).await;
+        self.metrics.missing.set(missing.len().try_into().unwrap_or(i64::MAX));
+        if missing != *known {
+            match missing.is_empty() {
+                true => tracing::info!(target: "nats", "all members of the cluster are connected"),
+                false => tracing::warn!(target: "nats", missing = missing.join(", "), "members of the cluster are not connected"),
+            }
+            *known = missing;
         }
     }
 
@@ -248,6 +290,29 @@ impl Supervisor {
     /// A volume that cannot be asked counts as free: the server's own errors will tell.
     fn has_space(&self) -> bool {
         self.folder.free_bytes().map_or(true, |free| free >= FREE_BYTES_MIN)
+    }
+}
+
+/// The wait of a server that is not ready yet.
+struct Wait {
+    pause: Duration,
+    reminder: Instant,
+}
+
+impl Wait {
+    fn new() -> Wait {
+        Wait { pause: READY_POLL, reminder: Instant::now() + READY_REMINDER }
+    }
+
+    /// Waits a little, and shows for what; a wait that is long is mentioned in the log.
+    async fn longer(&mut self, state: &watch::Sender<ServerState>, reason: String) {
+        if Instant::now() >= self.reminder {
+            tracing::warn!(target: "nats", reason, "nats-server is not ready yet");
+            self.reminder += READY_REMINDER;
+        }
+        state.send_replace(ServerState::Waiting { reason });
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(READY_POLL_MAX);
     }
 }
 

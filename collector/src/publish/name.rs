@@ -5,14 +5,19 @@
 
 use bundled_nats::token::escape;
 
-/// The producer's name: `given`, or `HOSTNAME` (the pod's name in Kubernetes), or the kernel's host name; escaped.
+/// The producer's name: `given`, or this machine's; escaped.
 pub fn producer(given: Option<&str>) -> String {
-    let named = |name: &str| Some(name.trim().to_owned()).filter(|name| !name.is_empty());
-    let name = given
-        .and_then(named)
-        .or_else(|| std::env::var("HOSTNAME").ok().as_deref().and_then(named))
-        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok().as_deref().and_then(named));
-    escape(name.as_deref().unwrap_or("strata"))
+    escape(&given.and_then(named).or_else(host_name).unwrap_or_else(|| "strata".to_owned()))
+}
+
+/// The name of this machine: `HOSTNAME` (the pod's name in Kubernetes), or the kernel's host name.
+pub fn host_name() -> Option<String> {
+    let variable = std::env::var("HOSTNAME").ok().as_deref().and_then(named);
+    variable.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok().as_deref().and_then(named))
+}
+
+fn named(name: &str) -> Option<String> {
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]

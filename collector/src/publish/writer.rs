@@ -267,6 +267,7 @@ impl Writer {
         let stored_bytes = port::stored_bytes(self.chain.subject(), &flight.headers, flight.payload.len());
         outlet.stored_bytes.fetch_add(stored_bytes, Ordering::AcqRel);
         outlet.last_ack_ms.store(now_ms, Ordering::Release);
+        *outlet.stuck() = None;
         outlet.telemetry.published_samples.inc_by(flight.samples);
         outlet.telemetry.published_bytes.inc_by(bytes);
         outlet.telemetry.published_messages.inc();
@@ -313,6 +314,7 @@ impl Writer {
     /// Counts a try that came to nothing; the first of many is logged.
     fn failed(&mut self, reason: &'static str, detail: &str) {
         self.outlet.telemetry.publish_errors.with_label_values(&[reason]).inc();
+        *self.outlet.stuck() = Some(detail.to_owned());
         if self.stuck_since.is_none() {
             self.stuck_since = Some(Instant::now());
             tracing::warn!(producer = self.producer, reason, "cannot publish for now, samples wait in memory: {detail}");

@@ -24,19 +24,15 @@ impl Findings<'_> {
         }
         let Nats::External(nats) = &buffer.nats else {
             if buffer.replicas == 3 {
-                self.problem(
-                    &steps!["buffer", "replicas"],
-                    "the bundled server is one: 3 replicas need an external cluster in buffer.nats",
-                );
+                let message = "the child of `strata run` is one server: 3 replicas need three `strata nats` (buffer.nats.cluster), or an external cluster";
+                self.problem(&steps!["buffer", "replicas"], message);
             }
             return;
         };
         if nats.seeds_dir.is_none() && self.is_written(&steps!["buffer", "nats_memory"]) {
             self.warning(&steps!["buffer", "nats_memory"], "is for the bundled server: an external one has limits of its own");
         }
-        if nats.seeds_dir.is_some() && buffer.replicas == 3 {
-            self.problem(&steps!["buffer", "replicas"], "the server of `strata nats` is one: 3 replicas need an external cluster");
-        }
+        self.cluster(nats, buffer.replicas);
         if nats.urls.is_empty() {
             self.problem(&path, "'urls' is missing: name the servers, like urls: ['nats://host:4222']");
         }
@@ -202,7 +198,7 @@ fn nats_url(url: &str) -> Result<(), String> {
     if is_bare { Ok(()) } else { host_port(rest, PORT) }
 }
 
-fn is_loopback(listen: &str) -> bool {
+pub(super) fn is_loopback(listen: &str) -> bool {
     let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host).trim_matches(['[', ']']);
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -3,6 +3,7 @@
 //! One binary, one file per promise. Needs `target/release/strata` and what `make setup` installs.
 
 mod bad_input;
+mod cluster;
 mod console;
 mod dead_letters;
 mod external_nats;

@@ -21,25 +21,59 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// What all processes of an installation are given.
 pub struct Installation {
     seeds: TempDir,
-    port: u16,
+    /// Where the servers listen.
+    ports: Vec<u16>,
+    /// Where the members of a cluster find each other; none: one server by itself.
+    peers: Vec<String>,
     rest: String,
 }
 
 impl Installation {
     pub fn new(exporters: &[Exporter], relays: &str) -> Result<Self> {
         let rest = format!("{}relays:\n{relays}", scene::scrape("500ms", exporters));
-        Ok(Self { seeds: TempDir::with_prefix("strata-e2e-seeds-")?, port: process::free_port()?, rest })
+        Ok(Self { seeds: TempDir::with_prefix("strata-e2e-seeds-")?, ports: vec![process::free_port()?], peers: Vec::new(), rest })
+    }
+
+    /// One whose servers are a cluster of three.
+    pub fn of_three(exporters: &[Exporter], relays: &str) -> Result<Self> {
+        let mut installation = Self::new(exporters, relays)?;
+        while installation.ports.len() < 3 {
+            installation.ports.push(process::free_port()?);
+        }
+        for _ in 0..3 {
+            installation.peers.push(format!("127.0.0.1:{}", process::free_port()?));
+        }
+        Ok(installation)
+    }
+
+    /// What the members of the cluster are called.
+    pub fn peers(&self) -> &[String] {
+        &self.peers
     }
 
     /// A process of it that does not run yet.
     pub fn prepare(&self, role: &'static str) -> Result<Strata> {
-        let (port, seeds, rest) = (self.port, self.seeds.path().display(), &self.rest);
+        let (seeds, rest) = (self.seeds.path().display(), &self.rest);
+        let urls: Vec<String> = self.ports.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let (cluster, replicas) = match self.peers.is_empty() {
+            true => (String::new(), 1),
+            false => (format!(", cluster: {{peers: {:?}}}", self.peers), 3),
+        };
         let configuration = format!(
-            "buffer:\n  nats: {{urls: ['nats://127.0.0.1:{port}'], seeds_dir: {seeds}}}\n  max_bytes: 256MiB\n\
-             feeds: {{listen: '127.0.0.1:{port}'}}\n{rest}"
+            "buffer:\n  nats: {{urls: {urls:?}, seeds_dir: {seeds}{cluster}}}\n  replicas: {replicas}\n  max_bytes: 256MiB\n\
+             feeds: {{listen: '127.0.0.1:{}'}}\n{rest}",
+            self.ports[0]
         );
         let mut strata = Strata::prepare(&configuration)?;
         strata.play(role);
+        Ok(strata)
+    }
+
+    /// A member of the cluster that does not run yet: of the same configuration, with what differs on its machine.
+    pub fn prepare_member(&self, i: usize) -> Result<Strata> {
+        let mut strata = self.prepare("nats")?;
+        strata.set("STRATA_BUFFER__NATS__CLUSTER__MEMBER", &self.peers[i]);
+        strata.set("STRATA_FEEDS__LISTEN", &format!("127.0.0.1:{}", self.ports[i]));
         Ok(strata)
     }
 

@@ -5,6 +5,7 @@
 mod bad_input;
 mod console;
 mod dead_letters;
+mod disk;
 mod external_nats;
 mod feeds;
 mod file;

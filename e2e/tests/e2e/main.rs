@@ -20,6 +20,7 @@ mod kafka_secure;
 mod kills;
 mod nats_secrets;
 mod pages;
+mod power;
 mod prometheus;
 mod relabeling;
 mod reload;

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod console;
+mod damage;
 mod dead_letters;
 mod disk;
 mod external_nats;
@@ -18,6 +19,7 @@ mod http_tls;
 mod kafka;
 mod kafka_secure;
 mod kills;
+mod matrix;
 mod nats_secrets;
 mod pages;
 mod power;

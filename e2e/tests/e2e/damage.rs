@@ -38,8 +38,8 @@ struct Cell {
 const CELLS: &[Cell] = &[
     Cell { name: "tail cut off", killed: false, damage: Damage::Block(cut) },
     Cell { name: "tail cut off after kill -9", killed: true, damage: Damage::Block(cut) },
-    Cell { name: "zeros in the middle", killed: false, damage: Damage::Block(zero) },
-    Cell { name: "a bit flipped after kill -9", killed: true, damage: Damage::Block(flip) },
+    Cell { name: "zeros in the middle", killed: false, damage: Damage::Block(|block| zero(block)) },
+    Cell { name: "a bit flipped after kill -9", killed: true, damage: Damage::Block(|block| flip(block)) },
     Cell { name: "STRATA_RAW as it was", killed: false, damage: Damage::Older("STRATA_RAW") },
     Cell { name: "the whole store as it was", killed: false, damage: Damage::Older("store") },
 ];
@@ -48,12 +48,12 @@ fn cut(block: &mut Vec<u8>) {
     block.truncate(block.len() * 2 / 3);
 }
 
-fn zero(block: &mut Vec<u8>) {
+fn zero(block: &mut [u8]) {
     let middle = block.len() / 2;
     block[middle..middle + 4096].fill(0);
 }
 
-fn flip(block: &mut Vec<u8>) {
+fn flip(block: &mut [u8]) {
     let middle = block.len() / 2;
     block[middle] ^= 0x10;
 }

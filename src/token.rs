@@ -2,8 +2,8 @@
 //!
 //! *In*: the data folder. *Out*: random text, made at the first start. *Bound*: two short files. *When full*: an error that names the field.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -31,17 +31,24 @@ pub(crate) fn applicant(data_dir: &Path) -> anyhow::Result<Applicant> {
     Ok(Applicant { id, name: format!("{}/{}", collector::publish::producer(None), std::process::id()) })
 }
 
-/// Random text that a file has or is given, and whether it was given now.
+/// Random text that a file has or is given, and whether it was given now. The folder is held: nobody else gives it one meanwhile.
 fn keep(path: &Path) -> anyhow::Result<(String, bool)> {
-    let made: String = rand::random::<[u8; 24]>().iter().map(|b| format!("{b:02x}")).collect();
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(mut file) => {
-            writeln!(file, "{made}").and_then(|()| file.sync_all()).with_context(|| format!("cannot write '{}'", path.display()))?;
-            Ok((made, true))
-        }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok((read(path)?, false)),
-        Err(error) => Err(error).with_context(|| format!("cannot write '{}'", path.display())),
+    if path.try_exists().with_context(|| format!("cannot look for '{}'", path.display()))? {
+        return Ok((read(path)?, false));
     }
+    let made: String = rand::random::<[u8; 24]>().iter().map(|b| format!("{b:02x}")).collect();
+    write(path, &made).with_context(|| format!("cannot write '{}'", path.display()))?;
+    Ok((made, true))
+}
+
+/// Whole and durable or not there at all: after a loss of power an empty one would be refused.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Reads a token.
@@ -68,6 +75,7 @@ mod tests {
     #[test]
     fn a_token_is_made_once_and_for_its_owner() {
         let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("token.new"), "").expect("what a loss of power left");
         let token = read_or_make(folder.path()).expect("a token");
         assert_eq!(read_or_make(folder.path()).expect("the same"), token);
         let mode = std::fs::metadata(file(folder.path())).expect("it is there").permissions().mode();

@@ -44,6 +44,7 @@ for purpose in "$@"; do
       system mvn maven "fetches Apache Kafka"
       system node nodejs "runs Etsy's statsd"
       system npm npm "fetches Etsy's statsd"
+      [ "$(id -u)" = 0 ] || system fusermount3 fuse3 "mounts the file system that loses power, where the tests are not run by root"
       system chromium chromium "opens the console (125 MB; a quarter of a minute to install)"
       system python3 python3-venv "runs the independent decoder of the wire format"
       cached cargo-deny-0.20.2 "cargo-deny, built by cargo: licence check (some minutes to build)"

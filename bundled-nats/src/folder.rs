@@ -150,6 +150,8 @@ impl Folder {
         let member = plan.member.map(|member| Ok((member, Keys::route(seeds, missing)?))).transpose().map_err(unusable)?;
         let mut created = self.created(streams::BUNDLED_FILE)?;
         self.same_member(&created, plan.member)?;
+        let store = self.nats("store");
+        clear_unfinished(&store, &created.streams).map_err(|source| failed("clear", &store, source))?;
         created.member = plan.member.map(|member| member.name.clone());
         let (mut feeds, mut writers) = (Vec::new(), Vec::new());
         for feed in plan.feeds {
@@ -241,6 +243,48 @@ fn holder(lock: &mut File) -> String {
     }
 }
 
+/// Removes streams whose creation a loss of power interrupted, so that nothing was ever stored in them: the server does not load them, does not
+/// create them anew, and never becomes healthy. Those in `created` were there as a whole, and are left to their owner.
+fn clear_unfinished(store: &Path, created: &[String]) -> io::Result<()> {
+    for account in folders(&store.join("jetstream"))? {
+        for stream in folders(&account.join("streams"))? {
+            let is_known = stream.file_name().and_then(|name| name.to_str()).is_none_or(|name| created.iter().any(|known| known == name));
+            if !is_known && !is_finished(&stream) && is_empty(&stream.join("msgs"))? {
+                tracing::warn!(stream = %stream.display(), "its creation was interrupted, and nothing is in it: it is created anew");
+                fs::remove_dir_all(&stream)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a stream has its configuration and, written after it, the checksum of that.
+fn is_finished(stream: &Path) -> bool {
+    ["meta.inf", "meta.sum"].iter().all(|part| fs::metadata(stream.join(part)).is_ok_and(|meta| meta.len() > 0))
+}
+
+/// Whether no file of a folder holds a byte; one that is not there holds none.
+fn is_empty(folder: &Path) -> io::Result<bool> {
+    for entry in entries(folder)? {
+        if entry.metadata()?.len() > 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn folders(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(entries(folder)?.into_iter().map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
+}
+
+fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whole and durable, or unchanged; what is right already needs no space.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if fs::read(path).is_ok_and(|there| there == bytes) {
@@ -253,4 +297,28 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_stream_that_was_never_finished_is_cleared() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let streams = folder.path().join("jetstream/STRATA/streams");
+        let make = |name: &str, files: &[(&str, &str)]| {
+            fs::create_dir_all(streams.join(name).join("msgs")).expect("made");
+            files.iter().for_each(|(file, text)| fs::write(streams.join(name).join(file), text).expect("written"));
+        };
+        clear_unfinished(folder.path(), &[]).expect("nothing is there yet");
+        make("WHOLE", &[("meta.inf", "{}"), ("meta.sum", "1"), ("msgs/1.blk", "")]);
+        make("KNOWN", &[("meta.inf", "{}")]);
+        make("FULL", &[("meta.inf", "{}"), ("msgs/1.blk", "message")]);
+        make("NO_SUM", &[("meta.inf", "{}"), ("msgs/1.blk", "")]);
+        make("TORN", &[("meta.inf", ""), ("meta.sum", "")]);
+        clear_unfinished(folder.path(), &["KNOWN".to_owned()]).expect("cleared");
+        let left = ["WHOLE", "KNOWN", "FULL", "NO_SUM", "TORN"].map(|name| streams.join(name).exists());
+        assert_eq!(left, [true, true, true, false, false]);
+    }
 }

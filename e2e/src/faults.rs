@@ -22,6 +22,8 @@ pub enum Fault {
     CutBefore,
     /// The receiver takes it, and the connection is cut before the sender hears of it.
     CutAfter,
+    /// The receiver takes it, and the connection is cut in the middle of its answer's head.
+    CutAmid,
 }
 
 /// A request that came by.
@@ -114,6 +116,10 @@ async fn serve(mut connection: Connection, state: Arc<State>) -> std::io::Result
             (Some(Fault::Status(status, after)), _) => {
                 let headers: Vec<_> = after.iter().map(|seconds| ("retry-after", seconds.to_string())).collect();
                 http1::respond(&mut connection, status, &headers, b"injected").await?;
+            }
+            (Some(Fault::CutAmid), Some(answer)) => {
+                connection.get_mut().write_all(format!("HTTP/1.1 {}", answer.status()).as_bytes()).await?;
+                return connection.get_mut().shutdown().await;
             }
             _ => return Ok(()),
         }

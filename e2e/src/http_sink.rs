@@ -128,6 +128,11 @@ impl HttpSink {
         }
     }
 
+    /// Its port alone, for what stands in front of it.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Shows another certificate, or asks for others, from the next connection on; those that are open end.
     ///
     /// *Errors*: something else took the port.

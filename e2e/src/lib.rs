@@ -20,6 +20,7 @@ pub mod kafka;
 pub mod nats;
 pub mod page;
 pub mod plot;
+pub mod power;
 pub mod process;
 pub mod receivers;
 pub mod record;

@@ -1,0 +1,217 @@
+//! The store is damaged while nothing runs: Strata comes up, the relays find their place, and all that is gone is named, counted where the stream
+//! can tell it.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::compare;
+use e2e::exporter::Exporter;
+use e2e::http_sink::HttpSink;
+use e2e::record::{Record, Records};
+use e2e::strata::Strata;
+use serde_json::Value;
+
+use crate::scene;
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Rounds before a copy is made, and between it and the damage.
+const ROUNDS: u64 = 8;
+
+/// What happens to the store.
+#[derive(Clone, Copy)]
+enum Damage {
+    /// Of the newest block of `STRATA_RAW`: its bytes are changed.
+    Block(fn(&mut Vec<u8>)),
+    /// This folder of the store is as it was.
+    Older(&'static str),
+}
+
+struct Cell {
+    name: &'static str,
+    /// Strata was killed, so that the server has no index and reads its blocks.
+    killed: bool,
+    damage: Damage,
+}
+
+const CELLS: &[Cell] = &[
+    Cell { name: "tail cut off", killed: false, damage: Damage::Block(cut) },
+    Cell { name: "tail cut off after kill -9", killed: true, damage: Damage::Block(cut) },
+    Cell { name: "zeros in the middle", killed: false, damage: Damage::Block(|block| zero(block)) },
+    Cell { name: "a bit flipped after kill -9", killed: true, damage: Damage::Block(|block| flip(block)) },
+    Cell { name: "STRATA_RAW as it was", killed: false, damage: Damage::Older("STRATA_RAW") },
+    Cell { name: "the whole store as it was", killed: false, damage: Damage::Older("store") },
+];
+
+fn cut(block: &mut Vec<u8>) {
+    block.truncate(block.len() * 2 / 3);
+}
+
+fn zero(block: &mut [u8]) {
+    let middle = block.len() / 2;
+    block[middle..middle + 4096].fill(0);
+}
+
+fn flip(block: &mut [u8]) {
+    let middle = block.len() / 2;
+    block[middle] ^= 0x10;
+}
+
+/// The folder of this name under another one.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let here = folders.iter().find(|path| path.file_name().is_some_and(|found| found == name)).cloned();
+    here.or_else(|| folders.iter().find_map(|path| find(path, name)))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// The block with the highest number.
+fn newest_block(folder: &Path) -> Result<PathBuf> {
+    let number = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+    let entries = std::fs::read_dir(folder.join("msgs"))?.flatten().map(|entry| entry.path());
+    let blocks = entries.filter(|path| path.extension().is_some_and(|ending| ending == "blk"));
+    blocks.max_by_key(number).context("no block")
+}
+
+async fn end(strata: &mut Strata, exporters: &[Exporter], killed: bool) -> Result<()> {
+    if !killed {
+        return scene::stop(strata, exporters).await;
+    }
+    strata.kill().await?;
+    exporters.iter().for_each(Exporter::note_break);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_damaged_store_lost_is_named_and_nothing_else_is_lost() -> Result<()> {
+    for cell in CELLS {
+        run(cell).await.with_context(|| cell.name)?;
+    }
+    Ok(())
+}
+
+async fn run(cell: &Cell) -> Result<()> {
+    let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
+    let (there, mut away) = (HttpSink::start().await?, HttpSink::start().await?);
+    away.close().await;
+    let relays = scene::http_relay("there", &there, "") + &scene::http_relay("away", &away, "");
+    let buffer = "buffer:\n  linger: 50ms\n";
+    let mut strata = Strata::start(&format!("{}{buffer}relays:\n{relays}", scene::scrape("500ms", &exporters))).await?;
+    scene::more_rounds(&exporters, ROUNDS, LIMIT).await?;
+    let store = strata.data_dir().join("nats/store");
+    let copied = strata.folder().join("copy");
+    if let Damage::Older(_) = cell.damage {
+        scene::stop(&mut strata, &exporters).await?;
+        copy(&store, &copied)?;
+        scene::start_again(&mut strata).await?;
+        scene::more_rounds(&exporters, ROUNDS, LIMIT).await?;
+    }
+    scene::caught_up(&there, &exporters, LIMIT).await?;
+    end(&mut strata, &exporters, cell.killed).await?;
+    let damaged_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
+    match cell.damage {
+        Damage::Block(change) => {
+            let block = newest_block(&find(&store, "STRATA_RAW").context("no STRATA_RAW")?)?;
+            let mut bytes = std::fs::read(&block)?;
+            change(&mut bytes);
+            std::fs::write(&block, bytes)?;
+        }
+        Damage::Older(name) => {
+            let (now, then) =
+                if name == "store" { (store, copied) } else { (find(&store, name).context("now")?, find(&copied, name).context("then")?) };
+            std::fs::remove_dir_all(&now)?;
+            copy(&then, &now)?;
+        }
+    }
+
+    away.reopen()?;
+    let began = Instant::now();
+    scene::start_again(&mut strata).await?;
+    scene::more_rounds(&exporters, 4, LIMIT).await?;
+    for sink in [&there, &away] {
+        scene::caught_up(sink, &exporters, LIMIT).await?;
+    }
+    let recovered = began.elapsed();
+    let lost = strata.metric("strata_relay_lost_samples_total", &["relay=\"away\""]).await?;
+    let lost_there = strata.metric("strata_relay_lost_samples_total", &["relay=\"there\""]).await?;
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    scene::stop(&mut strata, &exporters).await?;
+
+    scene::assert_orderly(&there);
+    scene::assert_orderly(&away);
+    let (there, away) = (there.ledger(), away.ledger());
+    compare::all(&there.records, &exporters, scene::JOB, scene::GRACE)?;
+    compare::within(&away.records, &there.records)?;
+    let owed = missing(&there.records, &away.records);
+    let holes = statement["holes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let gone =
+        |reason: &str| -> u64 { holes.iter().filter(|hole| hole["reason"] == reason).filter_map(|hole| hole["samples"].as_u64()).sum() };
+    let unnamed = unnamed(&owed, &there.records, holes);
+    println!(
+        "{}: of {} samples {} are gone for who had not read them; {lost} counted as lost, {} named as gone from the stream, slots not named: {unnamed:?}; \
+         all sinks had the rest {recovered:?} after the start",
+        cell.name,
+        there.records.all().len(),
+        owed.len(),
+        gone("not_in_stream"),
+    );
+    ensure!(!owed.is_empty() && owed.iter().all(|record| record.timestamp_ms < damaged_ms), "what was stored after the damage is there");
+    ensure!(lost_there == 0.0, "{lost_there} samples that had been delivered are counted as lost");
+    ensure!(
+        lost == owed.len() as f64 || unnamed.is_empty(),
+        "{lost} are counted of {}, and slots are not named: {unnamed:?}, {holes:?}",
+        owed.len()
+    );
+    // What one relay delivered and the stream has no more is the one thing that may unbalance: the disk is to blame.
+    ensure!(gone("not_booked") + gone("unaccounted") == 0, "{holes:?}");
+    match (statement["balanced"].as_bool(), code) {
+        (Some(true), 0) => ensure!(gone("not_in_stream") == 0, "{holes:?}"),
+        // A kill takes along what it had delivered since its last checkpoint.
+        (Some(false), 1) => {
+            let (gone, owed) = (gone("not_in_stream"), owed.len() as u64);
+            ensure!(gone == owed || cell.killed && gone <= owed, "{owed} are gone, {gone} are named");
+        }
+        _ => anyhow::bail!("exit code {code}: {statement}"),
+    }
+    Ok(())
+}
+
+/// What one sink has and the other has not.
+fn missing(whole: &Records, part: &Records) -> Vec<Record> {
+    let there: HashSet<_> = part.all().iter().map(|record| (part.series(record.series), record.timestamp_ms)).collect();
+    let is_missing = |record: &&Record| !there.contains(&(whole.series(record.series), record.timestamp_ms));
+    whole.all().iter().filter(is_missing).copied().collect()
+}
+
+/// Slots of missing samples that no hole of their target has.
+fn unnamed(owed: &[Record], whole: &Records, holes: &[Value]) -> BTreeMap<String, BTreeSet<i64>> {
+    let mut slots: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
+    for record in owed {
+        let instance = whole.series(record.series).labels.get("instance").cloned().unwrap_or_default();
+        slots.entry(instance).or_default().insert(record.timestamp_ms);
+    }
+    for (instance, slots) in &mut slots {
+        let names = |hole: &&Value| hole["target"].is_null() || hole["target"]["instance"] == instance.as_str();
+        for hole in holes.iter().filter(names) {
+            let (from, to) = (hole["from_ms"].as_i64().unwrap_or(i64::MAX), hole["to_ms"].as_i64().unwrap_or(i64::MIN));
+            slots.retain(|slot| !(from..=to).contains(slot));
+        }
+    }
+    slots.retain(|_, slots| !slots.is_empty());
+    slots
+}

@@ -232,3 +232,25 @@ pub(crate) async fn fail(state: &dyn State, name: &str, found: Registration, now
         Ended { request, asked_ms, ended_ms: now_ms, outcome: Outcome::Failed, error: Some(error), progress, jobs: BTreeMap::new() };
     end(state, name, &ended).await
 }
+
+#[cfg(test)]
+mod tests {
+    use bundled_nats::twin::Twin;
+
+    use super::super::Bound;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_another_life_ended_is_not_written_again() {
+        let twin = Twin::new(1 << 20);
+        let (from, to) = (Bound::Seq(1), Bound::Seq(9));
+        let request = Request { relay: "one".to_owned(), from, to, rate: None, again: false, selector: None, dry_run: false };
+        register(&*twin.state, "one.a", &Registration::new(request, 0, 1, 9, 1)).await.expect("it is up");
+        let taken = take(twin.state.clone(), "one.a", "former", String::new()).await.expect("it is up");
+        let (mut store, found) = taken.expect("it is registered");
+        store.write(&found).await.expect("its own");
+        fail(&*twin.state, "one.a", found.clone(), 1, "asked to".to_owned()).await.expect("it is up");
+        assert!(matches!(store.write(&found).await, Err(checkpoint::Error::Ended { .. })));
+        assert!(registered(&*twin.state).await.expect("it is up").is_empty());
+    }
+}

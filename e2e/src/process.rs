@@ -47,11 +47,16 @@ impl Drop for Program {
     }
 }
 
+/// Ports that no connection is given as its own: one that is told today would be in use when a program is started again on it.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
 /// A loopback port that nothing uses now.
 ///
 /// *Errors*: the system has none left.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    let tries = std::iter::repeat_with(|| rand::random_range(PORTS)).take(PORTS.len());
+    let mut free = tries.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().context("every port is in use")
 }
 
 /// The folder of foreign programs.

@@ -190,7 +190,9 @@ fn live_exporters(folder: &Path) -> Result<Vec<(&'static str, u16, Program)>> {
     {
         let path = process::node_exporter().context("node_exporter is not in the cache: run `make setup`")?;
         let port = process::free_port()?;
-        found.push(("node", port, Program::start(&path, folder, &[format!("--web.listen-address=127.0.0.1:{port}")])?));
+        // Other tests mount file systems meanwhile.
+        let arguments = [format!("--web.listen-address=127.0.0.1:{port}"), "--no-collector.filesystem".to_owned()];
+        found.push(("node", port, Program::start(&path, folder, &arguments)?));
     }
     {
         let port = process::free_port()?;

@@ -3,7 +3,7 @@
 //! *In*: the data folder. *Out*: random text, made at the first start. *Bound*: two short files. *When full*: an error that names the field.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,11 @@ fn keep(path: &Path) -> anyhow::Result<(String, bool)> {
 /// Whole and durable or not there at all: after a loss of power an empty one would be refused.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     writeln!(file, "{text}")?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;

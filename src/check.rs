@@ -143,6 +143,8 @@ impl Report {
         for scrape in &mut config.scrape_configs {
             scrape.http_sd_configs.clear();
             scrape.dns_sd_configs.clear();
+            scrape.kubernetes_sd_configs.clear();
+            scrape.kubernetes_annotations = None;
         }
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         // What cannot be found is a warning of the check, not a line in a log.

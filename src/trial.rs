@@ -94,7 +94,7 @@ fn target(config: &Config, relay: &Relay, test: &Test) -> Target {
 
 /// A relay that takes everything: what is expected goes through it.
 fn all(relay: &Relay) -> Relay {
-    Relay { from: Vec::new(), filters: Vec::new(), encode: None, ..relay.clone() }
+    Relay { from: Vec::new(), namespaces: Vec::new(), filters: Vec::new(), encode: None, ..relay.clone() }
 }
 
 /// Texts as messages, as the job's scrapes would make them.

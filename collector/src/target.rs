@@ -360,6 +360,8 @@ fn settings(scrape: &ScrapeConfig) -> ScrapeConfig {
         file_sd_configs: Vec::new(),
         http_sd_configs: Vec::new(),
         dns_sd_configs: Vec::new(),
+        kubernetes_sd_configs: Vec::new(),
+        kubernetes_annotations: None,
         relabel_configs: Vec::new(),
         ..scrape.clone()
     }

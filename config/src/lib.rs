@@ -8,6 +8,7 @@ mod discovery;
 mod files;
 mod http;
 mod include;
+mod kubernetes;
 mod layers;
 mod load;
 mod nats;
@@ -38,6 +39,10 @@ pub use discovery::{DNS_SD_REFRESH, DnsSdConfig, DnsType, FILE_SD_REFRESH, FileS
 pub use files::{FILES_MAX, GlobError, is_pattern, matching};
 pub use http::{Authorization, BasicAuth, HttpClientConfig, HttpHeader, OAuth2, TlsConfig, TlsVersion, beside};
 pub use include::Sources;
+pub use kubernetes::{
+    ANNOTATION_PREFIX, AnnotatedResources, AttachMetadata, Kubernetes, KubernetesAnnotations, KubernetesNamespaces, KubernetesRole,
+    KubernetesSdConfig, KubernetesSelector, Webhook,
+};
 pub use layers::Overrides;
 pub use load::{Loaded, Places, Refused, load, parse};
 pub use nats::{Cluster, ClusterTls, ExternalNats, FeedUser, Feeds, Nats, NatsTls};
@@ -84,6 +89,8 @@ pub struct Config {
     /// Files with more of everything, relative to this one; `*` stands for anything. Lists grow by what is in them, sections are filled by
     /// all files, and a single value may be set once. Empty once they are read.
     pub include: Vec<PathBuf>,
+    /// The cluster that Strata runs in; default: none is looked at, unless a job says so.
+    pub kubernetes: Option<Kubernetes>,
     /// The stream: where it is, how large it may grow.
     pub buffer: Buffer,
     /// Where samples go.
@@ -168,6 +175,9 @@ pub struct Relay {
     /// Jobs whose samples are taken; empty: all.
     #[serde(default)]
     pub from: Vec<String>,
+    /// Namespaces whose targets' samples are taken; empty: all, and targets of no namespace too.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
     /// How much history a new relay gets: `now`, `earliest` or a duration.
     #[serde(default)]
     pub start: Start,

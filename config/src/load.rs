@@ -37,8 +37,6 @@ const NOT_YET: &[&str] = &[
     "gce_sd_configs",
     "hetzner_sd_configs",
     "ionos_sd_configs",
-    "kubernetes_annotations",
-    "kubernetes_sd_configs",
     "kuma_sd_configs",
     "lightsail_sd_configs",
     "linode_sd_configs",
@@ -63,7 +61,6 @@ const NOT_YET: &[&str] = &[
 /// What a person writes instead of a key of [`NOT_YET`].
 fn instead(key: &str) -> &'static str {
     match key {
-        "kubernetes_sd_configs" | "kubernetes_annotations" => "take it out",
         "native_histogram_bucket_limit" | "native_histogram_min_bucket_factor" => {
             "histograms keep their resolution on the way; set it where they are stored"
         }

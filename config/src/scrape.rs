@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{ByteSize, DnsSdConfig, FileSdConfig, HttpClientConfig, HttpSdConfig, Millis, RelabelConfig, beside};
+use crate::{
+    ByteSize, DnsSdConfig, FileSdConfig, HttpClientConfig, HttpSdConfig, KubernetesAnnotations, KubernetesSdConfig, Millis, RelabelConfig,
+    beside,
+};
 
 /// One `scrape_configs` entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -111,6 +114,12 @@ pub struct ScrapeConfig {
     /// Targets that names in the DNS lead to.
     #[serde(default)]
     pub dns_sd_configs: Vec<DnsSdConfig>,
+    /// Targets that the Kubernetes API lists.
+    #[serde(default)]
+    pub kubernetes_sd_configs: Vec<KubernetesSdConfig>,
+    /// Targets in Kubernetes by annotation; `{}` is enough.
+    #[serde(default)]
+    pub kubernetes_annotations: Option<KubernetesAnnotations>,
     /// Rules for targets, applied before they are scraped.
     #[serde(default)]
     pub relabel_configs: Vec<RelabelConfig>,

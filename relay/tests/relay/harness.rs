@@ -244,6 +244,7 @@ pub fn relay(name: &str) -> config::Relay {
     config::Relay {
         name: name.into(),
         from: Vec::new(),
+        namespaces: Vec::new(),
         start: config::Start::Earliest,
         hold: config::Hold::default(),
         filters: Vec::new(),

@@ -107,6 +107,7 @@ impl Setup {
             let mut relay = |name: &str, filters: Vec<config::Component>, batch_time: u64| config::Relay {
                 name: name.to_owned(),
                 from: Vec::new(),
+                namespaces: Vec::new(),
                 start: config::Start::Earliest,
                 hold: Hold { on_full: if random.random_bool(0.8) { OnFull::Drop } else { OnFull::Block }, ..Hold::default() },
                 filters,

@@ -180,7 +180,7 @@ spec:
 - {name: STRATA_KUBERNETES__WEBHOOK__{{ upper $key }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end }}
-{{- range $key, $name := dict "http" "HTTP_PROXY" "https" "HTTPS_PROXY" "no" "NO_PROXY" }}
+{{- range $key, $name := dict "http" "HTTP_PROXY" "https" "HTTPS_PROXY" "except" "NO_PROXY" }}
 {{- with index $.root.Values.proxy $key }}
 - {name: {{ $name }}, value: {{ . | quote }}}
 {{- end }}

@@ -30,6 +30,7 @@ const NAME_MAX: usize = 63;
 const META_LABELS: [&str; 5] = ["__address__", "__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
 
 mod cluster;
+mod kubernetes;
 mod nats;
 mod scrape;
 
@@ -70,6 +71,7 @@ impl<'a> Findings<'a> {
         self.buffer(&config.buffer);
         self.nats(&config.buffer);
         self.feeds(config);
+        self.kubernetes(config);
         for (i, relay) in config.relays.iter().enumerate() {
             self.relay(config, i, relay);
         }

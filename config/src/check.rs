@@ -71,6 +71,7 @@ impl<'a> Findings<'a> {
         self.buffer(&config.buffer);
         self.nats(&config.buffer);
         self.feeds(config);
+        self.cluster_section(config);
         for (i, relay) in config.relays.iter().enumerate() {
             self.relay(config, i, relay);
         }

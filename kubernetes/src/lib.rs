@@ -9,6 +9,7 @@ pub mod client;
 pub mod discovery;
 mod failure;
 mod labels;
+pub mod members;
 pub mod object;
 mod role;
 pub mod store;

@@ -183,6 +183,7 @@ impl Board {
             sink: config.sink.name.clone(),
             encoder: encoder.to_owned(),
             from: config.from.clone(),
+            namespaces: config.namespaces.clone(),
             filters: config.filters.iter().map(|filter| Filter { name: filter.name.clone(), options: filter.options.clone() }).collect(),
             filtered: status.filtered,
             lost: status.lost,

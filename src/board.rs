@@ -95,6 +95,11 @@ impl Board {
         self.token.get_or_init(|| token);
     }
 
+    /// The configuration that runs.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Another configuration runs now.
     pub(crate) fn set_config(&self, config: Arc<Config>) {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;

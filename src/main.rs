@@ -16,6 +16,7 @@ mod crds;
 mod dlq;
 mod logs;
 mod nats;
+mod objects;
 mod page;
 mod pause;
 mod place;

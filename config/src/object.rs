@@ -282,7 +282,8 @@ fn without_references(value: &Value, path: Vec<Step>, awaited: &mut Vec<(Vec<Ste
             items.iter().enumerate().map(|(index, item)| without_references(item, below(index.into()), awaited, depth + 1)).collect()
         }
         Value::Object(map) if depth < DEPTH_MAX => {
-            let entry = |(key, value): (&String, &Value)| (key.clone(), without_references(value, below(key.as_str().into()), awaited, depth + 1));
+            let entry =
+                |(key, value): (&String, &Value)| (key.clone(), without_references(value, below(key.as_str().into()), awaited, depth + 1));
             Value::Object(map.iter().map(entry).collect())
         }
         _ => value.clone(),

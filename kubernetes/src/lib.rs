@@ -4,4 +4,8 @@
 //! fields that nobody needs. *When full*: does not apply.
 
 pub mod client;
+pub mod leader;
+mod operator;
+pub mod overlay;
 pub mod resources;
+pub mod status;

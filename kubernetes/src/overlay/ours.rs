@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use config::object::{Entries, Written};
 use serde_json::{Map, Value, json};
 
-use crate::object::{Becomes, Id, Kind, Object, Refusal};
+use crate::overlay::object::{Becomes, Id, Kind, Object, Refusal};
 use crate::resources::collector::{BUFFER_SIZE, Clip, ENCODER, WORKERS};
 use crate::resources::{CollectorSpec, DiscoverySpec, Reference};
 
@@ -122,7 +122,10 @@ pub fn collector(object: &Object, around: Around<'_>) -> Result<Becomes, Refusal
     }
     let mut notes = Vec::new();
     if spec.buffer_size != BUFFER_SIZE {
-        notes.push("spec.bufferSize has no effect: samples wait in the stream, whose size is buffer.max_bytes of Strata's configuration".to_owned());
+        notes.push(
+            "spec.bufferSize has no effect: samples wait in the stream, whose size is buffer.max_bytes of Strata's configuration"
+                .to_owned(),
+        );
     }
     if spec.workers != WORKERS {
         notes.push("spec.workers has no effect: one reader of the stream keeps the order of samples".to_owned());

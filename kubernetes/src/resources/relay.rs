@@ -59,7 +59,7 @@ use super::Condition;
 )]
 #[serde(deny_unknown_fields)]
 pub struct RelaySpec {
-    /// Jobs whose samples are taken; default: all. The job of a Discovery, ServiceMonitor, PodMonitor, Probe or ScrapeConfig is `<namespace>/<name>`.
+    /// Jobs whose samples are taken; default: all. The job of a Discovery is `<namespace>/<name>`; the Prometheus Operator's objects have its names, like `serviceMonitor/<namespace>/<name>/0`.
     #[serde(default)]
     pub from: Vec<String>,
     /// Namespaces whose targets' samples are taken; default: all. Only in Strata's own namespace: elsewhere it is the object's own.

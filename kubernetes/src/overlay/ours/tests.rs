@@ -48,11 +48,16 @@ fn a_discovery_becomes_a_job_by_annotation() {
     let out = object(Kind::Collector, "a", "out", json!({ "includeLabels": ["team", "app*"] }));
     check(&[web.clone(), out], Ok(json!([job(json!(["a"]), json!(["app*", "team"]))])));
     check(&[web], Ok(json!([job(json!(["a"]), json!([])), "there is no Collector a/out that can be used"])));
-    let own = object(Kind::Discovery, "strata", "all", json!({
-        "collector": [{ "name": "out", "namespace": "b" }], "intervalSeconds": 5, "prefix": "x.io",
-        "selector": { "matchLabels": { "app": "web" }, "matchExpressions": [{ "key": "tier", "operator": "In", "values": ["a", "b"] }] },
-        "resources": { "pods": false },
-    }));
+    let own = object(
+        Kind::Discovery,
+        "strata",
+        "all",
+        json!({
+            "collector": [{ "name": "out", "namespace": "b" }], "intervalSeconds": 5, "prefix": "x.io",
+            "selector": { "matchLabels": { "app": "web" }, "matchExpressions": [{ "key": "tier", "operator": "In", "values": ["a", "b"] }] },
+            "resources": { "pods": false },
+        }),
+    );
     let out = object(Kind::Collector, "b", "out", json!({ "includeMetadata": true, "includeAnnotations": ["*"] }));
     let expect = json!([{
         "job_name": "strata/all", "scrape_interval": "5s",
@@ -71,18 +76,25 @@ fn a_discovery_becomes_a_job_by_annotation() {
 
 #[test]
 fn a_collector_becomes_a_relay_of_the_discoveries_that_name_it() {
-    let (one, two) = (object(Kind::Discovery, "a", "one", named("out")), object(Kind::Discovery, "b", "two", json!({
-        "collector": [{ "name": "out", "namespace": "a" }, { "name": "other" }],
-    })));
-    let relay = |filters: Value| {
-        json!({ "name": "a_out", "from": ["a/one", "b/two"], "filters": filters, "encode": "strata_v1", "sink": "stdout" })
-    };
+    let (one, two) = (
+        object(Kind::Discovery, "a", "one", named("out")),
+        object(
+            Kind::Discovery,
+            "b",
+            "two",
+            json!({
+                "collector": [{ "name": "out", "namespace": "a" }, { "name": "other" }],
+            }),
+        ),
+    );
+    let relay = |filters: Value| json!({ "name": "a_out", "from": ["a/one", "b/two"], "filters": filters, "encode": "strata_v1", "sink": "stdout" });
     let out = |spec: Value| object(Kind::Collector, "a", "out", spec);
     check(&[out(json!({})), one.clone(), two.clone()], Ok(json!([relay(json!([]))])));
     let filters = json!({ "filters": { "clip": { "max": 5.0 }, "exclude": { "values": [0.0] } }, "workers": 4, "bufferSize": 7 });
     let expect = json!([
         relay(json!([{ "clip": { "max": 5.0, "inclusive": false } }, { "exclude": { "values": [0.0] } }])),
-        "spec.bufferSize has no effect", "spec.workers has no effect",
+        "spec.bufferSize has no effect",
+        "spec.workers has no effect",
     ]);
     check(&[out(filters), one.clone(), two], Ok(expect));
     check(&[out(json!({})), object(Kind::Discovery, "b", "x", named("out"))], Err("no Discovery names it"));

@@ -45,13 +45,15 @@ for purpose in "$@"; do
       system node nodejs "runs Etsy's statsd"
       system npm npm "fetches Etsy's statsd"
       [ "$(id -u)" = 0 ] || system fusermount3 fuse3 "mounts the file system that loses power, where the tests are not run by root"
+      system ip iproute2 "gives the network namespace of a Kubernetes test its addresses"
       system chromium chromium "opens the console (125 MB; a quarter of a minute to install)"
       system python3 python3-venv "runs the independent decoder of the wire format"
       cached cargo-deny-0.20.2 "cargo-deny, built by cargo: licence check (some minutes to build)"
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
-      have go || { say "Go is missing: Telegraf, statsd_exporter, Prometheus 3 and the oracle of the format tests are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
+      have go || { say "Go is missing: Kubernetes, Telegraf, statsd_exporter, Prometheus 3 and the oracle of the format tests are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
       cached prometheus-3.15.0 "Prometheus 3.15 from its Go module: receiver and peer of the remote-write tests (some minutes to build)"
+      cached kubernetes-1.35.4 "kube-apiserver, kubectl and helm from their Go modules: the control plane of the Kubernetes tests (some minutes to build)"
       cached statsd_exporter-0.31.0 "statsd_exporter from its Go module: a receiver of the statsd tests"
       cached "$("$TOOLS/textparse.sh" --folder)" "Prometheus 3's page readers from their Go module: the oracle of the format tests"
       cached telegraf-1.37.2 "Telegraf from its Go module: the agent of the feeds test (some minutes to build)"
@@ -100,6 +102,7 @@ for purpose in "$@"; do
       "$TOOLS/textparse.sh" >/dev/null
       "$TOOLS/telegraf.sh" >/dev/null
       "$TOOLS/prometheus3.sh" >/dev/null
+      "$TOOLS/kubernetes.sh" >/dev/null
       ;;
     bench)
       "$TOOLS/vmagent.sh" >/dev/null

@@ -1,9 +1,10 @@
 //! Exporters that remember what each scrape got, and that can misbehave.
 //!
-//! *In*: a [`Page`]. *Out*: `GET /metrics` on a loopback port of its own; each answer is the page of the next round.
+//! *In*: a [`Page`]. *Out*: `GET /metrics` (or any other path) on a loopback port of its own, or an address of the namespace that the test runs in; each answer is the page of the next round.
 //! *Bound*: what was served is remembered as one number per scrape; the content follows from it.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -52,7 +53,7 @@ pub struct Break {
 
 struct State {
     page: Arc<Page>,
-    port: u16,
+    address: SocketAddr,
     inner: Mutex<Inner>,
 }
 
@@ -67,6 +68,7 @@ struct Inner {
 /// A running exporter; it ends when dropped.
 pub struct Exporter {
     state: Arc<State>,
+    labels: BTreeMap<String, String>,
     task: JoinHandle<()>,
 }
 
@@ -75,22 +77,37 @@ impl Exporter {
     ///
     /// *Errors*: no free port.
     pub async fn start(page: impl Into<Arc<Page>>) -> Result<Self> {
+        Self::start_at(page, (Ipv4Addr::LOCALHOST, 0)).await
+    }
+
+    /// The same at an address.
+    ///
+    /// *Errors*: it is taken, or not here.
+    pub async fn start_at(page: impl Into<Arc<Page>>, address: impl Into<SocketAddr>) -> Result<Self> {
         let page = page.into();
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = TcpListener::bind(address.into()).await?;
         let inner = Inner { manner: Manner::Well, next_round: 0, is_frozen: false, served: Vec::new(), breaks: Vec::new() };
-        let state = Arc::new(State { page, port: listener.local_addr()?.port(), inner: Mutex::new(inner) });
+        let state = Arc::new(State { page, address: listener.local_addr()?, inner: Mutex::new(inner) });
         let task = tokio::spawn(http1::accept(listener, Arc::clone(&state), serve));
-        Ok(Self { state, task })
+        Ok(Self { state, labels: BTreeMap::new(), task })
+    }
+
+    /// Expects this label on its series too, or this value instead of its address as `instance`.
+    pub fn labelled(mut self, name: &str, value: &str) -> Self {
+        self.labels.insert(name.to_owned(), value.to_owned());
+        self
     }
 
     /// `host:port`, as it stands in `static_configs` and in the label `instance`.
     pub fn target(&self) -> String {
-        format!("127.0.0.1:{}", self.state.port)
+        self.state.address.to_string()
     }
 
     /// The labels that Strata gives its series under a job.
     pub fn labels(&self, job: &str) -> BTreeMap<String, String> {
-        BTreeMap::from([("job".to_owned(), job.to_owned()), ("instance".to_owned(), self.target())])
+        let mut labels = BTreeMap::from([("job".to_owned(), job.to_owned()), ("instance".to_owned(), self.target())]);
+        labels.extend(self.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
+        labels
     }
 
     /// The page it serves.

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod browser;
 pub mod compare;
+pub mod control_plane;
 pub mod corpus;
 pub mod database;
 pub mod documented;
@@ -30,3 +31,4 @@ pub mod store;
 pub mod strata;
 pub mod tls;
 pub mod wait;
+pub mod wire;

@@ -37,6 +37,11 @@ impl Program {
     pub fn id(&self) -> u32 {
         self.0.id()
     }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
 }
 
 impl Drop for Program {

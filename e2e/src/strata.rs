@@ -230,11 +230,7 @@ impl Strata {
         let child = command.spawn()?;
         Ok(async {
             let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await??;
-            Ok(Output {
-                code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
-                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            })
+            Ok(Output::of(&output))
         })
     }
 
@@ -302,7 +298,7 @@ impl Strata {
     }
 }
 
-/// What a finished subcommand said.
+/// What a finished command said.
 #[derive(Debug)]
 pub struct Output {
     /// Exit code; 128 + the signal that ended it.
@@ -311,6 +307,17 @@ pub struct Output {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
+}
+
+impl Output {
+    /// What this process said.
+    pub fn of(output: &std::process::Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
 }
 
 impl Drop for Strata {

@@ -61,24 +61,46 @@ impl Authority {
     ///
     /// *Errors*: `name` is none.
     pub fn server(&self, name: &str, expired: bool) -> Result<Identity> {
-        self.sign(name, ExtendedKeyUsagePurpose::ServerAuth, expired)
+        self.sign(&[name], ExtendedKeyUsagePurpose::ServerAuth, expired)
+    }
+
+    /// The identity of a server with many names and addresses.
+    ///
+    /// *Errors*: one of them is none.
+    pub fn server_of(&self, names: &[&str]) -> Result<Identity> {
+        self.sign(names, ExtendedKeyUsagePurpose::ServerAuth, false)
     }
 
     /// A client's identity.
     ///
     /// *Errors*: `name` is none.
     pub fn client(&self, name: &str) -> Result<Identity> {
-        self.sign(name, ExtendedKeyUsagePurpose::ClientAuth, false)
+        self.sign(&[name], ExtendedKeyUsagePurpose::ClientAuth, false)
     }
 
-    fn sign(&self, name: &str, usage: ExtendedKeyUsagePurpose, expired: bool) -> Result<Identity> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new([name.to_owned()])?;
+    /// The identity of a user of Kubernetes, in a group.
+    ///
+    /// *Errors*: no randomness.
+    pub fn user(&self, name: &str, group: &str) -> Result<Identity> {
+        let mut params = CertificateParams::new([])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(&params)
+    }
+
+    fn sign(&self, names: &[&str], usage: ExtendedKeyUsagePurpose, expired: bool) -> Result<Identity> {
+        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
         params.extended_key_usages = vec![usage];
         if expired {
             params.not_before = rcgen::date_time_ymd(2020, 1, 1);
             params.not_after = rcgen::date_time_ymd(2021, 1, 1);
         }
+        self.issue(&params)
+    }
+
+    fn issue(&self, params: &CertificateParams) -> Result<Identity> {
+        let key = KeyPair::generate()?;
         Ok(Identity { cert: params.signed_by(&key, &self.0)?.pem(), key: key.serialize_pem() })
     }
 }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod cluster;
 mod console;
+mod control_plane;
 mod damage;
 mod dead_letters;
 mod disk;

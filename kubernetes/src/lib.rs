@@ -4,3 +4,4 @@
 //! fields that nobody needs. *When full*: does not apply.
 
 pub mod client;
+pub mod examine;

@@ -38,4 +38,5 @@ mod seen;
 mod staleness;
 mod statsd;
 mod takeover;
+mod why;
 mod windows;

@@ -38,6 +38,7 @@ mod token;
 mod top;
 mod trial;
 mod watch;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -98,6 +99,8 @@ enum Command {
     Top(top::Args),
     /// Show samples as they arrive, from the stream or as a relay takes them.
     Tap(tap::Args),
+    /// Say why the samples of a pod, a service, a target or a series arrive or do not: every step from the cluster to each sink.
+    Why(why::Args),
     /// Let a relay wait: it holds its place in the stream, over restarts.
     Pause(pause::Pause),
     /// Let a paused relay go on where it stopped.
@@ -150,6 +153,7 @@ fn main() -> ExitCode {
         Command::Dlq(args) => dlq::main(&args),
         Command::Top(args) => top::main(&args),
         Command::Tap(args) => tap::main(&args),
+        Command::Why(args) => why::main(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
     }

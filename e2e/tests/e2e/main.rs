@@ -39,4 +39,5 @@ mod seen;
 mod staleness;
 mod statsd;
 mod takeover;
+mod why;
 mod windows;

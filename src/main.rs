@@ -22,6 +22,7 @@ mod pause;
 mod place;
 mod process;
 mod pulse;
+mod ready;
 mod relay;
 mod reload;
 mod replay;
@@ -89,6 +90,10 @@ enum Command {
     Man(configuration::Man),
     /// Show what is scraped and how it is doing, and what was left out and why.
     Targets(targets::Args),
+    /// Say whether a running Strata is ready, or wait until it is: for health checks.
+    Ready(ready::Args),
+    /// Print the token that changes need, and reads from beyond loopback: for the console and for requests of one's own.
+    Token(token::Args),
     /// Send a past range again, to one relay, while it goes on with the present.
     Replay(replay::Args),
     /// Say what became of every sample of a range, per relay; or name the hole.
@@ -148,6 +153,8 @@ fn main() -> ExitCode {
         Command::Completions(args) => configuration::completions(&args),
         Command::Man(args) => configuration::man(&args),
         Command::Targets(args) => targets::main(&args),
+        Command::Ready(args) => ready::main(&args),
+        Command::Token(args) => token::main(&args),
         Command::Replay(args) => replay::main(&args),
         Command::Audit(args) => audit::main(&args),
         Command::Dlq(args) => dlq::main(&args),

@@ -76,7 +76,7 @@ subjects:
 
 {{/* What is kept in Strata's own namespace. In: root, role. */}}
 {{- define "strata.keeps" -}}
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, patch, update, delete]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, patch, delete]}
 {{- if and .root.Values.webhook.enabled (eq .root.Values.webhook.certificate "strata") (eq .role (include "strata.webhookRole" .root)) }}
 # What is created has no name yet, so no rule can name it.
 - {apiGroups: [""], resources: [secrets], verbs: [create]}

@@ -3,6 +3,7 @@
 //! One binary, one file per promise. Needs `target/release/strata` and what `make setup` installs.
 
 mod bad_input;
+mod chart_templates;
 mod cluster;
 mod console;
 mod control_plane;
@@ -19,6 +20,7 @@ mod holes;
 mod http_options;
 mod http_outage;
 mod http_tls;
+mod image;
 mod kafka;
 mod kafka_secure;
 mod kills;

@@ -1,9 +1,10 @@
 //! Discovery: where targets come from, as whole groups that replace each other.
 //!
-//! *In*: files, HTTP servers, the DNS, as configured. *Out*: [`Update`]s: all groups of one source of targets, whenever they change.
+//! *In*: files, HTTP servers, the DNS, objects of Kubernetes, as configured. *Out*: [`Update`]s: all groups of one source of targets, whenever they change.
 //! *Bound*: [`UPDATES_MAX`] updates wait; a list is as large as a file or body may be. *When full*: the source waits. What cannot be
 //! read leaves the last good groups standing, is counted, and is logged once until it changes.
 
+mod cluster;
 mod dns;
 mod file;
 mod http;
@@ -14,37 +15,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use config::{DnsSdConfig, FileSdConfig, HttpSdConfig, ScrapeConfig};
+use config::{DnsSdConfig, FileSdConfig, HttpSdConfig, Kubernetes, Millis, ScrapeConfig};
+use kubernetes::discovery::Clusters;
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::client::{Client, Failure};
+use crate::target::Job;
 use crate::telemetry::Telemetry;
+
+pub use config::TargetGroup;
 
 /// Updates that wait to be taken; larger: memory, smaller: sources wait for each other.
 pub const UPDATES_MAX: usize = 16;
-
-/// Targets that were found together and share labels; a group of the same source replaces it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TargetGroup {
-    /// Where it comes from, unique within a job.
-    pub source: String,
-    /// The labels of each target; `__address__` is among them.
-    pub targets: Vec<BTreeMap<String, String>>,
-    /// Labels of all of them; a target's own of the same name wins.
-    pub labels: BTreeMap<String, String>,
-}
+/// How long one look may take to become worth it. Larger: a person waits longer for a server that is away; smaller: a large cluster is not seen.
+const ONCE_MAX: Duration = Duration::from_secs(30);
 
 /// All groups that one discovery of a job has now.
 #[derive(Debug)]
 pub(crate) struct Update {
     /// Which discovery.
     pub(crate) discovery: Key,
-    /// The groups.
-    pub(crate) groups: Vec<TargetGroup>,
+    /// The groups; one that did not change may be the same one as before.
+    pub(crate) groups: Vec<Arc<TargetGroup>>,
 }
 
 /// One run of a discovery; never given out twice.
@@ -57,14 +53,24 @@ pub(crate) enum Spec {
     File(FileSdConfig),
     Http(Box<HttpSdConfig>),
     Dns(DnsSdConfig),
+    Kubernetes(Box<kubernetes::discovery::Spec>),
 }
 
 impl Spec {
     /// All that a job has, in the configuration's order of mechanisms.
-    pub(crate) fn all(scrape: &ScrapeConfig) -> Vec<Self> {
+    pub(crate) fn all(job: &Job) -> Vec<Self> {
+        let (scrape, cluster) = (&job.scrape, job.cluster());
         let files = scrape.file_sd_configs.iter().cloned().map(Self::File);
         let lists = scrape.http_sd_configs.iter().cloned().map(Box::new).map(Self::Http);
-        files.chain(lists).chain(scrape.dns_sd_configs.iter().cloned().map(Self::Dns)).collect()
+        let names = scrape.dns_sd_configs.iter().cloned().map(Self::Dns);
+        files.chain(lists).chain(names).chain(Self::kubernetes(scrape, job.timeout(), cluster)).collect()
+    }
+
+    fn kubernetes(scrape: &ScrapeConfig, timeout: Millis, cluster: &Kubernetes) -> impl Iterator<Item = Self> {
+        let roles = scrape.kubernetes_sd_configs.iter().map(move |sd| kubernetes::discovery::Spec::role(sd, cluster));
+        let annotated = scrape.kubernetes_annotations.iter();
+        let annotated = annotated.map(move |options| kubernetes::discovery::Spec::annotated(options, timeout, cluster));
+        roles.chain(annotated).map(Box::new).map(Self::Kubernetes)
     }
 
     /// The word in metrics and the log.
@@ -73,6 +79,7 @@ impl Spec {
             Self::File(_) => file::Files::MECHANISM,
             Self::Http(_) => http::List::MECHANISM,
             Self::Dns(_) => dns::Names::MECHANISM,
+            Self::Kubernetes(_) => cluster::Objects::MECHANISM,
         }
     }
 }
@@ -115,36 +122,28 @@ pub enum Error {
         #[source]
         source: hickory_resolver::net::NetError,
     },
+    /// Objects of a cluster.
+    #[error("{0}")]
+    Watch(Arc<kubernetes::Failure>),
 }
 
 impl Error {
     /// The word in the metric's label.
-    pub const fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::Read { .. } => "read",
             Self::Parse { .. } => "parse",
             Self::Get { source, .. } => source.reason(),
             Self::Lookup { .. } => "lookup",
+            Self::Watch(failure) => failure.reason,
         }
     }
 }
 
-impl TargetGroup {
-    /// A group of addresses.
-    pub fn new<A: Into<String>>(
-        source: impl Into<String>,
-        addresses: impl IntoIterator<Item = A>,
-        labels: BTreeMap<String, String>,
-    ) -> Self {
-        let targets = addresses.into_iter().map(|address| BTreeMap::from([("__address__".to_owned(), address.into())])).collect();
-        Self { source: source.into(), targets, labels }
-    }
-}
-
 /// A job's `static_configs`.
-pub fn statics(scrape: &ScrapeConfig) -> Vec<TargetGroup> {
+pub fn statics(scrape: &ScrapeConfig) -> Vec<Arc<TargetGroup>> {
     let group = |(index, group): (usize, &config::StaticConfig)| {
-        TargetGroup::new(format!("static/{index}"), group.targets.iter().cloned(), group.labels.clone())
+        Arc::new(TargetGroup::new(format!("static/{index}"), group.targets.iter().cloned(), group.labels.clone()))
     };
     scrape.static_configs.iter().enumerate().map(group).collect()
 }
@@ -153,8 +152,15 @@ pub fn statics(scrape: &ScrapeConfig) -> Vec<TargetGroup> {
 trait Source: Send + 'static {
     const MECHANISM: &'static str;
 
+    /// Waits until it is worth asking; `ticks` are those of its refresh interval, for a source that learns of no change by itself.
+    fn due(&mut self, ticks: &mut Interval) -> impl Future<Output = ()> + Send {
+        async {
+            ticks.tick().await;
+        }
+    }
+
     /// The groups as they are now; errors go to `failed`, and what they are about stays as it was.
-    fn find(&mut self, failed: &mut Failed) -> impl Future<Output = Option<Vec<TargetGroup>>> + Send;
+    fn find(&mut self, failed: &mut Failed) -> impl Future<Output = Option<Vec<Arc<TargetGroup>>>> + Send;
 }
 
 /// Failures of one discovery: each is counted, and logged when its text is another one than before.
@@ -176,6 +182,11 @@ impl Failed {
         self.now.push(text);
     }
 
+    /// What failed before, and nobody has tried again: neither counted nor logged.
+    fn lasts(&mut self, error: &Error) {
+        self.now.push(crate::scrape::with_causes(error));
+    }
+
     fn new(mechanism: &'static str, job: &str, telemetry: &Telemetry) -> Self {
         Self { mechanism, job: job.to_owned(), telemetry: telemetry.clone(), before: Vec::new(), now: Vec::new() }
     }
@@ -186,28 +197,43 @@ impl Failed {
 }
 
 /// All groups of a job as they are at this moment, and what could not be found.
-pub(crate) async fn once(scrape: &ScrapeConfig, client: &Arc<Client>, telemetry: &Telemetry) -> (Vec<TargetGroup>, Vec<String>) {
-    async fn ask<S: Source>(mut source: S, job: &str, telemetry: &Telemetry, groups: &mut Vec<TargetGroup>, failures: &mut Vec<String>) {
-        let mut failed = Failed::new(S::MECHANISM, job, telemetry);
+pub(crate) async fn once(
+    job: &Job,
+    client: &Arc<Client>,
+    clusters: &Arc<Clusters>,
+    telemetry: &Telemetry,
+) -> (Vec<Arc<TargetGroup>>, Vec<String>) {
+    async fn ask<S: Source>(
+        mut source: S,
+        job: &Job,
+        telemetry: &Telemetry,
+        groups: &mut Vec<Arc<TargetGroup>>,
+        failures: &mut Vec<String>,
+    ) {
+        let mut failed = Failed::new(S::MECHANISM, job.name(), telemetry);
+        if timeout(ONCE_MAX, source.due(&mut interval(ONCE_MAX))).await.is_err() {
+            failures.push(format!("{}: no answer within {ONCE_MAX:?}", S::MECHANISM));
+        }
         groups.extend(source.find(&mut failed).await.unwrap_or_default());
         failures.append(&mut failed.now);
     }
     let (mut groups, mut failures) = (Vec::new(), Vec::new());
-    let job = &scrape.job_name;
-    for spec in Spec::all(scrape) {
+    for spec in Spec::all(job) {
         match spec {
             Spec::File(sd) => ask(file::Files::new(&sd), job, telemetry, &mut groups, &mut failures).await,
             Spec::Http(sd) => ask(http::List::new(&sd, client.clone()), job, telemetry, &mut groups, &mut failures).await,
             Spec::Dns(sd) => ask(dns::Names::new(&sd), job, telemetry, &mut groups, &mut failures).await,
+            Spec::Kubernetes(spec) => ask(cluster::Objects::new(*spec, clusters), job, telemetry, &mut groups, &mut failures).await,
         }
     }
-    groups.extend(statics(scrape));
+    groups.extend(statics(&job.scrape));
     (groups, failures)
 }
 
 /// Starts discoveries.
 pub(crate) struct Discoverer {
     client: Arc<Client>,
+    clusters: Arc<Clusters>,
     telemetry: Telemetry,
     updates: mpsc::Sender<Update>,
     tasks: TaskTracker,
@@ -224,7 +250,8 @@ impl Discoverer {
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { client, telemetry, updates, tasks, stop, started: AtomicU64::new(0) }
+        let clusters = Clusters::new(tasks.clone(), stop.clone());
+        Self { client, clusters, telemetry, updates, tasks, stop, started: AtomicU64::new(0) }
     }
 
     /// Starts one; it ends when the guard is dropped. Its first update comes as soon as it knows anything, even that there is nothing.
@@ -235,6 +262,7 @@ impl Discoverer {
             Spec::File(sd) => Box::pin(self.run(job, key, file::Files::new(sd), file::POLL.min(sd.refresh_interval.duration()))),
             Spec::Http(sd) => Box::pin(self.run(job, key, http::List::new(sd, self.client.clone()), sd.refresh_interval.duration())),
             Spec::Dns(sd) => Box::pin(self.run(job, key, dns::Names::new(sd), sd.refresh_interval.duration())),
+            Spec::Kubernetes(spec) => Box::pin(self.run(job, key, cluster::Objects::new((**spec).clone(), &self.clusters), ONCE_MAX)),
         };
         self.tasks.spawn(stop.clone().run_until_cancelled_owned(task));
         (key, stop.drop_guard())
@@ -244,11 +272,11 @@ impl Discoverer {
         let updates = self.updates.clone();
         let mut failed = Failed::new(S::MECHANISM, job, &self.telemetry);
         async move {
-            let mut ticks = tokio::time::interval(every);
+            let mut ticks = interval(every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut is_known = false;
             loop {
-                ticks.tick().await;
+                source.due(&mut ticks).await;
                 let found = source.find(&mut failed).await;
                 // Nothing, and nothing went wrong: that is an answer too.
                 let found = found.or_else(|| (!is_known && failed.now.is_empty()).then(Vec::new));
@@ -295,11 +323,11 @@ impl From<Text> for String {
 }
 
 /// The groups of a list, with a label that says where it came from; sources are numbered.
-fn groups(from: &str, label: &str, list: Vec<Written>) -> Vec<TargetGroup> {
+fn groups(from: &str, label: &str, list: Vec<Written>) -> Vec<Arc<TargetGroup>> {
     let group = |(index, written): (usize, Written)| {
         let mut labels: BTreeMap<String, String> = written.labels.into_iter().map(|(name, value)| (name, value.into())).collect();
         labels.insert(label.to_owned(), from.to_owned());
-        TargetGroup::new(format!("{from}:{index}"), written.targets, labels)
+        Arc::new(TargetGroup::new(format!("{from}:{index}"), written.targets, labels))
     };
     list.into_iter().enumerate().map(group).collect()
 }

@@ -44,7 +44,7 @@ use telemetry::Telemetry;
 /// How to collect.
 #[derive(Clone)]
 pub struct Options {
-    /// `global`, `scrape_configs` and `buffer` are taken from it.
+    /// `global`, `scrape_configs`, `kubernetes` and `buffer` are taken from it.
     pub config: Arc<Config>,
     /// The producer's name; none: the host's.
     pub producer: Option<String>,
@@ -208,5 +208,6 @@ fn limits(config: &Config, telemetry: &Telemetry) -> (usize, u64, Duration) {
 }
 
 fn jobs(config: &Config) -> Vec<Job> {
-    config.scrape_configs.iter().map(|scrape| Job::new(&config.global, scrape.clone())).collect()
+    let cluster = Arc::new(config.kubernetes.clone().unwrap_or_default());
+    config.scrape_configs.iter().map(|scrape| Job::new(&config.global, scrape.clone()).in_cluster(&cluster)).collect()
 }

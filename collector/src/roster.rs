@@ -80,7 +80,11 @@ impl Roster {
     /// Takes updates until nobody sends any.
     pub(crate) async fn follow(self: Arc<Self>, mut updates: mpsc::Receiver<Update>) {
         while let Some(update) = updates.recv().await {
-            self.apply(update);
+            let roster = Arc::clone(&self);
+            // A large job takes a while.
+            if let Err(error) = tokio::task::spawn_blocking(move || roster.apply(update)).await {
+                tracing::error!("an update of targets ended badly: {error}");
+            }
         }
     }
 
@@ -148,10 +152,10 @@ impl Roster {
         state.jobs.iter().flat_map(Entry::running).map(status).collect()
     }
 
-    /// The targets that relabeling dropped.
+    /// The targets that were found and are not scraped.
     pub(crate) fn dropped(&self) -> Vec<Dropped> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.jobs.iter().flat_map(Entry::dropped).cloned().collect()
+        state.jobs.iter().flat_map(Entry::dropped).collect()
     }
 }
 
@@ -161,7 +165,7 @@ impl Floor {
     }
 
     /// Starts a target once its earlier task, if there is one, has ended.
-    fn start(&self, target: Target, earlier: Option<Earlier>) -> Running {
+    fn start(&self, target: Arc<Target>, earlier: Option<Earlier>) -> Running {
         self.telemetry().target_starts.inc();
         let (end, halt) = (CancellationToken::new(), Halt::default());
         let link = (self.linker)(target.id);
@@ -184,7 +188,7 @@ impl Floor {
     }
 
     /// The same target, scraped as it is now: its slots from now on are the new task's.
-    fn hand_over(&self, running: Running, target: Target) -> Running {
+    fn hand_over(&self, running: Running, target: Arc<Target>) -> Running {
         let until_ms = self.shared.now_ms();
         running.halt.at(until_ms);
         self.start(target, Some(Earlier { task: running.task, handed_over: Some((running.halt, until_ms)) }))

@@ -50,7 +50,7 @@ pub struct Status {
     pub labels: Vec<(String, String)>,
     /// Its labels before relabeling.
     #[serde(serialize_with = "as_map")]
-    pub discovered_labels: Vec<(String, String)>,
+    pub discovered_labels: Arc<[(String, String)]>,
     /// How often it is scraped, seconds.
     pub interval_s: f64,
     /// How long a scrape may take, seconds.
@@ -199,10 +199,9 @@ impl Halt {
 
 impl Scrape {
     /// `after_ms`: another scrape of the target has the slots up to then.
-    pub(crate) fn new(target: Target, shared: Arc<Shared>, link: Link, after_ms: Option<i64>) -> Self {
+    pub(crate) fn new(target: Arc<Target>, shared: Arc<Shared>, link: Link, after_ms: Option<i64>) -> Self {
         let status = Status::new(&target);
         shared.telemetry.targets.with_label_values(&[Health::Unknown.as_str()]).inc();
-        let target = Arc::new(target);
         Self {
             slots: match after_ms {
                 Some(after_ms) => Slots::after(target.id, target.interval, after_ms),

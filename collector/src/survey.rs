@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use config::Config;
 use futures::{StreamExt as _, stream};
+use kubernetes::discovery::Clusters;
 use prometheus::Registry;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::client::Client;
 use crate::scrape::Status;
@@ -35,18 +38,20 @@ pub struct Survey {
 /// *Errors*: as [`crate::Collector::start`].
 pub async fn survey(config: &Config, wanted: impl Fn(&str) -> bool, looked: impl Fn()) -> Result<Survey, Error> {
     let telemetry = Telemetry::new(&Registry::new()).map_err(Error::Metrics)?;
-    let client = Arc::new(Client::new());
+    let (client, stop) = (Arc::new(Client::new()), CancellationToken::new());
+    let (clusters, _stop) = (Clusters::new(TaskTracker::new(), stop.clone()), stop.drop_guard());
+    let cluster = Arc::new(config.kubernetes.clone().unwrap_or_default());
     let jobs = config.scrape_configs.iter().filter(|scrape| wanted(&scrape.job_name));
     let found = jobs.map(async |scrape| {
-        let job = Job::new(&config.global, scrape.clone());
-        let (groups, failures) = discovery::once(scrape, &client, &telemetry).await;
+        let job = Job::new(&config.global, scrape.clone()).in_cluster(&cluster);
+        let (groups, failures) = discovery::once(&job, &client, &clusters, &telemetry).await;
         looked();
         (scrape.job_name.clone(), job.find(&groups), failures)
     });
     let found: Vec<_> = stream::iter(found).buffered(JOBS_AT_ONCE).collect().await;
     let mut survey = Survey::default();
     for (job, found, failures) in found {
-        survey.targets.extend(found.targets.iter().map(Status::new));
+        survey.targets.extend(found.targets.iter().map(|target| Status::new(target)));
         survey.dropped.extend(found.dropped);
         survey.failures.extend(failures.into_iter().map(|failure| (job.clone(), failure)));
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use config::relabel::{self, Labels};
-use config::{Global, Millis, RelabelConfig, Scheme, ScrapeConfig};
+use config::{Global, Kubernetes, LeftOut, Millis, RelabelConfig, Scheme, ScrapeConfig};
 use http::Uri;
 use sample::{Origin, TargetId};
 use serde::Serialize;
@@ -18,9 +18,13 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::discovery::TargetGroup;
 
+pub use config::Reason;
+
 /// Dropped targets remembered per job where `keep_dropped_targets` sets nothing. Larger: discovery of everything, kept in part, takes
 /// memory; smaller: a person who looks for a missing target may not see it.
 pub const DROPPED_MAX: usize = 10_000;
+/// The label whose value is the attribute `namespace` of a target's origin, whatever rules make of it.
+const NAMESPACE: &str = "__meta_kubernetes_namespace";
 
 /// One `scrape_configs` entry, with what all its targets share.
 #[derive(Debug, Clone)]
@@ -35,6 +39,7 @@ pub struct Job {
     over_limit: Arc<AtomicUsize>,
     interval: Millis,
     timeout: Millis,
+    cluster: Arc<Kubernetes>,
 }
 
 /// One thing to scrape.
@@ -47,8 +52,8 @@ pub struct Target {
     /// Its own labels, sorted by name: `job`, `instance` and what relabeling left. A series' own label of the same name is renamed.
     pub labels: Vec<(String, String)>,
     /// Its labels before relabeling, sorted by name.
-    pub discovered_labels: Vec<(String, String)>,
-    /// What a frame says of its source: the labels above, and the job's name as an attribute. External labels are the relays' business.
+    pub discovered_labels: Arc<[(String, String)]>,
+    /// What a frame says of its source: the labels above, and the job's name and the namespace in Kubernetes as attributes. External labels are the relays' business.
     pub origin: Arc<Origin>,
     /// How often.
     pub interval: Duration,
@@ -79,29 +84,35 @@ pub struct Dropped {
     pub detail: String,
 }
 
-/// Why a target that was found is not scraped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Reason {
-    /// A rule of `relabel_configs` dropped it.
-    Relabeled,
-    /// Another one of its job has the same URL and labels.
-    Duplicate,
-    /// Its labels make no target.
-    Invalid,
-}
-
 /// What a job's groups come to.
 #[derive(Debug, Default)]
 pub struct Found {
     /// What is scraped.
-    pub targets: Vec<Target>,
+    pub targets: Vec<Arc<Target>>,
     /// The first of those that are not scraped.
     pub dropped: Vec<Dropped>,
     /// All that relabeling dropped.
     pub dropped_count: usize,
     /// What is wrong with those that are missing.
-    pub errors: Vec<Error>,
+    pub errors: Vec<Arc<Error>>,
+}
+
+/// What one group comes to, by itself.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    /// The group.
+    pub(crate) group: Arc<TargetGroup>,
+    targets: Vec<Arc<Target>>,
+    /// Those of its targets that are not scraped: which of them, and why.
+    missing: Vec<(usize, Missing)>,
+}
+
+/// Why one of a group's targets is not scraped.
+#[derive(Debug)]
+enum Missing {
+    /// This rule dropped it.
+    Rule(usize),
+    Wrong(Arc<Error>),
 }
 
 /// A target that cannot be built.
@@ -170,15 +181,6 @@ impl Target {
     }
 }
 
-impl Found {
-    /// Keeps an error; its text.
-    fn wrong(&mut self, error: Error) -> String {
-        let text = crate::scrape::with_causes(&error);
-        self.errors.push(error);
-        text
-    }
-}
-
 impl Job {
     /// An entry with the defaults it leaves to `global`.
     pub fn new(global: &Global, scrape: ScrapeConfig) -> Self {
@@ -188,7 +190,23 @@ impl Job {
         let access = Arc::new(http_client::Client::new(scrape.http.clone()));
         let settings = Arc::new(settings(&scrape));
         let over_limit = Arc::default();
-        Self { scrape: Arc::new(scrape), metric_relabel, settings, access, over_limit, interval, timeout: Millis(timeout) }
+        let cluster = Arc::default();
+        Self { scrape: Arc::new(scrape), metric_relabel, settings, access, over_limit, interval, timeout: Millis(timeout), cluster }
+    }
+
+    /// The same entry, in the cluster of this section.
+    pub fn in_cluster(self, cluster: &Arc<Kubernetes>) -> Self {
+        Self { cluster: Arc::clone(cluster), ..self }
+    }
+
+    /// The cluster that its discoveries look at unless they name another one.
+    pub(crate) fn cluster(&self) -> &Kubernetes {
+        &self.cluster
+    }
+
+    /// How long a scrape may take where a target's labels do not say.
+    pub(crate) const fn timeout(&self) -> Millis {
+        self.timeout
     }
 
     /// This entry in place of an earlier one: what both agree in is shared, connections included.
@@ -204,7 +222,7 @@ impl Job {
 
     /// Whether nothing about the job is different.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        (&self.scrape, self.interval, self.timeout) == (&other.scrape, other.interval, other.timeout)
+        (&self.scrape, self.interval, self.timeout, &self.cluster) == (&other.scrape, other.interval, other.timeout, &other.cluster)
     }
 
     /// The job's name.
@@ -213,40 +231,84 @@ impl Job {
     }
 
     /// What is to be scraped of the job's groups.
-    pub fn find<'g>(&self, groups: impl IntoIterator<Item = &'g TargetGroup>) -> Found {
+    pub fn find<'g>(&self, groups: impl IntoIterator<Item = &'g Arc<TargetGroup>>) -> Found {
+        let resolved: Vec<Resolved> = groups.into_iter().map(|group| self.resolve(group)).collect();
+        let mut found = self.join(&resolved);
+        let duplicates = std::mem::take(&mut found.dropped);
+        found.dropped = self.dropped(&resolved, &duplicates);
+        found
+    }
+
+    /// What is to be scraped of one group, whatever other groups there are.
+    pub(crate) fn resolve(&self, group: &Arc<TargetGroup>) -> Resolved {
+        let (mut targets, mut missing) = (Vec::new(), Vec::new());
+        for (index, target) in group.targets.iter().enumerate() {
+            match self.target(self.discovered(target, &group.labels)) {
+                Ok(Ok(target)) => targets.push(Arc::new(target)),
+                Ok(Err(rule)) => missing.push((index, Missing::Rule(rule))),
+                Err(error) => missing.push((index, Missing::Wrong(Arc::new(error)))),
+            }
+        }
+        Resolved { group: Arc::clone(group), targets, missing }
+    }
+
+    /// What is to be scraped of all groups together. Of `dropped` only the duplicates are there.
+    pub(crate) fn join(&self, resolved: &[Resolved]) -> Found {
         let (mut found, mut seen) = (Found::default(), HashSet::new());
-        let dropped_max = match usize::try_from(self.scrape.keep_dropped_targets) {
-            Ok(0) | Err(_) => DROPPED_MAX,
-            Ok(limit) => limit,
-        };
-        for group in groups {
-            for target in &group.targets {
-                let labels = self.discovered(target, &group.labels);
-                let discovered_labels = labels.sorted();
-                let (reason, detail) = match self.target(labels) {
-                    Ok(Ok(target)) if seen.insert(target.id) => {
-                        found.targets.push(target);
-                        continue;
-                    }
-                    Ok(Ok(target)) => {
-                        let error = Error::Twice { job: self.name().to_owned(), url: target.url };
-                        (Reason::Duplicate, found.wrong(error))
-                    }
-                    Ok(Err(rule)) => {
-                        found.dropped_count += 1;
-                        let action = self.scrape.relabel_configs.get(rule).map_or("", |rule| rule.action.as_str());
-                        (Reason::Relabeled, format!("relabel_configs[{rule}]: {action}"))
-                    }
-                    Err(error) => (Reason::Invalid, found.wrong(error)),
-                };
-                if found.dropped.len() < dropped_max {
-                    found.dropped.push(Dropped { job: self.name().to_owned(), discovered_labels, reason, detail });
+        for Resolved { targets, missing, .. } in resolved {
+            for target in targets {
+                if seen.insert(target.id) {
+                    found.targets.push(Arc::clone(target));
+                    continue;
+                }
+                let error = Error::Twice { job: self.name().to_owned(), url: target.url.clone() };
+                if found.dropped.len() < self.dropped_max() {
+                    found.dropped.push(self.left(target.discovered_labels.to_vec(), Reason::Duplicate, error.to_string()));
+                }
+                found.errors.push(Arc::new(error));
+            }
+            for (_, missing) in missing {
+                match missing {
+                    Missing::Rule(_) => found.dropped_count += 1,
+                    Missing::Wrong(error) => found.errors.push(Arc::clone(error)),
                 }
             }
         }
         let (count, limit) = (found.targets.len(), self.scrape.target_limit);
         self.over_limit.store(if limit > 0 && count as u64 > limit { count } else { 0 }, Ordering::Relaxed);
         found
+    }
+
+    /// The first of what is not scraped.
+    pub(crate) fn dropped(&self, resolved: &[Resolved], duplicates: &[Dropped]) -> Vec<Dropped> {
+        let of = |group: &Resolved| {
+            let labels = |target: &BTreeMap<String, String>| self.discovered(target, &group.group.labels).sorted();
+            let missing = group.missing.iter().filter_map(|(index, missing)| {
+                let labels = labels(group.group.targets.get(*index)?);
+                Some(match missing {
+                    Missing::Rule(rule) => {
+                        let action = self.scrape.relabel_configs.get(*rule).map_or("", |rule| rule.action.as_str());
+                        self.left(labels, Reason::Relabeled, format!("relabel_configs[{rule}]: {action}"))
+                    }
+                    Missing::Wrong(error) => self.left(labels, Reason::Invalid, crate::scrape::with_causes(&**error)),
+                })
+            });
+            let left_out = group.group.left_out.iter();
+            let left_out = left_out.map(|LeftOut { labels: own, reason, detail }| self.left(labels(own), *reason, detail.clone()));
+            missing.chain(left_out).collect::<Vec<_>>()
+        };
+        resolved.iter().flat_map(of).chain(duplicates.iter().cloned()).take(self.dropped_max()).collect()
+    }
+
+    fn left(&self, discovered_labels: Vec<(String, String)>, reason: Reason, detail: String) -> Dropped {
+        Dropped { job: self.name().to_owned(), discovered_labels, reason, detail }
+    }
+
+    fn dropped_max(&self) -> usize {
+        match usize::try_from(self.scrape.keep_dropped_targets) {
+            Ok(0) | Err(_) => DROPPED_MAX,
+            Ok(limit) => limit,
+        }
     }
 
     /// Labels as relabeling finds them: the target's, the group's, the configuration's, in this order of precedence.
@@ -274,7 +336,8 @@ impl Job {
 
     /// The target that labels make, or the number of the rule that dropped them.
     fn target(&self, mut labels: Labels) -> Result<Result<Target, usize>, Error> {
-        let discovered_labels = labels.sorted();
+        let discovered_labels = labels.sorted().into();
+        let namespace = labels.get(NAMESPACE).to_owned();
         let written = labels.get("__address__").to_owned();
         let rules = &self.scrape.relabel_configs;
         if let Some(rule) = rules.iter().position(|rule| !relabel::apply(std::slice::from_ref(rule), &mut labels)) {
@@ -304,7 +367,9 @@ impl Job {
         labels.retain(|name| !name.starts_with("__"));
         let labels = labels.sorted();
         let id = identity(self.name(), &url, &labels);
-        let origin = Origin { target: id, labels: labels.clone(), attributes: vec![("job".to_owned(), self.name().to_owned())] };
+        let namespace = (!namespace.is_empty()).then(|| ("namespace".to_owned(), namespace));
+        let attributes = std::iter::once(("job".to_owned(), self.name().to_owned())).chain(namespace).collect();
+        let origin = Origin { target: id, labels: labels.clone(), attributes };
         Ok(Ok(Target {
             id,
             url: uri,
@@ -340,7 +405,7 @@ impl Target {
 
     /// Whether the pages of a target mean the same as this one's: same identity, same settings.
     pub(crate) fn is_read_like(&self, other: &Self) -> bool {
-        self.id == other.id && self.settings == other.settings
+        self.id == other.id && self.settings == other.settings && self.origin.attributes == other.origin.attributes
     }
 }
 

@@ -30,6 +30,7 @@ const NAME_MAX: usize = 63;
 const META_LABELS: [&str; 5] = ["__address__", "__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
 
 mod cluster;
+mod kubernetes;
 mod nats;
 mod scrape;
 

@@ -111,6 +111,20 @@ pub enum KubernetesRole {
     Ingress,
 }
 
+impl KubernetesRole {
+    /// The word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Service => "service",
+            Self::Endpoints => "endpoints",
+            Self::EndpointSlice => "endpointslice",
+            Self::Node => "node",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
 /// Namespaces of a `kubernetes_sd_configs` entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -143,6 +157,12 @@ pub struct AttachMetadata {
     pub node: bool,
     /// Labels and annotations of the namespace.
     pub namespace: bool,
+    /// The name of the deployment of a pod, which needs replica sets to be watched too.
+    pub deployment: bool,
+    /// The name of the job of a pod.
+    pub job: bool,
+    /// The name of the cron job of a pod, which needs jobs to be watched too.
+    pub cronjob: bool,
 }
 
 /// Targets by annotation, with no rule to write: `<prefix>/scrape: "true"` on a pod, a service, or the service of endpoints; `<prefix>/scheme`,

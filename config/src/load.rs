@@ -179,6 +179,7 @@ fn build(
         if is_requoted || is_resolved {
             config = type_all(&mut tree, &mut problems).unwrap_or(config);
         }
+        problems.extend(name_nodes(&mut config, &tree, &overrides.variables));
         if problems.is_empty() {
             settle(&mut config, &tree);
             for value in config.global.external_labels.values_mut() {
@@ -195,6 +196,22 @@ fn build(
         problems.push(Problem { place: file.clone(), field: String::new(), message: format!("and {more} more problems") });
     }
     Err(problems)
+}
+
+/// Nodes that the environment names; one that it does not name is a problem: every pod without a node would be meant.
+fn name_nodes(config: &mut Config, tree: &Node, environment: &BTreeMap<String, String>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (i, scrape) in config.scrape_configs.iter_mut().enumerate() {
+        let Some(node) = scrape.kubernetes_annotations.as_mut().and_then(|annotations| annotations.node.as_mut()) else { continue };
+        let named = expand(node, environment);
+        if named.is_empty() && !node.is_empty() {
+            let path = steps!["scrape_configs", i, "kubernetes_annotations", "node"];
+            let message = format!("'{node}' is empty in this environment: set the variable, in a pod from the field spec.nodeName");
+            problems.push(Problem { place: tree.place_of(&path), field: tree.written(&path), message });
+        }
+        *node = named;
+    }
+    problems
 }
 
 /// A timeout that nobody wrote is never above the interval, and a limit that nobody wrote is the general one, as in Prometheus.

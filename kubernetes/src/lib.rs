@@ -3,4 +3,16 @@
 //! *In*: objects, through watches. *Out*: groups of targets, jobs and relays, the state of both. *Bound*: the objects that were asked for, without the
 //! fields that nobody needs. *When full*: does not apply.
 
+mod annotated;
+mod annotation;
 pub mod client;
+pub mod discovery;
+mod failure;
+mod labels;
+pub mod object;
+mod role;
+pub mod store;
+pub mod watch;
+mod world;
+
+pub use failure::Failure;

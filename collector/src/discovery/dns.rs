@@ -7,6 +7,7 @@
 //! is not asked, as in Prometheus. A name that does not exist, or has no record of the type, has no targets; any other answer is a failure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::{DnsSdConfig, DnsType};
@@ -32,7 +33,7 @@ pub(super) struct Names {
     port: u16,
     /// Which servers to ask; none: those of the system.
     servers: Option<ResolverConfig>,
-    known: BTreeMap<String, TargetGroup>,
+    known: BTreeMap<String, Arc<TargetGroup>>,
     told: bool,
 }
 
@@ -75,7 +76,7 @@ impl Names {
         Ok(System { resolver, search, ndots })
     }
 
-    async fn look_up(&self, system: &System, name: &str) -> Result<TargetGroup, NetError> {
+    async fn look_up(&self, system: &System, name: &str) -> Result<Arc<TargetGroup>, NetError> {
         let kind = match self.kind {
             DnsType::Srv => RecordType::SRV,
             DnsType::A => RecordType::A,
@@ -107,7 +108,7 @@ impl Names {
         // Servers rotate their answers; that is no change.
         targets.sort();
         targets.dedup();
-        Ok(TargetGroup { source: name.to_owned(), targets, labels: BTreeMap::new() })
+        Ok(Arc::new(TargetGroup { source: name.to_owned(), targets, ..TargetGroup::default() }))
     }
 
     /// The target of a record; aliases on the way to it are none.
@@ -135,7 +136,7 @@ impl Names {
 impl Source for Names {
     const MECHANISM: &'static str = "dns";
 
-    async fn find(&mut self, failed: &mut Failed) -> Option<Vec<TargetGroup>> {
+    async fn find(&mut self, failed: &mut Failed) -> Option<Vec<Arc<TargetGroup>>> {
         let mut changed = !std::mem::replace(&mut self.told, true);
         let system = self.system();
         for name in self.names.clone() {

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use config::FileSdConfig;
@@ -33,7 +34,7 @@ pub(super) struct Files {
 #[derive(Clone, Default)]
 struct Known {
     stamp: Option<Stamp>,
-    groups: Vec<TargetGroup>,
+    groups: Vec<Arc<TargetGroup>>,
 }
 
 /// What changes when a file does: time, length, inode.
@@ -48,7 +49,7 @@ impl Files {
 impl Source for Files {
     const MECHANISM: &'static str = "file";
 
-    async fn find(&mut self, failed: &mut Failed) -> Option<Vec<TargetGroup>> {
+    async fn find(&mut self, failed: &mut Failed) -> Option<Vec<Arc<TargetGroup>>> {
         let whole = self.read_at.is_none_or(|at| at.elapsed() >= self.refresh);
         if whole {
             self.read_at = Some(Instant::now());
@@ -115,7 +116,7 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>, Error> {
     })
 }
 
-fn read(path: &Path) -> Result<Vec<TargetGroup>, Error> {
+fn read(path: &Path) -> Result<Vec<Arc<TargetGroup>>, Error> {
     let from = path.display().to_string();
     let failed = |source| Error::Read { path: from.clone(), source };
     if std::fs::metadata(path).map_err(failed)?.len() > FILE_BYTES_MAX {

@@ -21,7 +21,7 @@ pub(super) struct List {
     access: http_client::Client,
     client: Arc<Client>,
     refresh: Duration,
-    before: Option<Vec<TargetGroup>>,
+    before: Option<Vec<Arc<TargetGroup>>>,
 }
 
 impl List {
@@ -35,7 +35,7 @@ impl List {
         }
     }
 
-    async fn get(&self) -> Result<Vec<TargetGroup>, Error> {
+    async fn get(&self) -> Result<Vec<Arc<TargetGroup>>, Error> {
         let failed = |source| Error::Get { url: self.url.clone(), source };
         let url: Uri =
             self.url.parse().map_err(|error: http::uri::InvalidUri| failed(http_client::Error::Connect(error.to_string()).into()))?;
@@ -49,7 +49,7 @@ impl List {
 impl Source for List {
     const MECHANISM: &'static str = "http";
 
-    async fn find(&mut self, failed: &mut Failed) -> Option<Vec<TargetGroup>> {
+    async fn find(&mut self, failed: &mut Failed) -> Option<Vec<Arc<TargetGroup>>> {
         match self.get().await {
             Ok(found) if self.before.as_ref() == Some(&found) => None,
             Ok(found) => {

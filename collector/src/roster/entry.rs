@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Earlier, Floor};
 use crate::discovery::{Discoverer, Key, Spec, TargetGroup, statics};
 use crate::scrape::{Halt, Status};
-use crate::target::{Dropped, Found, Job, Target};
+use crate::target::{Dropped, Found, Job, Resolved, Target};
 use crate::telemetry::Telemetry;
 
 /// How `static_configs` are called among the mechanisms.
@@ -24,12 +24,14 @@ const STATIC: &str = "static";
 pub(super) struct Entry {
     job: Job,
     discoveries: Vec<Discovery>,
-    statics: Vec<TargetGroup>,
+    statics: Vec<Arc<TargetGroup>>,
     /// What discoveries that are gone had found, until those that came have said what they find.
-    leaving: Vec<TargetGroup>,
+    leaving: Vec<Arc<TargetGroup>>,
+    /// What each group comes to: only those that are others than before are looked at again.
+    resolved: Vec<Resolved>,
     /// In the order in which they were found.
     running: Vec<Running>,
-    dropped: Vec<Dropped>,
+    duplicates: Vec<Dropped>,
     dropped_count: usize,
     /// What was logged of targets that cannot be built.
     told: HashSet<String>,
@@ -40,7 +42,7 @@ struct Discovery {
     key: Key,
     spec: Spec,
     /// None: it has not said anything yet.
-    groups: Option<Vec<TargetGroup>>,
+    groups: Option<Vec<Arc<TargetGroup>>>,
     _stop: DropGuard,
 }
 
@@ -56,7 +58,7 @@ pub(super) struct Running {
 impl Entry {
     /// A new job; its discoveries start.
     pub(super) fn new(job: Job, discoverer: &Discoverer, telemetry: &Telemetry) -> Self {
-        let discoveries = Spec::all(&job.scrape).into_iter().map(|spec| Discovery::start(&job, spec, discoverer)).collect();
+        let discoveries = Spec::all(&job).into_iter().map(|spec| Discovery::start(&job, spec, discoverer)).collect();
         let statics = statics(&job.scrape);
         telemetry.discovery_targets.with_label_values(&[STATIC]).add(count(&statics));
         Self {
@@ -64,8 +66,9 @@ impl Entry {
             discoveries,
             statics,
             leaving: Vec::new(),
+            resolved: Vec::new(),
             running: Vec::new(),
-            dropped: Vec::new(),
+            duplicates: Vec::new(),
             dropped_count: 0,
             told: HashSet::new(),
         }
@@ -84,15 +87,15 @@ impl Entry {
         &self.running
     }
 
-    pub(super) fn dropped(&self) -> &[Dropped] {
-        &self.dropped
+    pub(super) fn dropped(&self) -> Vec<Dropped> {
+        self.job.dropped(&self.resolved, &self.duplicates)
     }
 
     /// The job is configured differently: discoveries that are the same run on, with what they found.
     pub(super) fn change(&mut self, job: Job, discoverer: &Discoverer, telemetry: &Telemetry) {
         let job = job.replacing(&self.job);
         let mut before = std::mem::take(&mut self.discoveries);
-        for spec in Spec::all(&job.scrape) {
+        for spec in Spec::all(&job) {
             let same = before.iter().position(|discovery| discovery.spec == spec);
             self.discoveries.push(match same {
                 Some(index) => before.remove(index),
@@ -109,10 +112,11 @@ impl Entry {
         self.statics = statics(&job.scrape);
         found.add(count(&self.statics));
         self.job = job;
+        self.resolved.clear();
     }
 
     /// Takes what one of its discoveries found; whether it was one of its own.
-    pub(super) fn take(&mut self, key: Key, groups: &mut Option<Vec<TargetGroup>>, telemetry: &Telemetry) -> bool {
+    pub(super) fn take(&mut self, key: Key, groups: &mut Option<Vec<Arc<TargetGroup>>>, telemetry: &Telemetry) -> bool {
         let Some(discovery) = self.discoveries.iter_mut().find(|discovery| discovery.key == key) else { return false };
         discovery.uncount(telemetry);
         discovery.groups = groups.take();
@@ -131,25 +135,30 @@ impl Entry {
     /// Starts and ends targets so that they are those that were found.
     pub(super) fn settle(&mut self, floor: &Floor, ending: &mut HashMap<TargetId, JoinHandle<()>>) {
         let leaving = if self.leaving.is_empty() { Vec::new() } else { self.job.find(&self.leaving).targets };
+        let mut known: HashMap<*const TargetGroup, Resolved> =
+            self.resolved.drain(..).map(|resolved| (Arc::as_ptr(&resolved.group), resolved)).collect();
+        let groups = self.discoveries.iter().flat_map(|discovery| discovery.groups.iter().flatten()).chain(&self.statics);
+        let resolved = groups.map(|group| known.remove(&Arc::as_ptr(group)).unwrap_or_else(|| self.job.resolve(group)));
+        self.resolved = resolved.collect();
         // Last, as it is what counts for the limit of the job.
-        let found = self.job.find(self.discoveries.iter().flat_map(|d| d.groups.iter().flatten()).chain(&self.statics));
-        let Found { mut targets, dropped, dropped_count, errors } = found;
+        let Found { mut targets, dropped, dropped_count, errors } = self.job.join(&self.resolved);
         if !leaving.is_empty() {
             let known: HashSet<TargetId> = targets.iter().map(|target| target.id).collect();
             targets.extend(leaving.into_iter().filter(|target| !known.contains(&target.id)));
         }
         floor.telemetry().targets_dropped.add(dropped_count as i64 - self.dropped_count as i64);
-        (self.dropped, self.dropped_count) = (dropped, dropped_count);
-        let texts: HashSet<String> = errors.iter().map(|error| crate::scrape::with_causes(error)).collect();
+        (self.duplicates, self.dropped_count) = (dropped, dropped_count);
+        let texts: HashSet<String> = errors.iter().map(|error| crate::scrape::with_causes(&**error)).collect();
         texts.difference(&self.told).for_each(|text| tracing::error!("{text}"));
         self.told = texts;
         let mut before: HashMap<TargetId, Running> = self.running.drain(..).map(|running| (running.target.id, running)).collect();
         for target in targets {
             let running = match before.remove(&target.id) {
                 Some(running) if running.target.goes_on_as(&target) => {
-                    let mut status = running.status.lock().unwrap_or_else(PoisonError::into_inner);
-                    status.discovered_labels = target.discovered_labels;
-                    drop(status);
+                    if !Arc::ptr_eq(&running.target, &target) {
+                        let mut status = running.status.lock().unwrap_or_else(PoisonError::into_inner);
+                        status.discovered_labels = Arc::clone(&target.discovered_labels);
+                    }
                     running
                 }
                 // The same series, scraped differently: nothing becomes stale.
@@ -195,6 +204,6 @@ fn end_all(gone: impl IntoIterator<Item = Running>, ending: &mut HashMap<TargetI
     }
 }
 
-fn count(groups: &[TargetGroup]) -> i64 {
+fn count(groups: &[Arc<TargetGroup>]) -> i64 {
     groups.iter().map(|group| group.targets.len() as i64).sum()
 }

@@ -8,8 +8,8 @@ fn job(more: &str) -> Job {
     Job::new(&global(), serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}")))
 }
 
-fn group(targets: &[&str], labels: &[(&str, &str)]) -> TargetGroup {
-    TargetGroup::new("test", targets.iter().copied(), labels.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect())
+fn group(targets: &[&str], labels: &[(&str, &str)]) -> Arc<TargetGroup> {
+    Arc::new(TargetGroup::new("test", targets.iter().copied(), labels.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()))
 }
 
 fn global() -> Global {
@@ -25,7 +25,7 @@ fn pairs(labels: &[(String, String)]) -> Vec<(&str, &str)> {
     labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect()
 }
 
-fn one(job: &Job, group: &TargetGroup) -> Target {
+fn one(job: &Job, group: &Arc<TargetGroup>) -> Arc<Target> {
     let mut found = job.find([group]);
     assert!(found.errors.is_empty(), "{:?}", found.errors);
     found.targets.pop().expect("a target")
@@ -57,7 +57,7 @@ fn labels_are_set_as_prometheus_sets_them() {
 #[test]
 fn a_label_found_wins_over_the_configuration_and_the_targets_over_the_groups() {
     let mut group = group(&["a:9100"], &[("job", "other"), ("x", "group"), ("instance", "name")]);
-    group.targets[0].insert("x".to_owned(), "target".to_owned());
+    Arc::make_mut(&mut group).targets[0].insert("x".to_owned(), "target".to_owned());
     let target = one(&job(""), &group);
     assert_eq!(pairs(&target.labels), [("instance", "name"), ("job", "other"), ("x", "target")]);
     assert_eq!(target.origin.attribute("job"), Some("node"), "relays select by the configuration's name");

@@ -38,6 +38,7 @@ impl Findings<'_> {
         }
         self.http(&steps!["scrape_configs", i], &scrape.http);
         self.discovery(i, scrape);
+        self.kubernetes(i, scrape);
         if let Some(protocols) = &scrape.scrape_protocols {
             self.protocols(&at("scrape_protocols"), protocols);
         }
@@ -111,7 +112,7 @@ impl Findings<'_> {
     }
 
     /// What is written of an HTTP server, at `path`.
-    fn http(&mut self, path: &[Step], http: &HttpClientConfig) {
+    pub(super) fn http(&mut self, path: &[Step], http: &HttpClientConfig) {
         for mistake in http.mistakes() {
             self.problem(&[path.to_vec(), tree::parse(&mistake.path)].concat(), mistake.message);
         }

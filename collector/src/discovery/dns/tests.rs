@@ -89,7 +89,7 @@ fn failed() -> Failed {
 }
 
 /// The targets of every group, each as its labels in one line.
-fn lines(groups: &[TargetGroup]) -> Vec<String> {
+fn lines(groups: &[Arc<TargetGroup>]) -> Vec<String> {
     let line = |labels: &BTreeMap<String, String>| {
         let parts: Vec<_> = labels.iter().map(|(name, value)| format!("{}={value}", name.trim_start_matches("__meta_dns_"))).collect();
         parts.join(" ")

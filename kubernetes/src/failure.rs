@@ -1,0 +1,99 @@
+//! Why the API server does not say what is there, in words that name what to do.
+//!
+//! *In*: errors of kube. *Out*: a [`Failure`]: a static reason for metrics, a text for the log. *Bound*: does not apply. *When full*: does not apply.
+
+use kube::runtime::watcher;
+
+/// Why objects cannot be watched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// The word in the metric's label.
+    pub reason: &'static str,
+    text: String,
+}
+
+/// What is asked for, in a person's words.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) plural: String,
+    pub(crate) group: String,
+    /// None: all.
+    pub(crate) namespace: Option<String>,
+}
+
+impl Failure {
+    /// A way to the API server that cannot be prepared.
+    pub(crate) fn client(error: &crate::client::Error) -> Self {
+        Self { reason: "client", text: with_causes(error) }
+    }
+
+    /// What became of a watch.
+    pub(crate) fn watch(asked: &Asked, error: &watcher::Error) -> Self {
+        let (reason, text) = match error {
+            watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+                asked.refused(error)
+            }
+            watcher::Error::WatchError(status) => asked.status(status.code, &status.message),
+            watcher::Error::NoResourceVersion => ("parse", "the answer has no resource version".to_owned()),
+        };
+        Self { reason, text: format!("cannot watch {asked}: {text}") }
+    }
+}
+
+impl Asked {
+    fn refused(&self, error: &kube::Error) -> (&'static str, String) {
+        match error {
+            kube::Error::Api(status) => self.status(status.code, &status.message),
+            kube::Error::SerdeError(_) | kube::Error::LinesCodecMaxLineLengthExceeded => ("parse", with_causes(error)),
+            // Each level repeats the ones below it.
+            kube::Error::Service(error) => ("connect", with_causes(&**error)),
+            kube::Error::ReadEvents(error) => ("connect", with_causes(error)),
+            _ => ("connect", with_causes(error)),
+        }
+    }
+
+    fn status(&self, code: u16, message: &str) -> (&'static str, String) {
+        let Self { plural, group, namespace } = self;
+        match code {
+            401 => (
+                "unauthorized",
+                "the API server does not know the credentials (401): is the token expired or of another cluster?".to_owned(),
+            ),
+            403 => {
+                let (kind, place) = match namespace {
+                    Some(namespace) => ("Role", format!(" in namespace '{namespace}'")),
+                    None => ("ClusterRole", String::new()),
+                };
+                ("forbidden", format!("a {kind} must grant the verbs list and watch on '{plural}' of the API group '{group}'{place} (403)"))
+            }
+            404 => ("not_found", format!("the API server has no '{plural}' of the API group '{group}' (404)")),
+            410 => ("expired", "the last version that was seen is gone (410): everything is listed anew".to_owned()),
+            _ => ("api", format!("{message} ({code})")),
+        }
+    }
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} in namespace '{namespace}'", self.plural),
+            None => write!(f, "{} in all namespaces", self.plural),
+        }
+    }
+}
+
+/// An error with its causes; one that repeats its cause is said once.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,181 @@
+//! Watches: one per kind, namespace and selector, shared by all who ask for the same.
+//!
+//! *In*: an API server. *Out*: a [`Store`] that follows it. *Bound*: one connection per watch; [`RETRY_MAX`] between attempts. *When full*: does
+//! not apply.
+//!
+//! The first list comes as a stream where the server has that, in pages where it does not. A watch that breaks goes on where it was; where the
+//! server has forgotten that place (410), everything is listed anew and the difference is what changed.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::Api;
+use kube::runtime::watcher::{self, Event, InitialListStrategy};
+use rand::Rng as _;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::client::Cluster;
+use crate::failure::{Asked, Failure};
+use crate::object::Object;
+use crate::store::Store;
+
+/// First wait after a failure; each further one doubles it. Larger: a short outage is noticed for longer; smaller: more attempts.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+/// Longest wait between attempts. Larger: an API server that comes back is noticed later; smaller: many processes are a burden to it.
+pub const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Silence within a streamed list after which the server is taken for one that does not know such lists. Larger: an old server's objects are seen
+/// later; smaller: a slow server is asked twice.
+const STREAM_SILENCE: Duration = Duration::from_secs(15);
+
+/// What of a kind is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Selection {
+    /// None: all namespaces, or a kind that is in none.
+    pub namespace: Option<String>,
+    /// By labels; empty: all.
+    pub label: String,
+    /// By fields; empty: all.
+    pub field: String,
+}
+
+/// A store and the watch that feeds it, which ends with the last of these.
+pub struct Watch<K> {
+    store: Arc<Store<K>>,
+    _stop: DropGuard,
+}
+
+/// The watches of one cluster.
+pub struct Watches {
+    cluster: Cluster,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    known: Mutex<HashMap<(TypeId, Selection), Weak<dyn Any + Send + Sync>>>,
+}
+
+impl<K> std::ops::Deref for Watch<K> {
+    type Target = Store<K>;
+
+    fn deref(&self) -> &Store<K> {
+        &self.store
+    }
+}
+
+impl Watches {
+    /// Watches run among `tasks` until `stop`.
+    pub fn new(cluster: Cluster, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self { cluster, tasks, stop, known: Mutex::default() }
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The watch of a selection: the one that runs already, or a new one.
+    pub fn watch<K: Object>(&self, selection: Selection) -> Arc<Watch<K>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, watch| watch.strong_count() > 0);
+        let key = (TypeId::of::<K>(), selection);
+        if let Some(Ok(watch)) = known.get(&key).and_then(Weak::upgrade).map(Arc::downcast) {
+            return watch;
+        }
+        let (store, stop) = (Arc::new(Store::default()), self.stop.child_token());
+        let client = self.cluster.client.clone();
+        let api: Api<K> = match &key.1.namespace {
+            Some(namespace) => Api::namespaced_with(client, namespace, &()),
+            None => Api::all_with(client, &()),
+        };
+        let follow = Follow::new(api, &key.1, Arc::clone(&store));
+        self.tasks.spawn(stop.clone().run_until_cancelled_owned(follow.run()));
+        let watch = Arc::new(Watch { store, _stop: stop.drop_guard() });
+        let erased: Arc<dyn Any + Send + Sync> = watch.clone();
+        known.insert(key, Arc::downgrade(&erased));
+        watch
+    }
+}
+
+/// Keeps a store as the API server says.
+struct Follow<K: Object> {
+    api: Api<K>,
+    asked: Asked,
+    config: watcher::Config,
+    store: Arc<Store<K>>,
+    retry: Duration,
+}
+
+impl<K: Object> Follow<K> {
+    fn new(api: Api<K>, selection: &Selection, store: Arc<Store<K>>) -> Self {
+        let asked =
+            Asked { plural: K::plural(&()).into_owned(), group: K::group(&()).into_owned(), namespace: selection.namespace.clone() };
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let config = watcher::Config {
+            label_selector: some(&selection.label),
+            field_selector: some(&selection.field),
+            initial_list_strategy: InitialListStrategy::StreamingList,
+            ..watcher::Config::default()
+        };
+        Self { api, asked, config, store, retry: RETRY_MIN }
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.until_refused().await;
+            tracing::debug!(asked = %self.asked, "the API server does not stream lists: they are asked for in pages");
+            self.config.initial_list_strategy = InitialListStrategy::ListWatch;
+        }
+    }
+
+    /// Follows the watch; returns if the server turns out not to stream lists.
+    async fn until_refused(&mut self) {
+        let is_streamed = self.config.initial_list_strategy == InitialListStrategy::StreamingList;
+        let mut events = std::pin::pin!(watcher::watcher(self.api.clone(), self.config.clone()));
+        // What a list brought so far; none: it is over.
+        let mut listed: Option<Vec<K>> = None;
+        loop {
+            let next = events.next();
+            let next = match listed.is_some() && is_streamed {
+                true => match timeout(STREAM_SILENCE, next).await {
+                    Ok(next) => next,
+                    Err(_) => return,
+                },
+                false => next.await,
+            };
+            let Some(event) = next else { return };
+            match event {
+                Ok(Event::Init) => {
+                    listed = Some(Vec::new());
+                    continue;
+                }
+                Ok(Event::InitApply(object)) => listed.get_or_insert_default().push(object),
+                Ok(Event::InitDone) => self.store.replace(listed.take().unwrap_or_default()),
+                Ok(Event::Apply(object)) => self.store.apply(object),
+                Ok(Event::Delete(object)) => self.store.remove(&object),
+                Err(error) if is_streamed && does_not_stream(&error) => return,
+                Err(error) => {
+                    self.fail(&error).await;
+                    continue;
+                }
+            }
+            self.retry = RETRY_MIN;
+        }
+    }
+
+    async fn fail(&mut self, error: &watcher::Error) {
+        let failure = Failure::watch(&self.asked, error);
+        tracing::debug!(reason = failure.reason, "{failure}");
+        self.store.fail(failure);
+        let spread = rand::rng().random_range(0.5..1.0);
+        sleep(self.retry.mul_f64(spread)).await;
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+    }
+}
+
+/// Whether a server refuses the request for a streamed list as such.
+fn does_not_stream(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
+}

@@ -27,10 +27,12 @@ use crate::tls::Authority;
 use crate::{http1, process, wait};
 
 mod accounts;
+mod kubelet;
 mod namespace;
 pub mod objects;
 
 pub use accounts::Account;
+pub use kubelet::RunningPod;
 pub use namespace::in_namespace;
 
 /// Where the API server is: the service `default/kubernetes`, as a pod's environment names it.
@@ -266,6 +268,16 @@ impl ControlPlane {
         run(command, stdin).await
     }
 
+    /// Runs `helm` as the administrator.
+    ///
+    /// *Errors*: it is absent, fails, or runs for two minutes.
+    pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let kubeconfig = self.kubeconfig();
+        let mut all = vec!["--kubeconfig", kubeconfig.to_str().context("a path of text")?];
+        all.extend(arguments);
+        helm(&all).await
+    }
+
     /// Makes a ServiceAccount, `namespace/name`.
     ///
     /// *Errors*: the server refuses.
@@ -334,14 +346,16 @@ impl Drop for ControlPlane {
     }
 }
 
-/// `helm` with these arguments; nothing but its arguments and `stdin` reaches it.
+/// What `helm` says to these arguments; nothing but them reaches it.
 ///
-/// *Errors*: it is absent, or runs for two minutes.
-pub async fn helm(arguments: &[&str], stdin: &str) -> Result<Output> {
+/// *Errors*: it is absent, fails, or runs for two minutes.
+pub async fn helm(arguments: &[&str]) -> Result<String> {
     let home = TempDir::with_prefix("strata-e2e-helm-")?;
     let mut command = tokio::process::Command::new(program("helm")?);
     command.args(arguments).env("HELM_CACHE_HOME", home.path()).env("HELM_CONFIG_HOME", home.path()).env("HELM_DATA_HOME", home.path());
-    run(command, stdin).await
+    let output = run(command, "").await?;
+    ensure!(output.code == 0, "helm {}: {}{}", arguments.join(" "), output.stdout, output.stderr);
+    Ok(output.stdout)
 }
 
 fn program(name: &str) -> Result<PathBuf> {

@@ -4,6 +4,7 @@
 //! beyond them gets an error. A real server library would mend the very faults that the tests stage.
 
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,14 +169,21 @@ pub async fn respond<S: AsyncRead + AsyncWrite + Unpin>(
 ///
 /// *Errors*: nothing listens, or no answer within five seconds.
 pub async fn get(port: u16, path: &str) -> io::Result<Message> {
-    ask(port, &format!("GET {path}"), "", "", Duration::from_secs(5)).await
+    get_at(local(port), path).await
+}
+
+/// The same at any address of the network that the test is in.
+///
+/// *Errors*: nothing listens, or no answer within five seconds.
+pub async fn get_at(address: SocketAddr, path: &str) -> io::Result<Message> {
+    ask(address, &format!("GET {path}"), "", "", Duration::from_secs(5)).await
 }
 
 /// [`get`] for an answer that takes its time, such as a whole database.
 ///
 /// *Errors*: nothing listens, or no answer within a minute.
 pub async fn get_large(port: u16, path: &str) -> io::Result<Message> {
-    ask(port, &format!("GET {path}"), "", "", Duration::from_secs(60)).await
+    ask(local(port), &format!("GET {path}"), "", "", Duration::from_secs(60)).await
 }
 
 /// `POST` without a body and with a bearer token, as [`get`].
@@ -183,7 +191,7 @@ pub async fn get_large(port: u16, path: &str) -> io::Result<Message> {
 /// *Errors*: nothing listens, or no answer within a minute.
 pub async fn post(port: u16, path: &str, token: &str) -> io::Result<Message> {
     let headers = format!("authorization: Bearer {token}\r\ncontent-length: 0\r\n");
-    ask(port, &format!("POST {path}"), &headers, "", Duration::from_secs(60)).await
+    ask(local(port), &format!("POST {path}"), &headers, "", Duration::from_secs(60)).await
 }
 
 /// `POST` of JSON, as [`get`].
@@ -191,13 +199,17 @@ pub async fn post(port: u16, path: &str, token: &str) -> io::Result<Message> {
 /// *Errors*: nothing listens, or no answer within a minute.
 pub async fn post_json(port: u16, path: &str, body: &str) -> io::Result<Message> {
     let headers = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
-    ask(port, &format!("POST {path}"), &headers, body, Duration::from_secs(60)).await
+    ask(local(port), &format!("POST {path}"), &headers, body, Duration::from_secs(60)).await
 }
 
-async fn ask(port: u16, what: &str, headers: &str, body: &str, within: Duration) -> io::Result<Message> {
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+async fn ask(address: SocketAddr, what: &str, headers: &str, body: &str, within: Duration) -> io::Result<Message> {
     tokio::time::timeout(within, async {
-        let mut connection = BufReader::new(TcpStream::connect(("127.0.0.1", port)).await?);
-        let request = format!("{what} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n{headers}\r\n{body}");
+        let mut connection = BufReader::new(TcpStream::connect(address).await?);
+        let request = format!("{what} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n{body}");
         connection.get_mut().write_all(request.as_bytes()).await?;
         read(&mut connection).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     })

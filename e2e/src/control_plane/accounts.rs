@@ -53,6 +53,16 @@ impl Account {
         Ok(std::fs::rename(new, self.folder.join("token"))?)
     }
 
+    /// Lets a group read the files.
+    ///
+    /// *Errors*: the system refuses.
+    pub fn own(&self, group: u32) -> Result<()> {
+        for path in ["", "token", "ca.crt", "namespace"].map(|name| self.folder.join(name)) {
+            std::os::unix::fs::chown(path, None, Some(group))?;
+        }
+        Ok(())
+    }
+
     /// The same account by way of another address of the API server, such as one that can be cut.
     ///
     /// *Errors*: the system refuses the file.

@@ -1,0 +1,336 @@
+//! What a kubelet would make of a workload's pod: its volumes, its environment and its process, as root of nothing.
+//!
+//! *In*: a Deployment, StatefulSet or DaemonSet as the API server has it. *Out*: the pod as an object, and Strata as a process with the container's
+//! arguments, environment, user and mounts. *Bound*: one container; volumes of ConfigMaps, Secrets, claims and emptyDir. The root is read-only and holds the
+//! machine's `/usr`; of the network it has what the test has.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::core::Resource;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::{ControlPlane, ENVIRONMENT, objects};
+use crate::{http1, process, strata, wait};
+
+/// Where the image has the binary.
+const PROGRAM: &str = "/usr/local/bin/strata";
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Last lines of the log that a failed test prints.
+const LOG_LINES: usize = 40;
+/// Mounts what the arguments say, in pairs of source and target, with `ro` or `rw` before them, under a root that is read-only in the end.
+const MOUNTS: &str = r#"
+set -eu
+root=$1 user=$2 group=$3 program=$4
+shift 4
+mount --bind "$root" "$root"
+mount --rbind /usr "$root/usr"
+mount --rbind /dev "$root/dev"
+mount --rbind /proc "$root/proc"
+mount -t tmpfs tmpfs "$root/usr/local/bin"
+install -m 755 /dev/null "$root$program"
+mount --bind "$STRATA_BINARY" "$root$program"
+unset STRATA_BINARY
+while [ "$1" != -- ]; do
+  mount --bind "$2" "$root$3"
+  [ "$1" = rw ] || mount -o "remount,bind,ro" "$root$3"
+  shift 3
+done
+shift
+mount -o remount,bind,ro "$root"
+exec chroot "$root" setpriv --reuid "$user" --regid "$group" --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all -- "$program" "$@"
+"#;
+
+/// A pod that runs; killed when dropped.
+pub struct RunningPod {
+    key: String,
+    ip: IpAddr,
+    folder: PathBuf,
+    child: Option<Child>,
+    grace: Duration,
+}
+
+/// A volume's files, as a pod sees them.
+struct Mount {
+    source: PathBuf,
+    target: String,
+    is_read_only: bool,
+}
+
+impl ControlPlane {
+    /// Makes pod number `ordinal` of a workload (`namespace/name`), and starts its process. More than one at a time need `environment` to give each an
+    /// address of its own to listen at: all share the test's network.
+    ///
+    /// *Errors*: the server has no such workload, or lacks what its volumes name.
+    pub async fn run_pod<K: Resource<DynamicType = ()>>(
+        &self,
+        workload: &str,
+        ordinal: usize,
+        ip: IpAddr,
+        environment: &[(&str, String)],
+    ) -> Result<RunningPod> {
+        let found = self.get::<K>(workload).await?;
+        let key = format!("{workload}-{ordinal}");
+        let mut template = found["spec"]["template"].clone();
+        template["spec"]["nodeName"] = json!("node-1");
+        claim(&mut template, &found["spec"]["volumeClaimTemplates"], objects::split(&key).1);
+        let pod = self.pod_of(&key, &template, ip);
+        self.put::<Pod>(&pod).await?;
+        let folder = self.folder().join("pods").join(key.replace('/', "."));
+        let mut running = RunningPod { key, ip, folder, child: None, grace: grace(&template["spec"]) };
+        let mounts = self.mounts(&running, &template["spec"]).await?;
+        running.start(&template["spec"], &mounts, environment)?;
+        Ok(running)
+    }
+
+    fn pod_of(&self, key: &str, template: &Value, ip: IpAddr) -> Value {
+        let mut pod = objects::pod(key, &[ip], &[]);
+        for part in ["labels", "annotations"] {
+            pod["metadata"][part] = template["metadata"][part].clone();
+        }
+        let container = &template["spec"]["containers"][0];
+        for name in ["name", "image"] {
+            pod["status"]["containerStatuses"][0][name] = container[name].clone();
+        }
+        pod["spec"] = template["spec"].clone();
+        pod
+    }
+
+    /// Everything that is mounted into the container, with the files in place.
+    async fn mounts(&self, pod: &RunningPod, spec: &Value) -> Result<Vec<Mount>> {
+        let (namespace, _) = objects::split(&pod.key);
+        let namespace = namespace.context("namespace/name")?;
+        let owner = id(spec, "fsGroup");
+        let mut mounts = Vec::new();
+        for wanted in list(&spec["containers"][0]["volumeMounts"]) {
+            let name = wanted["name"].as_str().context("a mount without a name")?;
+            let volume = list(&spec["volumes"]).find(|volume| volume["name"] == name).with_context(|| format!("no volume {name}"))?;
+            let source = match volume["persistentVolumeClaim"]["claimName"].as_str() {
+                Some(claim) => self.folder().join("claims").join(format!("{namespace}.{claim}")),
+                None => pod.folder.join("volumes").join(name),
+            };
+            fs::create_dir_all(&source)?;
+            chown(&source, None, Some(owner))?;
+            fs::set_permissions(&source, fs::Permissions::from_mode(0o2770))?;
+            if let Some(files) = self.files(namespace, volume).await? {
+                write_atomically(&source, &files, owner)?;
+            }
+            let target = wanted["mountPath"].as_str().context("a mount without a path")?.to_owned();
+            mounts.push(Mount { source, target, is_read_only: wanted["readOnly"] == true });
+        }
+        if spec["automountServiceAccountToken"] != false {
+            let account = self.account(&format!("{namespace}/{}", spec["serviceAccountName"].as_str().unwrap_or("default"))).await?;
+            account.own(owner)?;
+            mounts.push(Mount { source: account.folder, target: TOKEN.to_owned(), is_read_only: true });
+        }
+        Ok(mounts)
+    }
+
+    /// The files that a volume has from an object; `None`: it has none of its own.
+    async fn files(&self, namespace: &str, volume: &Value) -> Result<Option<BTreeMap<String, Vec<u8>>>> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().as_bytes().to_vec();
+        let (all, items): (BTreeMap<String, Vec<u8>>, &Value) = if let Some(name) = volume["configMap"]["name"].as_str() {
+            let map = self.get::<ConfigMap>(&format!("{namespace}/{name}")).await?;
+            let files = map["data"].as_object().into_iter().flatten().map(|(name, value)| (name.clone(), text(value)));
+            (files.collect(), &volume["configMap"]["items"])
+        } else if let Some(name) = volume["secret"]["secretName"].as_str() {
+            let secret = self.get::<Secret>(&format!("{namespace}/{name}")).await?;
+            let files = secret["data"].as_object().into_iter().flatten();
+            let files = files.map(|(name, value)| Ok((name.clone(), STANDARD.decode(text(value))?)));
+            (files.collect::<Result<_>>()?, &volume["secret"]["items"])
+        } else {
+            return Ok(None);
+        };
+        let Some(items) = items.as_array() else { return Ok(Some(all)) };
+        let chosen = items.iter().map(|item| {
+            let (key, path) = (item["key"].as_str().context("a key")?, item["path"].as_str().context("a path")?);
+            Ok((path.to_owned(), all.get(key).with_context(|| format!("no key {key}"))?.clone()))
+        });
+        chosen.collect::<Result<_>>().map(Some)
+    }
+}
+
+impl RunningPod {
+    fn start(&mut self, spec: &Value, mounts: &[Mount], more: &[(&str, String)]) -> Result<()> {
+        let root = self.folder.join("root");
+        for folder in
+            ["usr", "dev", "proc", "etc", "tmp", "var"].into_iter().chain(mounts.iter().map(|mount| mount.target.trim_start_matches('/')))
+        {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        for (link, target) in [("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin")] {
+            symlink(target, root.join(link))?;
+        }
+        for file in ["hosts", "nsswitch.conf", "passwd"] {
+            fs::copy(Path::new("/etc").join(file), root.join("etc").join(file))?;
+        }
+        File::create(root.join("etc/resolv.conf"))?;
+        let container = &spec["containers"][0];
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", MOUNTS, "sh"]).arg(&root);
+        command.args([id(spec, "runAsUser").to_string(), id(spec, "runAsGroup").to_string(), PROGRAM.to_owned()]);
+        for mount in mounts {
+            command.arg(if mount.is_read_only { "ro" } else { "rw" }).arg(&mount.source).arg(&mount.target);
+        }
+        command.arg("--").args(list(&container["args"]).map(|argument| argument.as_str().unwrap_or_default()));
+        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/usr/sbin").env("STRATA_BINARY", strata::binary()?.canonicalize()?);
+        command.envs(ENVIRONMENT).envs(self.environment(spec)?).envs(more.iter().cloned());
+        let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
+        self.child = Some(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+        Ok(())
+    }
+
+    /// The container's environment, with what it takes from the pod.
+    fn environment(&self, spec: &Value) -> Result<Vec<(String, String)>> {
+        let (namespace, name) = objects::split(&self.key);
+        let variables = list(&spec["containers"][0]["env"]).map(|variable| {
+            let value = match (variable["value"].as_str(), variable["valueFrom"]["fieldRef"]["fieldPath"].as_str()) {
+                (Some(value), _) => value.to_owned(),
+                (None, Some("spec.nodeName")) => spec["nodeName"].as_str().unwrap_or_default().to_owned(),
+                (None, Some("metadata.name")) => name.to_owned(),
+                (None, Some("metadata.namespace")) => namespace.unwrap_or_default().to_owned(),
+                (None, Some("status.podIP")) => self.ip.to_string(),
+                // Helm leaves an empty value out.
+                (None, None) if variable.get("valueFrom").is_none() => String::new(),
+                _ => bail!("a variable that no kubelet of the tests knows: {variable}"),
+            };
+            Ok((variable["name"].as_str().context("a variable without a name")?.to_owned(), value))
+        });
+        variables.collect()
+    }
+
+    /// `namespace/name`.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Waits until its readiness probe would pass at this port.
+    ///
+    /// *Errors*: it ended, or not in time.
+    pub async fn ready(&mut self, port: u16) -> Result<()> {
+        let address = SocketAddr::from((self.ip, port));
+        let child = self.child.as_mut().context("it does not run")?;
+        let ended = wait::until(&format!("{} is ready", self.key), strata::READY_WITHIN, async || {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(Some(status));
+            }
+            let answer = http1::get_at(address, "/readyz").await.ok()?;
+            (answer.status() == 200).then_some(None)
+        })
+        .await?;
+        ensure!(ended.is_none(), "{} ended: {ended:?}", self.key);
+        Ok(())
+    }
+
+    /// Brings the files of its ConfigMaps and Secrets up to date, as a kubelet does within a minute.
+    ///
+    /// *Errors*: one is gone.
+    pub async fn refresh(&self, plane: &ControlPlane) -> Result<()> {
+        let pod = plane.get::<Pod>(&self.key).await?;
+        plane.mounts(self, &pod["spec"]).await.map(drop)
+    }
+
+    /// Ends it as a kubelet does: SIGTERM, its grace, and the object goes.
+    ///
+    /// *Errors*: it needs longer than its grace, or ends in an error.
+    pub async fn stop(mut self, plane: &ControlPlane) -> Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        process::signal(child.id(), Signal::SIGTERM);
+        let status = wait::until("the pod ends", self.grace, async || child.try_wait().ok().flatten()).await?;
+        ensure!(status.success(), "{} ended with {status}", self.key);
+        plane.delete::<Pod>(&self.key).await?;
+        Ok(fs::remove_dir_all(&self.folder)?)
+    }
+
+    /// Ends it with SIGKILL, as a node that is gone; the object stays.
+    ///
+    /// *Errors*: it does not run, or a child of it lives on.
+    pub async fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        let children = process::children(child.id());
+        child.kill()?;
+        child.wait()?;
+        wait::until_true("its child is gone too", Duration::from_secs(10), || !children.iter().any(|pid| process::is_alive(*pid))).await
+    }
+
+    /// Its process.
+    ///
+    /// *Errors*: it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("it does not run")?.id())
+    }
+
+    /// The last lines it logged.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for RunningPod {
+    fn drop(&mut self) {
+        // A test that passes stops its pods; one that still runs here was left by an error.
+        if let Some(mut child) = self.child.take() {
+            eprintln!("--- {}, last {LOG_LINES} lines of its log:\n{}", self.key, self.log_tail(LOG_LINES));
+            // It may have ended in the meantime.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// Gives a pod of a StatefulSet its claims as volumes.
+fn claim(template: &mut Value, claims: &Value, pod: &str) {
+    for claim in list(claims) {
+        let name = claim["metadata"]["name"].as_str().unwrap_or_default();
+        let volume = json!({ "name": name, "persistentVolumeClaim": { "claimName": format!("{name}-{pod}") } });
+        match template["spec"]["volumes"].as_array_mut() {
+            Some(volumes) => volumes.push(volume),
+            None => template["spec"]["volumes"] = json!([volume]),
+        }
+    }
+}
+
+/// Writes files as a kubelet does: all change at one moment, by one link.
+fn write_atomically(folder: &Path, files: &BTreeMap<String, Vec<u8>>, owner: u32) -> Result<()> {
+    let count = fs::read_dir(folder)?.count();
+    let version = folder.join(format!("..version_{count}"));
+    fs::create_dir(&version)?;
+    for (name, text) in files {
+        let path = version.join(name);
+        fs::write(&path, text)?;
+        chown(&path, None, Some(owner))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o440))?;
+        let link = folder.join(name);
+        if !link.is_symlink() {
+            symlink(Path::new("..data").join(name), link)?;
+        }
+    }
+    let new = folder.join("..data_new");
+    symlink(version.file_name().context("a name")?, &new)?;
+    Ok(fs::rename(new, folder.join("..data"))?)
+}
+
+/// An id of the pod's security context; nobody's where it has none.
+fn id(spec: &Value, name: &str) -> u32 {
+    spec["securityContext"][name].as_u64().map_or(65534, |id| id as u32)
+}
+
+fn grace(spec: &Value) -> Duration {
+    Duration::from_secs(spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30))
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}

@@ -1,0 +1,137 @@
+//! What the chart renders, run: helm installs it at a real API server, and the process of its pod is started with what stands there.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::compare;
+use e2e::control_plane::{self, ControlPlane, RunningPod, objects};
+use e2e::exporter::Exporter;
+use e2e::http_sink::HttpSink;
+use e2e::kafka::Kafka;
+use e2e::{http1, strata, wait};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+
+use crate::scene;
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
+/// Where Strata's pod is.
+const POD: &str = "10.2.0.1";
+const PORT: u16 = 9600;
+/// Values that scrape often, so that a test sees many rounds.
+const VALUES: &str = "config.global.scrape_interval=1s";
+const WITHIN: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_and_rollback() -> Result<()> {
+    control_plane::test(async |plane| {
+        let install = ["strata", CHART, "--namespace", "metrics", "--set", VALUES];
+        prepare(plane).await?;
+        let rendered = control_plane::helm(&[&["template"], &install[..]].concat()).await?;
+        let tried = plane.kubectl(&["apply", "--dry-run=server", "-f", "-"], &rendered).await?;
+        ensure!(tried.code == 0, "{tried:?}");
+        plane.helm(&[&["install"], &install[..]].concat()).await?;
+
+        let exporters = [annotated(plane).await?];
+        let (http, mut kafka) = (HttpSink::start().await?, Kafka::start(4).await?);
+        plane.apply(&relays(&http, &kafka)).await?;
+        let mut pod = start(plane).await?;
+        scene::more_rounds(&exporters, 5, WITHIN).await?;
+        scene::caught_up(&http, &exporters, WITHIN).await?;
+        let first = stream().await?;
+
+        plane.helm(&[&["upgrade"], &install[..], &["--set", "logLevel=debug", "--set", "config.buffer.replay_window=1h"]].concat()).await?;
+        pod = roll(plane, pod, &exporters).await?;
+        let second = stream().await?;
+        plane.helm(&["rollback", "strata", "1", "--namespace", "metrics"]).await?;
+        pod = roll(plane, pod, &exporters).await?;
+        let third = stream().await?;
+        for (before, after) in [(&first, &second), (&second, &third)] {
+            assert_eq!(before["first_seq"], after["first_seq"], "the stream is the same");
+            assert!(before["last_seq"].as_u64() < after["last_seq"].as_u64(), "and goes on: {before} {after}");
+        }
+
+        scene::caught_up(&http, &exporters, WITHIN).await?;
+        wait::until_true("Kafka has caught up", WITHIN, || {
+            let goal = exporters[0].next_round().saturating_sub(1);
+            tokio::task::block_in_place(|| kafka.read("metrics"))
+                .is_ok_and(|topic| compare::rounds(&topic.records, &exporters[0], JOB).any(|round| round >= goal))
+        })
+        .await?;
+        pod.stop(plane).await?;
+        let topic = tokio::task::block_in_place(|| kafka.read("metrics"))?;
+        for records in [&topic.records, &http.ledger().records] {
+            assert_eq!(records.out_of_order(), None);
+            let balance = compare::target(records, &exporters[0], JOB)?;
+            assert!(balance.missing.is_empty(), "served and not delivered: {:?}", balance.missing);
+        }
+        assert_eq!(refused(plane).await?, 0.0, "what the chart's roles do not grant was asked for");
+        kafka.stop().await
+    })
+}
+
+/// The job that finds annotated objects.
+const JOB: &str = "kubernetes";
+
+/// Namespaces, a node, and the definitions of the custom resources.
+async fn prepare(plane: &ControlPlane) -> Result<()> {
+    for namespace in ["metrics", "team"] {
+        plane.namespace(namespace).await?;
+    }
+    plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await?;
+    let crds = std::process::Command::new(strata::binary()?).arg("crds").output()?;
+    plane.apply(&String::from_utf8(crds.stdout)?).await
+}
+
+/// An annotated pod, and what it exposes.
+async fn annotated(plane: &ControlPlane) -> Result<Exporter> {
+    let ip: IpAddr = "10.1.0.1".parse()?;
+    let page = scene::pages(&["node_exporter"]).await?.into_iter().next().context("a page")?;
+    let exporter = Exporter::start_at(page, SocketAddr::from((ip, 9100))).await?;
+    let mut pod = objects::pod("team/web-0", &[ip], &[("metrics", 9100)]);
+    pod["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true" });
+    plane.put::<Pod>(&pod).await?;
+    Ok(exporter.labelled("namespace", "team").labelled("pod", "web-0").labelled("container", "main"))
+}
+
+/// A relay of Strata's own namespace to Kafka, and one of the team's to HTTP.
+fn relays(http: &HttpSink, kafka: &Kafka) -> String {
+    let relay = |namespace: &str, sink: Value| {
+        let spec = json!({ "start": "earliest", "encode": "ndjson", "sink": sink });
+        let metadata = json!({ "name": "warehouse", "namespace": namespace });
+        json!({ "apiVersion": "strata.ctx.sh/v1beta1", "kind": "Relay", "metadata": metadata, "spec": spec }).to_string()
+    };
+    let kafka = json!({ "kafka": { "brokers": [kafka.broker()], "topic": "metrics", "key": "series" } });
+    format!("{}\n---\n{}\n", relay("metrics", kafka), relay("team", json!({ "http": { "url": http.url() } })))
+}
+
+async fn start(plane: &ControlPlane) -> Result<RunningPod> {
+    let mut pod = plane.run_pod::<StatefulSet>("metrics/strata", 0, POD.parse()?, &[]).await?;
+    pod.ready(PORT).await?;
+    Ok(pod)
+}
+
+/// The pod as it is now makes way for one as it is wanted now, on the same volume.
+async fn roll(plane: &ControlPlane, pod: RunningPod, exporters: &[Exporter]) -> Result<RunningPod> {
+    pod.stop(plane).await?;
+    exporters.iter().for_each(Exporter::note_break);
+    let pod = start(plane).await?;
+    scene::more_rounds(exporters, 5, WITHIN).await?;
+    Ok(pod)
+}
+
+/// The stream of samples, as Strata's API shows it.
+async fn stream() -> Result<Value> {
+    let answer = http1::get(PORT, "/api/v1/status").await?;
+    let status: Value = serde_json::from_slice(&answer.body)?;
+    Ok(status["stream"].clone())
+}
+
+/// Requests that the API server refused for want of a right.
+async fn refused(plane: &ControlPlane) -> Result<f64> {
+    let page = plane.client().request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
+    let requests = page.lines().filter(|line| line.starts_with("apiserver_request_total{") && line.contains("code=\"403\""));
+    requests.map(|line| Ok(line.rsplit_once(' ').context("a value")?.1.parse::<f64>()?)).sum()
+}

@@ -220,7 +220,8 @@ pub(crate) struct Dropped {
     pub(crate) job: String,
     /// Its labels before relabeling.
     pub(crate) discovered_labels: BTreeMap<String, String>,
-    /// `relabeled` (a rule dropped it), `duplicate` (same URL and labels as another one), `invalid` (its labels make no target).
+    /// `relabeled` (a rule dropped it), `duplicate` (same URL and labels as another one, or the same pod), `invalid` (its labels or annotations make no
+    /// target), `unready` (it is not there for now).
     pub(crate) reason: String,
     /// The rule, or what is wrong.
     pub(crate) detail: String,

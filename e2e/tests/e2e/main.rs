@@ -25,6 +25,7 @@ mod image;
 mod kafka;
 mod kafka_secure;
 mod kills;
+mod kubernetes_discovery;
 mod matrix;
 mod nats_secrets;
 mod pages;

@@ -90,7 +90,12 @@ impl Roster {
         stop: CancellationToken,
         sharing: Option<Sharing>,
     ) -> Self {
-        Self { floor: Floor { shared, linker, tasks, stop, sharing }, discoverer, state: Mutex::default(), found: watch::Sender::new(false) }
+        Self {
+            floor: Floor { shared, linker, tasks, stop, sharing },
+            discoverer,
+            state: Mutex::default(),
+            found: watch::Sender::new(false),
+        }
     }
 
     /// Takes updates until nobody sends any.

@@ -210,7 +210,10 @@ async fn the_limit_of_a_job_counts_what_others_scrape() {
     let scene = Scene::new();
     let one = scene.start("one", &["one", "two", "three"]);
     pass(INTERVAL * 2).await;
-    assert!(one.share().0.len() < TARGETS / 2 + 5 && one.collector.targets().iter().all(|target| target.health != collector::scrape::Health::Unknown));
+    assert!(
+        one.share().0.len() < TARGETS / 2 + 5
+            && one.collector.targets().iter().all(|target| target.health != collector::scrape::Health::Unknown)
+    );
     one.collector.configure(&configuration(31));
     pass(INTERVAL * 2).await;
     let error = one.collector.targets().pop().and_then(|target| target.last_error).unwrap_or_default();

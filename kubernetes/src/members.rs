@@ -137,7 +137,11 @@ impl Membership {
         let others = self.live.borrow().iter().any(|name| *name != self.member.name);
         let has_joined = *self.joined.borrow();
         if has_joined && let Err(error) = self.member.release().await {
-            tracing::warn!(lease = self.member.name, "cannot give the lease back, others take over when it is over: {}", with_causes(&error));
+            tracing::warn!(
+                lease = self.member.name,
+                "cannot give the lease back, others take over when it is over: {}",
+                with_causes(&error)
+            );
         }
         others
     }
@@ -277,7 +281,7 @@ fn lease_name(group: &str, holder: &str) -> String {
 }
 
 /// An error and its causes in one line; what repeats its cause is said once.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -168,7 +168,11 @@ mod tests {
         assert_eq!((scene.renew(4, &["a", "b"]), scene.live()), (vec!["c".to_owned()], "ab".to_owned()));
         scene.renew(0, &["c"]);
         assert_eq!(scene.live(), "abc", "it is back with its first renewal");
-        assert_eq!((scene.renew(14, &["b"]), scene.live()), (vec!["a".to_owned(), "c".to_owned()], "b".to_owned()), "the last one is enough");
+        assert_eq!(
+            (scene.renew(14, &["b"]), scene.live()),
+            (vec!["a".to_owned(), "c".to_owned()], "b".to_owned()),
+            "the last one is enough"
+        );
     }
 
     #[test]

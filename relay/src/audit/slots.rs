@@ -223,7 +223,13 @@ impl Slots {
     }
 
     /// Why a slot of a gap has no frame; none: it had one, which was lost later and is told of elsewhere.
-    fn reason(&mut self, target: TargetId, slot_ms: i64, other: Option<&(String, String)>, is_torn: &impl Fn(i64) -> bool) -> Option<(Kind, String)> {
+    fn reason(
+        &mut self,
+        target: TargetId,
+        slot_ms: i64,
+        other: Option<&(String, String)>,
+        is_torn: &impl Fn(i64) -> bool,
+    ) -> Option<(Kind, String)> {
         let minute = minute_of(slot_ms);
         for (first, span) in [(minute, 1), (minute.div_euclid(i64::from(HOUR)) * i64::from(HOUR), HOUR)] {
             let minutes = first..first + i64::from(span);

@@ -113,13 +113,14 @@ fn what_objects_name_is_there() -> Result<()> {
                     ensure!(claims.contains(claim.as_str()), "{place}: no claim {claim}");
                 }
             }
-            let volumes: BTreeSet<&str> = list(spec, "volumes").iter().chain(list(object, "spec.volumeClaimTemplates")).map(named).collect();
+            let templates = list(object, "spec.volumeClaimTemplates").iter().map(|template| word(template, "metadata.name"));
+            let volumes: BTreeSet<&str> = list(spec, "volumes").iter().map(named).chain(templates).collect();
             let mounts: Vec<_> = list(spec, "containers").iter().flat_map(|container| list(container, "volumeMounts")).collect();
             for mount in &mounts {
                 ensure!(volumes.contains(named(mount)), "{place}: no volume {}", named(mount));
                 ensure!(mount.get("subPath").is_none(), "{place}: a subPath never changes");
-                let inside = |outer: &&&Value| word(mount, "mountPath").starts_with(&format!("{}/", word(outer, "mountPath")));
-                ensure!(mounts.iter().find(inside).is_none(), "{place}: a mount inside of another that cannot be written");
+                let is_inside = |outer: &&Value| word(mount, "mountPath").starts_with(&format!("{}/", word(outer, "mountPath")));
+                ensure!(!mounts.iter().any(is_inside), "{place}: a mount inside of another that cannot be written");
             }
         }
         for service in of_kind(&objects, "Service") {

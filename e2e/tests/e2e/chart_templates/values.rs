@@ -44,7 +44,7 @@ fn a_volume_holds_all_that_the_configuration_lets_grow() -> Result<()> {
     };
     // (20 + 1 + 0.2 + 0.0625) GiB and 15 %.
     check("config.buffer.max_bytes=\"20GiB\"", "25Gi")?;
-    check("config.buffer.max_bytes=\"20gb\"", "25Gi")?;
+    check("config.buffer.max_bytes=\"20GB\"", "25Gi")?;
     check("config.buffer.max_bytes=21474836480", "25Gi")?;
     check("config.buffer.max_bytes=\"0.5 GiB\"", "1Gi")?;
     // 64 MiB each at the least: (1024 + 64 + 64 + 64) MiB and 15 %.

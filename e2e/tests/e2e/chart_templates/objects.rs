@@ -126,7 +126,10 @@ fn what_objects_name_is_there() -> Result<()> {
         for service in of_kind(&objects, "Service") {
             let selector = at(service, "spec.selector").as_mapping().context("a selector")?;
             let is_selected = |labels: &Value| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-            let found = pods(&objects).into_iter().filter(|(object, _)| is_selected(at(object, "spec.template.metadata.labels"))).collect::<Vec<_>>();
+            let found = pods(&objects)
+                .into_iter()
+                .filter(|(object, _)| is_selected(at(object, "spec.template.metadata.labels")))
+                .collect::<Vec<_>>();
             let [(_, spec)] = found[..] else { anyhow::bail!("{name}: {} selects {} pods", named(at(service, "metadata")), found.len()) };
             let ports: BTreeSet<&str> = list(spec, "containers").iter().flat_map(|container| list(container, "ports")).map(named).collect();
             ensure!(list(service, "spec.ports").iter().all(|port| ports.contains(word(port, "targetPort"))), "{name}: {service:?}");
@@ -184,7 +187,12 @@ fn pods_are_rolled_for_what_needs_a_restart_and_for_nothing_else() -> Result<()>
     for set in ["config.buffer.max_bytes=\"9GiB\"", "config.buffer.memory=\"9MiB\"", "config.global.scrape_interval=\"1s\"", relays, feed] {
         ensure!(rolls(&["--set-json", set])? == rolls(&[])?, "{set} rolls a pod");
     }
-    for set in ["config.server.listen=\"0.0.0.0:9601\"", "config.buffer.nats_memory=\"64MiB\"", "config.kubernetes.resources=false", "config.feeds.listen=\"0.0.0.0:4222\""] {
+    for set in [
+        "config.server.listen=\"0.0.0.0:9601\"",
+        "config.buffer.nats_memory=\"64MiB\"",
+        "config.kubernetes.resources=false",
+        "config.feeds.listen=\"0.0.0.0:4222\"",
+    ] {
         ensure!(rolls(&["--set-json", set])? != rolls(&[])?, "{set} rolls no pod");
     }
     // A server learns of a new feed at its start, the others while they run.

@@ -52,7 +52,6 @@ fn rights(objects: &[Value]) -> BTreeSet<String> {
 #[test]
 fn rights_are_those_that_are_needed_and_no_others() -> Result<()> {
     let expect: BTreeSet<String> = [
-        "ClusterRole /endpoints get,list,watch",
         "ClusterRole /pods get,list,watch",
         "ClusterRole /services get,list,watch",
         "ClusterRole discovery.k8s.io/endpointslices get,list,watch",
@@ -67,7 +66,7 @@ fn rights_are_those_that_are_needed_and_no_others() -> Result<()> {
         "ClusterRole strata.ctx.sh/discoveries/status patch",
         "ClusterRole strata.ctx.sh/relays get,list,watch",
         "ClusterRole strata.ctx.sh/relays/status patch",
-        "Role coordination.k8s.io/leases create,delete,get,list,patch,watch",
+        "Role coordination.k8s.io/leases create,delete,get,list,patch,update,watch",
     ]
     .map(str::to_owned)
     .into();

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use crate::ask;
 use crate::client::{self, Api};
 use crate::place::Place;
-use crate::ask;
 
 /// Between two tries. Larger: known later; smaller: more requests to a process that has enough to do.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -51,6 +51,12 @@ subjects:
 {{- if $values.rbac.ingresses }}
 - {apiGroups: [networking.k8s.io], resources: [ingresses], verbs: [get, list, watch]}
 {{- end }}
+{{- if $values.rbac.replicaSets }}
+- {apiGroups: [apps], resources: [replicasets], verbs: [get, list, watch]}
+{{- end }}
+{{- if $values.rbac.jobs }}
+- {apiGroups: [batch], resources: [jobs], verbs: [get, list, watch]}
+{{- end }}
 {{- if $values.rbac.kubeletMetrics }}
 - {apiGroups: [""], resources: [nodes/metrics], verbs: [get]}
 {{- end }}
@@ -66,6 +72,9 @@ subjects:
 - {apiGroups: [strata.ctx.sh], resources: [discoveries/status, collectors/status, relays/status], verbs: [patch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 {{- end }}
+{{- if $values.rbac.configMaps }}
+- {apiGroups: [""], resources: [configmaps], verbs: [get, list, watch]}
+{{- end }}
 {{- if $values.rbac.secrets }}
 - {apiGroups: [""], resources: [secrets], verbs: [get, list, watch]}
 {{- end }}
@@ -76,7 +85,7 @@ subjects:
 
 {{/* What is kept in Strata's own namespace. In: root, role. */}}
 {{- define "strata.keeps" -}}
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, patch, delete]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, patch, update, delete]}
 {{- if and .root.Values.webhook.enabled (eq .root.Values.webhook.certificate "strata") (eq .role (include "strata.webhookRole" .root)) }}
 # What is created has no name yet, so no rule can name it.
 - {apiGroups: [""], resources: [secrets], verbs: [create]}

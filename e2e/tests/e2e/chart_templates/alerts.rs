@@ -17,7 +17,8 @@ fn check_rules(text: &str) -> Result<()> {
 #[test]
 fn the_rules_are_those_of_the_book_and_sound() -> Result<()> {
     ensure!(read("charts/strata/files/alerts.yml")? == read("docs/alerts.yml")?, "copy docs/alerts.yml to charts/strata/files/");
-    let objects = parse(&render(&["--set", "metrics.prometheusRule.enabled=true,metrics.prometheusRule.runbookUrl=https://x.example.com/book"])?)?;
+    let objects =
+        parse(&render(&["--set", "metrics.prometheusRule.enabled=true,metrics.prometheusRule.runbookUrl=https://x.example.com/book"])?)?;
     let rules = of_kind(&objects, "PrometheusRule");
     let spec = at(rules.first().context("no PrometheusRule")?, "spec");
     check_rules(&serde_yaml::to_string(spec)?)?;

@@ -52,7 +52,6 @@ fn rights(objects: &[Value]) -> BTreeSet<String> {
 #[test]
 fn rights_are_those_that_are_needed_and_no_others() -> Result<()> {
     let expect: BTreeSet<String> = [
-        "ClusterRole /endpoints get,list,watch",
         "ClusterRole /pods get,list,watch",
         "ClusterRole /services get,list,watch",
         "ClusterRole discovery.k8s.io/endpointslices get,list,watch",
@@ -67,7 +66,7 @@ fn rights_are_those_that_are_needed_and_no_others() -> Result<()> {
         "ClusterRole strata.ctx.sh/discoveries/status patch",
         "ClusterRole strata.ctx.sh/relays get,list,watch",
         "ClusterRole strata.ctx.sh/relays/status patch",
-        "Role coordination.k8s.io/leases create,delete,get,list,patch,watch",
+        "Role coordination.k8s.io/leases create,delete,get,list,patch,update,watch",
     ]
     .map(str::to_owned)
     .into();
@@ -113,19 +112,23 @@ fn what_objects_name_is_there() -> Result<()> {
                     ensure!(claims.contains(claim.as_str()), "{place}: no claim {claim}");
                 }
             }
-            let volumes: BTreeSet<&str> = list(spec, "volumes").iter().chain(list(object, "spec.volumeClaimTemplates")).map(named).collect();
+            let templates = list(object, "spec.volumeClaimTemplates").iter().map(|template| word(template, "metadata.name"));
+            let volumes: BTreeSet<&str> = list(spec, "volumes").iter().map(named).chain(templates).collect();
             let mounts: Vec<_> = list(spec, "containers").iter().flat_map(|container| list(container, "volumeMounts")).collect();
             for mount in &mounts {
                 ensure!(volumes.contains(named(mount)), "{place}: no volume {}", named(mount));
                 ensure!(mount.get("subPath").is_none(), "{place}: a subPath never changes");
-                let inside = |outer: &&&Value| word(mount, "mountPath").starts_with(&format!("{}/", word(outer, "mountPath")));
-                ensure!(mounts.iter().find(inside).is_none(), "{place}: a mount inside of another that cannot be written");
+                let is_inside = |outer: &&Value| word(mount, "mountPath").starts_with(&format!("{}/", word(outer, "mountPath")));
+                ensure!(!mounts.iter().any(is_inside), "{place}: a mount inside of another that cannot be written");
             }
         }
         for service in of_kind(&objects, "Service") {
             let selector = at(service, "spec.selector").as_mapping().context("a selector")?;
             let is_selected = |labels: &Value| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-            let found = pods(&objects).into_iter().filter(|(object, _)| is_selected(at(object, "spec.template.metadata.labels"))).collect::<Vec<_>>();
+            let found = pods(&objects)
+                .into_iter()
+                .filter(|(object, _)| is_selected(at(object, "spec.template.metadata.labels")))
+                .collect::<Vec<_>>();
             let [(_, spec)] = found[..] else { anyhow::bail!("{name}: {} selects {} pods", named(at(service, "metadata")), found.len()) };
             let ports: BTreeSet<&str> = list(spec, "containers").iter().flat_map(|container| list(container, "ports")).map(named).collect();
             ensure!(list(service, "spec.ports").iter().all(|port| ports.contains(word(port, "targetPort"))), "{name}: {service:?}");
@@ -183,7 +186,12 @@ fn pods_are_rolled_for_what_needs_a_restart_and_for_nothing_else() -> Result<()>
     for set in ["config.buffer.max_bytes=\"9GiB\"", "config.buffer.memory=\"9MiB\"", "config.global.scrape_interval=\"1s\"", relays, feed] {
         ensure!(rolls(&["--set-json", set])? == rolls(&[])?, "{set} rolls a pod");
     }
-    for set in ["config.server.listen=\"0.0.0.0:9601\"", "config.buffer.nats_memory=\"64MiB\"", "config.kubernetes.resources=false", "config.feeds.listen=\"0.0.0.0:4222\""] {
+    for set in [
+        "config.server.listen=\"0.0.0.0:9601\"",
+        "config.buffer.nats_memory=\"64MiB\"",
+        "config.kubernetes.resources=false",
+        "config.feeds.listen=\"0.0.0.0:4222\"",
+    ] {
         ensure!(rolls(&["--set-json", set])? != rolls(&[])?, "{set} rolls no pod");
     }
     // A server learns of a new feed at its start, the others while they run.

@@ -30,7 +30,10 @@ fn wrong_values_are_refused_with_their_place() -> Result<()> {
     check("roles.split=true,persistence.existingClaim=\"mine\"", "persistence.existingClaim is for one pod")?;
     check("nats.tls.certManager.enabled=true", "nats.tls.certManager.issuerRef.name is missing")?;
     check("nats.external={\"urls\":[\"nats://a:1\"],\"existingSecret\":\"s\",\"signIn\":\"password\"}", "nats.external.user is missing")?;
-    check("nats.external.urls=[\"nats://a:1\"],config.feeds={\"listen\":\"0.0.0.0:1\"}", "config.feeds are read from the servers of nats.external")
+    check(
+        "nats.external.urls=[\"nats://a:1\"],config.feeds={\"listen\":\"0.0.0.0:1\"}",
+        "config.feeds are read from the servers of nats.external",
+    )
 }
 
 #[test]
@@ -44,13 +47,16 @@ fn a_volume_holds_all_that_the_configuration_lets_grow() -> Result<()> {
     };
     // (20 + 1 + 0.2 + 0.0625) GiB and 15 %.
     check("config.buffer.max_bytes=\"20GiB\"", "25Gi")?;
-    check("config.buffer.max_bytes=\"20gb\"", "25Gi")?;
+    check("config.buffer.max_bytes=\"20GB\"", "25Gi")?;
     check("config.buffer.max_bytes=21474836480", "25Gi")?;
     check("config.buffer.max_bytes=\"0.5 GiB\"", "1Gi")?;
     // 64 MiB each at the least: (1024 + 64 + 64 + 64) MiB and 15 %.
     check("config.buffer.max_bytes=\"1GiB\"", "2Gi")?;
     check("config.buffer.max_bytes=\"2TiB\"", "2497Gi")?;
-    check(r#"config.relays=[{"name":"a","sink":{"nats":{"max_bytes":"2GiB"}}},{"name":"b","sink":{"nats":{"max_bytes":"512MiB"}}}]"#, "28Gi")?;
+    check(
+        r#"config.relays=[{"name":"a","sink":{"nats":{"max_bytes":"2GiB"}}},{"name":"b","sink":{"nats":{"max_bytes":"512MiB"}}}]"#,
+        "28Gi",
+    )?;
     check("persistence.size=\"7Gi\"", "7Gi")?;
     check("nats.external.urls=[\"nats://a:1\"]", "1Gi")
 }
@@ -125,7 +131,10 @@ fn the_schema_knows_every_value_and_no_other() -> Result<()> {
     known(&schema, &schema, "", &mut places);
     let documented: BTreeSet<_> = documented()?.into_iter().map(|(name, ..)| name).collect();
     for name in &documented {
-        let is_known = places.contains_key(name) || name.strip_prefix("config.").is_some_and(|rest| places.contains_key(&format!("config.{}", rest.split('.').next().unwrap_or_default())));
+        let is_known = places.contains_key(name)
+            || name
+                .strip_prefix("config.")
+                .is_some_and(|rest| places.contains_key(&format!("config.{}", rest.split('.').next().unwrap_or_default())));
         ensure!(is_known, "{name} is not in values.schema.json");
     }
     for (name, has_more) in &places {
@@ -133,8 +142,17 @@ fn the_schema_knows_every_value_and_no_other() -> Result<()> {
         // What is free, or stands at the top for all roles.
         let is_free = parent == "config" || places.get(parent) == Some(&false) || ["global"].contains(&name.as_str());
         let is_of_role = ["collector", "relay", "nats"].contains(&parent) && documented.contains(last);
-        let is_part = ["requests", "limits", "claims", "initialDelaySeconds", "periodSeconds", "timeoutSeconds", "failureThreshold", "successThreshold"]
-            .contains(&last)
+        let is_part = [
+            "requests",
+            "limits",
+            "claims",
+            "initialDelaySeconds",
+            "periodSeconds",
+            "timeoutSeconds",
+            "failureThreshold",
+            "successThreshold",
+        ]
+        .contains(&last)
             || parent.ends_with("issuerRef");
         let is_said = documented.contains(name) || (*has_more && !at(&values, name).is_null());
         ensure!(is_said || is_free || is_of_role || is_part, "{name} has no comment in values.yaml");

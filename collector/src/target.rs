@@ -21,6 +21,8 @@ use crate::discovery::TargetGroup;
 /// Dropped targets remembered per job where `keep_dropped_targets` sets nothing. Larger: discovery of everything, kept in part, takes
 /// memory; smaller: a person who looks for a missing target may not see it.
 pub const DROPPED_MAX: usize = 10_000;
+/// The label by which discovery says in which namespace a target is.
+const NAMESPACE: &str = "__meta_kubernetes_namespace";
 
 /// One `scrape_configs` entry, with what all its targets share.
 #[derive(Debug, Clone)]
@@ -304,7 +306,11 @@ impl Job {
         labels.retain(|name| !name.starts_with("__"));
         let labels = labels.sorted();
         let id = identity(self.name(), &url, &labels);
-        let origin = Origin { target: id, labels: labels.clone(), attributes: vec![("job".to_owned(), self.name().to_owned())] };
+        // What relays select by: whatever rules make of the labels, the target is where it is.
+        let namespace =
+            discovered_labels.iter().find(|(name, _)| name == NAMESPACE).map(|(_, value)| ("namespace".to_owned(), value.clone()));
+        let attributes = [("job".to_owned(), self.name().to_owned())].into_iter().chain(namespace).collect();
+        let origin = Origin { target: id, labels: labels.clone(), attributes };
         Ok(Ok(Target {
             id,
             url: uri,

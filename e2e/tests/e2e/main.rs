@@ -22,6 +22,7 @@ mod http_tls;
 mod kafka;
 mod kafka_secure;
 mod kills;
+mod kubernetes_resources;
 mod matrix;
 mod nats_secrets;
 mod pages;

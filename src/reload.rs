@@ -231,9 +231,12 @@ impl Reloader {
 
 /// Waits until objects of the cluster are others; for ever where none are looked at. Cancel safe.
 async fn changed(objects: &mut Option<Laid>) {
-    match objects {
-        Some(objects) if objects.layer.changed().await.is_ok() => {}
-        _ => std::future::pending().await,
+    let has_changed = match objects {
+        Some(objects) => objects.layer.changed().await.is_ok(),
+        None => false,
+    };
+    if !has_changed {
+        std::future::pending().await
     }
 }
 

@@ -27,6 +27,7 @@ mod kafka_secure;
 mod kills;
 mod kubernetes_discovery;
 mod kubernetes_members;
+mod kubernetes_resources;
 mod matrix;
 mod nats_secrets;
 mod pages;

@@ -81,6 +81,31 @@ async fn every_term_is_what_became_of_the_samples_over_kills_and_bookings() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_relay_of_a_namespace_takes_its_samples_only_and_the_audit_balances() {
+    let twin = Twin::new(u64::MAX);
+    let mut one = relay("one");
+    one.namespaces = vec!["n1".to_owned(), "n3".to_owned()];
+    let setup = Setup::new(&twin, &[one]);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    for k in 0..12 {
+        let relays = setup.start();
+        let last = producer.publish(&[scrape(1, at + k * SLOT, &[("mine", 1.0)]), scrape(2, at + k * SLOT, &PAGE)]).await;
+        passed(&twin, "one", last).await;
+        if k == 6 {
+            // Long enough for a booking, which the next message takes along.
+            tokio::time::sleep(Duration::from_secs(700)).await;
+        }
+        drop(relays);
+    }
+    producer.publish(&[scrape(1, at + 12 * SLOT, &[("mine", 1.0)]), scrape(2, at + 12 * SLOT, &PAGE)]).await;
+    assert!(setup.sink("one").delivered().iter().all(|line| line.contains("mine")));
+    let statement = audited(&setup, (at, at + 40 * SLOT)).await;
+    assert_eq!(terms(&statement), (13, 12, vec![], 0, vec![], 1));
+    assert_eq!((statement.balanced, told(&statement.holes)), (true, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_booking_of_which_no_checkpoint_knows_is_made_again_and_counts_once() {
     let twin = Twin::new(u64::MAX);
     let setup = picky(&twin);

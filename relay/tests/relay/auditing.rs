@@ -251,7 +251,7 @@ async fn what_does_not_add_up_is_named() {
         (sheet.term(Kind::Rejected, ""), 1),
         (sheet.term(Kind::Filtered, "drop"), 1),
     ];
-    let line = sheet.line(TargetId(1), || sample::sheet::Named { id: TargetId(1), job: "local".into(), instance: "t1".into() });
+    let line = sheet.line(TargetId(1), || sample::sheet::Named { id: TargetId(1), job: "local".into(), instance: "t1".into(), namespace: "".into() });
     sheet.add(line, minute_of(at), 1, &counts.map(|(term, n)| (term, n)));
     let mut checkpoint = checkpoint(&twin, "one").await.expect("it has run");
     let open = checkpoint.minutes.take().expect("it was counted");
@@ -301,7 +301,7 @@ impl Collector<'_> {
     async fn book(&mut self, life: Option<Life>, holes: &[(u64, Kind, &str, i64, u64)]) {
         let mut sheet = Sheet::default();
         for (target, kind, reason, first_ms, slots) in holes {
-            let named = Named { id: TargetId(*target), job: "local".into(), instance: format!("t{target}").into() };
+            let named = Named { id: TargetId(*target), job: "local".into(), instance: format!("t{target}").into(), namespace: "".into() };
             let (line, term) = (sheet.line(TargetId(*target), || named), sheet.term(*kind, reason));
             sheet.add_slots(line, term, *first_ms, SLOT, *slots);
         }

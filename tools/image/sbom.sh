@@ -19,4 +19,4 @@ jq --arg nats "$nats" --argjson system "$system" '
   del(.serialNumber)
   | .metadata.timestamp = "1970-01-01T00:00:00Z"
   | .components += [{type: "application", name: "nats-server", version: $nats, purl: "pkg:golang/github.com/nats-io/nats-server/v2@v\($nats)",
-      licenses: [{expression: "Apache-2.0"}]}] + $system' "$work/strata.cdx.json"
+      licenses: [{expression: "Apache-2.0"}]}] + $system' "$work/strata.cdx.json" | sed "s|$work||g"

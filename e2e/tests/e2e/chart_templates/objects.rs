@@ -52,6 +52,7 @@ fn rights(objects: &[Value]) -> BTreeSet<String> {
 #[test]
 fn rights_are_those_that_are_needed_and_no_others() -> Result<()> {
     let expect: BTreeSet<String> = [
+        "ClusterRole /endpoints get,list,watch",
         "ClusterRole /pods get,list,watch",
         "ClusterRole /services get,list,watch",
         "ClusterRole discovery.k8s.io/endpointslices get,list,watch",

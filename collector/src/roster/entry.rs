@@ -169,7 +169,7 @@ impl Entry {
     /// Makes these the targets that run, as far as they are ours.
     fn run(&mut self, targets: Vec<Arc<Target>>, floor: &Floor, ending: &mut Ending) {
         let mut before: HashMap<TargetId, Running> = self.running.drain(..).map(|running| (running.target.id, running)).collect();
-        let members = floor.members();
+        let members = if self.job.is_of_node() { None } else { floor.members() };
         let elsewhere = std::mem::take(&mut self.elsewhere);
         for target in targets {
             let running = before.remove(&target.id);

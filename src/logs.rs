@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
 /// Libraries whose own lines ("connected", each refused attempt) say nothing that the parts do not say better; a level of its own brings one back.
-const QUIETER: [(&str, &str); 3] = [("async_nats", "warn"), ("kube_client", "error"), ("kube_runtime", "error")];
+const QUIETER: [(&str, &str); 3] = [("async_nats", "warn"), ("kube_client", "off"), ("kube_runtime", "error")];
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

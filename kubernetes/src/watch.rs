@@ -99,6 +99,15 @@ impl Watches {
     }
 }
 
+/// Why a watch cannot go on.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// The server does not stream lists.
+    Refused,
+    /// Its place is forgotten: it begins anew.
+    Gone,
+}
+
 /// Keeps a store as the API server says.
 struct Follow<K: Object> {
     api: Api<K>,
@@ -124,14 +133,15 @@ impl<K: Object> Follow<K> {
 
     async fn run(mut self) {
         loop {
-            self.until_refused().await;
-            tracing::debug!(asked = %self.asked, "the API server does not stream lists: they are asked for in pages");
-            self.config.initial_list_strategy = InitialListStrategy::ListWatch;
+            if self.until_ended().await == End::Refused {
+                tracing::debug!(asked = %self.asked, "the API server does not stream lists: they are asked for in pages");
+                self.config.initial_list_strategy = InitialListStrategy::ListWatch;
+            }
         }
     }
 
-    /// Follows the watch; returns if the server turns out not to stream lists.
-    async fn until_refused(&mut self) {
+    /// Follows the watch as long as it can go on.
+    async fn until_ended(&mut self) -> End {
         let is_streamed = self.config.initial_list_strategy == InitialListStrategy::StreamingList;
         let mut events = std::pin::pin!(watcher::watcher(self.api.clone(), self.config.clone()));
         // What a list brought so far; none: it is over.
@@ -141,11 +151,11 @@ impl<K: Object> Follow<K> {
             let next = match listed.is_some() && is_streamed {
                 true => match timeout(STREAM_SILENCE, next).await {
                     Ok(next) => next,
-                    Err(_) => return,
+                    Err(_) => return End::Refused,
                 },
                 false => next.await,
             };
-            let Some(event) = next else { return };
+            let Some(event) = next else { return End::Gone };
             match event {
                 Ok(Event::Init) => {
                     listed = Some(Vec::new());
@@ -155,9 +165,13 @@ impl<K: Object> Follow<K> {
                 Ok(Event::InitDone) => self.store.replace(listed.take().unwrap_or_default()),
                 Ok(Event::Apply(object)) => self.store.apply(object),
                 Ok(Event::Delete(object)) => self.store.remove(&object),
-                Err(error) if is_streamed && does_not_stream(&error) => return,
+                Err(error) if is_streamed && does_not_stream(&error, listed.is_some()) => return End::Refused,
                 Err(error) => {
                     self.fail(&error).await;
+                    // Within a watch it is listed anew by itself.
+                    if matches!(&error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410) {
+                        return End::Gone;
+                    }
                     continue;
                 }
             }
@@ -175,7 +189,13 @@ impl<K: Object> Follow<K> {
     }
 }
 
-/// Whether a server refuses the request for a streamed list as such.
-fn does_not_stream(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
+/// Whether a server refuses the request for a streamed list as such: it does not know it, has it switched off (422), or its storage is too old (500, in
+/// place of the list). What else may be wrong is seen when it is asked for pages.
+fn does_not_stream(error: &watcher::Error, is_listing: bool) -> bool {
+    const OTHERWISE: [u16; 6] = [401, 403, 404, 410, 429, 503];
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => !OTHERWISE.contains(&status.code),
+        watcher::Error::WatchError(status) => is_listing && !OTHERWISE.contains(&status.code),
+        _ => false,
+    }
 }

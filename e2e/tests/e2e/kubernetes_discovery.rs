@@ -236,13 +236,13 @@ fn targets_stay_through_a_killed_server_an_ended_token_and_a_forgotten_place() -
         plane.put::<Pod>(&annotated("shop/c", ip(3))).await?;
         wait::until("the third is found once the token is read again", 2 * LIMIT, async || scraped(&strata, &["a", "b", "c"]).await.ok())
             .await?;
-        // It looks away while the place where it was is forgotten.
+        // It looks away while its connection is cut and the place where it was is forgotten.
         process::signal(strata.pid()?, Signal::SIGSTOP);
+        plane.kill()?;
+        plane.resume().await?;
         plane.put::<Pod>(&annotated("shop/d", ip(4))).await?;
         plane.delete::<Pod>("shop/a").await?;
         plane.compact().await?;
-        plane.kill()?;
-        plane.resume().await?;
         process::signal(strata.pid()?, Signal::SIGCONT);
         scraped(&strata, &["b", "c", "d"]).await?;
         ensure!(

@@ -159,7 +159,7 @@ fn labels_annotations_and_metadata_are_included_by_pattern() {
 fn what_is_included_never_takes_the_place_of_what_names_the_target() {
     let mut pod = web("web", "10.1.0.1", json!({"scrape": "true", "includeLabels": "*"}));
     pod["metadata"]["labels"] = json!({"pod": "x", "job": "x", "instance": "x", "__address__": "x", "9lives": "y"});
-    check(&[pod], &[&format!("pod/shop/web: __address__=10.1.0.1:9100 _9lives=y {WEB}")]);
+    check(&[pod], &[&format!("pod/shop/web: _9lives=y __address__=10.1.0.1:9100 {WEB}")]);
 }
 
 fn front(name: &str, cluster_ip: &str, annotations: Value) -> Value {

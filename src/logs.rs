@@ -5,6 +5,9 @@
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
+/// Clients of servers, and what is logged of them.
+const CLIENTS: [(&str, &str); 2] = [("async_nats", "warn"), ("kube_client", "off")];
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -16,8 +19,9 @@ pub(crate) enum Format {
 
 /// Starts logging. *Errors*: the level is none.
 pub(crate) fn start(format: Format, level: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // The client's own "connected" and "closed" lines say nothing that the parts do not say better; a level of its own brings them back.
-    let level = if level.contains("async_nats") { level.to_owned() } else { format!("{level},async_nats=warn") };
+    // What clients say of each connection and request, the parts say better, and once; a level of its own brings it back.
+    let quiet = CLIENTS.iter().filter(|(client, _)| !level.contains(client)).map(|(client, own)| format!(",{client}={own}"));
+    let level = format!("{level}{}", quiet.collect::<String>());
     let filter = EnvFilter::builder().parse(level)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {

@@ -191,7 +191,9 @@ impl Entries {
             }
         }
         let own: HashSet<&[Step]> = inserted.iter().map(|inserted| inserted.path.as_slice()).collect();
-        let local = paths.iter().filter(|path| !own.contains(path.as_slice())).cloned().chain(sockets(&root, "relays"));
+        // `null` is the default, as everywhere.
+        let is_written = |path: &[Step]| root.at(path).is_some_and(|node| !node.is_null());
+        let local = paths.iter().filter(|path| is_written(path) && !own.contains(path.as_slice())).cloned().chain(sockets(&root, "relays"));
         if !ground.allows_files {
             let message = "names a file of Strata's own file system: take it from a Secret, {secret: {name: …, key: …}}; only objects in Strata's own namespace may, or all with kubernetes.allow_local_files";
             problems.extend(local.map(|path| tell(&path, message.to_owned())));

@@ -86,6 +86,7 @@ fn what_may_not_be_is_said_with_its_field() {
         let problems = checked(&relay(sink.clone()), is_trusted).expect_err("wrong");
         assert!(problems.len() == 1 && problems[0].starts_with(expect), "{sink}: {problems:?}");
     }
+    checked(&relay(json!({ "url": "http://x", "ca_file": null })), false).expect("null is nothing");
     for sink in [json!({ "url": "http://x", "token": "${HOME}" }), json!({ "url": "unix:///run/x", "ca_file": "/etc/ca" })] {
         checked(&relay(sink), true).expect("trusted");
     }

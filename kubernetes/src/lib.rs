@@ -21,6 +21,7 @@ pub mod secret;
 pub mod status;
 pub mod store;
 pub mod watch;
+pub mod webhook;
 mod world;
 
 pub use failure::Failure;

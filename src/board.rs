@@ -95,6 +95,11 @@ impl Board {
         self.token.get_or_init(|| token);
     }
 
+    /// The configuration that runs.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Another configuration runs now.
     pub(crate) fn set_config(&self, config: Arc<Config>) {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
@@ -183,6 +188,7 @@ impl Board {
             sink: config.sink.name.clone(),
             encoder: encoder.to_owned(),
             from: config.from.clone(),
+            namespaces: config.namespaces.clone(),
             filters: config.filters.iter().map(|filter| Filter { name: filter.name.clone(), options: filter.options.clone() }).collect(),
             filtered: status.filtered,
             lost: status.lost,

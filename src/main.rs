@@ -12,9 +12,11 @@ mod book;
 mod check;
 mod client;
 mod configuration;
+mod crds;
 mod dlq;
 mod logs;
 mod nats;
+mod objects;
 mod page;
 mod pause;
 mod place;
@@ -78,6 +80,8 @@ enum Command {
     Check(check::Args),
     /// Show the effective configuration, or the schema that files must fit.
     Config(configuration::Args),
+    /// Print the definitions of the custom resources, for `kubectl apply`.
+    Crds,
     /// Print a script that completes commands and flags in a shell.
     Completions(configuration::Completions),
     /// Print the man pages, or write them into a folder.
@@ -137,6 +141,7 @@ fn main() -> ExitCode {
         Command::Relay(args) => relay::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Config(args) => configuration::main(&args),
+        Command::Crds => crds::main(),
         Command::Completions(args) => configuration::completions(&args),
         Command::Man(args) => configuration::man(&args),
         Command::Targets(args) => targets::main(&args),

@@ -1,6 +1,6 @@
 //! Reload: another configuration while everything runs.
 //!
-//! *In*: SIGHUP, changed files, `POST /-/reload`. *Out*: the parts run the new configuration, or the old one goes on and everything that is
+//! *In*: SIGHUP, changed files, `POST /-/reload`, objects of the cluster that changed. *Out*: the parts run the new configuration, or the old one goes on and everything that is
 //! wrong is said. *Bound*: one reload at a time, [`WAITING_MAX`] requests wait. *When full*: a request waits.
 //!
 //! What changed is found by comparing typed values. A field that nobody here hands to a running part needs a restart: that is the default
@@ -21,6 +21,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::Source;
 use crate::board::Board;
+use crate::check;
+use crate::objects::Laid;
 use crate::times;
 use crate::watch::{Read, Stamp};
 
@@ -45,7 +47,12 @@ pub(crate) struct Handle {
 pub(crate) struct Reloader {
     source: Source,
     board: Arc<Board>,
+    /// What the files say.
+    file: Arc<Config>,
+    /// What runs: the objects of the cluster are laid over the file.
     current: Arc<Config>,
+    /// None: no objects are looked at.
+    objects: Option<Laid>,
     sources: config::Sources,
     /// What the files were when they were read, and at the last look since, if they were others then.
     read: Stamp,
@@ -79,11 +86,12 @@ impl Handle {
 }
 
 impl Reloader {
-    /// A reloader for a process that runs `current`, as it was read.
+    /// A reloader for a process that runs `file`, as it was read, and what `objects` lay over it.
     pub(crate) fn new(
         source: Source,
         read: (config::Sources, Stamp),
-        current: Arc<Config>,
+        file: Arc<Config>,
+        objects: Option<Laid>,
         board: Arc<Board>,
         hangup: Signal,
     ) -> anyhow::Result<(Self, Handle)> {
@@ -93,7 +101,8 @@ impl Reloader {
         metrics.show(&last.borrow());
         let (sources, read) = read;
         let handle = Handle { requests: requested, last: outcomes };
-        Ok((Self { source, board, current, sources, read, seen: None, hangup, requests, last, metrics }, handle))
+        let current = board.config();
+        Ok((Self { source, board, file, current, objects, sources, read, seen: None, hangup, requests, last, metrics }, handle))
     }
 
     /// Reloads whenever there is a reason to.
@@ -106,6 +115,10 @@ impl Reloader {
             let (why, answer) = tokio::select! {
                 Some(()) = self.hangup.recv() => (Why::Signal, None),
                 Some(answer) = self.requests.recv() => (Why::Request, Some(answer)),
+                () = changed(&mut self.objects) => {
+                    self.lay().await;
+                    continue;
+                }
                 _ = ticks.tick() => match self.files_changed().await {
                     true => (Why::File, None),
                     false => continue,
@@ -154,8 +167,35 @@ impl Reloader {
             return Outcome::refused(at_ms, why, vec![Problem { place: places.of(&field), field, message }]);
         }
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let changes = self.apply(Arc::new(config)).await;
+        self.file = Arc::new(config);
+        if let Some(objects) = &self.objects {
+            objects.files.send_replace(Arc::clone(&self.file));
+        }
+        let merged = self.merged();
+        let changes = self.apply(merged).await;
         Outcome::applied(at_ms, why, changes)
+    }
+
+    /// Lays the objects of the cluster over the file, as they are now.
+    async fn lay(&mut self) {
+        let merged = self.merged();
+        if *merged == *self.current {
+            return;
+        }
+        let changes = self.apply(merged).await;
+        let outcome = Outcome::applied(times::now_ms(), Why::Objects, changes);
+        outcome.log();
+        // That a file is refused is said until it is mended.
+        if self.last.borrow().is_applied() {
+            self.metrics.show(&outcome);
+            self.last.send_replace(outcome);
+        }
+    }
+
+    /// What the file and the objects say together; a name that is in both is the file's.
+    fn merged(&mut self) -> Arc<Config> {
+        let Some(objects) = &mut self.objects else { return Arc::clone(&self.file) };
+        objects.over(&self.file, &check::kinds())
     }
 
     /// Moves the wall of the stream, before anything else is changed. *Errors*: it stays where it was, and why.
@@ -186,6 +226,17 @@ impl Reloader {
             runs.await;
         }
         Changes { jobs: jobs.unwrap_or_default(), relays: relays.unwrap_or_default(), settings }
+    }
+}
+
+/// Waits until objects of the cluster are others; for ever where none are looked at. Cancel safe.
+async fn changed(objects: &mut Option<Laid>) {
+    let is_other = match objects {
+        Some(objects) => objects.layer.changed().await.is_ok(),
+        None => false,
+    };
+    if !is_other {
+        std::future::pending().await
     }
 }
 

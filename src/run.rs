@@ -21,6 +21,7 @@ use crate::api::serve::{HEAD_TIMEOUT, Serve};
 use crate::api::tls::Tls;
 use crate::appliance::Appliance;
 use crate::board::Board;
+use crate::objects::Objects;
 use crate::reload::{self, Reloader};
 use crate::role::Role;
 use crate::watch::{Read, Stamp};
@@ -28,6 +29,8 @@ use crate::{FAILED, Source, api, check, fail};
 
 /// From the signal to the last checkpoint. Larger: orchestrators kill first (Kubernetes after 30 s); smaller: slow sinks get more twice.
 pub(crate) const DRAIN: Duration = Duration::from_secs(20);
+/// How long the writer of statuses may take to let go of its Lease: it had the whole drain before.
+const WATCH_GRACE: Duration = Duration::from_secs(1);
 /// How long open HTTP connections may finish after everything else stopped.
 const HTTP_GRACE: Duration = Duration::from_secs(1);
 
@@ -74,7 +77,9 @@ async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyho
     let config = Arc::new(config);
     let listener = listen(&config.server.listen).await?;
     let address = listener.local_addr().context("cannot read the address of server.listen")?;
-    let board = Arc::new(Board::new(&config, role)?);
+    let objects = Objects::open(&config, role).await?;
+    let start = objects.as_ref().map_or_else(|| Arc::clone(&config), |objects| objects.over(&config));
+    let board = Arc::new(Board::new(&start, role)?);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
     let tls = config.server.tls.clone().map(Tls::new).transpose()?;
@@ -88,12 +93,14 @@ async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyho
     let appliance = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        started = Appliance::start(Arc::clone(&config), Arc::clone(&board)) => started?,
+        started = Appliance::start(start, Arc::clone(&board)) => started?,
     };
     let file = address_file(&config.buffer.data_dir);
     std::fs::write(&file, format!("{scheme}://{address}\n"))
         .with_context(|| format!("cannot write '{}' (buffer.data_dir)", file.display()))?;
-    let (reloader, handle) = Reloader::new(source.clone(), (sources, stamp), Arc::clone(&config), Arc::clone(&board), hangup)?;
+    let (mut watching, watch_stop) = (JoinSet::new(), CancellationToken::new());
+    let laid = objects.map(|objects| objects.run(&config, &board, &watch_stop, &mut watching));
+    let (reloader, handle) = Reloader::new(source.clone(), (sources, stamp), Arc::clone(&config), laid, Arc::clone(&board), hangup)?;
     board.set_reloads(handle);
     tracing::info!("strata runs: {scheme}://{address}/readyz?verbose says how it is");
 
@@ -104,7 +111,11 @@ async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyho
         () = reloader.run() => Err(anyhow!("reloads ended")),
         served = http.join_next() => Err(anyhow!("the HTTP listener ended: {served:?}")),
     };
+    watch_stop.cancel();
     let drained = appliance.stop(DRAIN).await;
+    if tokio::time::timeout(WATCH_GRACE, async { while watching.join_next().await.is_some() {} }).await.is_err() {
+        tracing::info!("the API server was not waited for");
+    }
     http_stop.cancel();
     if tokio::time::timeout(HTTP_GRACE, http.join_next()).await.is_err() {
         tracing::info!("open HTTP connections were cut");

@@ -74,12 +74,14 @@ async fn fails(config: &Config, test: &Test) -> Result<(), String> {
 /// Whose page it is.
 struct Target {
     job: String,
+    /// Of a relay that takes some namespaces, one of them.
+    namespace: Option<String>,
     labels: Vec<(String, String)>,
 }
 
 impl Target {
     const fn bare() -> Self {
-        Self { job: String::new(), labels: Vec::new() }
+        Self { job: String::new(), namespace: None, labels: Vec::new() }
     }
 }
 
@@ -89,7 +91,8 @@ fn target(config: &Config, relay: &Relay, test: &Test) -> Target {
     let mut labels = test.labels.clone();
     labels.entry("job".to_owned()).or_insert_with(|| job.clone());
     labels.entry("instance".to_owned()).or_insert_with(|| test.target.clone());
-    Target { job, labels: labels.into_iter().filter(|(_, value)| !value.is_empty()).collect() }
+    let namespace = relay.namespaces.first().cloned();
+    Target { job, namespace, labels: labels.into_iter().filter(|(_, value)| !value.is_empty()).collect() }
 }
 
 /// A relay that takes everything: what is expected goes through it.
@@ -107,7 +110,8 @@ fn pages(config: &Config, target: &Target, texts: &[String]) -> Result<Vec<Page>
         relabel: scrape.map_or_else(|| Arc::from([]), |scrape| Arc::from(scrape.metric_relabel_configs.clone())),
         ..Options::default()
     };
-    let attributes = vec![("job".to_owned(), target.job.clone())];
+    let namespace = target.namespace.iter().map(|namespace| ("namespace".to_owned(), namespace.clone()));
+    let attributes = [("job".to_owned(), target.job.clone())].into_iter().chain(namespace).collect();
     let origin = Arc::new(Origin { target: TargetId(1), labels: target.labels.clone(), attributes });
     let mut cache = SeriesCache::new(options);
     let mut encoders: Vec<Encoder> = Vec::new();

@@ -23,8 +23,8 @@ pub const LINGER_MAX: Millis = Millis::from_secs(10);
 pub const BATCH_TIME_MAX: Millis = Millis::from_secs(60);
 /// Smallest scrape interval. Smaller: timer noise is larger than the slot.
 pub const INTERVAL_MIN: Millis = Millis(100);
-/// Longest relay name: it becomes a token of a subject and a key.
-const NAME_MAX: usize = 63;
+/// Longest relay name: it becomes a token of a subject, a key and a file name. An object's is its namespace, `_` and its own name, of 63 each.
+const NAME_MAX: usize = 127;
 
 /// Target labels that say how it is scraped, as in Prometheus.
 const META_LABELS: [&str; 5] = ["__address__", "__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
@@ -258,8 +258,10 @@ impl<'a> Findings<'a> {
             self.problem(&at("name"), message);
         }
         let jobs: Vec<String> = config.scrape_configs.iter().map(|s| s.job_name.clone()).collect();
+        // Those of objects are not known here: `namespace/name`.
+        let of_objects = config.kubernetes.as_ref().is_some_and(|k| k.resources || k.prometheus_operator);
         for (j, job) in relay.from.iter().enumerate() {
-            if !jobs.contains(job) {
+            if !jobs.contains(job) && !(of_objects && job.contains('/')) {
                 self.problem(&steps!["relays", i, "from", j], words::unknown("job", job, &jobs));
             } else if relay.from[..j].contains(job) {
                 self.warning(&steps!["relays", i, "from", j], format!("job '{job}' is listed twice"));
@@ -410,20 +412,22 @@ fn host_port(text: &str, port: u16) -> Result<(), String> {
     }
 }
 
-/// A relay's name is a DNS label: it becomes part of subjects, keys and file names.
+/// A relay's name is like a DNS label, it becomes part of subjects, keys and file names; `_` is in those that are made of objects, between namespace
+/// and name.
 fn relay_name(name: &str) -> Result<(), String> {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    let is_edge = |c: char| matches!(c, '-' | '_');
     if name.is_empty() {
         return Err("a relay needs a name".to_owned());
     }
     if name.len() > NAME_MAX {
         return Err(format!("'{name}' has {} characters, {NAME_MAX} are allowed", name.len()));
     }
-    if !name.bytes().all(fits) || name.starts_with('-') || name.ends_with('-') {
+    if !name.bytes().all(fits) || name.starts_with(is_edge) || name.ends_with(is_edge) {
         let like: String = name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let like = like.trim_matches('-');
         return Err(format!(
-            "'{name}' is no relay name: lower-case letters, digits and '-' inside, like '{}'",
+            "'{name}' is no relay name: lower-case letters, digits, and '-' or '_' inside, like '{}'",
             if like.is_empty() { "main" } else { like }
         ));
     }

@@ -48,6 +48,11 @@ impl Overrides {
         Self { list: variables.iter().filter_map(layer).collect(), variables }
     }
 
+    /// No layer, only variables for secrets to refer to.
+    pub(crate) const fn variables(variables: BTreeMap<String, String>) -> Self {
+        Self { list: Vec::new(), variables }
+    }
+
     /// Adds a flag: `flag` as the user wrote it (for messages), a dotted key, and its value.
     #[must_use]
     pub fn flag(mut self, flag: impl Into<String>, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -131,7 +136,7 @@ fn restore_map(figment: &Figment, dict: &Dict, written: Option<&Map>) -> Map {
 }
 
 /// A value that was not in the file, all at one place.
-fn json(value: &serde_json::Value, place: &Place) -> Node {
+pub(crate) fn json(value: &serde_json::Value, place: &Place) -> Node {
     let content = match value {
         serde_json::Value::String(text) => Content::Text(text.clone()),
         serde_json::Value::Array(items) => Content::List(items.iter().map(|i| json(i, place)).collect()),

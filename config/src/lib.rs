@@ -12,6 +12,7 @@ mod kubernetes;
 mod layers;
 mod load;
 mod nats;
+pub mod object;
 mod pattern;
 mod problem;
 mod prometheus;
@@ -173,7 +174,7 @@ pub struct Buffer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Relay {
-    /// Unique name: `[a-z0-9]([-a-z0-9]*[a-z0-9])?`, 63 characters at most.
+    /// Unique name: `[a-z0-9]([-_a-z0-9]*[a-z0-9])?`, 127 characters at most. With `_` it may be that of an object in Kubernetes, which is `<namespace>_<name>`.
     pub name: String,
     /// Jobs whose samples are taken; empty: all.
     #[serde(default)]

@@ -129,7 +129,7 @@ pub fn load(path: &Path, overrides: &Overrides, kinds: &Kinds) -> Result<Loaded,
     let sources = reader.sources;
     let file = Place::File { file: path.display().to_string(), line: 0, column: 0 };
     let built = match read {
-        Ok(root) => build(root, &file, overrides, kinds, problems, warnings),
+        Ok(root) => build(root, &file, overrides, kinds, problems, warnings, &[]),
         Err(include::Failed::Inside(problem)) => Err(vec![problem]),
         Err(include::Failed::Whole(message)) => {
             Err(vec![Problem { place: file, field: String::new(), message: format!("cannot read it: {message}") }])
@@ -149,7 +149,27 @@ pub fn parse(file: &str, text: &str, overrides: &Overrides, kinds: &Kinds) -> Re
     let mut warnings = Vec::new();
     Reader::new(Path::new(file), &mut problems, &mut warnings).complete(&mut root, Path::new(""));
     let whole = Place::File { file: file.to_owned(), line: 0, column: 0 };
-    build(root, &whole, overrides, kinds, problems, warnings).map(|(config, warnings, _)| (config, warnings))
+    build(root, &whole, overrides, kinds, problems, warnings, &[]).map(|(config, warnings, _)| (config, warnings))
+}
+
+/// A text that is put into a tree once nothing in it is expanded any more.
+pub(crate) struct Inserted {
+    pub(crate) path: Vec<Step>,
+    pub(crate) text: String,
+}
+
+/// Checks a tree that is not in a file; what is inserted is put where it belongs, as it is.
+///
+/// *Errors*: as [`load`].
+pub(crate) fn object(
+    root: Node,
+    place: &Place,
+    variables: &BTreeMap<String, String>,
+    kinds: &Kinds,
+    inserted: &[Inserted],
+) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
+    let overrides = Overrides::variables(variables.clone());
+    build(root, place, &overrides, kinds, Vec::new(), Vec::new(), inserted).map(|(config, warnings, _)| (config, warnings))
 }
 
 type Built = Result<(Config, Vec<Warning>, Places), Vec<Problem>>;
@@ -161,12 +181,18 @@ fn build(
     kinds: &Kinds,
     mut problems: Vec<Problem>,
     mut warnings: Vec<Warning>,
+    inserted: &[Inserted],
 ) -> Built {
     drop_nulls(&mut root, 0);
     problems.extend(refuse_lists(&mut root));
     let mut tree = layers::merge(&root, overrides).map_err(|problem| vec![problem])?;
     let schema = schema::exact(kinds);
     let secrets = secrets::expand(&mut tree, &schema, &overrides.variables, &mut problems, &mut warnings);
+    for Inserted { path, text } in inserted {
+        if let Some(node) = tree.at_mut(path) {
+            node.content = Content::Text(text.clone());
+        }
+    }
     let typed = type_all(&mut tree, &mut problems);
     if let Some(mut config) = typed {
         let mut findings = check::Findings::new(&mut tree, kinds);

@@ -51,7 +51,7 @@ pub(crate) struct Entry {
 }
 
 /// A step down.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
     Key(String),
     Index(usize),

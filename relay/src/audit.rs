@@ -28,6 +28,7 @@ use crate::existing::Existing;
 use crate::filter::{Selector, Series};
 use crate::lines::Lines;
 use crate::minutes;
+use crate::takes::Takes;
 
 use booked::Writer;
 use counted::Counted;
@@ -138,6 +139,7 @@ pub enum Error {
 /// One relay as it was when the audit began.
 struct Of {
     relay: Relay,
+    takes: Takes,
     terms: Terms,
     /// The last message it is done with.
     position: u64,
@@ -257,6 +259,7 @@ impl Of {
         let terms = Terms { relay: relay.name.clone(), ..Terms::default() };
         let found = streams.state.get(&checkpoint::key(&relay.name)).await?;
         let mut of = Self {
+            takes: Takes::of(&relay),
             relay,
             terms,
             position: 0,
@@ -285,7 +288,7 @@ impl Of {
 
     /// Whether it takes samples of a target.
     fn wants(&self, named: Option<&Named>) -> bool {
-        self.relay.from.is_empty() || named.is_some_and(|named| self.relay.from.iter().any(|job| **job == *named.job))
+        self.takes.named(named)
     }
 
     /// Counts at a place; what is equal is forgotten.
@@ -302,7 +305,9 @@ impl Scope {
     /// Learns a target's name.
     fn learn(&mut self, named: &Named) {
         // A target of which nothing could be decoded has no name yet.
-        if (named.job.is_empty() && named.instance.is_empty()) || self.names.contains_key(&named.id) {
+        // Only frames say the namespace.
+        let is_known = self.names.get(&named.id).is_some_and(|(known, _)| known.namespace == named.namespace || named.namespace.is_empty());
+        if (named.job.is_empty() && named.instance.is_empty()) || is_known {
             return;
         }
         let selected = self.is_selected(named);

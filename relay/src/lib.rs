@@ -38,6 +38,7 @@ pub mod run;
 pub mod sink;
 pub mod slots;
 pub mod step;
+pub mod takes;
 pub mod tap;
 pub mod telemetry;
 pub mod template;

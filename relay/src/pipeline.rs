@@ -24,6 +24,7 @@ use crate::resolve::Resolver;
 use crate::sink::Limits;
 use crate::slots::{Fate, Header, SLOT_MEMORY_MS, Slots};
 use crate::step::{Loss, Mark, Step};
+use crate::takes::Takes;
 use crate::template::Template;
 
 use batch::{Building, Page, Tally};
@@ -47,8 +48,8 @@ pub struct Parts {
     pub limits: Limits,
     /// The sink's templates.
     pub templates: Vec<Template>,
-    /// Jobs; empty: all.
-    pub from: Vec<String>,
+    /// Whose samples are taken.
+    pub takes: Takes,
     /// Labels for every series that does not have them.
     pub external_labels: Vec<(String, String)>,
     /// Hash of the configuration, for idempotency keys.
@@ -125,7 +126,7 @@ impl Pipeline {
             building: Building::new(parts.encoder.clone(), parts.limits),
             window: None,
             batch_time_ms: i64::try_from(parts.batch_time.as_millis()).unwrap_or(i64::MAX),
-            resolver: Resolver::new(parts.filters, parts.encoder, parts.templates, &parts.from, parts.external_labels),
+            resolver: Resolver::new(parts.filters, parts.encoder, parts.templates, parts.takes, parts.external_labels),
             slots: Slots::default(),
             deltas,
             held: Held::default(),

@@ -38,6 +38,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
 use crate::run::{Components, config_hash, feed};
 use crate::step::STEPS_MAX;
+use crate::takes::Takes;
 use crate::telemetry::{Gauges, Metrics, Shared};
 
 use nowhere::Nowhere;
@@ -393,7 +394,7 @@ impl Work {
             encoder: components.encoder,
             limits: lanes.limits(),
             templates: lanes.templates(),
-            from: self.relay.from.clone(),
+            takes: Takes::of(&self.relay),
             external_labels: self.external_labels.clone(),
             config,
             warm_from: checkpoint.warm_from,

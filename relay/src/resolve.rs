@@ -17,6 +17,7 @@ use crate::encode::{Encode, Form};
 use crate::filter::{Filter, Series};
 use crate::gate::Place;
 use crate::step::Names;
+use crate::takes::Takes;
 use crate::template::{self, Route, Template};
 
 /// Of a series whose text is shared with other targets.
@@ -157,7 +158,7 @@ pub struct Resolver {
     chain: Chain,
     encoder: Arc<dyn Encode>,
     templates: Vec<Template>,
-    from: HashSet<String>,
+    takes: Takes,
     external_labels: Vec<(String, String)>,
     resolved: HashMap<u64, Resolved>,
     current: HashMap<Source, u64>,
@@ -168,19 +169,19 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// A resolver for one relay. `from`: the jobs; empty: all.
+    /// A resolver for one relay.
     pub fn new(
         filters: Vec<(Arc<str>, Box<dyn Filter>)>,
         encoder: Arc<dyn Encode>,
         templates: Vec<Template>,
-        from: &[String],
+        takes: Takes,
         external_labels: Vec<(String, String)>,
     ) -> Self {
         Self {
             chain: Chain::new(filters),
             encoder,
             templates,
-            from: from.iter().cloned().collect(),
+            takes,
             external_labels,
             resolved: HashMap::new(),
             current: HashMap::new(),
@@ -195,9 +196,9 @@ impl Resolver {
         &self.chain
     }
 
-    /// Whether an origin's job is one of the relay's.
+    /// Whether the relay takes what comes from there.
     pub fn wants(&self, origin: &Origin) -> bool {
-        self.from.is_empty() || origin.attributes.iter().any(|(name, value)| name == "job" && self.from.contains(value))
+        self.takes.origin(origin)
     }
 
     /// What is resolved for a generation.

@@ -37,6 +37,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::read::{Incoming, Reader, identity};
 use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
 use crate::step::{STEPS_MAX, Step};
+use crate::takes::Takes;
 use crate::telemetry::{Activity, Gauges};
 
 /// How often it is asked whether a window that is over is read whole. Larger: it ends later; smaller: a reader that lags asks more.
@@ -113,8 +114,10 @@ impl Sink for Refusing {
 pub fn config_hash(relay: &Relay, external_labels: &[(String, String)]) -> String {
     let filters: Vec<(&str, String)> = relay.filters.iter().map(|f| (f.name.as_str(), f.options.to_string())).collect();
     let encode = relay.encode.as_ref().map(|e| (e.name.as_str(), e.options.to_string()));
-    let Relay { name, from, batch_time, sink, .. } = relay;
-    let text = format!("{name}:{from:?}{batch_time}{filters:?}{encode:?}{}{}{external_labels:?}", sink.name, sink.options);
+    let Relay { name, from, namespaces, batch_time, sink, .. } = relay;
+    // Without namespaces it is the hash that it was before there were any.
+    let namespaces = if namespaces.is_empty() { String::new() } else { format!("{namespaces:?}") };
+    let text = format!("{name}:{from:?}{namespaces}{batch_time}{filters:?}{encode:?}{}{}{external_labels:?}", sink.name, sink.options);
     format!("{:016x}", xxh3_64(text.as_bytes()))
 }
 
@@ -269,7 +272,7 @@ impl Life {
                 encoder: components.encoder,
                 limits: lanes.limits(),
                 templates: lanes.templates(),
-                from: self.relay.from.clone(),
+                takes: Takes::of(&self.relay),
                 external_labels: self.external_labels.clone(),
                 config: checkpoint.config.clone(),
                 warm_from: checkpoint.warm_from,

@@ -34,6 +34,7 @@ use crate::read::Reader;
 use crate::run::feed;
 use crate::sink::{Batch, Limits};
 use crate::step::{STEPS_MAX, Step};
+use crate::takes::Takes;
 
 /// Chunks that wait for the listener. Larger: memory per tap; smaller: a short pause of the listener costs samples.
 const CHUNKS_MAX: usize = 64;
@@ -147,10 +148,10 @@ impl Drop for Tap {
 }
 
 fn parts(request: &Request, relay: Option<&Relay>, external_labels: Vec<(String, String)>) -> Result<pipeline::Parts, Error> {
-    let mut from = request.jobs.clone();
+    let mut jobs = request.jobs.clone();
     if let Some(relay) = relay.filter(|relay| !relay.from.is_empty()) {
-        from = relay.from.iter().filter(|job| request.jobs.is_empty() || request.jobs.contains(job)).cloned().collect();
-        if from.is_empty() {
+        jobs = relay.from.iter().filter(|job| request.jobs.is_empty() || request.jobs.contains(job)).cloned().collect();
+        if jobs.is_empty() {
             return Err(Error::Jobs { relay: relay.name.clone(), takes: relay.from.clone() });
         }
     }
@@ -173,7 +174,7 @@ fn parts(request: &Request, relay: Option<&Relay>, external_labels: Vec<(String,
         encoder: Arc::from(encode::build(&encoder).map_err(Error::Options)?),
         limits: LIMITS,
         templates: Vec::new(),
-        from,
+        takes: relay.map(Takes::of).unwrap_or_default().of_jobs(jobs),
         // Raw is what was stored; on its way to a sink a sample gets them.
         external_labels: if of_relay.is_some() { external_labels } else { Vec::new() },
         config: String::new(),
@@ -378,6 +379,6 @@ mod tests {
         let bad = Request { jobs: vec!["c".to_owned()], ..request(1) };
         assert!(matches!(parts(&bad, Some(&relay), Vec::new()), Err(Error::Jobs { .. })));
         let good = Request { jobs: vec!["b".to_owned()], ..request(1) };
-        assert_eq!(parts(&good, Some(&relay), Vec::new()).map(|parts| parts.from).ok(), Some(vec!["b".to_owned()]));
+        assert_eq!(parts(&good, Some(&relay), Vec::new()).map(|parts| parts.takes).ok(), Some(Takes::default().of_jobs(["b".to_owned()])));
     }
 }

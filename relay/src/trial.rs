@@ -17,6 +17,7 @@ use crate::pipeline::{Parts, Pipeline};
 use crate::read::Incoming;
 use crate::sink::Limits;
 use crate::step::{STEPS_MAX, Step};
+use crate::takes::Takes;
 use crate::{encode, filter, sink};
 
 /// What one batch may carry; a trial has a few samples.
@@ -70,7 +71,7 @@ pub async fn run(relay: &Relay, writing: Writing, external_labels: Vec<(String, 
         encoder: Arc::from(encode::build(&component)?),
         limits: LIMITS,
         templates: Vec::new(),
-        from: relay.from.clone(),
+        takes: Takes::of(relay),
         external_labels,
         config: String::new(),
         warm_from: 1,

@@ -61,6 +61,8 @@ pub struct Named {
     pub job: Box<str>,
     /// Its label `instance`.
     pub instance: Box<str>,
+    /// Its attribute `namespace`, where a frame said it; no sheet's bytes have it.
+    pub namespace: Box<str>,
 }
 
 /// Counts of one target and minute, or hour.
@@ -114,7 +116,12 @@ impl Named {
     #[must_use]
     pub fn of(origin: &Origin) -> Self {
         let label = |name: &str| origin.labels.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value.as_str());
-        Self { id: origin.target, job: origin.attribute("job").unwrap_or_else(|| label("job")).into(), instance: label("instance").into() }
+        Self {
+            id: origin.target,
+            job: origin.attribute("job").unwrap_or_else(|| label("job")).into(),
+            instance: label("instance").into(),
+            namespace: origin.attribute("namespace").unwrap_or_default().into(),
+        }
     }
 }
 

@@ -261,6 +261,9 @@ pub(crate) struct Relay {
     pub(crate) encoder: String,
     /// Jobs it takes; empty: all.
     pub(crate) from: Vec<String>,
+    /// Namespaces it takes; empty: all.
+    #[serde(default)]
+    pub(crate) namespaces: Vec<String>,
     /// Its filters in order.
     pub(crate) filters: Vec<Filter>,
     /// Samples filtered since the process started, by filter or other reason.

@@ -267,7 +267,8 @@ function relay(relay) {
   const left = retention.left_seconds;
   const kind = left != null ? urgency(left) : lag.catch_up_seconds != null ? "good" : "quiet";
   const [said, limit] = left != null || lag.catch_up_seconds != null ? retention.text.split(/ \((.*)\)/) : ["keeps all"];
-  const takes = relay.from.length ? `jobs ${relay.from.join(", ")}` : "all jobs";
+  const places = relay.namespaces?.length ? ` of the namespaces ${relay.namespaces.join(", ")}` : "";
+  const takes = (relay.from.length ? `jobs ${relay.from.join(", ")}` : "all jobs") + places;
   const by = (counts) => Object.entries(counts).filter(([, n]) => n).map(([why, n]) => `${why} ${count(n)}`).join(", ");
   const total = (label, n, why, bad) => h("td", { role: "cell", class: `n ${n && bad ? bad : ""}`, "data-label": label, title: why || null }, count(n));
   const button = h("button", { type: "button", "data-do": pause ? "resume" : "pause", "data-name": name, "aria-label": `${pause ? "Resume" : "Pause"} ${name}` },

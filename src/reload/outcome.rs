@@ -20,6 +20,8 @@ pub(crate) enum Why {
     Request,
     /// A file of it is another one.
     File,
+    /// Objects of the cluster are others.
+    Objects,
 }
 
 /// What a reload did.

@@ -295,6 +295,9 @@ fn relay(frame: &mut Frame<'_>, area: Rect, app: &App, now_ms: i64) {
     lines.push(pair("samples", became));
     lines.push(pair("dead letters", format!("{} kept; {} samples refused", relay.kept_letters, relay.dead_letters)));
     lines.push(pair("jobs", if relay.from.is_empty() { "all".to_owned() } else { relay.from.join(", ") }));
+    if !relay.namespaces.is_empty() {
+        lines.push(pair("namespaces", relay.namespaces.join(", ")));
+    }
     for filter in &relay.filters {
         let dropped = relay.filtered.get(&filter.name).copied().unwrap_or(0);
         lines.push(pair("filter", format!("{}: {} ({dropped} samples)", filter.name, filter.options)));

@@ -71,7 +71,7 @@ pub fn parts(encoder: &str) -> Parts {
         encoder: Arc::from(relay::encode::build(&component).expect("a known encoder")),
         limits: Limits { bytes_max: 1 << 20, items_max: 10_000 },
         templates: Vec::new(),
-        from: Vec::new(),
+        takes: relay::takes::Takes::default(),
         external_labels: Vec::new(),
         config: "c".into(),
         warm_from: 1,

@@ -72,7 +72,7 @@ impl Counted {
     }
 
     fn frame(&mut self, seq: u64, envelope: &Envelope, frame: &FrameRef<'_>, all: &mut [Of], scope: &mut Scope) {
-        if scope.name(frame.target).is_none()
+        if scope.name(frame.target).is_none_or(|named| named.namespace.is_empty())
             && let Ok(Some(origin)) = frame.origin()
         {
             scope.learn(&Named::of(&origin));
@@ -145,7 +145,7 @@ impl Counted {
         differences.sort_unstable_by_key(|((target, minute), _)| (*minute, *target));
         for ((target, minute), (counted, booked)) in differences {
             // Delivered before the stream lost it: nobody misses it. Whether a relay of some jobs takes a target without a name, only it knew.
-            let is_unknown = target.0 != 0 && scope.name(target).is_none() && !of.relay.from.is_empty();
+            let is_unknown = target.0 != 0 && of.takes.is_unsure(scope.name(target)) && !of.wants(scope.name(target));
             if of.terms.trouble.is_some() || is_unknown || (booked > counted && self.is_torn(minute)) {
                 continue;
             }

@@ -44,6 +44,7 @@ use crate::read::Incoming;
 use crate::replay::{Progress, Track};
 use crate::run::config_hash;
 use crate::step::STEPS_MAX;
+use crate::takes::Takes;
 use crate::telemetry::{Activity, Gauges, Metrics, Shared};
 
 /// Letters of one chunk. Larger: more goes again after a kill; smaller: more bookings, and the sink is opened more often.
@@ -323,8 +324,8 @@ impl Again {
             encoder: components.encoder,
             limits: lanes.limits(),
             templates: lanes.templates(),
-            // Which jobs it took then is known by its having parked them.
-            from: Vec::new(),
+            // Whose samples it took then is known by its having parked them.
+            takes: Takes::default(),
             external_labels,
             config: config.clone(),
             warm_from: 1,

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn named(id: u64) -> Named {
-    Named { id: TargetId(id), job: "node".into(), instance: format!("10.0.0.{id}:9100").into() }
+    Named { id: TargetId(id), job: "node".into(), instance: format!("10.0.0.{id}:9100").into(), ..Named::default() }
 }
 
 /// What a sheet says, in full.
@@ -23,7 +23,7 @@ fn its_bytes_are_as_documented() {
     let mut sheet = Sheet::default();
     let (read, delivered) = (sheet.term(Kind::Read, ""), sheet.term(Kind::Delivered, ""));
     let filtered = sheet.term(Kind::Filtered, "drop");
-    let line = sheet.line(TargetId(7), || Named { id: TargetId(7), job: "a".into(), instance: "b".into() });
+    let line = sheet.line(TargetId(7), || Named { id: TargetId(7), job: "a".into(), instance: "b".into(), ..Named::default() });
     sheet.add(line, 2, 1, &[(read, 5), (delivered, 5)]);
     sheet.add(line, 2, 1, &[(read, 5), (delivered, 4), (filtered, 1)]);
     let golden = [

@@ -12,6 +12,7 @@ use crate::encode::{Form, Framing};
 use crate::filter::{self, Series};
 use crate::resolve::Resolver;
 use crate::sink::remote_write::proto;
+use crate::takes::Takes;
 use crate::template::{self, Template};
 
 const SLOT: i64 = 1_700_000_000_000;
@@ -91,7 +92,7 @@ fn batches(
     let frame = sample::frames(&payload).expect("a message").next().expect("a frame").expect("whole");
     let mut read = Columns::default();
     let decoded = Decoder::new().decode("p", 1, &frame, 1, &mut read).expect("decodes");
-    let mut resolver = Resolver::new(filters, encoder.clone(), templates, &[], Vec::new());
+    let mut resolver = Resolver::new(filters, encoder.clone(), templates, Takes::default(), Vec::new());
     assert!(resolver.resolve("p", &decoded));
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
     let mut building = Building::new(encoder, Limits { bytes_max, items_max: 1000 });
@@ -216,7 +217,7 @@ impl filter::Filter for Asked {
 fn a_series_is_asked_about_once_while_its_page_only_grows() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let filters: Vec<(Arc<str>, Box<dyn filter::Filter>)> = vec![(Arc::from("asked"), Box::new(Asked(asked.clone())))];
-    let mut resolver = Resolver::new(filters, Arc::new(Noting::default()), Vec::new(), &[], Vec::new());
+    let mut resolver = Resolver::new(filters, Arc::new(Noting::default()), Vec::new(), Takes::default(), Vec::new());
     let mut layout = Arc::new(LayoutBuilder::new().build());
     let (mut decoder, mut read) = (Decoder::new(), Columns::default());
     let mut encoder = Encoder::new(Arc::new(Origin { target: TargetId(1), labels: Vec::new(), attributes: Vec::new() }), 0);

@@ -1,0 +1,321 @@
+//! The status of Strata's objects, and their Events: written by the leader alone.
+//!
+//! *In*: what the overlay says of each object, numbers of the running parts. *Out*: `status` of Discoveries, Collectors and Relays; an Event where a condition
+//! changes. *Bound*: a write per object and [`EVERY`], and only where something changed. *When full*: what changed meanwhile is written at the next turn.
+//!
+//! A write carries the version of the object that it is about: if somebody wrote since, it is refused, and the next turn looks anew.
+
+mod conditions;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::client::Cluster;
+use crate::leader::{Candidate, Leadership};
+use crate::overlay::object::{Id, Kind, Object};
+use crate::overlay::{Around, Chain, Said, Verdict};
+use crate::resources::{CollectorStatus, Condition, DiscoveryStatus, RelayStatus};
+
+/// Between two writes of one object's status. Larger: numbers are older; smaller: more writes for the API server, of numbers nobody reads.
+pub const EVERY: Duration = Duration::from_secs(5);
+/// How long a write may take.
+const WRITE: Duration = Duration::from_secs(10);
+/// How long a stopping process waits for the Lease to be let go of.
+const LET_GO: Duration = Duration::from_secs(3);
+/// Name under which Events are reported.
+const CONTROLLER: &str = "strata.ctx.sh";
+
+/// Numbers of one job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Its targets.
+    pub targets: u64,
+    /// Those that are being scraped.
+    pub in_flight: u64,
+    /// Another number where the targets are others.
+    pub fingerprint: u64,
+}
+
+/// Numbers of one relay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Whether it delivers, here or in another process, or waits for samples.
+    pub is_running: bool,
+    /// Whether somebody paused it.
+    pub is_paused: bool,
+    /// Samples it read.
+    pub read: u64,
+    /// Samples that its sink took.
+    pub delivered: u64,
+    /// Samples that filters dropped.
+    pub filtered: u64,
+    /// Samples that its sink refused.
+    pub rejected: u64,
+    /// Samples that were given up.
+    pub lost: u64,
+    /// Samples that wait.
+    pub pending: u64,
+    /// Why it does not deliver.
+    pub trouble: Option<String>,
+}
+
+/// What the running parts know.
+pub trait Numbers: Send + Sync {
+    /// Those of a job; none: there is no such job here.
+    fn job(&self, job: &str) -> Option<Counts>;
+    /// Those of a relay; none: there is no such relay here.
+    fn relay(&self, relay: &str) -> Option<Sent>;
+}
+
+/// Whose status this process writes, when it leads.
+#[derive(Debug, Clone, Copy)]
+pub struct Writes {
+    /// Of Discoveries: it finds targets.
+    pub discoveries: bool,
+    /// Of Collectors and Relays: it has relays.
+    pub relays: bool,
+}
+
+/// Writes statuses.
+pub struct Writer {
+    cluster: Cluster,
+    writes: Writes,
+    numbers: Arc<dyn Numbers>,
+    said: watch::Receiver<Arc<Said>>,
+    candidate: Candidate,
+    leadership: Leadership,
+    recorder: Recorder,
+    known: HashMap<Id, Known>,
+}
+
+/// What was written of an object.
+#[derive(Default)]
+struct Known {
+    /// When, and what.
+    written: Option<(Instant, Value)>,
+    /// Ready, its reason, and what is not as it was asked for: an Event is for a change of these.
+    told: Option<(bool, String, String)>,
+    /// What its targets were, and when they last changed.
+    fingerprint: Option<(u64, Option<String>)>,
+    is_in_trouble: bool,
+}
+
+impl Writer {
+    /// A writer that takes part in the election for the Lease `strata-<role>`.
+    pub fn new(cluster: Cluster, role: &str, writes: Writes, numbers: Arc<dyn Numbers>, said: watch::Receiver<Arc<Said>>) -> Self {
+        let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "strata".to_owned());
+        let identity = format!("{host}_{:x}_{}", std::process::id(), Timestamp::now().as_nanosecond());
+        let (candidate, leadership) = Candidate::new(&cluster, format!("strata-{role}"), identity);
+        let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(host) };
+        let recorder = Recorder::new(cluster.client.clone(), reporter);
+        Self { cluster, writes, numbers, said, candidate, leadership, recorder, known: HashMap::new() }
+    }
+
+    /// Writes until it is stopped, and lets go of the Lease then.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { cluster, writes, numbers, mut said, candidate, leadership, recorder, mut known } = self;
+        let let_go = CancellationToken::new();
+        let elected = tokio::spawn(candidate.run(let_go.clone()));
+        let writing = Writing { cluster: &cluster, writes, numbers: &*numbers, leadership: &leadership, recorder: &recorder };
+        let mut ticks = interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            if leadership.holds() {
+                let said = Arc::clone(&said.borrow_and_update());
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    () = writing.turn(&said, &mut known) => {}
+                }
+            } else {
+                // What another leader wrote meanwhile is not known.
+                known.clear();
+            }
+        }
+        let_go.cancel();
+        if timeout(LET_GO, elected).await.is_err() {
+            debug!("the Lease was not let go of in time");
+        }
+    }
+}
+
+struct Writing<'a> {
+    cluster: &'a Cluster,
+    writes: Writes,
+    numbers: &'a dyn Numbers,
+    leadership: &'a Leadership,
+    recorder: &'a Recorder,
+}
+
+impl Writing<'_> {
+    /// Writes what changed, of objects whose turn it is.
+    async fn turn(&self, said: &Said, known: &mut HashMap<Id, Known>) {
+        known.retain(|id, _| said.objects.contains_key(id));
+        for (id, verdict) in &said.verdicts {
+            let Some(object) = said.objects.get(id).filter(|_| self.is_ours(id.kind)) else { continue };
+            let known = known.entry(id.clone()).or_default();
+            if known.written.as_ref().is_some_and(|(at, _)| at.elapsed() < EVERY) {
+                continue;
+            }
+            let (status, told) = self.status(said, object, verdict, known);
+            let is_new = known.written.as_ref().map_or(&object.status, |(_, status)| status) != &status;
+            if is_new && id.kind.has_status() {
+                self.write(object, status, known).await;
+            } else if known.written.is_none() {
+                known.written = Some((Instant::now(), status));
+            }
+            self.tell(object, told, known).await;
+        }
+    }
+
+    const fn is_ours(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Collector | Kind::Relay => self.writes.relays,
+            Kind::Discovery | Kind::ServiceMonitor | Kind::PodMonitor | Kind::Probe | Kind::ScrapeConfig => self.writes.discoveries,
+        }
+    }
+
+    async fn write(&self, object: &Object, status: Value, known: &mut Known) {
+        let Id { kind, namespace, name } = &object.id;
+        let api: Api<DynamicObject> = Api::namespaced_with(self.cluster.client.clone(), namespace, &kind.resource());
+        let patch = json!({ "metadata": { "resourceVersion": object.version }, "status": status });
+        // Waiting for the turns of others takes time: who leads is asked for each.
+        if !self.leadership.holds() {
+            return;
+        }
+        let written = timeout(WRITE, api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))).await;
+        match written {
+            Ok(Ok(_)) => {
+                known.is_in_trouble = false;
+                known.written = Some((Instant::now(), status));
+            }
+            // It is another one by now, or no more: the watch says so.
+            Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {
+                debug!(object = %object.id, code = answer.code, "the object is another one by now");
+            }
+            Ok(Err(error)) if !known.is_in_trouble => {
+                known.is_in_trouble = true;
+                warn!(object = %object.id, error = %Chain(&error), "cannot write its status");
+            }
+            Err(_) if !known.is_in_trouble => {
+                known.is_in_trouble = true;
+                warn!(object = %object.id, "cannot write its status: the API server does not answer");
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+
+    /// Says a change of its conditions as an Event.
+    async fn tell(&self, object: &Object, told: (bool, String, String), known: &mut Known) {
+        if known.told.as_ref() == Some(&told) || !self.leadership.holds() {
+            return;
+        }
+        let is_first = known.told.is_none();
+        let (is_ready, reason, note) = &told;
+        // An object that was as it is before this process led was told of then, if its status says so.
+        let was_told = is_first && object.id.kind.has_status() && conditions::says(&object.status, *is_ready, reason, note);
+        if !was_told {
+            if !object.id.kind.has_status() && !*is_ready {
+                warn!(object = %object.id, reason, "{note}");
+            }
+            let event = Event {
+                type_: if *is_ready { EventType::Normal } else { EventType::Warning },
+                reason: reason.clone(),
+                note: Some(note.chars().take(conditions::NOTE_MAX).collect()),
+                action: "Configure".to_owned(),
+                secondary: None,
+            };
+            let resource = object.id.kind.resource();
+            let reference = ObjectReference {
+                api_version: Some(resource.api_version),
+                kind: Some(resource.kind),
+                name: Some(object.id.name.clone()),
+                namespace: Some(object.id.namespace.clone()),
+                uid: Some(object.uid.clone()),
+                ..ObjectReference::default()
+            };
+            match timeout(WRITE, self.recorder.publish(&event, &reference)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(object = %object.id, error = %Chain(&error), "cannot write an Event"),
+                Err(_) => debug!(object = %object.id, "cannot write an Event: the API server does not answer"),
+            }
+        }
+        known.told = Some(told);
+    }
+
+    /// The status of an object, and what an Event says of it.
+    fn status(&self, said: &Said, object: &Object, verdict: &Verdict, known: &mut Known) -> (Value, (bool, String, String)) {
+        let around = Around { objects: &said.objects, own_namespace: &said.own_namespace };
+        let relay = matches!(object.id.kind, Kind::Collector | Kind::Relay).then(|| self.numbers.relay(&object.id.relay()));
+        let conditions = conditions::of(object, verdict, relay.as_ref().map(Option::as_ref), Timestamp::now());
+        let told = conditions::told(&conditions);
+        let sent = relay.flatten().unwrap_or_default();
+        let status = match object.id.kind {
+            Kind::Discovery => json!(self.discovery(object, around, conditions, known)),
+            Kind::Collector => json!(CollectorStatus {
+                id: object.uid.clone(),
+                registered_discoveries: number(around.discoveries(&object.id).count() as u64),
+                in_flight_resources: number(sent.pending),
+                total_sent: number(sent.delivered),
+                total_errors: number(sent.rejected.saturating_add(sent.lost)),
+                total_filtered: number(sent.filtered),
+                metrics_collected: number(sent.read),
+                conditions,
+            }),
+            Kind::Relay => json!(RelayStatus {
+                relay: object.id.relay(),
+                read: number(sent.read),
+                delivered: number(sent.delivered),
+                filtered: number(sent.filtered),
+                rejected: number(sent.rejected),
+                lost: number(sent.lost),
+                pending: number(sent.pending),
+                conditions,
+            }),
+            Kind::ServiceMonitor | Kind::PodMonitor | Kind::Probe | Kind::ScrapeConfig => Value::Null,
+        };
+        (status, told)
+    }
+
+    fn discovery(&self, object: &Object, around: Around<'_>, conditions: Vec<Condition>, known: &mut Known) -> DiscoveryStatus {
+        let counts = self.numbers.job(&object.id.job()).unwrap_or_default();
+        let (ready, total) = around.ready_collectors(object);
+        let before = object.status.get("lastDiscovered").and_then(Value::as_str).map(str::to_owned);
+        let last = match &known.fingerprint {
+            Some((fingerprint, last)) if *fingerprint == counts.fingerprint => last.clone(),
+            // What another leader wrote stays until the targets are others.
+            None if before.is_some() => before,
+            _ => (counts.targets > 0).then(|| conditions::time(Timestamp::now())),
+        };
+        known.fingerprint = Some((counts.fingerprint, last.clone()));
+        DiscoveryStatus {
+            discovered_resources_count: number(counts.targets),
+            last_discovered: last,
+            ready_collectors: number(ready as u64),
+            total_collectors: number(total as u64),
+            in_flight_resources: number(counts.in_flight),
+            conditions,
+        }
+    }
+}
+
+fn number(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

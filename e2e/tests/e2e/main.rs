@@ -23,6 +23,7 @@ mod http_tls;
 mod kafka;
 mod kafka_secure;
 mod kills;
+mod kubernetes_faults;
 mod matrix;
 mod nats_secrets;
 mod pages;

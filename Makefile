@@ -7,6 +7,7 @@
 #   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus;
 #                 BENCH_ARGS='--only 28 --strata-only' is a part of it, BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make image    the container image from the release binary, by buildah alone, and a run of it (needs root)
+#   make bench-discovery   what it costs to find the targets of 100,000 pods, beside Prometheus; needs root
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
@@ -22,10 +23,10 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
-.PHONY: help setup build run demo test fmt lint docs unit e2e bench fuzz image soak
+.PHONY: help setup build run demo test fmt lint docs unit e2e bench bench-discovery fuzz image soak
 
 help:
-	@sed -n '3,11s/^# *//p' Makefile
+	@sed -n '3,12s/^# *//p' Makefile
 
 setup:
 	@tools/setup.sh build run test
@@ -73,6 +74,11 @@ bench: build
 	cargo bench --locked -p sample -p collector -p relay --bench '*' -- $(BENCH_FLAGS)
 	cargo build --locked --workspace --bin bench
 	@target/debug/bench $(BENCH_ARGS)
+
+bench-discovery: build
+	@tools/setup.sh test
+	cargo build --locked --workspace --bin discovery
+	@target/debug/discovery $(BENCH_ARGS)
 
 # libFuzzer's instrumentation needs flags of the code generator, no nightly toolchain.
 fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \

@@ -1,4 +1,4 @@
-//! A TCP path that can be cut, and stay cut or dead.
+//! A TCP path that can be cut, and stay cut.
 //!
 //! *In*: connections. *Out*: the same bytes to one address and back. *Bound*: a task per connection; nothing is held.
 
@@ -17,8 +17,6 @@ enum State {
     Whole(u64),
     /// It cuts every connection at once.
     Cut,
-    /// It takes connections and passes nothing, nor ends any.
-    Dead,
 }
 
 /// A path; it ends when dropped.
@@ -57,11 +55,6 @@ impl Wire {
         self.state.send_replace(State::Cut);
     }
 
-    /// Passes nothing any more, and says nothing of it.
-    pub fn die(&self) {
-        self.state.send_replace(State::Dead);
-    }
-
     /// Passes new connections again; those from before are cut.
     pub fn mend(&mut self) {
         self.cut();
@@ -84,17 +77,13 @@ async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receive
 
 async fn pass(mut from: TcpStream, target: SocketAddr, mut state: watch::Receiver<State>) {
     let begun = *state.borrow_and_update();
-    if let State::Whole(_) = begun
+    if begun != State::Cut
         && let Ok(mut to) = TcpStream::connect(target).await
     {
         tokio::select! {
             // Either side may end it.
-            ended = copy_bidirectional(&mut from, &mut to) => return drop(ended),
-            changed = state.changed() => if changed.is_err() { return },
+            ended = copy_bidirectional(&mut from, &mut to) => drop(ended),
+            changed = state.changed() => drop(changed),
         }
-        // Held open, and silent, for as long as the path is dead.
-        while *state.borrow() == State::Dead && state.changed().await.is_ok() {}
-        return;
     }
-    while *state.borrow() == State::Dead && state.changed().await.is_ok() {}
 }

@@ -21,10 +21,12 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{ControlPlane, ENVIRONMENT, objects};
+use crate::strata::Output;
 use crate::{http1, process, strata, wait};
 
 /// Where the image has the binary.
 const PROGRAM: &str = "/usr/local/bin/strata";
+const HOSTS: &str = "/etc/hosts";
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Last lines of the log that a failed test prints.
 const LOG_LINES: usize = 40;
@@ -58,6 +60,7 @@ pub struct RunningPod {
     folder: PathBuf,
     child: Option<Child>,
     grace: Duration,
+    environment: Vec<(String, String)>,
 }
 
 /// A volume's files, as a pod sees them.
@@ -87,10 +90,29 @@ impl ControlPlane {
         let pod = self.pod_of(&key, &template, ip);
         self.put::<Pod>(&pod).await?;
         let folder = self.folder().join("pods").join(key.replace('/', "."));
-        let mut running = RunningPod { key, ip, folder, child: None, grace: grace(&template["spec"]) };
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        self.name(&key, &found["spec"]["serviceName"], ip)?;
+        let mut running = RunningPod { key, ip, folder, child: None, grace: grace(&template["spec"]), environment: Vec::new() };
         let mounts = self.mounts(&running, &template["spec"]).await?;
         running.start(&template["spec"], &mounts, environment)?;
         Ok(running)
+    }
+
+    /// Lets every pod find this one by the name that its headless service gives it.
+    fn name(&self, key: &str, service: &Value, ip: IpAddr) -> Result<()> {
+        let (Some(namespace), name) = objects::split(key) else { bail!("namespace/name") };
+        let path = self.folder().join("hosts");
+        if !path.exists() {
+            fs::copy("/etc/hosts", &path)?;
+        }
+        let Some(service) = service.as_str() else { return Ok(()) };
+        let others = fs::read_to_string(&path)?;
+        let full = format!("{name}.{service}.{namespace}.svc");
+        let others = others.lines().filter(|line| !line.ends_with(&full)).map(|line| format!("{line}\n"));
+        // Written in place: pods that run have this very file.
+        Ok(fs::write(&path, others.chain([format!("{ip} {full}\n")]).collect::<String>())?)
     }
 
     fn pod_of(&self, key: &str, template: &Value, ip: IpAddr) -> Value {
@@ -133,6 +155,7 @@ impl ControlPlane {
             account.own(owner)?;
             mounts.push(Mount { source: account.folder, target: TOKEN.to_owned(), is_read_only: true });
         }
+        mounts.push(Mount { source: self.folder().join("hosts"), target: HOSTS.to_owned(), is_read_only: true });
         Ok(mounts)
     }
 
@@ -163,15 +186,21 @@ impl ControlPlane {
 impl RunningPod {
     fn start(&mut self, spec: &Value, mounts: &[Mount], more: &[(&str, String)]) -> Result<()> {
         let root = self.folder.join("root");
-        for folder in
-            ["usr", "dev", "proc", "etc", "tmp", "var"].into_iter().chain(mounts.iter().map(|mount| mount.target.trim_start_matches('/')))
-        {
+        for folder in ["usr", "dev", "proc", "etc", "tmp", "var"] {
             fs::create_dir_all(root.join(folder))?;
+        }
+        for mount in mounts {
+            let place = root.join(mount.target.trim_start_matches('/'));
+            if mount.source.is_dir() {
+                fs::create_dir_all(place)?;
+            } else {
+                File::create(place)?;
+            }
         }
         for (link, target) in [("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin")] {
             symlink(target, root.join(link))?;
         }
-        for file in ["hosts", "nsswitch.conf", "passwd"] {
+        for file in ["nsswitch.conf", "passwd"] {
             fs::copy(Path::new("/etc").join(file), root.join("etc").join(file))?;
         }
         File::create(root.join("etc/resolv.conf"))?;
@@ -183,8 +212,11 @@ impl RunningPod {
             command.arg(if mount.is_read_only { "ro" } else { "rw" }).arg(&mount.source).arg(&mount.target);
         }
         command.arg("--").args(list(&container["args"]).map(|argument| argument.as_str().unwrap_or_default()));
-        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/usr/sbin").env("STRATA_BINARY", strata::binary()?.canonicalize()?);
-        command.envs(ENVIRONMENT).envs(self.environment(spec)?).envs(more.iter().cloned());
+        self.environment = self.environment(spec)?;
+        self.environment.extend(ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        self.environment.push(("PATH".to_owned(), "/usr/local/bin:/usr/bin:/usr/sbin".to_owned()));
+        command.env_clear().envs(self.environment.iter().cloned()).env("STRATA_BINARY", strata::binary()?.canonicalize()?);
         let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
         self.child = Some(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
         Ok(())
@@ -261,6 +293,16 @@ impl RunningPod {
         child.kill()?;
         child.wait()?;
         wait::until_true("its child is gone too", Duration::from_secs(10), || !children.iter().any(|pid| process::is_alive(*pid))).await
+    }
+
+    /// Runs the same program beside it, as `kubectl exec` does.
+    ///
+    /// *Errors*: it does not run, or the command does for a minute.
+    pub async fn exec(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = tokio::process::Command::new("nsenter");
+        command.args(["--mount", "--root", "--wd", "--target"]).arg(self.pid()?.to_string()).arg(PROGRAM).args(arguments);
+        command.env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null()).kill_on_drop(true);
+        Ok(Output::of(&tokio::time::timeout(Duration::from_secs(60), command.output()).await??))
     }
 
     /// Its process.

@@ -1,7 +1,7 @@
 //! What the chart renders, run: helm installs it at a real API server, and the process of its pod is started with what stands there.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::compare;
@@ -10,8 +10,9 @@ use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::kafka::Kafka;
 use e2e::{http1, strata, wait};
-use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::core::Resource;
 use serde_json::{Value, json};
 
 use crate::scene;
@@ -72,6 +73,75 @@ fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_
     })
 }
 
+/// How long the node of the NATS server is away.
+const AWAY: Duration = Duration::from_secs(60);
+/// Where the pods of the roles are.
+const ROLES: [&str; 3] = ["10.2.0.11", "10.2.0.12", "10.2.0.13"];
+
+#[test]
+fn a_node_of_nats_that_is_gone_for_a_minute_leaves_nothing_unexplained() -> Result<()> {
+    control_plane::test(async |plane| {
+        prepare(plane).await?;
+        seeds(plane).await?;
+        let split = ["--set", "roles.split=true,nats.seeds.existingSecret=seeds,relay.replicas=1,collector.replicas=1"];
+        let install = ["install", "strata", CHART, "--namespace", "metrics", "--set", VALUES];
+        plane.helm(&[&install[..], &split].concat()).await?;
+        let exporters = [annotated(plane).await?];
+        let http = HttpSink::start().await?;
+        plane.apply(&relay("team", &json!({ "http": { "url": http.url() } }))).await?;
+        let mut nats = role::<StatefulSet>(plane, "nats", ROLES[0]).await?;
+        let collector = role::<Deployment>(plane, "collector", ROLES[1]).await?;
+        let relay = role::<Deployment>(plane, "relay", ROLES[2]).await?;
+        scene::more_rounds(&exporters, 5, WITHIN).await?;
+        scene::caught_up(&http, &exporters, WITHIN).await?;
+
+        nats.kill().await?;
+        let away = Instant::now();
+        wait::until_true("the node is away", AWAY * 2, || away.elapsed() >= AWAY).await?;
+        plane.delete::<Pod>(nats.key()).await?;
+        nats = role::<StatefulSet>(plane, "nats", ROLES[0]).await?;
+        scene::more_rounds(&exporters, 5, WITHIN).await?;
+        scene::caught_up(&http, &exporters, WITHIN).await?;
+
+        // Minutes that are over, the last of them the one after the return.
+        let statement = wait::until("the minutes of the outage are balanced", AWAY * 4, async || {
+            let output = relay.exec(&["audit", "--output", "json", "--to", "1m"]).await.ok()?;
+            let statement: Value = serde_json::from_str(&output.stdout).ok()?;
+            (output.code == 0).then_some(statement)
+        })
+        .await?;
+        assert!(statement["relays"].as_array().is_some_and(|relays| !relays.is_empty()), "{statement}");
+        collector.stop(plane).await?;
+        wait::until_true("all is delivered", WITHIN, || {
+            compare::target(&http.ledger().records, &exporters[0], JOB).is_ok_and(|balance| balance.missing.is_empty())
+        })
+        .await?;
+        relay.stop(plane).await?;
+        nats.stop(plane).await?;
+        scene::assert_orderly(&http);
+        Ok(())
+    })
+}
+
+/// The seeds of an installation, as somebody makes them who keeps secrets elsewhere.
+async fn seeds(plane: &ControlPlane) -> Result<()> {
+    let folder = plane.folder().join("seeds");
+    let config = plane.folder().join("seeds.yaml");
+    std::fs::write(&config, format!("buffer: {{nats: {{urls: [\"nats://127.0.0.1:4222\"], seeds_dir: {}}}}}\n", folder.display()))?;
+    let made = std::process::Command::new(strata::binary()?).args(["nats", "seeds", "-c"]).arg(config).output()?;
+    ensure!(made.status.success(), "{made:?}");
+    let from = format!("--from-file={}", folder.display());
+    let secret = plane.kubectl(&["-n", "metrics", "create", "secret", "generic", "seeds", &from], "").await?;
+    ensure!(secret.code == 0, "{secret:?}");
+    Ok(())
+}
+
+/// The first pod of a role, which listens at its own address: here all pods share one network.
+async fn role<K: Resource<DynamicType = ()>>(plane: &ControlPlane, role: &str, ip: &str) -> Result<RunningPod> {
+    let listen = [("STRATA_SERVER__LISTEN", format!("{ip}:{PORT}")), ("STRATA_FEEDS__LISTEN", format!("{ip}:4222"))];
+    plane.run_pod::<K>(&format!("metrics/strata-{role}"), 0, ip.parse()?, &listen).await
+}
+
 /// The job that finds annotated objects.
 const JOB: &str = "kubernetes";
 
@@ -93,18 +163,20 @@ async fn annotated(plane: &ControlPlane) -> Result<Exporter> {
     let mut pod = objects::pod("team/web-0", &[ip], &[("metrics", 9100)]);
     pod["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true" });
     plane.put::<Pod>(&pod).await?;
-    Ok(exporter.labelled("namespace", "team").labelled("pod", "web-0").labelled("container", "main"))
+    Ok(exporter.labelled("namespace", "team").labelled("pod", "web-0").labelled("container", "main").labelled("node", "node-1"))
 }
 
 /// A relay of Strata's own namespace to Kafka, and one of the team's to HTTP.
 fn relays(http: &HttpSink, kafka: &Kafka) -> String {
-    let relay = |namespace: &str, sink: Value| {
-        let spec = json!({ "start": "earliest", "encode": "ndjson", "sink": sink });
-        let metadata = json!({ "name": "warehouse", "namespace": namespace });
-        json!({ "apiVersion": "strata.ctx.sh/v1beta1", "kind": "Relay", "metadata": metadata, "spec": spec }).to_string()
-    };
     let kafka = json!({ "kafka": { "brokers": [kafka.broker()], "topic": "metrics", "key": "series" } });
-    format!("{}\n---\n{}\n", relay("metrics", kafka), relay("team", json!({ "http": { "url": http.url() } })))
+    format!("{}\n---\n{}\n", relay("metrics", &kafka), relay("team", &json!({ "http": { "url": http.url() } })))
+}
+
+/// A relay that takes all from the start of the stream.
+fn relay(namespace: &str, sink: &Value) -> String {
+    let spec = json!({ "start": "earliest", "encode": "ndjson", "sink": sink });
+    let metadata = json!({ "name": "warehouse", "namespace": namespace });
+    json!({ "apiVersion": "strata.ctx.sh/v1beta1", "kind": "Relay", "metadata": metadata, "spec": spec }).to_string()
 }
 
 async fn start(plane: &ControlPlane) -> Result<RunningPod> {

@@ -26,6 +26,7 @@ mod kafka;
 mod kafka_secure;
 mod kills;
 mod kubernetes_discovery;
+mod kubernetes_faults;
 mod kubernetes_members;
 mod kubernetes_resources;
 mod matrix;

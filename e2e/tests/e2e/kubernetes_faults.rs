@@ -1,0 +1,129 @@
+//! The API server is killed, cut off, forgetful and refuses in turn: what was found is scraped on, slot by slot.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use e2e::compare;
+use e2e::control_plane::{self, ControlPlane, objects};
+use e2e::exporter::Exporter;
+use e2e::http_sink::HttpSink;
+use e2e::page::Page;
+use e2e::strata::Strata;
+use e2e::wait;
+use e2e::wire::Wire;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::json;
+
+use crate::scene;
+
+const JOB: &str = "annotated";
+/// From one slot to the next.
+const INTERVAL_MS: i64 = 1_000;
+const WITHIN: Duration = Duration::from_secs(60);
+/// How long a client may go on with a token that it read, a retry included.
+const TOKEN_WITHIN: Duration = Duration::from_secs(150);
+
+/// What discovery by annotation needs.
+const ROLE: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: strata}
+rules:
+  - {apiGroups: [''], resources: [pods, services], verbs: [list, watch]}
+  - {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: strata}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: strata}
+subjects: [{kind: ServiceAccount, name: strata, namespace: metrics}]
+";
+
+/// Annotated pod number `index`, and what it exposes.
+async fn pod(plane: &ControlPlane, index: u8) -> Result<Exporter> {
+    let (ip, name) = (IpAddr::from([10, 1, 0, index]), format!("web-{index}"));
+    let exporter = Exporter::start_at(Page::new("page", "up_since 1\nrequests_total 5\n", 1)?, SocketAddr::from((ip, 9100))).await?;
+    let mut pod = objects::pod(&format!("team/{name}"), &[ip], &[("metrics", 9100)]);
+    pod["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true" });
+    plane.put::<Pod>(&pod).await?;
+    Ok(exporter.labelled("namespace", "team").labelled("pod", &name).labelled("container", "main").labelled("node", "node-1"))
+}
+
+/// Waits until a pod that was made just now is scraped: its object was seen.
+async fn seen(exporter: &Exporter, within: Duration) -> Result<()> {
+    wait::until_true(&format!("{} is scraped", exporter.target()), within, || exporter.next_round() > 0).await
+}
+
+/// Every slot from the first to the last that arrived, with every round that was served.
+fn assert_gapless(sink: &HttpSink, exporter: &Exporter) -> Result<()> {
+    let ledger = sink.ledger();
+    let balance = compare::target(&ledger.records, exporter, JOB)?;
+    assert!(balance.missing.is_empty(), "{}: served and not delivered: {:?}", exporter.target(), balance.missing);
+    let slots: Vec<i64> = balance.slots.keys().copied().collect();
+    let gaps: Vec<&[i64]> = slots.windows(2).filter(|pair| pair[1] - pair[0] != INTERVAL_MS).collect();
+    assert!(gaps.is_empty(), "{}: slots missed or doubled: {gaps:?}", exporter.target());
+    Ok(())
+}
+
+#[test]
+fn no_slot_is_missed_while_the_api_server_is_away_cut_off_or_refuses() -> Result<()> {
+    control_plane::test_with(&["--watch-cache=false"], async |plane| {
+        for namespace in ["metrics", "team"] {
+            plane.namespace(namespace).await?;
+        }
+        plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await?;
+        plane.apply(ROLE).await?;
+        let account = plane.service_account("metrics/strata").await?;
+        let mut wire = Wire::to("10.96.0.1:443".parse()?).await?;
+        let kubeconfig = account.by_way_of(&format!("https://{}", wire.address()))?;
+        let sink = HttpSink::start().await?;
+        let configuration = format!(
+            "kubernetes: {{kubeconfig_file: {}}}\nscrape_configs:\n  - {{job_name: {JOB}, scrape_interval: 1s, kubernetes_annotations: {{}}}}\n\
+             relays:\n{}",
+            kubeconfig.display(),
+            scene::http_relay("http", &sink, "")
+        );
+        let mut exporters = vec![pod(plane, 1).await?, pod(plane, 2).await?];
+        let mut strata = Strata::start(&configuration).await?;
+        scene::more_rounds(&exporters, 2, WITHIN).await?;
+
+        // The server is killed, and comes back.
+        plane.kill()?;
+        scene::more_rounds(&exporters, 3, WITHIN).await?;
+        plane.resume().await?;
+        exporters.push(pod(plane, 3).await?);
+        seen(&exporters[2], WITHIN).await?;
+
+        // Every connection is cut, again and again.
+        for index in 4..7 {
+            wire.cut();
+            exporters.push(pod(plane, index).await?);
+            seen(exporters.last().context("just made")?, WITHIN).await?;
+        }
+
+        // It cannot be reached; meanwhile one comes, and etcd forgets what was before.
+        wire.break_off();
+        exporters.push(pod(plane, 7).await?);
+        plane.compact().await?;
+        scene::more_rounds(&exporters[..6], 3, WITHIN).await?;
+        wire.mend();
+        seen(&exporters[6], WITHIN).await?;
+
+        // The token ends, and nobody puts another in its place for a while.
+        account.rotate("ended")?;
+        plane.kill()?;
+        plane.resume().await?;
+        exporters.push(pod(plane, 8).await?);
+        scene::more_rounds(&exporters[..7], 3, WITHIN).await?;
+        account.rotate(&plane.token("metrics/strata").await?)?;
+        seen(&exporters[7], TOKEN_WITHIN).await?;
+
+        scene::more_rounds(&exporters, 2, WITHIN).await?;
+        strata.stop().await?;
+        exporters.iter().try_for_each(|exporter| assert_gapless(&sink, exporter))?;
+        assert_eq!(sink.ledger().records.out_of_order(), None);
+        assert!(sink.ledger().conflicts.is_empty());
+        Ok(())
+    })
+}

@@ -76,7 +76,7 @@ async fn a_wrong_configuration_names_every_mistake_with_its_place() -> Result<()
     const MISTAKES: [&str; 6] = [
         ":1:27: global.scrape_interval: 'soon' is no duration: write a number with its unit, largest unit first, like 250ms, 15s or 1h30m",
         ":4:5: scrape_configs[0].static_config: unknown key 'static_config', did you mean 'static_configs'?",
-        ":6:11: relays[0].name: 'A' is no relay name: lower-case letters, digits and '-' inside, like 'a'",
+        ":6:11: relays[0].name: 'A' is no relay name: lower-case letters, digits, and '-' or '_' inside, like 'a'",
         ":7:12: relays[0].from[0]: unknown job 'lokal', did you mean 'local'?",
         ":8:16: relays[0].filters[0]: unknown filter 'dropp', did you mean 'drop'?",
         ":9:24: relays[0].sink.http.url: ",

@@ -17,7 +17,8 @@ impl Findings<'_> {
         let Some(kubernetes) = &config.kubernetes else { return };
         let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let group = kubernetes.group();
-        let is_name = (1..=GROUP_BYTES_MAX).contains(&group.len()) && group.bytes().all(is_inner) && !group.starts_with('-') && !group.ends_with('-');
+        let is_name =
+            (1..=GROUP_BYTES_MAX).contains(&group.len()) && group.bytes().all(is_inner) && !group.starts_with('-') && !group.ends_with('-');
         if !is_name {
             let message = format!("'{group}' is no name: small letters, digits and '-' inside, at most {GROUP_BYTES_MAX} of them");
             self.problem(&steps!["kubernetes", "group"], message);

@@ -251,7 +251,12 @@ async fn what_does_not_add_up_is_named() {
         (sheet.term(Kind::Rejected, ""), 1),
         (sheet.term(Kind::Filtered, "drop"), 1),
     ];
-    let line = sheet.line(TargetId(1), || sample::sheet::Named { id: TargetId(1), job: "local".into(), instance: "t1".into(), namespace: "".into() });
+    let line = sheet.line(TargetId(1), || sample::sheet::Named {
+        id: TargetId(1),
+        job: "local".into(),
+        instance: "t1".into(),
+        namespace: "".into(),
+    });
     sheet.add(line, minute_of(at), 1, &counts.map(|(term, n)| (term, n)));
     let mut checkpoint = checkpoint(&twin, "one").await.expect("it has run");
     let open = checkpoint.minutes.take().expect("it was counted");

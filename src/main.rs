@@ -39,6 +39,7 @@ mod token;
 mod top;
 mod trial;
 mod watch;
+mod webhook;
 mod why;
 
 use std::path::PathBuf;

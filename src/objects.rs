@@ -43,6 +43,12 @@ impl Laid {
     }
 }
 
+/// How objects are read.
+pub(crate) fn options(kubernetes: config::Kubernetes, file: &Config) -> Options {
+    let variables = std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    Options { kubernetes, kinds: check::kinds(), variables: variables.collect(), data_dir: file.buffer.data_dir.clone() }
+}
+
 fn over(file: &Arc<Config>, layer: &Layer, kinds: &Kinds) -> Arc<Config> {
     if layer.parts.is_empty() {
         return Arc::clone(file);
@@ -65,8 +71,7 @@ impl Objects {
             return Ok(None);
         }
         let cluster = Cluster::open(&kubernetes).await.context("kubernetes")?;
-        let variables = std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        let options = Options { kubernetes, kinds: check::kinds(), variables: variables.collect(), data_dir: file.buffer.data_dir.clone() };
+        let options = options(kubernetes, file);
         let (overlay, receivers) = Overlay::open(options, cluster.clone(), file).context("kubernetes")?;
         Ok(Some(Self { overlay, receivers, cluster }))
     }

@@ -25,6 +25,7 @@ use crate::objects::Objects;
 use crate::reload::{self, Reloader};
 use crate::role::Role;
 use crate::watch::{Read, Stamp};
+use crate::webhook::Webhook;
 use crate::{FAILED, Source, api, check, fail};
 
 /// From the signal to the last checkpoint. Larger: orchestrators kill first (Kubernetes after 30 s); smaller: slow sinks get more twice.
@@ -75,18 +76,21 @@ async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyho
     let (stop, hangup) = (watch_signals()?, reload::watch_hangup()?);
     let Loaded { config, sources, .. } = loaded;
     let config = Arc::new(config);
-    let listener = listen(&config.server.listen).await?;
+    let listener = listen("server.listen", &config.server.listen).await?;
     let address = listener.local_addr().context("cannot read the address of server.listen")?;
     let objects = Objects::open(&config, role).await?;
     let start = objects.as_ref().map_or_else(|| Arc::clone(&config), |objects| objects.over(&config));
     let board = Arc::new(Board::new(&start, role)?);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
-    let tls = config.server.tls.clone().map(Tls::new).transpose()?;
+    let tls = config.server.tls.clone().map(|tls| Tls::new("server.tls", tls)).transpose()?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let router = api::router(Arc::clone(&board) as Arc<dyn api::Backend>, board.registry().clone(), address.ip().is_loopback());
     let serve = Serve { router, tls: tls.map(Arc::new), head_timeout: HEAD_TIMEOUT };
     http.spawn(serve.run(listener, http_stop.clone()));
+    if let Some(webhook) = Webhook::open(&config, &board).await? {
+        http.spawn(webhook.run(http_stop.clone()));
+    }
     tracing::info!(%address, data_dir = %config.buffer.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "strata {} starts", role.name());
 
     // The first start may recover a large store: a signal ends the wait.
@@ -109,7 +113,7 @@ async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyho
         () = stop.cancelled() => Ok(()),
         error = appliance.failed() => Err(error),
         () = reloader.run() => Err(anyhow!("reloads ended")),
-        served = http.join_next() => Err(anyhow!("the HTTP listener ended: {served:?}")),
+        served = http.join_next() => Err(anyhow!("an HTTP listener ended: {served:?}")),
     };
     watch_stop.cancel();
     let drained = appliance.stop(DRAIN).await;
@@ -117,7 +121,7 @@ async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyho
         tracing::info!("the API server was not waited for");
     }
     http_stop.cancel();
-    if tokio::time::timeout(HTTP_GRACE, http.join_next()).await.is_err() {
+    if tokio::time::timeout(HTTP_GRACE, async { while http.join_next().await.is_some() {} }).await.is_err() {
         tracing::info!("open HTTP connections were cut");
     }
     if let Err(error) = std::fs::remove_file(&file) {
@@ -168,13 +172,13 @@ fn watch_signals() -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// Binds `server.listen`. *Errors*: what to change, in one line.
-async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+/// Binds the address of a field. *Errors*: what to change, in one line.
+pub(crate) async fn listen(field: &str, address: &str) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            bail!("server.listen: port taken: another process listens on {address}; end it, or choose another port (0: any free one)")
+            bail!("{field}: port taken: another process listens on {address}; end it, or choose another port (0: any free one)")
         }
-        Err(error) => Err(error).with_context(|| format!("server.listen: cannot listen on {address}")),
+        Err(error) => Err(error).with_context(|| format!("{field}: cannot listen on {address}")),
     }
 }

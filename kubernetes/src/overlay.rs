@@ -201,14 +201,23 @@ impl Overlay {
 /// *Shape*: what works, but not as it is written.
 ///
 /// *Errors*: everything that is wrong, each with its field.
-pub fn validate(object: &Object, own_namespace: &str, ground: &Ground<'_>) -> Result<Vec<String>, Vec<String>> {
+pub fn validate(object: &Object, own_namespace: &str, options: &Options, file: &Config) -> Result<Vec<String>, Vec<String>> {
     let becomes = match state::read(object, Around { objects: &Objects::new(), own_namespace }) {
         Ok(becomes) => becomes,
         Err(Refusal { reason, .. }) if state::WISHED.contains(&reason) => return Ok(Vec::new()),
         Err(Refusal { message, .. }) => return Err(vec![message]),
     };
     let contents = becomes.entries.references().into_iter().map(|reference| (reference, AWAITED.to_owned())).collect();
-    let checked = becomes.entries.check(&object.id.to_string(), &contents, ground);
+    let is_trusted = state::is_trusted(&object.id, own_namespace, options.kubernetes.allow_local_files);
+    let nothing = BTreeMap::new();
+    let ground = Ground {
+        file,
+        kinds: &options.kinds,
+        variables: if is_trusted { &options.variables } else { &nothing },
+        allows_files: is_trusted,
+        folder: &options.data_dir,
+    };
+    let checked = becomes.entries.check(&object.id.to_string(), &contents, &ground);
     let text = |problem: &config::Problem| state::said(std::slice::from_ref(problem));
     match checked {
         Ok(part) => Ok(part.warnings.iter().map(|config::Warning(warning)| text(warning)).collect()),

@@ -11,13 +11,17 @@ pub mod relay;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps, ValidationRule};
 use kube::CustomResourceExt as _;
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 pub use collector::{Collector, CollectorSpec, CollectorStatus};
 pub use condition::{Condition, DEGRADED, READY};
 pub use discovery::{Discovery, DiscoverySpec, DiscoveryStatus};
 pub use reference::reference;
 pub use relay::{Relay, RelaySpec, RelayStatus};
+
+use crate::overlay::object::Kind;
 
 /// Longest name of an object that becomes a relay: with its namespace it is a part of subjects, keys and file names.
 const NAME_MAX: usize = 63;
@@ -79,13 +83,66 @@ pub fn yaml() -> Result<String, serde_yaml::Error> {
     Ok(text)
 }
 
+/// A spec with the defaults of its kind where nothing is written; none: it cannot be read. What is written stays in its own words.
+pub fn defaulted(kind: Kind, spec: &Value) -> Option<Value> {
+    let full = match kind {
+        Kind::Collector => full::<CollectorSpec>(spec),
+        Kind::Discovery => full::<DiscoverySpec>(spec),
+        Kind::Relay => full::<RelaySpec>(spec),
+        Kind::ServiceMonitor | Kind::PodMonitor | Kind::Probe | Kind::ScrapeConfig => None,
+    }?;
+    let mut spec = spec.clone();
+    fill(&mut spec, &full);
+    Some(spec)
+}
+
+fn full<T: DeserializeOwned + Serialize>(spec: &Value) -> Option<Value> {
+    serde_json::to_value(config::options::<T>(spec).ok()?).ok()
+}
+
+/// Adds what is missing of maps, without what has no value.
+fn fill(given: &mut Value, full: &Value) {
+    let Value::Object(full) = full else { return };
+    if given.is_null() {
+        *given = Value::Object(Map::new());
+    }
+    let Value::Object(given) = given else { return };
+    for (key, value) in full {
+        match value {
+            Value::Null => {}
+            Value::Object(_) => fill(given.entry(key.as_str()).or_insert(Value::Null), value),
+            _ => drop(given.entry(key.as_str()).or_insert_with(|| value.clone())),
+        }
+    }
+}
+
 pub(crate) const fn yes() -> bool {
     true
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn what_is_missing_gets_its_default_and_what_is_written_stays() {
+        let spec = json!({"collector": [{"name": "out"}], "intervalSeconds": 5, "resources": {"services": false}});
+        let expect = json!({
+            "collector": [{"name": "out"}], "intervalSeconds": 5, "resources": {"services": false, "pods": true, "endpoints": true},
+            "selector": {}, "enabled": true, "prefix": "prometheus.io",
+        });
+        assert_eq!(defaulted(Kind::Discovery, &spec), Some(expect));
+        let collector = defaulted(Kind::Collector, &Value::Null).expect("it has a default for everything");
+        assert_eq!((&collector["bufferSize"], &collector["output"]), (&json!(10_000), &json!({"stdout": {}})));
+        let relay = json!({"sink": {"http": {"url": "http://host/"}}, "hold": {"max_age": "1d"}, "start": "2d"});
+        let filled = defaulted(Kind::Relay, &relay).expect("it can be read");
+        assert_eq!(filled["sink"], relay["sink"]);
+        assert_eq!((&filled["hold"]["max_age"], &filled["start"], filled["hold"].get("max_bytes")), (&json!("1d"), &json!("2d"), None));
+        assert!(filled["hold"]["on_full"].is_string() && filled["filters"] == json!([]));
+        assert_eq!(defaulted(Kind::Discovery, &json!({"colector": []})), None);
+    }
 
     #[test]
     fn every_kind_has_the_names_that_manifests_and_people_use() {

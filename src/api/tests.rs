@@ -341,7 +341,7 @@ async fn tls_is_spoken_with_the_files_as_they_are() {
     let files = certificate(folder.path());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    let tls = Some(Arc::new(tls::Tls::new(files.clone()).expect("good files")));
+    let tls = Some(Arc::new(tls::Tls::new("server.tls", files.clone()).expect("good files")));
     let (router, stop) = (router(Arc::new(One), Registry::new(), true), CancellationToken::new());
     tokio::spawn(Serve { router: router.clone(), tls, head_timeout: Duration::from_secs(60) }.run(listener, stop.clone()));
     let ask = async || {
@@ -356,10 +356,11 @@ async fn tls_is_spoken_with_the_files_as_they_are() {
     assert!(ask().await.is_ok(), "the new certificate is shown");
     std::fs::write(&files.key_file, "none").expect("written");
     assert!(ask().await.is_ok(), "the last good files stay");
-    assert!(tls::Tls::new(files).err().is_some_and(|error| error.to_string().contains("server.tls.key_file")));
+    assert!(tls::Tls::new("server.tls", files).err().is_some_and(|error| error.to_string().contains("server.tls.key_file")));
     // Only clients with a certificate of the authority are let in.
     let files = config::ListenerTls { client_ca_file: Some(certificate(folder.path()).cert_file), ..certificate(folder.path()) };
-    let (listener, tls) = (TcpListener::bind("127.0.0.1:0").await.expect("a port"), tls::Tls::new(files.clone()).expect("good files"));
+    let (listener, tls) =
+        (TcpListener::bind("127.0.0.1:0").await.expect("a port"), tls::Tls::new("server.tls", files.clone()).expect("good files"));
     let address = listener.local_addr().expect("bound");
     tokio::spawn(Serve { router, tls: Some(Arc::new(tls)), head_timeout: Duration::from_secs(60) }.run(listener, stop.clone()));
     let api = crate::client::Api::new(&format!("https://{address}"), TOKEN.to_owned(), Some(&files.cert_file)).expect("a client");

@@ -1,6 +1,6 @@
 //! TLS on the listener: a certificate, and where asked for only clients with one of a given authority.
 //!
-//! *In*: `server.tls`. *Out*: handshakes. *Bound*: files of [`FILE_BYTES_MAX`]. *When full*: an error that names the field. Files that change are
+//! *In*: `server.tls`, or another field like it. *Out*: handshakes. *Bound*: files of [`FILE_BYTES_MAX`]. *When full*: an error that names the field. Files that change are
 //! read again with the next connection; what cannot be read then is logged once, and the last good ones stay.
 
 use std::io::{self, Read as _};
@@ -24,15 +24,17 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The listener's TLS.
 pub(crate) struct Tls {
+    /// Where the files are named.
+    field: &'static str,
     config: ListenerTls,
     built: Mutex<(Vec<Stamp>, TlsAcceptor)>,
 }
 
 impl Tls {
-    /// Reads the files. *Errors*: the field and what is wrong with its file.
-    pub(crate) fn new(config: ListenerTls) -> anyhow::Result<Self> {
-        let built = (stamps(&config), build(&config)?);
-        Ok(Self { config, built: Mutex::new(built) })
+    /// Reads the files that the map at `field` names. *Errors*: the field and what is wrong with its file.
+    pub(crate) fn new(field: &'static str, config: ListenerTls) -> anyhow::Result<Self> {
+        let built = (stamps(&config), build(field, &config)?);
+        Ok(Self { field, config, built: Mutex::new(built) })
     }
 
     /// One handshake with the files as they are now.
@@ -45,9 +47,9 @@ impl Tls {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         if built.0 != now {
             built.0 = now;
-            match build(&self.config) {
+            match build(self.field, &self.config) {
                 Ok(acceptor) => {
-                    tracing::info!("server.tls: the new certificate is in use");
+                    tracing::info!("{}: the new certificate is in use", self.field);
                     built.1 = acceptor;
                 }
                 Err(error) => tracing::error!("{error:#}; the last good files stay in use"),
@@ -65,24 +67,25 @@ fn stamps(config: &ListenerTls) -> Vec<Stamp> {
     files(config).map(|path| stamp(path)).collect()
 }
 
-fn build(config: &ListenerTls) -> anyhow::Result<TlsAcceptor> {
-    let chain = certificates("server.tls.cert_file", &config.cert_file)?;
-    let key = PrivateKeyDer::from_pem_slice(&read("server.tls.key_file", &config.key_file)?)
-        .with_context(|| format!("server.tls.key_file: there is no private key in '{}'", config.key_file.display()))?;
+fn build(field: &str, config: &ListenerTls) -> anyhow::Result<TlsAcceptor> {
+    let chain = certificates(&format!("{field}.cert_file"), &config.cert_file)?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&format!("{field}.key_file"), &config.key_file)?)
+        .with_context(|| format!("{field}.key_file: there is no private key in '{}'", config.key_file.display()))?;
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = match &config.client_ca_file {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
-            for certificate in certificates("server.tls.client_ca_file", path)? {
-                roots.add(certificate).with_context(|| format!("server.tls.client_ca_file: cannot use '{}'", path.display()))?;
+            for certificate in certificates(&format!("{field}.client_ca_file"), path)? {
+                roots.add(certificate).with_context(|| format!("{field}.client_ca_file: cannot use '{}'", path.display()))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder.with_client_cert_verifier(verifier.context("server.tls.client_ca_file")?)
+            builder.with_client_cert_verifier(verifier.with_context(|| format!("{field}.client_ca_file"))?)
         }
     };
-    let mut server = builder.with_single_cert(chain, key).context("server.tls: certificate and key do not belong together")?;
+    let mut server =
+        builder.with_single_cert(chain, key).with_context(|| format!("{field}: certificate and key do not belong together"))?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(server)))
 }

@@ -3,11 +3,14 @@
 //! *In*: the section, `kubernetes_sd_configs`, `kubernetes_annotations`. *Out*: problems with places. *Bound*: one pass; the cluster itself is not asked.
 //! *When full*: does not apply.
 
-use super::Findings;
+use super::{Findings, host_port};
 use crate::selector::{field_mistake, label_mistake};
 use crate::tree::{Step, steps};
 use crate::words::shown_url;
-use crate::{Config, HttpClientConfig, KubernetesAnnotations, KubernetesRole, KubernetesSdConfig, ScrapeConfig};
+use crate::{Config, HttpClientConfig, KubernetesAnnotations, KubernetesRole, KubernetesSdConfig, ScrapeConfig, Webhook};
+
+/// The port that the examples of `kubernetes.webhook.listen` have.
+const WEBHOOK_PORT: u16 = 9443;
 
 /// Bytes of `kubernetes.group`: it is a label's value, and begins the names of leases.
 const GROUP_BYTES_MAX: usize = 63;
@@ -22,6 +25,38 @@ impl Findings<'_> {
         if !is_name {
             let message = format!("'{group}' is no name: small letters, digits and '-' inside, at most {GROUP_BYTES_MAX} of them");
             self.problem(&steps!["kubernetes", "group"], message);
+        }
+        if let Some(webhook) = &kubernetes.webhook {
+            self.webhook(webhook);
+        }
+    }
+
+    fn webhook(&mut self, webhook: &Webhook) {
+        let here = steps!["kubernetes", "webhook"];
+        let at = |key: &str| [&here[..], &steps![key]].concat();
+        let Webhook { listen, service, secret, configuration, cert_file, key_file } = webhook;
+        if let Some(port) = listen.strip_prefix(':') {
+            self.problem(&at("listen"), format!("'{listen}' has no address: write '0.0.0.0:{port}' for all interfaces"));
+        } else if let Err(message) = host_port(listen, WEBHOOK_PORT) {
+            self.problem(&at("listen"), message);
+        }
+        if service.is_empty() {
+            self.problem(&at("service"), "the name of the Service is missing: its certificate is made for it");
+        }
+        match (secret, cert_file, key_file) {
+            (Some(_), None, None) | (None, Some(_), Some(_)) => {}
+            (None, None, None) => {
+                self.problem(&here, "a certificate is missing: set 'secret', and Strata makes it, or 'cert_file' and 'key_file'");
+            }
+            (Some(_), ..) => {
+                self.problem(&at("secret"), "Strata makes the certificate of 'secret' itself: remove it, or cert_file and key_file")
+            }
+            (None, Some(_), None) => self.problem(&at("cert_file"), "'cert_file' needs its 'key_file'"),
+            (None, None, Some(_)) => self.problem(&at("key_file"), "'key_file' needs its 'cert_file'"),
+        }
+        if configuration.is_some() && secret.is_none() {
+            let message = "Strata writes only the authority of a certificate that it makes: set 'secret', or remove this";
+            self.problem(&at("configuration"), message);
         }
     }
 

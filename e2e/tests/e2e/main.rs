@@ -29,6 +29,7 @@ mod kubernetes_discovery;
 mod kubernetes_faults;
 mod kubernetes_members;
 mod kubernetes_resources;
+mod kubernetes_webhook;
 mod matrix;
 mod nats_secrets;
 mod pages;

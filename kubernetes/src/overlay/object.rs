@@ -87,6 +87,11 @@ impl Kind {
     /// Those of the Prometheus Operator.
     pub const OPERATOR: [Self; 4] = [Self::ServiceMonitor, Self::PodMonitor, Self::Probe, Self::ScrapeConfig];
 
+    /// That of Strata with this name.
+    pub fn ours(name: &str) -> Option<Self> {
+        Self::OURS.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// As manifests name it.
     pub const fn name(self) -> &'static str {
         match self {

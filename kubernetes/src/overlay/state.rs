@@ -205,7 +205,7 @@ impl State {
     }
 
     fn check(&self, id: &Id, entries: &Entries, contents: &[(Reference, String)], file: &Config) -> Result<Part, Vec<Problem>> {
-        let is_trusted = id.namespace == self.own_namespace || self.allows_files;
+        let is_trusted = is_trusted(id, &self.own_namespace, self.allows_files);
         let nothing = BTreeMap::new();
         let ground = Ground {
             file,
@@ -216,6 +216,11 @@ impl State {
         };
         entries.check(&id.to_string(), &contents.iter().cloned().collect(), &ground)
     }
+}
+
+/// Whether an object may name files and variables of Strata's own.
+pub(super) fn is_trusted(id: &Id, own_namespace: &str, allows_files: bool) -> bool {
+    id.namespace == own_namespace || allows_files
 }
 
 /// What an object becomes, by its kind.

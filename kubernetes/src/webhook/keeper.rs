@@ -13,8 +13,7 @@ use futures::{StreamExt as _, stream};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig};
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{ObjectMeta, PostParams};
-use kube::runtime::watcher::{self, watcher};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams, WatchParams};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -191,7 +190,9 @@ impl Keeper {
         if !is_other {
             return Ok(());
         }
-        match api.replace(name, &PostParams::default(), &found).await {
+        let webhooks = serde_json::to_value(&found).map(|found| found["webhooks"].clone()).unwrap_or_default();
+        let patch = serde_json::json!({ "metadata": { "resourceVersion": found.resource_version() }, "webhooks": webhooks });
+        match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
             Ok(written) => tracing::info!(configuration = written.name_any(), "the webhook configuration has the authorities of now"),
             // Whoever was faster is seen at the next look.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
@@ -210,13 +211,15 @@ fn changed<K>(api: Api<K>, name: &str) -> stream::BoxStream<'static, ()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let events = watcher(api, watcher::Config::default().fields(&format!("metadata.name={name}")));
-    let slowly = events.then(|event| async move {
-        if event.is_err() {
-            sleep(PAUSE).await;
-        }
+    // From what there is now on: that takes no right to list, and no etcd that streams lists.
+    let params = WatchParams::default().fields(&format!("metadata.name={name}"));
+    let watches = stream::repeat((api, params)).then(|(api, params)| async move {
+        let watched = api.watch(&params, "0").await;
+        // Where it cannot watch, it looks by itself.
+        let pause = if watched.is_ok() { PAUSE } else { LOOK };
+        stream::iter(watched).flatten().map(drop).chain(stream::once(sleep(pause)))
     });
-    slowly.boxed()
+    watches.flatten().boxed()
 }
 
 /// Puts a text in the place of a file at once; what is the same stays untouched.

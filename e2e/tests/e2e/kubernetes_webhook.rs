@@ -1,0 +1,207 @@
+//! The admission webhook as the chart registers it: what the API server refuses, what it stores, and that it asks on while certificates are renewed.
+//!
+//! Nobody translates addresses of services here, so Strata listens at the address of its own, with the rights that the chart grants.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use e2e::control_plane::{self, ControlPlane, RunningPod, objects};
+use e2e::{strata, wait};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
+const VALUES: &str = "webhook.enabled=true,webhook.failurePolicy=Fail";
+/// The API server leaves the port of services free at other addresses.
+const FLAGS: [&str; 1] = ["--bind-address=10.96.0.1"];
+const POD: &str = "10.2.0.1";
+const PORT: u16 = 9600;
+const WITHIN: Duration = Duration::from_secs(60);
+/// Two steps of a minute each, and the looks between them.
+const RENEWED_WITHIN: Duration = Duration::from_secs(300);
+/// Fewer creates than these are no load.
+const CREATES_MIN: usize = 200;
+const SECRET: &str = "metrics/strata-webhook";
+
+#[test]
+fn mistakes_are_refused_with_their_field_and_defaults_are_stored() -> Result<()> {
+    control_plane::test_with(&FLAGS, async |plane| {
+        let mut pod = installed(plane).await?;
+        let sink = json!({ "http": { "url": "http://10.9.9.9/" } });
+        for (kind, spec, field) in [
+            ("Relay", json!({ "sink": { "http": { "url": "http://10.9.9.9/", "colour": "red" } } }), "spec.sink.http.colour"),
+            (
+                "Relay",
+                json!({ "sink": { "http": { "url": "http://10.9.9.9/", "bearer_token_file": "/etc/shadow" } } }),
+                "bearer_token_file",
+            ),
+            ("Relay", json!({ "sink": sink, "filters": ["clap"] }), "spec.filters[0]"),
+            ("Relay", json!({ "sink": sink, "namespaces": ["metrics"] }), "spec.namespaces"),
+            ("Collector", json!({ "output": { "nats": { "url": "nats://host" } } }), "spec.output.nats"),
+            ("Discovery", json!({ "collector": [{ "name": "out" }], "prefix": "a/b" }), "prefix"),
+        ] {
+            let output = apply(plane, kind, "wrong", &spec).await?;
+            let is_refused = output.code != 0 && output.stderr.contains("denied the request") && output.stderr.contains(field);
+            assert!(is_refused, "{kind} {spec}: {output:?}");
+        }
+
+        let spec = json!({ "collector": [{ "name": "out" }], "intervalSeconds": 5, "resources": { "services": false } });
+        let output = apply(plane, "Discovery", "bare", &spec).await?;
+        assert_eq!(output.code, 0, "{output:?}");
+        let stored = plane.kubectl(&["-n", "team", "get", "discovery", "bare", "-o", "json"], "").await?;
+        let stored: Value = serde_json::from_str(&stored.stdout)?;
+        let expect = json!({
+            "collector": [{ "name": "out" }], "intervalSeconds": 5, "resources": { "services": false, "pods": true, "endpoints": true },
+            "selector": {}, "enabled": true, "prefix": "prometheus.io",
+        });
+        assert_eq!(stored["spec"], expect);
+
+        pod.kill().await?;
+        let output = apply(plane, "Collector", "late", &json!({})).await?;
+        assert!(output.code != 0 && output.stderr.contains("failed calling webhook"), "{output:?}");
+        let deleted = plane.kubectl(&["-n", "team", "delete", "discovery", "bare"], "").await?;
+        assert_eq!(deleted.code, 0, "what is wrong may go, whoever is away: {deleted:?}");
+        plane.delete::<Pod>(pod.key()).await?;
+        pod = start(plane).await?;
+        let output = apply(plane, "Collector", "late", &json!({})).await?;
+        assert_eq!(output.code, 0, "the certificate of before is still good: {output:?}");
+        assert_eq!(forbidden(plane).await?, 0.0, "the chart grants what it takes");
+        pod.stop(plane).await
+    })
+}
+
+#[test]
+fn a_certificate_is_renewed_under_load_without_a_refused_request() -> Result<()> {
+    control_plane::test_with(&FLAGS, async |plane| {
+        let pod = installed(plane).await?;
+        let first = kept(plane).await?;
+        let (is_over, made) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let load = async {
+            while !is_over.load(Ordering::Relaxed) {
+                create(plane, made.load(Ordering::Relaxed)).await?;
+                made.fetch_add(1, Ordering::Relaxed);
+            }
+            anyhow::Ok(())
+        };
+        let renewal = async {
+            let mut due = first.clone();
+            let tomorrow = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 24 * 3600;
+            due["shown"]["ends"] = json!(tomorrow);
+            plane.patch::<Secret>(SECRET, &json!({ "stringData": { "state.json": due.to_string() } })).await?;
+            let renewed = wait::until("another certificate has taken its place", RENEWED_WITHIN, async || {
+                let now = kept(plane).await.ok()?;
+                (now["change"].is_null() && now["shown"]["cert"] != first["shown"]["cert"]).then_some(now)
+            });
+            let renewed = renewed.await;
+            if renewed.is_ok() {
+                // Some more with the old one forgotten.
+                let before = made.load(Ordering::Relaxed);
+                wait::until_true("objects are still made", WITHIN, || made.load(Ordering::Relaxed) > before + 10).await?;
+            }
+            is_over.store(true, Ordering::Relaxed);
+            renewed
+        };
+        let (renewed, ()) = tokio::try_join!(renewal, load)?;
+        assert!(made.load(Ordering::Relaxed) >= CREATES_MIN, "{made:?} creates are no load");
+        let configurations = plane.kubectl(&["get", "validatingwebhookconfiguration", "-o", "json"], "").await?;
+        let configurations: Value = serde_json::from_str(&configurations.stdout)?;
+        let webhooks = configurations["items"][0]["webhooks"].as_array().context("webhooks")?;
+        assert_eq!(webhooks.len(), 3);
+        for webhook in webhooks {
+            let bundle = STANDARD.decode(webhook["clientConfig"]["caBundle"].as_str().context("a bundle")?)?;
+            assert_eq!(String::from_utf8(bundle)?, renewed["shown"]["authority"].as_str().context("an authority")?);
+        }
+        pod.stop(plane).await
+    })
+}
+
+/// The chart with its webhook, whose pod runs and is asked.
+async fn installed(plane: &ControlPlane) -> Result<RunningPod> {
+    // As container runtimes have it: a pod may listen at any port.
+    std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").context("ports")?;
+    for namespace in ["metrics", "team"] {
+        plane.namespace(namespace).await?;
+    }
+    plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await?;
+    plane.apply(&definitions().await?).await?;
+    plane.helm(&["install", "strata", CHART, "--namespace", "metrics", "--skip-crds", "--set", VALUES]).await?;
+    start(plane).await
+}
+
+async fn start(plane: &ControlPlane) -> Result<RunningPod> {
+    let service = plane.get::<Service>("metrics/strata-webhook").await?;
+    let ip = service["spec"]["clusterIP"].as_str().context("an address")?;
+    let listen = [("STRATA_KUBERNETES__WEBHOOK__LISTEN", format!("{ip}:443"))];
+    let mut pod = plane.run_pod::<StatefulSet>("metrics/strata", 0, POD.parse()?, &listen).await?;
+    pod.ready(PORT).await?;
+    let mut said = String::new();
+    let asked = wait::until("the webhook answers", WITHIN, async || {
+        let manifest = manifest("Collector", "try", &json!({}));
+        let output = plane.kubectl(&["apply", "--dry-run=server", "-f", "-"], &manifest).await.ok()?;
+        said = output.stderr;
+        (output.code == 0).then_some(())
+    });
+    asked.await.with_context(|| format!("{said}\n{}", pod.log_tail(20)))?;
+    Ok(pod)
+}
+
+/// The definitions without their defaults: what is stored is the webhook's doing.
+async fn definitions() -> Result<String> {
+    let output = tokio::process::Command::new(strata::binary()?).arg("crds").output().await?;
+    let documents = serde_yaml::Deserializer::from_slice(&output.stdout).map(Value::deserialize);
+    let documents = documents.map(|document| {
+        let mut document = document?;
+        without_defaults(&mut document);
+        Ok(document.to_string())
+    });
+    Ok(documents.collect::<Result<Vec<_>>>()?.join("\n---\n"))
+}
+
+fn without_defaults(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.remove("default");
+            map.values_mut().for_each(without_defaults);
+        }
+        Value::Array(list) => list.iter_mut().for_each(without_defaults),
+        _ => {}
+    }
+}
+
+fn manifest(kind: &str, name: &str, spec: &Value) -> String {
+    json!({ "apiVersion": "strata.ctx.sh/v1beta1", "kind": kind, "metadata": { "name": name, "namespace": "team" }, "spec": spec })
+        .to_string()
+}
+
+async fn apply(plane: &ControlPlane, kind: &str, name: &str, spec: &Value) -> Result<strata::Output> {
+    plane.kubectl(&["apply", "-f", "-"], &manifest(kind, name, spec)).await
+}
+
+/// Has one Collector made, as a client that does not try twice; it is asked about and not stored.
+async fn create(plane: &ControlPlane, number: usize) -> Result<()> {
+    let body = manifest("Collector", &format!("load-{number}"), &json!({ "enabled": false })).into_bytes();
+    let request =
+        http::Request::post("/apis/strata.ctx.sh/v1beta1/namespaces/team/collectors?dryRun=All").header("content-type", "application/json");
+    let made: Value = plane.client().request(request.body(body)?).await.with_context(|| format!("create {number}"))?;
+    ensure!(made["spec"]["encoder"] == "json", "without its defaults: {made}");
+    Ok(())
+}
+
+/// What Strata keeps of its certificates.
+async fn kept(plane: &ControlPlane) -> Result<Value> {
+    let secret = plane.get::<Secret>(SECRET).await?;
+    let state = STANDARD.decode(secret["data"]["state.json"].as_str().context("a state")?)?;
+    Ok(serde_json::from_slice(&state)?)
+}
+
+/// Requests that the API server refused for want of a right: they come to no handler, so no code counts them.
+async fn forbidden(plane: &ControlPlane) -> Result<f64> {
+    let page = plane.client().request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
+    let refused = |line: &&str| line.starts_with("authorization_attempts_total{") && !line.contains("result=\"allowed\"");
+    page.lines().filter(refused).map(|line| Ok(line.rsplit_once(' ').context("a value")?.1.parse::<f64>()?)).sum()
+}

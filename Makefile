@@ -7,6 +7,7 @@
 #   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus;
 #                 BENCH_ARGS='--only 28 --strata-only' is a part of it, BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make bench-discovery   what it costs to find the targets of 100,000 pods, beside Prometheus; needs root
+#   make image    the container image from the release binary, by buildah alone, and a run of it (needs root)
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
@@ -22,10 +23,10 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
-.PHONY: help setup build run demo test fmt lint docs unit e2e bench bench-discovery fuzz soak
+.PHONY: help setup build run demo test fmt lint docs unit e2e bench bench-discovery fuzz image soak
 
 help:
-	@sed -n '3,11s/^# *//p' Makefile
+	@sed -n '3,12s/^# *//p' Makefile
 
 setup:
 	@tools/setup.sh build run test
@@ -92,6 +93,9 @@ fuzz:
 	  FUZZ_TARGET=$$target fuzz/target/$(HOST)/release/fuzz -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 \
 	    -max_len=4096 -artifact_prefix=$(CACHE)/fuzz/$$target- $(CACHE)/fuzz/$$target fuzz/corpus/$$target; \
 	done
+
+image: build
+	@tools/image.sh $(IMAGE_ARGS)
 
 soak: build
 	cargo build --locked --workspace --bin soak

@@ -14,7 +14,10 @@ use anyhow::{Context as _, anyhow};
 use bundled_nats::port::Streams;
 use bundled_nats::{Role as User, Server};
 use collector::Collector;
+use collector::members::{HANDOVER, Sharing};
 use config::{Config, Nats};
+use kubernetes::client::Cluster;
+use kubernetes::members::Membership;
 use relay::{Activity, Relays};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +27,7 @@ use crate::nats;
 use crate::pulse;
 use crate::reload::relays_of;
 use crate::replays::Replays;
+use crate::role::Role;
 use crate::token;
 
 /// Share of the drain that the collector gets to publish what it queued, in tenths.
@@ -33,6 +37,9 @@ const CATCH_UP_TENTHS: u32 = 4;
 /// How long a relay may stand still before the stop no longer waits for it: its sink hangs. Larger: one hung sink takes the time of the whole
 /// stop; smaller: a slow one is left in the middle, and goes on there at the next start.
 const STUCK: Duration = Duration::from_secs(5);
+/// How long a member that stops goes on to scrape after it gave its lease back: others take over within [`HANDOVER`]. Larger: stops take longer; smaller:
+/// what is due while they do is missed.
+const LET_GO: Duration = HANDOVER.saturating_add(Duration::from_secs(1));
 /// Between two looks at how far the relays are.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -41,6 +48,8 @@ pub(crate) struct Appliance {
     board: Arc<Board>,
     server: Arc<Server>,
     streams: Streams,
+    /// None: this process shares its targets with no other.
+    membership: Option<Membership>,
     stop: CancellationToken,
 }
 
@@ -48,14 +57,18 @@ impl Appliance {
     /// Starts every part; those that run already end with the error. *Errors*: one line that names the field and the fix.
     pub(crate) async fn start(config: Arc<Config>, board: Arc<Board>) -> anyhow::Result<Self> {
         let (data_dir, role) = (&config.buffer.data_dir, board.role());
+        let mut membership = membership(&config, role).await?;
         let starting = nats::start(&config, role, board.registry()).await.map_err(advise)?;
         board.set_server(starting.state());
         let server = Arc::new(starting.begun().await.map_err(|error| advise(error.into()))?);
         board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
         let streams = server.streams(role.looks_as());
         let stop = CancellationToken::new();
-        let parts = Self::start_parts(&config, &board, &server, &stop);
-        let appliance = Self { board: Arc::clone(&board), server, streams, stop };
+        let parts = Self::start_parts(&config, &board, &server, membership.as_ref(), &stop);
+        if let (Ok(Parts { collector: Some(collector), .. }), Some(membership)) = (&parts, &mut membership) {
+            membership.join_after(collector.found());
+        }
+        let appliance = Self { board: Arc::clone(&board), server, streams, membership, stop };
         match parts {
             Ok(parts) => {
                 board.set_parts(parts);
@@ -70,11 +83,19 @@ impl Appliance {
         }
     }
 
-    fn start_parts(config: &Arc<Config>, board: &Board, server: &Arc<Server>, stop: &CancellationToken) -> anyhow::Result<Parts> {
+    fn start_parts(
+        config: &Arc<Config>,
+        board: &Board,
+        server: &Arc<Server>,
+        membership: Option<&Membership>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Parts> {
         let (role, mut shared) = (board.role(), relay::Options::default());
-        let mut parts = Parts { server: Arc::clone(server), collector: None, relays: None, replays: None };
+        let joined = membership.map(Membership::joined);
+        let mut parts = Parts { server: Arc::clone(server), joined, collector: None, relays: None, replays: None };
         if role.collects() {
-            let options = collector::Options::new(Arc::clone(config));
+            let sharing = membership.map(|membership| Sharing { own: membership.name().to_owned(), live: membership.live() });
+            let options = collector::Options { sharing, ..collector::Options::new(Arc::clone(config)) };
             (shared.full, shared.layouts) = (Arc::clone(&options.full), Arc::clone(&options.layouts));
             parts.collector = Some(Collector::start(options, &server.streams(User::Collector), board.registry(), stop)?);
         }
@@ -111,8 +132,13 @@ impl Appliance {
         }
     }
 
-    /// Stops everything within about `within`; whether all of it was in time.
-    pub(crate) async fn stop(self, within: Duration) -> bool {
+    /// Stops everything within about `within`, and [`LET_GO`] before that where others take over; whether all of it was in time.
+    pub(crate) async fn stop(mut self, within: Duration) -> bool {
+        if let Some(membership) = self.membership.take()
+            && membership.leave().await
+        {
+            sleep(LET_GO).await;
+        }
         let end = Instant::now() + within;
         let mut in_time = true;
         self.stop.cancel();
@@ -155,6 +181,15 @@ impl Appliance {
         let statuses = self.board.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten().unwrap_or_default();
         statuses.into_iter().filter(|s| s.activity == Activity::Running && s.pending_samples > 0).map(|s| s.name).collect()
     }
+}
+
+/// This process among those that share the targets, where it is to share them.
+async fn membership(config: &Config, role: Role) -> anyhow::Result<Option<Membership>> {
+    let Some(kubernetes) = config.kubernetes.as_ref().filter(|kubernetes| kubernetes.share_targets && role.collects()) else {
+        return Ok(None);
+    };
+    let cluster = Cluster::open(kubernetes).await.context("kubernetes.share_targets")?;
+    Ok(Some(Membership::open(&cluster, kubernetes.group(), &collector::publish::producer(None)).await))
 }
 
 /// Which relays come nearer to the end of the stream.

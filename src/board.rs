@@ -61,6 +61,8 @@ pub(crate) struct Board {
 /// The running parts, as far as the role has them; a stop takes them out one by one.
 pub(crate) struct Parts {
     pub(crate) server: Arc<Server>,
+    /// Whether the other members rely on this process; none: it shares its targets with nobody.
+    pub(crate) joined: Option<watch::Receiver<bool>>,
     pub(crate) collector: Option<Collector>,
     pub(crate) relays: Option<Relays>,
     /// None where there are no relays.
@@ -225,6 +227,11 @@ impl Backend for Board {
                 let seen = stuck.map_or_else(|| seen.to_owned(), |reason| format!("{seen}; samples wait in memory now: {reason}"));
                 checks.push(Check { name: "stream".to_owned(), ok: acked, seen });
             }
+            if let Some(joined) = &parts.joined {
+                let ok = *joined.borrow();
+                let seen = if ok { "takes its share of the targets" } else { "finds its targets before others let go of them" };
+                checks.push(Check { name: "members".to_owned(), ok, seen: seen.to_owned() });
+            }
             if self.role.relays() {
                 let seen: Vec<_> =
                     parts.relays.iter().flat_map(Relays::status).map(|r| format!("{} {}", r.name, word(r.activity))).collect();
@@ -272,9 +279,9 @@ impl Backend for Board {
     }
 
     fn targets(&self) -> Value {
-        let found = self.with_parts(|parts| parts.collector.as_ref().map(|c| (c.targets(), c.dropped()))).flatten();
-        let (targets, dropped) = found.unwrap_or_default();
-        json!({ "targets": targets, "dropped": dropped })
+        let found = self.with_parts(|parts| parts.collector.as_ref().map(|c| (c.targets(), c.dropped(), c.elsewhere()))).flatten();
+        let (targets, dropped, elsewhere) = found.unwrap_or_default();
+        json!({ "targets": targets, "dropped": dropped, "elsewhere": elsewhere })
     }
 
     fn relays(&self) -> Vec<Relay> {
@@ -420,6 +427,7 @@ fn collection(telemetry: &collector::telemetry::Telemetry) -> Collection {
         targets_up: targets("up"),
         targets_down: targets("down"),
         targets_unknown: targets("unknown"),
+        targets_elsewhere: telemetry.targets_elsewhere.get().unsigned_abs(),
         scraped_samples: telemetry.scraped_samples.get(),
         published_samples: telemetry.published_samples.get(),
         dropped_samples: dropped.sum(),

@@ -134,7 +134,12 @@ impl Report {
         }
         let (jobs, targets, relays) = (count(self.jobs, "job"), count(self.targets, "target"), count(self.relays, "relay"));
         let tests = if self.tests == 0 { String::new() } else { format!(", {}", count(self.tests, "test")) };
-        self.summary = format!("{} is fine: {jobs} with {targets}, {relays}{tests}", source.config.display());
+        let asks = |scrape: &config::ScrapeConfig| !scrape.kubernetes_sd_configs.is_empty() || scrape.kubernetes_annotations.is_some();
+        let cluster = match loaded.config.scrape_configs.iter().any(asks) {
+            true => "; no cluster was asked for targets: `strata targets --find` does that",
+            false => "",
+        };
+        self.summary = format!("{} is fine: {jobs} with {targets}, {relays}{tests}{cluster}", source.config.display());
     }
 
     /// Counts the targets that need no network to be found, and compares what they bring with what may be kept.

@@ -5,6 +5,9 @@
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
+/// Libraries whose own lines ("connected", each refused attempt) say nothing that the parts do not say better; a level of its own brings one back.
+const QUIETER: [(&str, &str); 3] = [("async_nats", "warn"), ("kube_client", "error"), ("kube_runtime", "error")];
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -16,8 +19,10 @@ pub(crate) enum Format {
 
 /// Starts logging. *Errors*: the level is none.
 pub(crate) fn start(format: Format, level: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // The client's own "connected" and "closed" lines say nothing that the parts do not say better; a level of its own brings them back.
-    let level = if level.contains("async_nats") { level.to_owned() } else { format!("{level},async_nats=warn") };
+    let level = QUIETER
+        .iter()
+        .filter(|(name, _)| !level.contains(name))
+        .fold(level.to_owned(), |level, (name, own)| format!("{level},{name}={own}"));
     let filter = EnvFilter::builder().parse(level)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {

@@ -22,6 +22,7 @@ mod pause;
 mod place;
 mod process;
 mod pulse;
+mod ready;
 mod relay;
 mod reload;
 mod replay;
@@ -38,6 +39,7 @@ mod token;
 mod top;
 mod trial;
 mod watch;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -88,6 +90,10 @@ enum Command {
     Man(configuration::Man),
     /// Show what is scraped and how it is doing, and what was left out and why.
     Targets(targets::Args),
+    /// Say whether a running Strata is ready, or wait until it is: for health checks.
+    Ready(ready::Args),
+    /// Print the token that changes need, and reads from beyond loopback: for the console and for requests of one's own.
+    Token(token::Args),
     /// Send a past range again, to one relay, while it goes on with the present.
     Replay(replay::Args),
     /// Say what became of every sample of a range, per relay; or name the hole.
@@ -98,6 +104,8 @@ enum Command {
     Top(top::Args),
     /// Show samples as they arrive, from the stream or as a relay takes them.
     Tap(tap::Args),
+    /// Say why the samples of a pod, a service, a target or a series arrive or do not: every step from the cluster to each sink.
+    Why(why::Args),
     /// Let a relay wait: it holds its place in the stream, over restarts.
     Pause(pause::Pause),
     /// Let a paused relay go on where it stopped.
@@ -145,11 +153,14 @@ fn main() -> ExitCode {
         Command::Completions(args) => configuration::completions(&args),
         Command::Man(args) => configuration::man(&args),
         Command::Targets(args) => targets::main(&args),
+        Command::Ready(args) => ready::main(&args),
+        Command::Token(args) => token::main(&args),
         Command::Replay(args) => replay::main(&args),
         Command::Audit(args) => audit::main(&args),
         Command::Dlq(args) => dlq::main(&args),
         Command::Top(args) => top::main(&args),
         Command::Tap(args) => tap::main(&args),
+        Command::Why(args) => why::main(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
     }

@@ -231,11 +231,11 @@ impl Reloader {
 
 /// Waits until objects of the cluster are others; for ever where none are looked at. Cancel safe.
 async fn changed(objects: &mut Option<Laid>) {
-    let is_other = match objects {
+    let has_changed = match objects {
         Some(objects) => objects.layer.changed().await.is_ok(),
         None => false,
     };
-    if !is_other {
+    if !has_changed {
         std::future::pending().await
     }
 }

@@ -131,7 +131,14 @@ fn table(found: &Value, args: &Args) -> String {
     let mut out = columns(&rows);
     let count = |word: &str| list("targets").iter().filter(|target| text(target, "health") == word).count();
     let (up, down, unknown, dropped) = (count("up"), count("down"), count("unknown"), list("dropped").len());
-    out.push_str(&format!("{} targets: {up} up, {down} down, {unknown} not scraped yet; {dropped} left out\n", list("targets").len()));
+    let elsewhere = match found.get("elsewhere").and_then(Value::as_u64) {
+        None | Some(0) => String::new(),
+        Some(count) => format!("; {count} scraped by other members"),
+    };
+    out.push_str(&format!(
+        "{} targets: {up} up, {down} down, {unknown} not scraped yet; {dropped} left out{elsewhere}\n",
+        list("targets").len()
+    ));
     if args.dropped {
         let mut rows = vec![["JOB", "REASON", "DETAIL", "DISCOVERED LABELS"].map(str::to_owned)];
         rows.extend(list("dropped").iter().map(|target| {
@@ -187,6 +194,7 @@ mod tests {
                  "last_duration_s": 0.0123, "samples": 7, "last_error": null},
                 {"job": "long", "health": "down", "url": "http://b:1/", "labels": {}, "last_scrape_ms": null, "samples": 0, "last_error": "no"},
             ],
+            "elsewhere": 3,
             "dropped": [{"job": "a", "reason": "relabeled", "detail": "relabel_configs[0]: drop", "discovered_labels": {"__address__": "c:1"}}],
         });
         let place = Place::default();
@@ -196,7 +204,7 @@ mod tests {
             "JOB   HEALTH  URL                 LABELS                 LAST SCRAPE           TOOK    SAMPLES  LAST ERROR\n\
              a     up      http://a:1/metrics  {job=\"a\", env=\"x\\\"y\"}  2025-10-09T08:53:20Z  0.012s  7\n\
              long  down    http://b:1/         {}                     -                     -       0        no\n\
-             2 targets: 1 up, 1 down, 0 not scraped yet; 1 left out\n\
+             2 targets: 1 up, 1 down, 0 not scraped yet; 1 left out; 3 scraped by other members\n\
              \n\
              JOB  REASON     DETAIL                    DISCOVERED LABELS\n\
              a    relabeled  relabel_configs[0]: drop  {__address__=\"c:1\"}\n"

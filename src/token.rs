@@ -6,9 +6,33 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use relay::lease::Applicant;
+
+use crate::{Source, check, fail};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+}
+
+/// `strata token`: prints it, for who may read it and has no other way to the folder, as in a container without a shell.
+pub(crate) fn main(args: &Args) -> ExitCode {
+    let config = match check::load_or_report(&args.source) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    match read(&file(&config.buffer.data_dir)) {
+        Ok(token) => {
+            println!("{token}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
 
 /// Where the token of a data folder is.
 pub(crate) fn file(data_dir: &Path) -> PathBuf {

@@ -5,8 +5,7 @@
 
 build() {
   say "  cargo-deny 0.20.2: cargo install --locked (licence check; some minutes, once)"
-  CARGO_TARGET_DIR=$PWD/target cargo install --quiet --locked --root "$PWD" cargo-deny@=0.20.2 >&2
-  rm -rf target
+  cargo_install cargo-deny 0.20.2
 }
 
 once cargo-deny-0.20.2 build

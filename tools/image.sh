@@ -92,8 +92,8 @@ strata=$!
 # Its own loopback is the only network it has: asked from inside it.
 ready() { nsenter --target "$strata" --net bash -c 'exec 3<>/dev/tcp/127.0.0.1/9600 && printf "GET /readyz HTTP/1.0\r\n\r\n" >&3 && head -1 <&3' 2>/dev/null | grep -q ' 200 '; }
 deadline=$((SECONDS + 60))
-until ready; do
-  if ! kill -0 "$strata" 2>/dev/null || [ $SECONDS -ge $deadline ]; then say "strata is not ready:"; tail -20 "$work/log" >&2; exit 1; fi
+until ready && [ -s "$work/data/samples.ndjson" ]; do
+  if ! kill -0 "$strata" 2>/dev/null || [ $SECONDS -ge $deadline ]; then say "strata is not ready, or delivers nothing:"; tail -20 "$work/log" >&2; exit 1; fi
   sleep 0.2
 done
 status() { sed -n "s/^$1:[[:space:]]*//p" "/proc/$strata/status"; }

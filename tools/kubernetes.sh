@@ -8,10 +8,8 @@ NAMES="-X k8s.io/component-base/version.gitVersion=v$VERSION -X k8s.io/component
 
 build() {
   say "  Kubernetes $VERSION: go build of kube-apiserver, kubectl and helm from their modules (the control plane of the tests; some minutes, once)"
-  # Built once and started a few times, so it is the compiler's own time that counts: it seldom collects its garbage, and writes nothing for debuggers.
-  (cd "$TOOLS/kubernetes" && GOGC=400 CGO_ENABLED=0 GOFLAGS="-mod=readonly -tags=grpcnotrace" \
-    go build -trimpath -gcflags=all=-dwarf=false -ldflags "-s -w $NAMES" -o "$OLDPWD/" \
-    k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl helm.sh/helm/v4/cmd/helm >&2)
+  (cd "$TOOLS/kubernetes" && go_build -tags=grpcnotrace -ldflags "-s -w $NAMES" -o "$OLDPWD/" \
+    k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl helm.sh/helm/v4/cmd/helm)
 }
 
 once "kubernetes-$VERSION" build

@@ -11,6 +11,19 @@ mkdir -p "$CACHE"
 say() { printf '%s\n' "$*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# go_build ARGUMENTS: `go build` of a program that is built once and started a few times, so that it is the compiler's own time that counts: it seldom
+# collects its garbage and writes nothing for debuggers. All programs are built alike, so they share the packages they have in common.
+go_build() {
+  GOGC=400 CGO_ENABLED=0 go build -mod=readonly -trimpath -gcflags=all=-dwarf=false "$@" >&2
+}
+
+# cargo_install NAME VERSION: a program of crates.io with its own lock file, into this folder; little optimised, for the same reason.
+cargo_install() {
+  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_TARGET_DIR=$PWD/target \
+    cargo install --quiet --locked --root "$PWD" "$1@=$2" >&2
+  rm -rf target
+}
+
 # once FOLDER FUNCTION: runs FUNCTION in an empty folder that becomes $CACHE/FOLDER only when it succeeds.
 # Two callers at a time wait for each other; a finished folder is never touched again.
 once() {

@@ -7,8 +7,7 @@ TAGS=netgo,grpcnotrace,remove_all_sd
 
 build() {
   say "  Prometheus 3.15: go build from its module (receiver and peer of the remote-write tests; some minutes, once)"
-  (cd "$TOOLS/prometheus3" && GOFLAGS="-mod=readonly -tags=$TAGS" go build -trimpath -ldflags "-s -w" -o "$OLDPWD/prometheus" \
-    github.com/prometheus/prometheus/cmd/prometheus >&2)
+  (cd "$TOOLS/prometheus3" && go_build -tags="$TAGS" -ldflags "-s -w" -o "$OLDPWD/prometheus" github.com/prometheus/prometheus/cmd/prometheus)
 }
 
 once prometheus-3.15.0 build

@@ -47,6 +47,8 @@ for purpose in "$@"; do
       [ "$(id -u)" = 0 ] || system fusermount3 fuse3 "mounts the file system that loses power, where the tests are not run by root"
       system ip iproute2 "gives the network namespace of a Kubernetes test its addresses"
       system chromium chromium "opens the console (125 MB; a quarter of a minute to install)"
+      system buildah buildah "builds the image without a daemon, and runs it"
+      system jq jq "reads what the image weighs"
       system python3 python3-venv "runs the independent decoder of the wire format"
       cached cargo-deny-0.20.2 "cargo-deny, built by cargo: licence check (some minutes to build)"
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"

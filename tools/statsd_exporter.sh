@@ -5,8 +5,7 @@
 
 build() {
   say "  statsd_exporter 0.31.0: go build from its module (a receiver of the statsd tests; under a minute)"
-  (cd "$TOOLS/statsd_exporter" && GOFLAGS=-mod=readonly go build -trimpath -ldflags "-s -w" -o "$OLDPWD/statsd_exporter" \
-    github.com/prometheus/statsd_exporter >&2)
+  (cd "$TOOLS/statsd_exporter" && go_build -ldflags "-s -w" -o "$OLDPWD/statsd_exporter" github.com/prometheus/statsd_exporter)
 }
 
 once statsd_exporter-0.31.0 build

@@ -7,8 +7,7 @@ TAGS=custom,inputs.nats_consumer,outputs.file,parsers.influx,parsers.json,parser
 
 build() {
   say "  Telegraf 1.37.2: go build from its module with the plugins of the test (a vendor's agent; some minutes, once)"
-  (cd "$TOOLS/telegraf" && GOFLAGS="-mod=readonly -tags=$TAGS" go build -trimpath -ldflags "-s -w" -o "$OLDPWD/telegraf" \
-    github.com/influxdata/telegraf/cmd/telegraf >&2)
+  (cd "$TOOLS/telegraf" && go_build -tags="$TAGS" -ldflags "-s -w" -o "$OLDPWD/telegraf" github.com/influxdata/telegraf/cmd/telegraf)
 }
 
 once telegraf-1.37.2 build

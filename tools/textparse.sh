@@ -11,7 +11,7 @@ version=0.315.0-$(cat "$TOOLS"/textparse/{main.go,go.mod} | sha256sum | cut -c1-
 
 build() {
   say "  textparse $version: go build from its modules (the oracle of the format tests; under a minute)"
-  (cd "$TOOLS/textparse" && GOFLAGS=-mod=readonly go build -trimpath -ldflags "-s -w" -o "$OLDPWD/textparse" . >&2)
+  (cd "$TOOLS/textparse" && go_build -ldflags "-s -w" -o "$OLDPWD/textparse" .)
 }
 
 once "textparse-$version" build

@@ -110,6 +110,17 @@ pub fn make<'r>(folder: &Path, relays: impl IntoIterator<Item = &'r str>) -> io:
     Keys::route(folder, Missing::Make).map(drop)
 }
 
+/// The files of all seeds of a cluster, wherever they are kept.
+pub fn files<'r>(relays: impl IntoIterator<Item = &'r str>) -> Vec<String> {
+    let feeds = relays.into_iter().map(feed);
+    Role::ALL.into_iter().map(|role| role.name().to_owned()).chain(feeds).chain([ROUTE.to_owned()]).map(|name| file(&name)).collect()
+}
+
+/// A new seed. *Errors*: the system has no randomness.
+pub fn fresh() -> io::Result<String> {
+    KeyPair::new_user().seed().map_err(io::Error::other)
+}
+
 /// A folder for seeds, where it is missing.
 pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
@@ -141,7 +152,7 @@ fn open_file(folder: &Path, name: &str, missing: Missing) -> io::Result<(String,
             )));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let seed = KeyPair::new_user().seed().map_err(io::Error::other)?;
+            let seed = fresh()?;
             write_private(folder, &path, &seed)?;
             seed
         }
@@ -166,6 +177,19 @@ fn write_private(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    /// What a Secret gets is what a folder has.
+    #[test]
+    fn the_files_named_are_those_that_are_made() {
+        let folder = tempfile::tempdir().expect("a folder");
+        make(folder.path(), ["one"]).expect("made");
+        let entries = fs::read_dir(folder.path()).expect("listed").map(|entry| entry.expect("an entry").file_name());
+        let mut made: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+        let mut named = files(["one"]);
+        made.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(named, made);
+    }
 
     #[test]
     fn seeds_are_made_once_and_are_private() {

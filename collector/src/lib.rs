@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod discovery;
+pub mod members;
 mod minutes;
 pub mod parse;
 pub mod publish;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use client::Client;
 use discovery::Discoverer;
+use members::Sharing;
 use publish::{Left, Publisher};
 use roster::Roster;
 use scrape::{Shared, Status};
@@ -56,6 +58,8 @@ pub struct Options {
     pub full: Arc<Notify>,
     /// The layouts in use, shared with relays of the same process.
     pub layouts: Arc<Interner>,
+    /// Who shares the targets out; none: this process scrapes all of them.
+    pub sharing: Option<Sharing>,
 }
 
 /// Why a collector cannot start.
@@ -85,6 +89,7 @@ impl Options {
             requests_max: scrape::REQUESTS_MAX,
             full: Arc::new(Notify::new()),
             layouts: Arc::default(),
+            sharing: None,
         }
     }
 }
@@ -115,9 +120,13 @@ impl Collector {
         let tasks = TaskTracker::new();
         let (updates, taken) = mpsc::channel(discovery::UPDATES_MAX);
         let discoverer = Discoverer::new(client, telemetry.clone(), updates, tasks.clone(), stop.clone());
-        let roster = Arc::new(Roster::new(shared, publisher.linker(), discoverer, tasks.clone(), stop.clone()));
+        let sharing = options.sharing;
+        let roster = Arc::new(Roster::new(shared, publisher.linker(), discoverer, tasks.clone(), stop.clone(), sharing.clone()));
         roster.configure(jobs(config));
         tasks.spawn(stop.clone().run_until_cancelled_owned(roster.clone().follow(taken)));
+        if let Some(sharing) = sharing {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(roster.clone().share(sharing)));
+        }
         tasks.close();
         Ok(Self { publisher, roster, tasks, stop, telemetry })
     }
@@ -142,6 +151,18 @@ impl Collector {
     /// *Limits*: at most `keep_dropped_targets` (or [`target::DROPPED_MAX`]) per job; `strata_targets_dropped` counts all that relabeling dropped.
     pub fn dropped(&self) -> Vec<Dropped> {
         self.roster.dropped()
+    }
+
+    /// How many targets were found that other members scrape.
+    pub fn elsewhere(&self) -> usize {
+        self.roster.elsewhere()
+    }
+
+    /// Waits until every discovery has said what it finds: from then on others may rely on this process.
+    ///
+    /// *Shape*: cancel safe. It never returns while a discovery cannot say anything.
+    pub fn found(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.roster.found()
     }
 
     /// Whether the stream acknowledged a message a short time ago.

@@ -5,6 +5,9 @@
 //!
 //! A target that comes back while its end is still being sent waits for that end, so its frames are in order. A target that is the same but
 //! is to be scraped differently is handed over between two slots: nothing becomes stale, and no slot is missed.
+//!
+//! Where members share the targets out, those of others are only counted. One that becomes another's is scraped for an interval and [`HANDOVER`] more and
+//! then let go: it is not gone, so nothing becomes stale. One that is gone ends with staleness by its owner alone.
 
 mod entry;
 
@@ -13,12 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sample::TargetId;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::discovery::{Discoverer, Update};
+use crate::members::{HANDOVER, Members, Sharing};
 use crate::publish::Link;
 use crate::scrape::{Halt, Scrape, Shared, Status};
 use crate::target::{Dropped, Job, Target};
@@ -46,6 +50,8 @@ pub(crate) struct Roster {
     floor: Floor,
     discoverer: Discoverer,
     state: Mutex<State>,
+    /// Whether every discovery has said what it finds.
+    found: watch::Sender<bool>,
 }
 
 /// What targets are started with.
@@ -54,15 +60,18 @@ struct Floor {
     linker: Linker,
     tasks: TaskTracker,
     stop: CancellationToken,
+    sharing: Option<Sharing>,
 }
 
 #[derive(Default)]
 struct State {
     /// In the configuration's order.
     jobs: Vec<Entry>,
-    /// Tasks of targets that are gone, until they have ended.
-    ending: HashMap<TargetId, JoinHandle<()>>,
+    ending: Ending,
 }
+
+/// Tasks of targets that are gone or another's, until they have ended.
+type Ending = HashMap<TargetId, Earlier>;
 
 /// The task that scraped a target until now, and up to when its slots are.
 struct Earlier {
@@ -72,9 +81,21 @@ struct Earlier {
 }
 
 impl Roster {
-    /// Nothing runs yet: [`Self::configure`] brings the jobs.
-    pub(crate) fn new(shared: Arc<Shared>, linker: Linker, discoverer: Discoverer, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { floor: Floor { shared, linker, tasks, stop }, discoverer, state: Mutex::default() }
+    /// Nothing runs yet: [`Self::configure`] brings the jobs. `sharing`: who shares the targets out; none: all are ours.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        linker: Linker,
+        discoverer: Discoverer,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+        sharing: Option<Sharing>,
+    ) -> Self {
+        Self {
+            floor: Floor { shared, linker, tasks, stop, sharing },
+            discoverer,
+            state: Mutex::default(),
+            found: watch::Sender::new(false),
+        }
     }
 
     /// Takes updates until nobody sends any.
@@ -88,11 +109,36 @@ impl Roster {
         }
     }
 
+    /// Settles every job anew whenever others are there, until nobody says so any more.
+    pub(crate) async fn share(self: Arc<Self>, mut sharing: Sharing) {
+        let show = |members: &[String]| self.floor.telemetry().members.set(i64::try_from(members.len()).unwrap_or(i64::MAX));
+        show(&sharing.live.borrow());
+        while sharing.live.changed().await.is_ok() {
+            show(&sharing.live.borrow_and_update());
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let State { jobs, ending } = &mut *state;
+            ending.retain(|_, earlier| !earlier.task.is_finished());
+            jobs.iter_mut().for_each(|entry| entry.settle(&self.floor, ending));
+        }
+    }
+
+    /// How many targets were found that are others'.
+    pub(crate) fn elsewhere(&self) -> usize {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.jobs.iter().map(Entry::elsewhere).sum()
+    }
+
+    /// Waits until every discovery has said what it finds.
+    pub(crate) fn found(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut found = self.found.subscribe();
+        async move { found.wait_for(|found| *found).await.map(drop).unwrap_or_default() }
+    }
+
     /// Makes these the jobs: what is new starts, what is gone ends, what is the same goes on untouched.
     pub(crate) fn configure(&self, jobs: Vec<Job>) -> Changes {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { jobs: entries, ending } = &mut *state;
-        ending.retain(|_, task| !task.is_finished());
+        ending.retain(|_, earlier| !earlier.task.is_finished());
         let mut before: HashMap<String, Entry> = entries.drain(..).map(|entry| (entry.name().to_owned(), entry)).collect();
         let mut changes = Changes::default();
         for job in jobs {
@@ -122,6 +168,7 @@ impl Roster {
             changes.removed.push(name);
         }
         changes.removed.sort_unstable();
+        self.found.send_replace(entries.iter().all(Entry::is_known));
         changes
     }
 
@@ -129,12 +176,12 @@ impl Roster {
     pub(crate) fn apply(&self, update: Update) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { jobs, ending } = &mut *state;
-        ending.retain(|_, task| !task.is_finished());
+        ending.retain(|_, earlier| !earlier.task.is_finished());
         let mut groups = Some(update.groups);
-        for entry in jobs {
-            if entry.take(update.discovery, &mut groups, self.floor.telemetry()) {
-                return entry.settle(&self.floor, ending);
-            }
+        let found = jobs.iter_mut().find_map(|entry| entry.take(update.discovery, &mut groups, self.floor.telemetry()).then_some(entry));
+        if let Some(entry) = found {
+            entry.settle(&self.floor, ending);
+            self.found.send_replace(jobs.iter().all(Entry::is_known));
         }
     }
 
@@ -164,6 +211,11 @@ impl Floor {
         self.shared.telemetry()
     }
 
+    /// Who shares the targets out now.
+    fn members(&self) -> Option<Members> {
+        self.sharing.as_ref().map(Sharing::members)
+    }
+
     /// Starts a target once its earlier task, if there is one, has ended.
     fn start(&self, target: Arc<Target>, earlier: Option<Earlier>) -> Running {
         self.telemetry().target_starts.inc();
@@ -185,6 +237,14 @@ impl Floor {
             scrape.run(stop, halted, ended).await;
         });
         Running { target, status, end, halt, task }
+    }
+
+    /// The target is another's: its task goes on until that one has surely begun.
+    fn let_go(&self, running: Running) -> Earlier {
+        let overlap = running.target.interval.saturating_add(HANDOVER);
+        let until_ms = self.shared.now_ms().saturating_add(i64::try_from(overlap.as_millis()).unwrap_or(i64::MAX));
+        running.halt.at(until_ms);
+        Earlier { task: running.task, handed_over: Some((running.halt, until_ms)) }
     }
 
     /// The same target, scraped as it is now: its slots from now on are the new task's.

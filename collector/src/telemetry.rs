@@ -35,6 +35,10 @@ pub struct Telemetry {
     pub target_starts: IntCounter,
     /// Targets that relabeling dropped.
     pub targets_dropped: IntGauge,
+    /// Targets that were found and are another member's.
+    pub targets_elsewhere: IntGauge,
+    /// Members that share the targets out; 0: nothing is shared.
+    pub members: IntGauge,
     /// Targets that were found, before relabeling, by mechanism.
     pub discovery_targets: IntGaugeVec,
     /// Attempts to find targets that failed, by mechanism and reason.
@@ -107,6 +111,8 @@ impl Telemetry {
                 "Times that the scraping of a target began: when it was found, and when its settings changed.",
             )?,
             targets_dropped: gauge("strata_targets_dropped", "Targets that were found and dropped by relabeling.")?,
+            targets_elsewhere: gauge("strata_targets_elsewhere", "Targets that were found and that other members scrape.")?,
+            members: gauge("strata_members", "Members that share the targets out, this one included; 0: nothing is shared.")?,
             discovery_targets: register(
                 registry,
                 IntGaugeVec::new(Opts::new("strata_discovery_targets", "Targets found, before relabeling, by mechanism."), &["mechanism"])?,

@@ -71,6 +71,7 @@ impl<'a> Findings<'a> {
         self.buffer(&config.buffer);
         self.nats(&config.buffer);
         self.feeds(config);
+        self.cluster_section(config);
         for (i, relay) in config.relays.iter().enumerate() {
             self.relay(config, i, relay);
         }
@@ -78,10 +79,11 @@ impl<'a> Findings<'a> {
         self.owned_twice(config);
         self.listen(&config.server.listen);
         self.tests(config);
-        if config.relays.is_empty() && !self.is_taken("relays") {
+        let has_objects = config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.resources || kubernetes.prometheus_operator);
+        if config.relays.is_empty() && !has_objects && !self.is_taken("relays") {
             self.warning(&steps!["relays"], "no relay is configured: samples are kept for a replay and go nowhere");
         }
-        if config.scrape_configs.is_empty() && !self.is_taken("scrape_configs") {
+        if config.scrape_configs.is_empty() && !has_objects && !self.is_taken("scrape_configs") {
             self.warning(&steps!["scrape_configs"], "nothing is scraped: add a job");
         }
     }

@@ -13,6 +13,9 @@ use crate::{FilePath, HttpClientConfig, beside};
 /// Default of `kubernetes_annotations.prefix`.
 pub const ANNOTATION_PREFIX: &str = "prometheus.io";
 
+/// Default of `kubernetes.group`.
+pub const GROUP: &str = "strata";
+
 /// The cluster that Strata runs in, or looks at.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -35,6 +38,8 @@ pub struct Kubernetes {
     pub allow_local_files: bool,
     /// Whether processes with this same configuration share the targets out among themselves, each with a Lease; default false: each scrapes all.
     pub share_targets: bool,
+    /// What the processes that share are called together, as a label of their leases; default `strata`. Two installations in one namespace need two names.
+    pub group: Option<String>,
     /// The admission webhook; default: none.
     pub webhook: Option<Webhook>,
 }
@@ -198,6 +203,13 @@ pub struct AnnotatedResources {
     pub services: bool,
     /// The addresses behind annotated services without one.
     pub endpoints: bool,
+}
+
+impl Kubernetes {
+    /// What the processes that share are called together.
+    pub fn group(&self) -> &str {
+        self.group.as_deref().unwrap_or(GROUP)
+    }
 }
 
 impl Default for KubernetesAnnotations {

@@ -194,7 +194,8 @@ impl Finder {
     /// Waits until changes pause.
     async fn quiet(&self) {
         let end = Instant::now() + QUIET_MAX;
-        while timeout(QUIET.min(end.saturating_duration_since(Instant::now())), self.changed.notified()).await.is_ok() {}
+        let left = || end.saturating_duration_since(Instant::now());
+        while !left().is_zero() && timeout(QUIET.min(left()), self.changed.notified()).await.is_ok() {}
     }
 
     /// The targets as they are now.

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::object::Part;
+use config::object::{Ground, Part};
 use config::{Config, Kinds};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::client::Cluster;
-use object::{Id, Object};
+use object::{Id, Object, Objects, Refusal};
 
 pub use memory::Error;
 pub use ours::Around;
@@ -36,6 +36,8 @@ use watches::{Seen, Watches};
 
 /// What watches saw and nobody looked at yet. Larger: a storm of changes takes memory; smaller: watches wait for each other.
 const SEEN_MAX: usize = 256;
+/// What stands for the content of a Secret where nobody reads it.
+const AWAITED: &str = "awaited";
 /// How long the first lists are waited for. Larger: new objects of a cluster in which one kind cannot be read are taken up later; smaller: jobs are made
 /// twice, once without what another object says of them.
 const FIRST_LISTS: Duration = Duration::from_secs(5);
@@ -77,7 +79,7 @@ pub struct Verdict {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Said {
     /// The objects as they are now.
-    pub objects: BTreeMap<Id, Object>,
+    pub objects: Objects,
     /// What is said of them.
     pub verdicts: BTreeMap<Id, Verdict>,
     /// Strata's own namespace.
@@ -123,37 +125,49 @@ impl Overlay {
         let (sender, mut seen) = mpsc::channel(SEEN_MAX);
         let mut watches = Watches::start(&self.cluster, &self.options.kubernetes, sender);
         let begin = Instant::now() + FIRST_LISTS;
-        let mut has_begun = false;
+        let (mut has_begun, mut is_due) = (false, true);
         let mut batch = Vec::with_capacity(SEEN_MAX);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                _ = seen.recv_many(&mut batch, SEEN_MAX) => batch.drain(..).for_each(|seen| self.take(seen, &mut watches)),
-                changed = files.changed() => if changed.is_err() { return },
+                _ = seen.recv_many(&mut batch, SEEN_MAX) => {
+                    for seen in batch.drain(..) {
+                        is_due |= self.take(seen, &mut watches);
+                    }
+                }
+                changed = files.changed() => match changed {
+                    Ok(()) => is_due = true,
+                    Err(_) => return,
+                },
                 () = sleep_until(begin), if !has_begun => has_begun = true,
             }
             has_begun |= watches.are_first_lists_read();
-            if has_begun {
+            if has_begun && std::mem::take(&mut is_due) {
                 let file = files.borrow_and_update().clone();
                 // Checking many objects takes longer than others may wait.
                 tokio::task::block_in_place(|| self.evaluate(&file));
                 watches.follow(self.state.references());
+            } else if has_begun {
+                self.say();
             }
         }
     }
 
-    fn take(&mut self, seen: Seen, watches: &mut Watches) {
+    /// Whether there is anything to read anew.
+    fn take(&mut self, seen: Seen, watches: &mut Watches) -> bool {
         match seen {
             Seen::Listed { kind, scope, objects } => {
                 watches.listed(kind, &scope);
                 self.state.listed(kind, scope.as_deref(), objects);
             }
             Seen::Unreadable { kind, scope } => watches.listed(kind, &scope),
-            Seen::Changed(object) => self.state.changed(*object),
+            // Each status that Strata writes comes back like this.
+            Seen::Changed(object) => return self.state.changed(*object),
             Seen::Gone(id) => self.state.gone(&id),
             Seen::Contents { namespace, store, name, contents } => self.state.contents(namespace, store, name, contents),
         }
+        true
     }
 
     /// Reads and checks what changed; what is in use is durable before anybody is told of it.
@@ -167,6 +181,10 @@ impl Overlay {
             }
             self.layer.send_replace(Arc::new(layer));
         }
+        self.say();
+    }
+
+    fn say(&self) {
         let said = self.state.said();
         self.said.send_if_modified(|known| {
             let is_new = **known != said;
@@ -175,6 +193,26 @@ impl Overlay {
             }
             is_new
         });
+    }
+}
+
+/// Checks an object that is not there yet; what its Secrets hold is not looked at, nor what other objects say.
+///
+/// *Shape*: what works, but not as it is written.
+///
+/// *Errors*: everything that is wrong, each with its field.
+pub fn validate(object: &Object, own_namespace: &str, ground: &Ground<'_>) -> Result<Vec<String>, Vec<String>> {
+    let becomes = match state::read(object, Around { objects: &Objects::new(), own_namespace }) {
+        Ok(becomes) => becomes,
+        Err(Refusal { reason, .. }) if state::WISHED.contains(&reason) => return Ok(Vec::new()),
+        Err(Refusal { message, .. }) => return Err(vec![message]),
+    };
+    let contents = becomes.entries.references().into_iter().map(|reference| (reference, AWAITED.to_owned())).collect();
+    let checked = becomes.entries.check(&object.id.to_string(), &contents, ground);
+    let text = |problem: &config::Problem| state::said(std::slice::from_ref(problem));
+    match checked {
+        Ok(part) => Ok(part.warnings.iter().map(|config::Warning(warning)| text(warning)).collect()),
+        Err(problems) => Err(problems.iter().map(text).collect()),
     }
 }
 

@@ -224,7 +224,8 @@ impl Writing<'_> {
 
     /// Says a change of its conditions as an Event.
     async fn tell(&self, object: &Object, told: (bool, String, String), known: &mut Known) {
-        if known.told.as_ref() == Some(&told) || !self.leadership.holds() {
+        // A relay starts within moments, or says why it does not.
+        if known.told.as_ref() == Some(&told) || told.1 == conditions::STARTING || !self.leadership.holds() {
             return;
         }
         let is_first = known.told.is_none();

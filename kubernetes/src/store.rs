@@ -94,11 +94,19 @@ impl<K: Object> Snapshot<K> {
     }
 }
 
-impl<K: Object> FromIterator<K> for Snapshot<K> {
-    fn from_iter<I: IntoIterator<Item = K>>(objects: I) -> Self {
-        let mut objects: Vec<_> = objects.into_iter().map(|object| Arc::new(Stored::new(object))).collect();
+#[cfg(test)]
+impl<K: Object> Snapshot<K> {
+    /// Of objects in any order.
+    pub(crate) fn of(mut objects: Vec<Arc<Stored<K>>>) -> Self {
         objects.sort_by(|one, other| one.key().cmp(&other.key()));
         Self(Arc::new(objects))
+    }
+}
+
+#[cfg(test)]
+impl<K: Object> FromIterator<K> for Snapshot<K> {
+    fn from_iter<I: IntoIterator<Item = K>>(objects: I) -> Self {
+        Self::of(objects.into_iter().map(|object| Arc::new(Stored::new(object))).collect())
     }
 }
 

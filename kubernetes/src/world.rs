@@ -177,3 +177,6 @@ impl<K> Made<K> {
         self.seen.iter().all(|seen| world.seq(seen.kind, &seen.namespace, &seen.name) == seen.seq)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ mod slots;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bundled_nats::ledger::collector_of;
 use bundled_nats::port::{Error as PortError, Log, Streams};
 use config::Relay;
 use sample::sheet::{Named, Sheet, minute_of};
@@ -203,7 +204,7 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
                 match whose {
                     Writer::Relay(place) => booked::take(&mut all[place], &taken, &scope, &mut holes),
                     Writer::Dead(place) => booked::amend(&mut all[place], &taken, &scope, &mut holes),
-                    Writer::Collector => slots.book(&taken.payload, &scope),
+                    Writer::Collector => slots.book(collector_of(&taken.subject).unwrap_or_default(), &taken.payload, &scope),
                 }
             }
             booking = booked::next(&mut bookings, &valid).await?;

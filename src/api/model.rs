@@ -141,6 +141,9 @@ pub(crate) struct Collection {
     pub(crate) targets_down: u64,
     /// Targets that were not scraped yet.
     pub(crate) targets_unknown: u64,
+    /// Targets that were found and that other members scrape.
+    #[serde(default)]
+    pub(crate) targets_elsewhere: u64,
     /// Samples put into frames since the start.
     pub(crate) scraped_samples: u64,
     /// Samples in acknowledged messages since the start.
@@ -173,6 +176,9 @@ pub(crate) struct Targets {
     pub(crate) targets: Vec<Target>,
     /// Those that were found and are not scraped; a job shows only the first of them.
     pub(crate) dropped: Vec<Dropped>,
+    /// How many were found that other members scrape.
+    #[serde(default)]
+    pub(crate) elsewhere: u64,
 }
 
 /// One target; [scraping.md](scraping.md) tells of all its fields.
@@ -214,7 +220,8 @@ pub(crate) struct Dropped {
     pub(crate) job: String,
     /// Its labels before relabeling.
     pub(crate) discovered_labels: BTreeMap<String, String>,
-    /// `relabeled` (a rule dropped it), `duplicate` (same URL and labels as another one), `invalid` (its labels make no target).
+    /// `relabeled` (a rule dropped it), `duplicate` (same URL and labels as another one, or the same pod), `invalid` (its labels or annotations make no
+    /// target), `unready` (it is not there for now).
     pub(crate) reason: String,
     /// The rule, or what is wrong.
     pub(crate) detail: String,

@@ -150,9 +150,11 @@ fn stream(frame: &mut Frame<'_>, area: Rect, status: &Status) {
         Span::styled("   targets ", DIM),
         Span::raw(format!("{} up ", collection.targets_up)),
         down,
-        Span::styled("   waiting ", DIM),
-        Span::raw(bytes(collection.queue_bytes as f64)),
     ];
+    if collection.targets_elsewhere > 0 {
+        second.push(Span::raw(format!(" {} elsewhere", collection.targets_elsewhere)));
+    }
+    second.extend([Span::styled("   waiting ", DIM), Span::raw(bytes(collection.queue_bytes as f64))]);
     if collection.dropped_samples > 0 {
         second.push(Span::styled(format!("   {} samples dropped before the stream", count(collection.dropped_samples as f64)), Color::Red));
     }

@@ -4,7 +4,8 @@
 {{- $buffer := $config.buffer }}
 {{- $_ := set $buffer "data_dir" "/var/lib/strata" }}
 {{- with $config.kubernetes }}
-{{- if $.Values.roles.split }}{{ $_ := set . "share_targets" true }}{{ end }}
+{{- /* A pod per node has its node's targets already: shared out they would go to pods that do not see them. */}}
+{{- if and $.Values.roles.split (eq $.Values.collector.kind "Deployment") }}{{ $_ := set . "share_targets" true }}{{ end }}
 {{- if and $.Values.webhook.enabled (not $.Values.roles.split) }}{{ $_ := set . "webhook" (include "strata.webhook" $ | fromYaml) }}{{ end }}
 {{- end }}
 {{- if .Values.nats.external.urls }}

@@ -51,6 +51,12 @@ subjects:
 {{- if $values.rbac.ingresses }}
 - {apiGroups: [networking.k8s.io], resources: [ingresses], verbs: [get, list, watch]}
 {{- end }}
+{{- if $values.rbac.replicaSets }}
+- {apiGroups: [apps], resources: [replicasets], verbs: [get, list, watch]}
+{{- end }}
+{{- if $values.rbac.jobs }}
+- {apiGroups: [batch], resources: [jobs], verbs: [get, list, watch]}
+{{- end }}
 {{- if $values.rbac.kubeletMetrics }}
 - {apiGroups: [""], resources: [nodes/metrics], verbs: [get]}
 {{- end }}
@@ -65,6 +71,9 @@ subjects:
 - {apiGroups: [strata.ctx.sh], resources: [discoveries, collectors, relays], verbs: [get, list, watch]}
 - {apiGroups: [strata.ctx.sh], resources: [discoveries/status, collectors/status, relays/status], verbs: [patch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
+{{- end }}
+{{- if $values.rbac.configMaps }}
+- {apiGroups: [""], resources: [configmaps], verbs: [get, list, watch]}
 {{- end }}
 {{- if $values.rbac.secrets }}
 - {apiGroups: [""], resources: [secrets], verbs: [get, list, watch]}

@@ -29,3 +29,11 @@
 {{- printf "%.0fGi" (ceil (divf (mulf $bytes 1.15) 1073741824.0)) }}
 {{- end }}
 {{- end }}
+
+{{/* The size of one claim: that of the volume, or what the claim of a running release has, if that is more, as no volume shrinks. In: root, name. */}}
+{{- define "strata.claim" -}}
+{{- $wanted := include "strata.volume" .root }}
+{{- $there := lookup "v1" "PersistentVolumeClaim" .root.Release.Namespace .name }}
+{{- $size := (((($there).spec).resources).requests).storage }}
+{{- if and $size (not .root.Values.persistence.size) (gt (include "strata.bytes" $size | float64) (include "strata.bytes" $wanted | float64)) }}{{ $size }}{{ else }}{{ $wanted }}{{ end }}
+{{- end }}

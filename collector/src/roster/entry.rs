@@ -11,7 +11,7 @@ use sample::TargetId;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Earlier, Floor};
+use super::{Earlier, Ending, Floor};
 use crate::discovery::{Discoverer, Key, Spec, TargetGroup, statics};
 use crate::scrape::{Halt, Status};
 use crate::target::{Dropped, Found, Job, Resolved, Target};
@@ -32,6 +32,8 @@ pub(super) struct Entry {
     /// In the order in which they were found.
     running: Vec<Running>,
     duplicates: Vec<Dropped>,
+    /// Targets that were found and are other members'.
+    elsewhere: usize,
     dropped_count: usize,
     /// What was logged of targets that cannot be built.
     told: HashSet<String>,
@@ -69,6 +71,7 @@ impl Entry {
             resolved: Vec::new(),
             running: Vec::new(),
             duplicates: Vec::new(),
+            elsewhere: 0,
             dropped_count: 0,
             told: HashSet::new(),
         }
@@ -89,6 +92,15 @@ impl Entry {
 
     pub(super) fn dropped(&self) -> Vec<Dropped> {
         self.job.dropped(&self.resolved, &self.duplicates)
+    }
+
+    pub(super) fn elsewhere(&self) -> usize {
+        self.elsewhere
+    }
+
+    /// Whether each of its discoveries has said what it finds.
+    pub(super) fn is_known(&self) -> bool {
+        self.discoveries.iter().all(|discovery| discovery.groups.is_some())
     }
 
     /// The job is configured differently: discoveries that are the same run on, with what they found.
@@ -127,13 +139,13 @@ impl Entry {
     }
 
     fn forget_leaving(&mut self) {
-        if self.discoveries.iter().all(|discovery| discovery.groups.is_some()) {
+        if self.is_known() {
             self.leaving.clear();
         }
     }
 
-    /// Starts and ends targets so that they are those that were found.
-    pub(super) fn settle(&mut self, floor: &Floor, ending: &mut HashMap<TargetId, JoinHandle<()>>) {
+    /// Starts and ends targets so that they are those that were found and are ours.
+    pub(super) fn settle(&mut self, floor: &Floor, ending: &mut Ending) {
         let leaving = if self.leaving.is_empty() { Vec::new() } else { self.job.find(&self.leaving).targets };
         let mut known: HashMap<*const TargetGroup, Resolved> =
             self.resolved.drain(..).map(|resolved| (Arc::as_ptr(&resolved.group), resolved)).collect();
@@ -151,9 +163,22 @@ impl Entry {
         let texts: HashSet<String> = errors.iter().map(|error| crate::scrape::with_causes(&**error)).collect();
         texts.difference(&self.told).for_each(|text| tracing::error!("{text}"));
         self.told = texts;
+        self.run(targets, floor, ending);
+    }
+
+    /// Makes these the targets that run, as far as they are ours.
+    fn run(&mut self, targets: Vec<Arc<Target>>, floor: &Floor, ending: &mut Ending) {
         let mut before: HashMap<TargetId, Running> = self.running.drain(..).map(|running| (running.target.id, running)).collect();
+        let members = floor.members();
+        let elsewhere = std::mem::take(&mut self.elsewhere);
         for target in targets {
-            let running = match before.remove(&target.id) {
+            let running = before.remove(&target.id);
+            if members.as_ref().is_some_and(|members| !members.owns(target.id)) {
+                self.elsewhere += 1;
+                ending.extend(running.map(|running| (target.id, floor.let_go(running))));
+                continue;
+            }
+            let running = match running {
                 Some(running) if running.target.goes_on_as(&target) => {
                     if !Arc::ptr_eq(&running.target, &target) {
                         let mut status = running.status.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,22 +188,25 @@ impl Entry {
                 }
                 // The same series, scraped differently: nothing becomes stale.
                 Some(running) => floor.hand_over(running, target),
+                // One that was just let go, or ended, goes on where that is done.
                 None => {
-                    let earlier = ending.remove(&target.id).map(|task| Earlier { task, handed_over: None });
+                    let earlier = ending.remove(&target.id);
                     floor.start(target, earlier)
                 }
             };
             self.running.push(running);
         }
+        floor.telemetry().targets_elsewhere.add(self.elsewhere as i64 - elsewhere as i64);
         end_all(before.into_values(), ending);
     }
 
     /// The job is gone.
-    pub(super) fn end(self, floor: &Floor, ending: &mut HashMap<TargetId, JoinHandle<()>>) {
+    pub(super) fn end(self, floor: &Floor, ending: &mut Ending) {
         let telemetry = floor.telemetry();
         self.discoveries.iter().for_each(|discovery| discovery.uncount(telemetry));
         telemetry.discovery_targets.with_label_values(&[STATIC]).sub(count(&self.statics));
         telemetry.targets_dropped.sub(self.dropped_count as i64);
+        telemetry.targets_elsewhere.sub(self.elsewhere as i64);
         end_all(self.running, ending);
     }
 }
@@ -197,10 +225,10 @@ impl Discovery {
 }
 
 /// Ends targets that are gone: their series become stale.
-fn end_all(gone: impl IntoIterator<Item = Running>, ending: &mut HashMap<TargetId, JoinHandle<()>>) {
+fn end_all(gone: impl IntoIterator<Item = Running>, ending: &mut Ending) {
     for running in gone {
         running.end.cancel();
-        ending.insert(running.target.id, running.task);
+        ending.insert(running.target.id, Earlier { task: running.task, handed_over: None });
     }
 }
 

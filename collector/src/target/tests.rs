@@ -132,3 +132,64 @@ fn a_bad_target_does_not_stop_the_others() {
     );
     assert!(schedule("__scrape_interval__", "often").contains("'often' is no duration"));
 }
+
+#[test]
+fn the_namespace_of_a_target_is_where_it_was_found_whatever_rules_say() {
+    let rules = r#""relabel_configs": [{"target_label": "__meta_kubernetes_namespace", "replacement": "other"}, {"target_label": "namespace", "replacement": "other"}]"#;
+    let found = [("__meta_kubernetes_namespace", "shop")];
+    let target = one(&job(rules), &group(&["a:9100"], &found));
+    assert_eq!(pairs(&target.origin.attributes), [("job", "node"), ("namespace", "shop")]);
+    assert_eq!(target.origin.attribute("namespace"), Some("shop"));
+    let moved = one(&job(rules), &group(&["a:9100"], &[("__meta_kubernetes_namespace", "team")]));
+    assert!(target.id == moved.id && !target.goes_on_as(&moved), "the same series, and another namespace's");
+}
+
+#[test]
+fn what_discovery_left_out_is_told_with_its_labels() {
+    let left_out = LeftOut {
+        labels: BTreeMap::from([("pod".to_owned(), "web".to_owned())]),
+        reason: Reason::Unready,
+        detail: "the pod is Pending, not Running".to_owned(),
+    };
+    let mut group = group(&[], &[("namespace", "shop")]);
+    Arc::make_mut(&mut group).left_out.push(left_out);
+    let found = job("").find([&group]);
+    let dropped = &found.dropped[0];
+    assert_eq!((dropped.reason, dropped.detail.as_str()), (Reason::Unready, "the pod is Pending, not Running"));
+    for (name, value) in [("pod", "web"), ("namespace", "shop"), ("job", "node")] {
+        assert!(dropped.discovered_labels.contains(&(name.to_owned(), value.to_owned())), "{name}");
+    }
+    assert_eq!((found.dropped_count, found.errors.len()), (0, 0), "no rule dropped it, and nothing is wrong");
+}
+
+/// `STRATA_SCALE=100000 cargo test --release --lib -- joining_what_is_known --nocapture` prints the numbers of a large job.
+#[test]
+fn joining_what_is_known_costs_little_beside_resolving_it() {
+    let count = std::env::var("STRATA_SCALE").ok().and_then(|count| count.parse().ok()).unwrap_or(5_000);
+    let rules = r#""relabel_configs": [
+        {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": ".*metrics", "action": "keep"},
+        {"regex": "__meta_kubernetes_pod_label_(.+)", "action": "labelmap"},
+        {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
+        {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"}]"#;
+    let job = job(rules);
+    let groups: Vec<_> = (0..count)
+        .map(|index| {
+            let (name, address) = (format!("web-{index}"), format!("10.{}.{}.{}:9100", index >> 16, index >> 8 & 255, index & 255));
+            let mut labels: BTreeMap<String, String> =
+                (0..20).map(|label| (format!("__meta_kubernetes_pod_annotation_{label}"), "value".to_owned())).collect();
+            for (name, value) in
+                [("pod_container_port_name", "metrics"), ("namespace", "shop"), ("pod_name", &name), ("pod_label_app", "web")]
+            {
+                labels.insert(format!("__meta_kubernetes_{name}"), value.to_owned());
+            }
+            Arc::new(TargetGroup::new(name, [address], labels))
+        })
+        .collect();
+    let started = std::time::Instant::now();
+    let resolved: Vec<_> = groups.iter().map(|group| job.resolve(group)).collect();
+    let (all, started) = (started.elapsed(), std::time::Instant::now());
+    assert_eq!(job.join(&resolved).targets.len(), count);
+    let join = started.elapsed();
+    println!("{count} groups: resolved in {all:?}, joined in {join:?}");
+    assert!(join * 10 < all, "joining takes {join:?}, resolving {all:?}");
+}

@@ -1,15 +1,30 @@
-//! The checks of what jobs ask of Kubernetes.
+//! The checks of the section `kubernetes`, and of what jobs ask of a cluster.
 //!
-//! *In*: `kubernetes_sd_configs`, `kubernetes_annotations`. *Out*: problems with places. *Bound*: one pass; the cluster itself is not asked.
+//! *In*: the section, `kubernetes_sd_configs`, `kubernetes_annotations`. *Out*: problems with places. *Bound*: one pass; the cluster itself is not asked.
 //! *When full*: does not apply.
 
 use super::Findings;
 use crate::selector::{field_mistake, label_mistake};
 use crate::tree::{Step, steps};
 use crate::words::shown_url;
-use crate::{HttpClientConfig, KubernetesAnnotations, KubernetesRole, KubernetesSdConfig, ScrapeConfig};
+use crate::{Config, HttpClientConfig, KubernetesAnnotations, KubernetesRole, KubernetesSdConfig, ScrapeConfig};
+
+/// Bytes of `kubernetes.group`: it is a label's value, and begins the names of leases.
+const GROUP_BYTES_MAX: usize = 63;
 
 impl Findings<'_> {
+    pub(super) fn cluster_section(&mut self, config: &Config) {
+        let Some(kubernetes) = &config.kubernetes else { return };
+        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let group = kubernetes.group();
+        let is_name =
+            (1..=GROUP_BYTES_MAX).contains(&group.len()) && group.bytes().all(is_inner) && !group.starts_with('-') && !group.ends_with('-');
+        if !is_name {
+            let message = format!("'{group}' is no name: small letters, digits and '-' inside, at most {GROUP_BYTES_MAX} of them");
+            self.problem(&steps!["kubernetes", "group"], message);
+        }
+    }
+
     pub(super) fn kubernetes(&mut self, i: usize, scrape: &ScrapeConfig) {
         for (j, sd) in scrape.kubernetes_sd_configs.iter().enumerate() {
             let here = steps!["scrape_configs", i, "kubernetes_sd_configs", j];

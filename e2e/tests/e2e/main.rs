@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod chart;
+mod chart_templates;
 mod cluster;
 mod console;
 mod control_plane;
@@ -20,10 +21,14 @@ mod holes;
 mod http_options;
 mod http_outage;
 mod http_tls;
+mod image;
 mod kafka;
 mod kafka_secure;
 mod kills;
+mod kubernetes_discovery;
 mod kubernetes_faults;
+mod kubernetes_members;
+mod kubernetes_resources;
 mod matrix;
 mod nats_secrets;
 mod pages;
@@ -41,4 +46,5 @@ mod seen;
 mod staleness;
 mod statsd;
 mod takeover;
+mod why;
 mod windows;

@@ -30,7 +30,11 @@ pub struct Installation {
 
 impl Installation {
     pub fn new(exporters: &[Exporter], relays: &str) -> Result<Self> {
-        let rest = format!("{}relays:\n{relays}", scene::scrape("500ms", exporters));
+        Self::of(format!("{}relays:\n{relays}", scene::scrape("500ms", exporters)))
+    }
+
+    /// One with this configuration beside `buffer` and `feeds`.
+    pub fn of(rest: String) -> Result<Self> {
         Ok(Self { seeds: TempDir::with_prefix("strata-e2e-seeds-")?, ports: vec![process::free_port()?], peers: Vec::new(), rest })
     }
 

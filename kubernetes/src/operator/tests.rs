@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::*;
@@ -8,7 +6,7 @@ use crate::overlay::object::Id;
 fn becomes(kind: Kind, namespace: &str, spec: Value) -> Result<Becomes, Refusal> {
     let id = Id { kind, namespace: namespace.to_owned(), name: "web".to_owned() };
     let object = Object { id, uid: String::new(), generation: 1, version: String::new(), spec, status: Value::Null };
-    read(&object, Around { objects: &BTreeMap::new(), own_namespace: "strata" })
+    read(&object, Around { objects: &Default::default(), own_namespace: "strata" })
 }
 
 /// Each job, typed by the configuration as it would be in the file.

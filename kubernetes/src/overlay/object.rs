@@ -2,7 +2,9 @@
 //!
 //! *In*: what a watch says. *Out*: [`Object`]s by [`Id`]. *Bound*: the specs of the objects. *When full*: does not apply.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use config::object::Entries;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
@@ -38,6 +40,9 @@ pub struct Id {
     /// Its name.
     pub name: String,
 }
+
+/// All objects.
+pub type Objects = BTreeMap<Id, Arc<Object>>;
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -146,6 +151,13 @@ impl Object {
             spec: part("spec"),
             status: part("status"),
         })
+    }
+}
+
+impl Object {
+    /// Whether it is another one than this, apart from its status.
+    pub fn differs(&self, other: &Self) -> bool {
+        self.uid != other.uid || self.generation != other.generation || self.spec != other.spec
     }
 }
 

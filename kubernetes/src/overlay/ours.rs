@@ -2,12 +2,10 @@
 //!
 //! *In*: an object, and the others. *Out*: jobs and relays in the words of the configuration. *Bound*: one object. *When full*: does not apply.
 
-use std::collections::BTreeMap;
-
 use config::object::{Entries, Written};
 use serde_json::{Map, Value, json};
 
-use crate::overlay::object::{Becomes, Id, Kind, Object, Refusal};
+use crate::overlay::object::{Becomes, Id, Kind, Object, Objects, Refusal};
 use crate::resources::collector::{BUFFER_SIZE, Clip, ENCODER, WORKERS};
 use crate::resources::{CollectorSpec, DiscoverySpec, Reference};
 
@@ -15,7 +13,7 @@ use crate::resources::{CollectorSpec, DiscoverySpec, Reference};
 #[derive(Clone, Copy)]
 pub struct Around<'a> {
     /// All objects.
-    pub objects: &'a BTreeMap<Id, Object>,
+    pub objects: &'a Objects,
     /// Strata's own namespace.
     pub own_namespace: &'a str,
 }

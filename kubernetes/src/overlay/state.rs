@@ -14,14 +14,14 @@ use super::memory::Remembered;
 use super::ours::{self, Around};
 use super::{Layer, Options, Said, Verdict};
 use crate::operator;
-use crate::overlay::object::{Becomes, Id, Kind, Object, Refusal};
+use crate::overlay::object::{Becomes, Id, Kind, Object, Objects, Refusal};
 
 /// Problems of an object that its condition names. Larger: a message nobody reads to its end; smaller: one more round for an object that is wrong
 /// everywhere.
 const PROBLEMS_SAID: usize = 3;
 
 /// Reasons for which an object is wished to do nothing: what it was before does not go on.
-const WISHED: [&str; 2] = ["Disabled", "NoDiscovery"];
+pub(super) const WISHED: [&str; 2] = ["Disabled", "NoDiscovery"];
 
 pub(super) struct State {
     kinds: Kinds,
@@ -29,7 +29,7 @@ pub(super) struct State {
     allows_files: bool,
     own_namespace: String,
     folder: PathBuf,
-    objects: BTreeMap<Id, Object>,
+    objects: Objects,
     /// By namespace, store and name; none: there is no such thing.
     contents: BTreeMap<(String, Store, String), Option<BTreeMap<String, String>>>,
     good: BTreeMap<Id, Good>,
@@ -64,7 +64,7 @@ impl State {
     pub(super) fn remember(&mut self, objects: Vec<Remembered>) {
         for remembered in objects {
             let id = remembered.object.id.clone();
-            self.objects.insert(id.clone(), remembered.object.clone());
+            self.objects.insert(id.clone(), Arc::new(remembered.object.clone()));
             for (Reference { store, name, key }, content) in &remembered.contents {
                 let of = self.contents.entry((id.namespace.clone(), *store, name.clone())).or_insert_with(|| Some(BTreeMap::new()));
                 of.get_or_insert_default().insert(key.clone(), content.clone());
@@ -78,11 +78,14 @@ impl State {
     pub(super) fn listed(&mut self, kind: Kind, namespace: Option<&str>, objects: Vec<Object>) {
         let is_of = |id: &Id| id.kind == kind && namespace.is_none_or(|namespace| id.namespace == namespace);
         self.objects.retain(|id, _| !is_of(id));
-        self.objects.extend(objects.into_iter().map(|object| (object.id.clone(), object)));
+        self.objects.extend(objects.into_iter().map(|object| (object.id.clone(), Arc::new(object))));
     }
 
-    pub(super) fn changed(&mut self, object: Object) {
-        self.objects.insert(object.id.clone(), object);
+    /// An object that is new or was written; whether it says anything else now.
+    pub(super) fn changed(&mut self, object: Object) -> bool {
+        let is_other = self.objects.get(&object.id).is_none_or(|known| known.differs(&object));
+        self.objects.insert(object.id.clone(), Arc::new(object));
+        is_other
     }
 
     pub(super) fn gone(&mut self, id: &Id) {
@@ -118,7 +121,7 @@ impl State {
             self.file = Some(Arc::new(file.clone()));
         }
         let (mut good, mut verdicts) = (BTreeMap::new(), BTreeMap::new());
-        for object in self.objects.values() {
+        for object in self.objects.values().map(Arc::as_ref) {
             let before = self.good.remove(&object.id).filter(|good| good.remembered.object.uid == object.uid);
             let (now, verdict) = self.judge(object, before, file, is_same_file);
             if let Some(now) = now {
@@ -216,7 +219,7 @@ impl State {
 }
 
 /// What an object becomes, by its kind.
-fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refusal> {
+pub(super) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refusal> {
     match object.id.kind {
         Kind::Discovery => ours::discovery(object, around),
         Kind::Collector => ours::collector(object, around),
@@ -226,7 +229,7 @@ fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refusal> {
 }
 
 /// The first problems, as a condition says them.
-fn said(problems: &[Problem]) -> String {
+pub(super) fn said(problems: &[Problem]) -> String {
     let one = |problem: &Problem| match problem.field.is_empty() {
         true => problem.message.clone(),
         false => format!("{}: {}", problem.field, problem.message),

@@ -49,9 +49,11 @@ impl Watches {
     pub(super) fn start(cluster: &Cluster, options: &config::Kubernetes, seen: mpsc::Sender<Seen>) -> Self {
         let ours = Kind::OURS.into_iter().filter(|_| options.resources);
         let kinds = ours.chain(Kind::OPERATOR.into_iter().filter(|_| options.prometheus_operator));
+        // Strata's own namespace is always looked at.
+        let own = Some(&cluster.namespace).filter(|own| !options.namespaces.contains(own));
         let scopes: Vec<Option<String>> = match options.namespaces.is_empty() {
             true => vec![None],
-            false => options.namespaces.iter().cloned().map(Some).collect(),
+            false => options.namespaces.iter().chain(own).cloned().map(Some).collect(),
         };
         let (client, tasks) = (cluster.client.clone(), JoinSet::new());
         let mut watches = Self { client, seen, first: HashSet::new(), named: BTreeMap::new(), tasks };

@@ -13,11 +13,13 @@ use crate::resources::{Condition, DEGRADED, READY};
 
 /// Characters of a text. Kubernetes takes 1,024 in an Event, and more in a condition, which nobody reads to its end.
 pub(super) const NOTE_MAX: usize = 1000;
+/// The reason of an object whose relay was not seen yet.
+pub(super) const STARTING: &str = "Starting";
 
 /// What is said of an object. `relay`: none where it has none; inside, none where this process does not know it yet.
 pub(super) fn of(object: &Object, verdict: &Verdict, relay: Option<Option<&Sent>>, now: Timestamp) -> Vec<Condition> {
     let (is_ready, reason, message) = match relay {
-        Some(None) if verdict.is_ready => (false, "Starting", "its relay starts".to_owned()),
+        Some(None) if verdict.is_ready => (false, STARTING, "its relay starts".to_owned()),
         Some(Some(sent)) if verdict.is_ready && sent.is_paused => {
             (false, "Paused", format!("its relay was paused: `strata resume {}` lets it go on", object.id.relay()))
         }

@@ -89,15 +89,14 @@ impl Counted {
     /// Counts what was collected.
     fn slot(&mut self, envelope: &Envelope, frame: &FrameRef<'_>, slots: &mut Slots, scope: &Scope, collection: &mut Collection) {
         let is_slot = !frame.flags.contains(Flags::PUSHED) && frame.part == 0;
-        if is_slot {
-            slots.take(&envelope.producer, envelope.epoch, frame, scope);
-        }
+        // A page that another collector has too is one slot.
+        let is_new = is_slot && slots.take(&envelope.producer, envelope.epoch, frame, scope);
         if !scope.holds(minute_of(frame.slot_ms)) {
             return;
         }
         collection.samples += u64::from(frame.samples);
         collection.targets += u64::from(self.seen.insert(frame.target));
-        collection.slots += u64::from(is_slot && !frame.flags.contains(Flags::END));
+        collection.slots += u64::from(is_new);
     }
 
     /// A slot in parts is read once all are there, or a newer one comes.

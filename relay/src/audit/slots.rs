@@ -5,8 +5,11 @@
 //!
 //! A collector books what it missed and what failed, so a gap of one process is what it booked for it. Between two processes nobody books: the
 //! schedule says which slots there were.
+//!
+//! Where several collectors share the targets, a slot is a hole only if no one had it: what one of them booked is no hole where another one's page is.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use bundled_nats::ledger::Life;
 use sample::sheet::{HOUR, Kind, Sheet, minute_of};
@@ -45,6 +48,8 @@ pub(super) struct Slots {
     booked: BTreeMap<(TargetId, i64, u8), Vec<Booked>>,
     /// Frames of failed scrapes.
     failed: HashMap<(TargetId, i64), u64>,
+    /// Frames of failed scrapes whose slots another collector has a page of.
+    covered: HashMap<(TargetId, i64), u64>,
     /// Losses before the stream: first and last slot.
     dropped: HashMap<TargetId, Vec<(i64, i64)>>,
     targets: HashMap<TargetId, Rhythm>,
@@ -54,6 +59,7 @@ pub(super) struct Slots {
 
 /// Slots of a target and minute that share their reason.
 struct Booked {
+    producer: Arc<str>,
     kind: Kind,
     reason: Box<str>,
     slots: u64,
@@ -64,12 +70,23 @@ struct Booked {
 /// When a target was scraped.
 struct Rhythm {
     slot_ms: i64,
+    /// The scrape of that slot failed.
+    is_failed: bool,
     process: Process,
     /// The time between two slots; 0: there was one only.
     every_ms: i64,
     gaps: Vec<Gap>,
+    /// Who scraped it when, in order.
+    stretches: Vec<Stretch>,
     /// It was gone after that slot: what comes later begins anew.
     is_ended: bool,
+}
+
+/// Slots of a target, one after the other, of one producer.
+struct Stretch {
+    producer: Arc<str>,
+    from_ms: i64,
+    to_ms: i64,
 }
 
 /// A process, by its producer and epoch.
@@ -85,8 +102,8 @@ struct Gap {
     /// The shortest time between two slots right after it; 0: there was none yet.
     after_ms: i64,
     looks: u8,
-    /// The producer after it, if it is another process than before.
-    other: Option<String>,
+    /// The producers before and after it, if it is another process than before.
+    other: Option<(String, String)>,
 }
 
 /// Where holes go.
@@ -108,8 +125,9 @@ impl Slots {
     }
 
     /// Takes what a collector booked; a booking that cannot be read tells nothing.
-    pub fn book(&mut self, payload: &[u8], scope: &Scope) {
+    pub fn book(&mut self, producer: &str, payload: &[u8], scope: &Scope) {
         let Ok(sheet) = Sheet::decode(payload, None) else { return };
+        let producer: Arc<str> = producer.into();
         sheet.each(|cell| {
             let end = cell.minute + i64::from(cell.span);
             if end <= scope.from || cell.minute >= scope.to || !scope.selects(cell.target.id) {
@@ -117,9 +135,16 @@ impl Slots {
             }
             let here = self.booked.entry((cell.target.id, cell.minute, cell.span)).or_default();
             for (term, n) in sheet.terms().iter().zip(cell.counts).filter(|(_, n)| **n > 0) {
-                match here.iter_mut().find(|known| known.kind == term.kind && known.reason == term.reason) {
+                let is_same = |known: &&mut Booked| known.kind == term.kind && known.reason == term.reason && known.producer == producer;
+                match here.iter_mut().find(is_same) {
                     Some(known) => known.slots += n.unsigned_abs(),
-                    None => here.push(Booked { kind: term.kind, reason: term.reason.clone(), slots: n.unsigned_abs(), told: 0 }),
+                    None => here.push(Booked {
+                        producer: producer.clone(),
+                        kind: term.kind,
+                        reason: term.reason.clone(),
+                        slots: n.unsigned_abs(),
+                        told: 0,
+                    }),
                 }
             }
         });
@@ -130,61 +155,44 @@ impl Slots {
         self.booked.len()
     }
 
-    /// Takes the first frame of a slot; those before and after the range show where a gap that reaches into it begins and ends.
-    pub fn take(&mut self, producer: &str, epoch: u64, frame: &FrameRef<'_>, scope: &Scope) {
-        let slot_ms = frame.slot_ms;
+    /// Takes the first frame of a slot; those before and after the range show where a gap that reaches into it begins and ends. Whether the slot had
+    /// none before.
+    pub fn take(&mut self, producer: &str, epoch: u64, frame: &FrameRef<'_>, scope: &Scope) -> bool {
+        let (slot_ms, is_failed) = (frame.slot_ms, frame.flags.contains(Flags::FAILED));
         if frame.flags.contains(Flags::END) {
             if let Some(known) = self.targets.get_mut(&frame.target) {
                 known.is_ended = true;
             }
-            return;
+            return false;
         }
-        if frame.flags.contains(Flags::FAILED) && scope.holds(minute_of(slot_ms)) {
-            *self.failed.entry((frame.target, minute_of(slot_ms))).or_default() += 1;
+        let known = self.targets.entry(frame.target).or_insert_with(|| Rhythm::new(producer, epoch, slot_ms));
+        let is_new = known.take(producer, epoch, slot_ms);
+        let minute = (frame.target, minute_of(slot_ms));
+        if is_new && slot_ms == known.slot_ms {
+            known.is_failed = is_failed;
         }
-        let process = || (producer.to_owned(), epoch);
-        let known = self.targets.entry(frame.target).or_insert_with(|| Rhythm {
-            slot_ms,
-            process: process(),
-            every_ms: 0,
-            gaps: Vec::new(),
-            is_ended: false,
-        });
-        if std::mem::take(&mut known.is_ended) {
-            (known.slot_ms, known.every_ms, known.process) = (slot_ms, 0, process());
+        if is_failed && scope.holds(minute.1) {
+            let counts = if is_new { &mut self.failed } else { &mut self.covered };
+            *counts.entry(minute).or_default() += 1;
+        } else if !is_new && slot_ms == known.slot_ms && std::mem::take(&mut known.is_failed) && scope.holds(minute.1) {
+            // A page in the place of what failed elsewhere.
+            *self.failed.entry(minute).or_default() -= 1;
+            *self.covered.entry(minute).or_default() += 1;
         }
-        let distance = slot_ms - known.slot_ms;
-        if distance <= 0 {
-            return known.fill(slot_ms);
-        }
-        known.settle(distance);
-        let is_other = (known.process.0.as_str(), known.process.1) != (producer, epoch);
-        if is_other || distance > known.every_ms {
-            let (from_ms, before_ms) = (known.slot_ms, known.every_ms);
-            let other = is_other.then(|| producer.to_owned());
-            known.gaps.push(Gap { from_ms, to_ms: slot_ms, before_ms, after_ms: 0, looks: 0, other });
-        }
-        known.slot_ms = slot_ms;
-        if known.every_ms == 0 || distance < known.every_ms {
-            known.every_ms = distance;
-        }
-        if is_other {
-            known.process = process();
-        }
+        is_new
     }
 
     /// Says which slots of the range brought no page. `is_torn`: whether messages are gone from the middle of the stream in a minute.
     pub fn finish(mut self, scope: &Scope, is_torn: impl Fn(i64) -> bool, collection: &mut Collection, holes: &mut Holes) {
         collection.starts = self.starts(scope);
-        let mut targets: Vec<_> = std::mem::take(&mut self.targets).into_iter().collect();
-        targets.sort_unstable_by_key(|(target, _)| *target);
+        let rhythms: BTreeMap<_, _> = std::mem::take(&mut self.targets).into_iter().collect();
         let mut to = Teller { scope, collection, holes };
-        for (target, rhythm) in targets {
+        for (target, rhythm) in &rhythms {
             for (gap, every_ms) in rhythm.gaps.iter().filter_map(|gap| Some((gap, gap.every_ms()?))) {
-                self.gap(target, gap, every_ms, &is_torn, &mut to);
+                self.gap(*target, gap, every_ms, &is_torn, &mut to);
             }
         }
-        self.tell_booked(&mut to);
+        self.tell_booked(&rhythms, &mut to);
     }
 
     /// Goes through the slots of a gap.
@@ -196,7 +204,7 @@ impl Slots {
         // What is nearer to its end than half an interval is that one, of an interval that has changed.
         let end_ms = (to.scope.to * 60_000).min(gap.to_ms - every_ms / 2);
         while slot_ms < end_ms {
-            let why = self.reason(target, slot_ms, gap.other.as_deref(), is_torn);
+            let why = self.reason(target, slot_ms, gap.other.as_ref(), is_torn);
             match (&mut run, why) {
                 (Some((known, _, last_ms, slots)), Some(why)) if *known == why => (*last_ms, *slots) = (slot_ms, *slots + 1),
                 (_, why) => {
@@ -215,12 +223,19 @@ impl Slots {
     }
 
     /// Why a slot of a gap has no frame; none: it had one, which was lost later and is told of elsewhere.
-    fn reason(&mut self, target: TargetId, slot_ms: i64, other: Option<&str>, is_torn: &impl Fn(i64) -> bool) -> Option<(Kind, String)> {
+    fn reason(
+        &mut self,
+        target: TargetId,
+        slot_ms: i64,
+        other: Option<&(String, String)>,
+        is_torn: &impl Fn(i64) -> bool,
+    ) -> Option<(Kind, String)> {
         let minute = minute_of(slot_ms);
         for (first, span) in [(minute, 1), (minute.div_euclid(i64::from(HOUR)) * i64::from(HOUR), HOUR)] {
             let minutes = first..first + i64::from(span);
             let Some(all) = self.booked.get_mut(&(target, first, span)) else { continue };
-            let frames: u64 = minutes.filter_map(|minute| self.failed.get(&(target, minute))).sum();
+            let counted = |minute| self.failed.get(&(target, minute)).into_iter().chain(self.covered.get(&(target, minute)));
+            let frames: u64 = minutes.flat_map(counted).sum();
             let failed: u64 = all.iter().filter(|booked| booked.kind == Kind::Failed).map(|booked| booked.slots - booked.told).sum();
             // A scrape may have failed and left no frame.
             let kind = |kind| if failed > frames { matches!(kind, Kind::Missed | Kind::Failed) } else { kind == Kind::Missed };
@@ -233,7 +248,24 @@ impl Slots {
         if was_dropped || is_torn(minute) {
             return None;
         }
-        Some((Kind::Missed, other.map_or(MISSED, |producer| self.ended(producer, slot_ms)).to_owned()))
+        let why = match other {
+            None => MISSED,
+            Some((before, after)) if before == after => self.ended(after, slot_ms),
+            Some((before, _)) => self.left(before, slot_ms),
+        };
+        Some((Kind::Missed, why.to_owned()))
+    }
+
+    /// How a process ended whose target another one took over; it may not have begun again since.
+    fn left(&self, producer: &str, slot_ms: i64) -> &'static str {
+        let mut last = None;
+        for life in self.lives.get(producer).into_iter().flatten() {
+            if matches!(life, Life::Started(at_ms) if *at_ms >= slot_ms) {
+                return word(last);
+            }
+            last = Some(life);
+        }
+        if let Some(Life::Stopped(_)) = last { word(last) } else { NOT_RUNNING }
     }
 
     /// How the process ended that did not run in a slot.
@@ -253,19 +285,27 @@ impl Slots {
     }
 
     /// What is booked and not told of yet.
-    fn tell_booked(&mut self, to: &mut Teller<'_>) {
+    fn tell_booked(&mut self, rhythms: &BTreeMap<TargetId, Rhythm>, to: &mut Teller<'_>) {
         for ((target, first, span), all) in &self.booked {
             let (first, end) = (*first, *first + i64::from(*span));
             for booked in all.iter().filter(|booked| booked.told < booked.slots) {
                 let mut left = booked.slots - booked.told;
+                if booked.kind == Kind::Missed {
+                    let had = |rhythm: &Rhythm| rhythm.had(&booked.producer, first * 60_000, end * 60_000);
+                    left -= left.min(rhythms.get(target).map_or(0, had));
+                }
+                for minute in (first..end).filter(|_| booked.kind == Kind::Failed) {
+                    left -= take_some(&mut self.covered, (*target, minute), left);
+                }
+                if left == 0 {
+                    continue;
+                }
                 to.tell(booked.kind, &booked.reason, *target, (first * 60_000, end * 60_000), left);
                 if booked.kind != Kind::Failed {
                     continue;
                 }
                 for minute in first..end {
-                    let Some(frames) = self.failed.get_mut(&(*target, minute)) else { continue };
-                    let here = left.min(*frames);
-                    (left, *frames) = (left - here, *frames - here);
+                    left -= take_some(&mut self.failed, (*target, minute), left);
                 }
             }
         }
@@ -298,12 +338,70 @@ impl Slots {
 }
 
 impl Rhythm {
-    /// It came late: it fills a gap.
-    fn fill(&mut self, slot_ms: i64) {
-        let Some(at) = self.gaps.iter().position(|gap| (gap.from_ms + 1..gap.to_ms).contains(&slot_ms)) else { return };
+    fn new(producer: &str, epoch: u64, slot_ms: i64) -> Self {
+        let process = (producer.to_owned(), epoch);
+        Self { slot_ms, is_failed: false, process, every_ms: 0, gaps: Vec::new(), stretches: Vec::new(), is_ended: false }
+    }
+
+    /// Takes a slot; whether it had no frame before.
+    fn take(&mut self, producer: &str, epoch: u64, slot_ms: i64) -> bool {
+        if std::mem::take(&mut self.is_ended) {
+            (self.slot_ms, self.every_ms, self.process) = (slot_ms, 0, (producer.to_owned(), epoch));
+            self.stretch(producer, slot_ms);
+            return true;
+        }
+        let distance = slot_ms - self.slot_ms;
+        if distance <= 0 {
+            let is_first = self.stretches.first().is_none_or(|first| slot_ms < first.from_ms);
+            if self.stretches.is_empty() {
+                self.stretch(producer, slot_ms);
+            }
+            return self.fill(slot_ms) || is_first;
+        }
+        self.settle(distance);
+        let is_other = (self.process.0.as_str(), self.process.1) != (producer, epoch);
+        if is_other || distance > self.every_ms {
+            let (from_ms, before_ms) = (self.slot_ms, self.every_ms);
+            let other = is_other.then(|| (self.process.0.clone(), producer.to_owned()));
+            self.gaps.push(Gap { from_ms, to_ms: slot_ms, before_ms, after_ms: 0, looks: 0, other });
+        }
+        self.slot_ms = slot_ms;
+        if self.every_ms == 0 || distance < self.every_ms {
+            self.every_ms = distance;
+        }
+        if is_other {
+            self.process = (producer.to_owned(), epoch);
+        }
+        self.stretch(producer, slot_ms);
+        true
+    }
+
+    fn stretch(&mut self, producer: &str, slot_ms: i64) {
+        match self.stretches.last_mut() {
+            Some(last) if *last.producer == *producer => last.to_ms = slot_ms,
+            _ => self.stretches.push(Stretch { producer: producer.into(), from_ms: slot_ms, to_ms: slot_ms }),
+        }
+    }
+
+    /// About how many slots of a time others than a producer have frames of.
+    fn had(&self, producer: &str, from_ms: i64, end_ms: i64) -> u64 {
+        let slots = |stretch: &Stretch| {
+            let (first, last) = (stretch.from_ms.max(from_ms), stretch.to_ms.min(end_ms - 1));
+            let every = self.every_ms.max(1);
+            // By their distance to the last one of the stretch.
+            let steps = (stretch.to_ms - first).div_euclid(every) - (stretch.to_ms - last + every - 1).div_euclid(every) + 1;
+            if first <= last { steps.max(0).unsigned_abs() } else { 0 }
+        };
+        self.stretches.iter().filter(|stretch| *stretch.producer != *producer).map(slots).sum()
+    }
+
+    /// It came late: whether it fills a gap.
+    fn fill(&mut self, slot_ms: i64) -> bool {
+        let Some(at) = self.gaps.iter().position(|gap| (gap.from_ms + 1..gap.to_ms).contains(&slot_ms)) else { return false };
         let gap = self.gaps.remove(at);
         let before = Gap { to_ms: slot_ms, ..gap.clone() };
         self.gaps.extend([before, Gap { from_ms: slot_ms, ..gap }]);
+        true
     }
 
     /// Knows better of the newest gaps, by the distances after them: where these are as long, the interval has changed.
@@ -348,6 +446,14 @@ impl Teller<'_> {
             ..Hole::default()
         });
     }
+}
+
+/// Takes up to `n` of a count.
+fn take_some(counts: &mut HashMap<(TargetId, i64), u64>, at: (TargetId, i64), n: u64) -> u64 {
+    let Some(count) = counts.get_mut(&at) else { return 0 };
+    let taken = n.min(*count);
+    *count -= taken;
+    taken
 }
 
 /// How a process ended after which another one began; `last`: the last that is known of it.

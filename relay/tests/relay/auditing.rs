@@ -81,6 +81,31 @@ async fn every_term_is_what_became_of_the_samples_over_kills_and_bookings() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_relay_of_a_namespace_takes_its_samples_only_and_the_audit_balances() {
+    let twin = Twin::new(u64::MAX);
+    let mut one = relay("one");
+    one.namespaces = vec!["n1".to_owned(), "n3".to_owned()];
+    let setup = Setup::new(&twin, &[one]);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    for k in 0..12 {
+        let relays = setup.start();
+        let last = producer.publish(&[scrape(1, at + k * SLOT, &[("mine", 1.0)]), scrape(2, at + k * SLOT, &PAGE)]).await;
+        passed(&twin, "one", last).await;
+        if k == 6 {
+            // Long enough for a booking, which the next message takes along.
+            tokio::time::sleep(Duration::from_secs(700)).await;
+        }
+        drop(relays);
+    }
+    producer.publish(&[scrape(1, at + 12 * SLOT, &[("mine", 1.0)]), scrape(2, at + 12 * SLOT, &PAGE)]).await;
+    assert!(setup.sink("one").delivered().iter().all(|line| line.contains("mine")));
+    let statement = audited(&setup, (at, at + 40 * SLOT)).await;
+    assert_eq!(terms(&statement), (13, 12, vec![], 0, vec![], 1));
+    assert_eq!((statement.balanced, told(&statement.holes)), (true, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_booking_of_which_no_checkpoint_knows_is_made_again_and_counts_once() {
     let twin = Twin::new(u64::MAX);
     let setup = picky(&twin);
@@ -268,6 +293,7 @@ async fn slots_without_a_frame_are_named_and_unbalance_nothing() {
 /// What a collector books.
 struct Collector<'t> {
     twin: &'t Twin,
+    producer: &'static str,
     number: u64,
 }
 
@@ -286,7 +312,7 @@ impl Collector<'_> {
             life.put(&mut headers);
         }
         let payload = sheet.encode(0).into();
-        self.twin.ledger.publish(&collector_minutes("p"), &headers, payload, None).await.expect("room");
+        self.twin.ledger.publish(&collector_minutes(self.producer), &headers, payload, None).await.expect("room");
     }
 }
 
@@ -306,7 +332,7 @@ fn failed(target: u64, slot_ms: i64) -> Scrape {
 async fn slots_are_named_with_what_the_collector_booked_and_with_how_its_processes_ended() {
     let twin = Twin::new(u64::MAX);
     let setup = Setup::one(&twin);
-    let (mut producer, mut collector) = (Producer::new(&twin, "p", 1), Collector { twin: &twin, number: 0 });
+    let (mut producer, mut collector) = (Producer::new(&twin, "p", 1), Collector { twin: &twin, producer: "p", number: 0 });
     // The beginning of a minute, so that minutes are the same in every run.
     let at = slot(0) / 60_000 * 60_000 + 60_000;
     let ms = |k: i64| at + k * SLOT;
@@ -384,6 +410,71 @@ async fn slots_are_named_with_what_the_collector_booked_and_with_how_its_process
     let expect = [("overrun", 5, 2), ("timeout", 8, 2), ("busy", 30, 1)].map(|(reason, k, n)| ("t1", reason, minute(k).0, minute(k).1, n));
     assert_eq!(slots(&statement, at), [&expect[..], &[("t2", "suspended", 4, 8, 1)]].concat());
     assert_eq!(statement.collection.starts.len(), 2);
+}
+
+/// Of the target 1 in a slot of `at`.
+async fn one(producer: &mut Producer, slot_ms: i64, value: f64) -> u64 {
+    producer.publish(&[scrape(1, slot_ms, &[("a", value), ("jobs_total", value)])]).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_another_member_covered_is_no_hole_and_comes_once() {
+    let twin = Twin::new(u64::MAX);
+    let mut statsd = relay("statsd");
+    statsd.encode = Some(config::Component { name: "dogstatsd".into(), options: serde_json::json!({}) });
+    let setup = Setup::new(&twin, &[relay("one"), statsd]);
+    let (mut p, mut q) = (Producer::new(&twin, "p", 1), Producer::new(&twin, "q", 7));
+    let mut books = Collector { twin: &twin, producer: "p", number: 0 };
+    let at = slot(0) / 60_000 * 60_000 + 60_000;
+    let ms = |k: i64| at + k * SLOT;
+    books.book(Some(Life::Started(ms(0) - 1)), &[]).await;
+    // `p` sleeps from 5 to 12; `q` takes over with 8, and has overlapped by two slots when it lets go. One scrape of each overlap fails at one of them.
+    let fails = |k: i64| Scrape { values: vec![("a".into(), 0.0)], ..failed(1, ms(k)) };
+    let mut last = 0;
+    for k in 0..20 {
+        let value = k as f64;
+        if k < 5 || (13..=14).contains(&k) {
+            last = if k == 13 { p.publish(&[fails(k)]).await } else { one(&mut p, ms(k), value).await };
+        }
+        if (8..=15).contains(&k) {
+            last = if k == 14 { q.publish(&[fails(k)]).await } else { one(&mut q, ms(k), value).await };
+        }
+        if k > 14 {
+            last = one(&mut p, ms(k), value).await;
+        }
+    }
+    books.book(None, &[(1, Kind::Missed, "suspended", ms(5), 8), (1, Kind::Failed, "timeout", ms(13), 1)]).await;
+    Collector { twin: &twin, producer: "q", number: 0 }.book(None, &[(1, Kind::Failed, "timeout", ms(14), 1)]).await;
+    // `p` is killed and does not come back; later `q` goes on.
+    for k in 24..30 {
+        last = one(&mut q, ms(k), k as f64).await;
+    }
+    let relays = setup.start();
+    passed(&twin, "one", last).await;
+    passed(&twin, "statsd", last).await;
+    relays.stop(Duration::from_secs(5)).await;
+    let statement = audited(&setup, (at, ms(40))).await;
+    assert_eq!(slots(&statement, at), [("t1", "suspended", 5, 7, 3), ("t1", "not_running", 20, 23, 4)]);
+    assert_eq!(statement.collection.slots, 23, "of 30 slots seven are missing");
+    assert_eq!(statement.collection.failed_slots, BTreeMap::new());
+    assert!(statement.balanced, "{:?}", statement.holes);
+    let twins = statement.relays.iter().map(|terms| (terms.relay.as_str(), terms.filtered.get("twin").copied()));
+    // 13, 14 and 15 came twice, with two samples or, where it failed, one; at 13 what failed came first, and the page in its place.
+    assert_eq!(twins.collect::<Vec<_>>(), [("one", Some(3)), ("statsd", Some(3))]);
+    let delivered = setup.sink("one").delivered();
+    let of = |k: i64| delivered.iter().filter(|line| line.contains("\"a\"") && line.contains(&ms(k).to_string())).count();
+    for k in 0..30 {
+        let expect = match k {
+            5..=7 | 20..=23 => 0,
+            13 => 2,
+            _ => 1,
+        };
+        assert_eq!(of(k), expect, "slot {k}: {delivered:?}");
+    }
+    // Increases add up over both producers: 1 a slot, whoever scraped it, from the first value to the last.
+    let increase = |line: &String| line.split_once("jobs_total:")?.1.split_once('|')?.0.parse::<f64>().ok();
+    let increases: Vec<f64> = setup.sink("statsd").delivered().iter().filter_map(increase).collect();
+    assert_eq!(increases.iter().sum::<f64>(), 29.0, "{increases:?}");
 }
 
 #[tokio::test(start_paused = true)]

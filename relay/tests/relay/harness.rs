@@ -72,7 +72,9 @@ impl Producer {
             let mut labels = vec![("instance".into(), format!("t{}", scrape.target)), ("job".into(), scrape.job.into())];
             labels.extend(self.labels.iter().cloned());
             labels.sort();
-            let origin = Origin { target: TargetId(scrape.target), labels, attributes: vec![("job".into(), scrape.job.into())] };
+            // Each target is in a namespace of its own.
+            let attributes = vec![("job".into(), scrape.job.into()), ("namespace".into(), format!("n{}", scrape.target))];
+            let origin = Origin { target: TargetId(scrape.target), labels, attributes };
             Target { names: Vec::new(), layout: Arc::new(LayoutBuilder::new().build()), encoder: Encoder::new(Arc::new(origin), part) }
         });
         let names: Vec<String> = scrape.values.iter().map(|(name, _)| name.clone()).collect();

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::*;
@@ -9,7 +11,7 @@ fn object(kind: Kind, namespace: &str, name: &str, spec: Value) -> Object {
 
 #[track_caller]
 fn check(objects: &[Object], expect: Result<Value, &str>) {
-    let all = objects.iter().map(|object| (object.id.clone(), object.clone())).collect();
+    let all = objects.iter().map(|object| (object.id.clone(), Arc::new(object.clone()))).collect();
     let (around, first) = (Around { objects: &all, own_namespace: "strata" }, &objects[0]);
     let becomes = match first.id.kind {
         Kind::Discovery => discovery(first, around),

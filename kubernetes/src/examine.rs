@@ -1,0 +1,293 @@
+//! One object, looked at by a person's question: is it there, may Strata see it, does it ask to be scraped.
+//!
+//! *In*: a pod or a service by name, the jobs that find targets by annotation. *Out*: [`Step`]s in the order in which things must be right.
+//! *Bound*: a few requests, [`SERVICES_MAX`] services of its namespace. *When full*: the other services are not looked at, and that is said.
+
+use std::collections::BTreeMap;
+
+use config::KubernetesAnnotations;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::{Api, ListParams, PostParams, Resource};
+use serde::{Deserialize, Serialize};
+
+use crate::client::Cluster;
+
+/// Services of the namespace that may select a pod. Larger: a longer answer from a namespace of many; smaller: one of them is not seen.
+pub const SERVICES_MAX: u32 = 500;
+/// Objects whose names are near the one that is not there.
+const NEAR_MAX: usize = 3;
+
+/// What one look found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was looked at: `access`, `object`, `annotation`, `target`, `scrape`, `stream`, `relay`.
+    pub stage: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// That in a sentence.
+    pub text: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// How something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it must be.
+    Good,
+    /// This is why samples are missing.
+    Bad,
+    /// Neither: it is only said.
+    Note,
+}
+
+/// A kind of object that becomes targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A pod.
+    Pod,
+    /// A service.
+    Service,
+}
+
+/// A job that finds targets by annotation.
+#[derive(Debug, Clone)]
+pub struct Annotated {
+    /// Its name.
+    pub job: String,
+    /// How.
+    pub options: KubernetesAnnotations,
+}
+
+impl Step {
+    /// Something that is as it must be.
+    pub fn good(stage: &str, text: impl Into<String>) -> Self {
+        Self { stage: stage.to_owned(), verdict: Verdict::Good, text: text.into(), fix: None }
+    }
+
+    /// Something that is only said.
+    pub fn note(stage: &str, text: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Note, ..Self::good(stage, text) }
+    }
+
+    /// A reason why samples are missing, and what to do.
+    pub fn bad(stage: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Bad, fix: Some(fix.into()), ..Self::good(stage, text) }
+    }
+}
+
+impl Kind {
+    /// The word in a manifest.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Service => "service",
+        }
+    }
+
+    const fn resource(self) -> &'static str {
+        match self {
+            Self::Pod => "pods",
+            Self::Service => "services",
+        }
+    }
+}
+
+/// Looks at one object. *Errors*: the API server does not answer.
+pub async fn examine(cluster: &Cluster, kind: Kind, namespace: &str, name: &str, jobs: &[Annotated]) -> Result<Vec<Step>, kube::Error> {
+    let mut steps = access(cluster, kind, namespace).await?;
+    if steps.iter().any(|step| step.verdict == Verdict::Bad) {
+        return Ok(steps);
+    }
+    let services: Vec<Service> = match kind {
+        Kind::Pod => Api::namespaced(cluster.client.clone(), namespace).list(&ListParams::default().limit(SERVICES_MAX)).await?.items,
+        Kind::Service => Vec::new(),
+    };
+    let seen = match kind {
+        Kind::Pod => found::<Pod>(cluster, namespace, name).await?.map(|pod| {
+            steps.extend(pod_steps(&pod));
+            of(&pod)
+        }),
+        Kind::Service => found::<Service>(cluster, namespace, name).await?.map(|service| {
+            steps.push(Step::good("object", format!("service '{name}' is there: {}", address(&service))));
+            of(&service)
+        }),
+    };
+    let Ok(seen) = seen else {
+        let near = seen.err().unwrap_or_default();
+        let fix = if near.is_empty() {
+            format!("look for it: kubectl get {} -A", kind.resource())
+        } else {
+            format!("did you mean {}?", near.join(", "))
+        };
+        steps.push(Step::bad("object", format!("there is no {} '{name}' in namespace '{namespace}'", kind.name()), fix));
+        return Ok(steps);
+    };
+    let behind: Vec<Seen> = services.iter().filter(|service| selects(service, &seen.labels)).map(of).collect();
+    for job in jobs {
+        steps.extend(annotation_steps(job, kind, namespace, &seen, &behind));
+    }
+    Ok(steps)
+}
+
+/// What of an object decides.
+struct Seen {
+    name: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+}
+
+fn of<K: Resource>(object: &K) -> Seen {
+    let meta = object.meta().clone();
+    Seen { name: meta.name.unwrap_or_default(), labels: meta.labels.unwrap_or_default(), annotations: meta.annotations.unwrap_or_default() }
+}
+
+/// The object, or the names near its own.
+async fn found<K>(cluster: &Cluster, namespace: &str, name: &str) -> Result<Result<K, Vec<String>>, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let api = Api::<K>::namespaced(cluster.client.clone(), namespace);
+    if let Some(object) = api.get_opt(name).await? {
+        return Ok(Ok(object));
+    }
+    let others = api.list_metadata(&ListParams::default().limit(SERVICES_MAX)).await?;
+    let names = others.items.into_iter().filter_map(|object| object.metadata.name);
+    Ok(Err(names.filter(|other| other.starts_with(name) || name.starts_with(other.as_str())).take(NEAR_MAX).collect()))
+}
+
+/// Whether Strata may see such objects.
+async fn access(cluster: &Cluster, kind: Kind, namespace: &str) -> Result<Vec<Step>, kube::Error> {
+    let api = Api::<SelfSubjectAccessReview>::all(cluster.client.clone());
+    let mut steps = Vec::new();
+    for verb in ["get", "list", "watch"] {
+        let attributes = ResourceAttributes {
+            namespace: Some(namespace.to_owned()),
+            resource: Some(kind.resource().to_owned()),
+            verb: Some(verb.to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), non_resource_attributes: None };
+        let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+        let status = api.create(&PostParams::default(), &review).await?.status.unwrap_or_default();
+        if !status.allowed {
+            let text = format!("RBAC does not let Strata {verb} {} in namespace '{namespace}'", kind.resource());
+            let fix = format!(
+                "grant '{verb}' on '{}' there to Strata's service account (the chart does, for the namespaces it is given)",
+                kind.resource()
+            );
+            steps.push(Step::bad("access", text, fix));
+        }
+    }
+    if steps.is_empty() {
+        steps.push(Step::good("access", format!("Strata may get, list and watch {} in namespace '{namespace}'", kind.resource())));
+    }
+    Ok(steps)
+}
+
+fn pod_steps(pod: &Pod) -> Vec<Step> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let status = pod.status.clone().unwrap_or_default();
+    let (phase, ip) = (status.phase.unwrap_or_else(|| "of no phase".to_owned()), status.pod_ip.unwrap_or_default());
+    if pod.metadata.deletion_timestamp.is_some() {
+        return vec![Step::bad("object", format!("pod '{name}' is being deleted"), "wait for the pod that takes its place")];
+    }
+    if ip.is_empty() {
+        return vec![Step::bad(
+            "object",
+            format!("pod '{name}' is {phase} and has no address yet"),
+            format!("see why: kubectl describe pod {name}"),
+        )];
+    }
+    if phase != "Running" {
+        return vec![Step::bad("object", format!("pod '{name}' is {phase}, not Running"), format!("see why: kubectl describe pod {name}"))];
+    }
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_else(|| "no node".to_owned());
+    vec![Step::good("object", format!("pod '{name}' is Running at {ip} on {node}"))]
+}
+
+fn address(service: &Service) -> String {
+    match service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) {
+        None | Some("" | "None") => "headless, each of its endpoints is a target".to_owned(),
+        Some(ip) => format!("at {ip}, one target for the whole service"),
+    }
+}
+
+fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    selector.is_some_and(|selector| !selector.is_empty() && selector.iter().all(|(name, value)| labels.get(name) == Some(value)))
+}
+
+/// What a job by annotation makes of an object.
+fn annotation_steps(job: &Annotated, kind: Kind, namespace: &str, seen: &Seen, behind: &[Seen]) -> Vec<Step> {
+    let Annotated { job, options } = job;
+    if !options.namespaces.is_empty() && !options.namespaces.iter().any(|looked| looked == namespace) {
+        let looks = options.namespaces.join(", ");
+        return vec![Step::note("annotation", format!("job '{job}' looks at namespaces {looks} only"))];
+    }
+    let wanted = match kind {
+        Kind::Pod => options.resources.pods,
+        Kind::Service => options.resources.services || options.resources.endpoints,
+    };
+    let key = format!("{}/scrape", options.prefix);
+    let by_itself = seen.annotations.get(&key).map(String::as_str);
+    let through = behind.iter().find(|service| service.annotations.get(&key).is_some_and(|value| value == "true"));
+    match (by_itself, through) {
+        _ if !wanted && through.is_none() => vec![Step::note("annotation", format!("job '{job}' does not look at {}", kind.resource()))],
+        (Some("true"), _) => {
+            let says = |what: &str| Some(format!("{what} {}", seen.annotations.get(&format!("{}/{what}", options.prefix))?));
+            let said: Vec<String> = ["scheme", "port", "path", "interval", "timeout", "params"].into_iter().filter_map(says).collect();
+            let said = if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) };
+            vec![Step::good("annotation", format!("job '{job}' takes it: {key} is \"true\"{said}"))]
+        }
+        (None, Some(service)) => vec![Step::good("annotation", format!("job '{job}' takes it through service '{}'", service.name))],
+        (Some(other), _) => {
+            let text = format!("job '{job}' leaves it: {key} is \"{other}\", and only \"true\" counts");
+            vec![Step::bad(
+                "annotation",
+                text,
+                format!("kubectl annotate --overwrite -n {namespace} {} {} {key}=true", kind.name(), seen.name),
+            )]
+        }
+        (None, None) => {
+            let text = format!("job '{job}' leaves it: there is no annotation {key}");
+            vec![Step::bad("annotation", text, format!("kubectl annotate -n {namespace} {} {} {key}=true", kind.name(), seen.name))]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(options: KubernetesAnnotations) -> Annotated {
+        Annotated { job: "pods".to_owned(), options }
+    }
+
+    fn seen(annotations: &[(&str, &str)]) -> Seen {
+        let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Seen { name: "web-1".to_owned(), labels: BTreeMap::new(), annotations }
+    }
+
+    #[test]
+    fn an_annotation_is_followed_or_says_what_to_write() {
+        let check = |options: KubernetesAnnotations, of: &Seen, behind: &[Seen], verdict: Verdict, text: &str| {
+            let steps = annotation_steps(&job(options), Kind::Pod, "team", of, behind);
+            let [step] = &steps[..] else { panic!("{steps:?}") };
+            assert!(step.verdict == verdict && format!("{} {:?}", step.text, step.fix).contains(text), "{step:?}");
+        };
+        let usual = KubernetesAnnotations::default;
+        let yes = seen(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "8080")]);
+        check(usual(), &yes, &[], Verdict::Good, "port 8080");
+        check(usual(), &seen(&[]), &[], Verdict::Bad, "kubectl annotate -n team pod web-1 prometheus.io/scrape=true");
+        check(usual(), &seen(&[("prometheus.io/scrape", "yes")]), &[], Verdict::Bad, "only \"true\" counts");
+        check(usual(), &seen(&[]), &[seen(&[("prometheus.io/scrape", "true")])], Verdict::Good, "through service 'web-1'");
+        let elsewhere = KubernetesAnnotations { namespaces: vec!["other".to_owned()], ..usual() };
+        check(elsewhere, &yes, &[], Verdict::Note, "namespaces other only");
+        let prefix = KubernetesAnnotations { prefix: "strata.io".to_owned(), ..usual() };
+        check(prefix, &yes, &[], Verdict::Bad, "strata.io/scrape");
+    }
+}

@@ -263,7 +263,7 @@ impl<'a> Findings<'a> {
         // Those of objects are not known here: `namespace/name`.
         let of_objects = config.kubernetes.as_ref().is_some_and(|k| k.resources || k.prometheus_operator);
         for (j, job) in relay.from.iter().enumerate() {
-            if !jobs.contains(job) && !(of_objects && job.contains('/')) {
+            if !(jobs.contains(job) || of_objects && job.contains('/')) {
                 self.problem(&steps!["relays", i, "from", j], words::unknown("job", job, &jobs));
             } else if relay.from[..j].contains(job) {
                 self.warning(&steps!["relays", i, "from", j], format!("job '{job}' is listed twice"));

@@ -64,7 +64,7 @@ fn pod(index: usize) -> Value {
     let mut pod = objects::pod(&format!("team-{}/web-{index}", index / NAMESPACE_PODS), &[ip], &[("http", 8080), ("metrics", 9100)]);
     pod["metadata"]["labels"] = json!({ "app.kubernetes.io/name": "web", "app.kubernetes.io/instance": format!("web-{}", index / 10), "pod-template-hash": "5d4f8c7b9" });
     pod["metadata"]["annotations"] =
-        json!({ "example.com/configuration": "x".repeat(1024), "prometheus.io/scrape": (index % ANNOTATED_EVERY == 0).to_string() });
+        json!({ "example.com/configuration": "x".repeat(1024), "prometheus.io/scrape": index.is_multiple_of(ANNOTATED_EVERY).to_string() });
     let variables: Value = (0..20).map(|n| json!({ "name": format!("VARIABLE_{n}"), "value": "a value of a variable" })).collect();
     pod["spec"]["containers"][0]["env"] = variables;
     pod

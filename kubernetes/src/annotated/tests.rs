@@ -142,10 +142,8 @@ fn labels_annotations_and_metadata_are_included_by_pattern() {
         json!({"scrape": "true", "includeLabels": "app.*, t*r", "includeAnnotations": "*port", "includeMetadata": "true", "port": "80"});
     check(
         &[web("web", "10.1.0.1", annotations)],
-        &[&format!(
-            "pod/shop/web: __address__=10.1.0.1:80 app_kubernetes_io_name=web container=main kind=Pod namespace=shop node=n1 pod=web \
-             prometheus_io_port=80 resource_version=7 tier=a"
-        )],
+        &["pod/shop/web: __address__=10.1.0.1:80 app_kubernetes_io_name=web container=main kind=Pod namespace=shop node=n1 pod=web \
+           prometheus_io_port=80 resource_version=7 tier=a"],
     );
     let options =
         KubernetesAnnotations { include_labels: vec!["tier".to_owned()], include_metadata: true, ..KubernetesAnnotations::default() };

@@ -2,6 +2,8 @@
 //!
 //! *In*: the object. *Out*: typed options, its status. *Bound*: the size of an object. *When full*: the API server refuses it.
 
+#![allow(clippy::duplicated_attributes, reason = "each printer column has the keys of the others")]
+
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

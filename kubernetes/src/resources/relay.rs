@@ -5,6 +5,8 @@
 //! Filters, encoder and sink are not typed here: which kinds there are is written in one place, the registries that the configuration is checked
 //! with.
 
+#![allow(clippy::duplicated_attributes, reason = "each printer column has the keys of the others")]
+
 use config::{Hold, Millis, Start};
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};

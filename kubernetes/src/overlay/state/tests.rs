@@ -83,7 +83,7 @@ fn a_secret_is_waited_for_and_read_again() {
 fn what_is_remembered_holds_until_the_api_server_says_otherwise() {
     let (mut first, file) = (state(), Config::default());
     let object = relay("one", json!({ "token": { "secret": { "name": "s", "key": "k" } } }));
-    first.changed(object.clone());
+    first.changed(object);
     first.contents("a".to_owned(), Store::Secret, "s".to_owned(), Some(BTreeMap::from([("k".to_owned(), "hush".to_owned())])));
     let layer = first.evaluate(&file);
     let bytes = serde_json::to_vec(&first.remembered()).expect("JSON");

@@ -108,6 +108,15 @@ impl ControlPlane {
         Ok(plane)
     }
 
+    /// Questions of RBAC since the API server's start that were not answered with yes.
+    ///
+    /// *Errors*: it does not answer, or with something else.
+    pub async fn refused(&self) -> Result<f64> {
+        let page = self.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
+        let refused = |line: &&str| line.starts_with("authorization_attempts_total{") && !line.contains("result=\"allowed\"");
+        page.lines().filter(refused).map(|line| Ok(line.rsplit_once(' ').context("a value")?.1.parse::<f64>()?)).sum()
+    }
+
     /// Ends the API server with SIGKILL.
     ///
     /// *Errors*: it does not run.

@@ -68,7 +68,7 @@ fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_
             let balance = compare::target(records, &exporters[0], JOB)?;
             assert!(balance.missing.iter().all(|round| *round >= goal), "served and not delivered: {:?}", balance.missing);
         }
-        assert_eq!(refused(plane).await?, 0.0, "what the chart's roles do not grant was asked for");
+        assert_eq!(plane.refused().await?, 0.0, "what the chart's roles do not grant was asked for");
         kafka.stop().await
     })
 }
@@ -143,14 +143,12 @@ async fn role<K: Resource<DynamicType = ()>>(plane: &ControlPlane, role: &str, i
 /// The job that finds annotated objects.
 const JOB: &str = "kubernetes";
 
-/// Namespaces, a node, and the definitions of the custom resources.
+/// Namespaces and a node; the definitions of the custom resources come with the chart.
 async fn prepare(plane: &ControlPlane) -> Result<()> {
     for namespace in ["metrics", "team"] {
         plane.namespace(namespace).await?;
     }
-    plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await?;
-    let crds = std::process::Command::new(strata::binary()?).arg("crds").output()?;
-    plane.apply(&String::from_utf8(crds.stdout)?).await
+    plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await.map(drop)
 }
 
 /// An annotated pod, and what it exposes.
@@ -207,11 +205,4 @@ async fn stream() -> Result<Value> {
     let answer = http1::get(PORT, "/api/v1/status").await?;
     let status: Value = serde_json::from_slice(&answer.body)?;
     Ok(status["stream"].clone())
-}
-
-/// Requests that the API server refused for want of a right.
-async fn refused(plane: &ControlPlane) -> Result<f64> {
-    let page = plane.client().request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
-    let requests = page.lines().filter(|line| line.starts_with("apiserver_request_total{") && line.contains("code=\"403\""));
-    requests.map(|line| Ok(line.rsplit_once(' ').context("a value")?.1.parse::<f64>()?)).sum()
 }

@@ -64,8 +64,7 @@ fn load(folder: &Path, text: &str) -> Result<(), Refused> {
     let file = folder.join("strata.yaml");
     std::fs::write(&file, whole(text)).expect("the folder can be written");
     // What a page takes from the environment is there.
-    let variables =
-        [("KAFKA_PASSWORD", "x"), ("TOKEN", "x"), ("INFLUX_TOKEN", "x")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let variables = ["KAFKA_PASSWORD", "TOKEN", "INFLUX_TOKEN", "NODE_NAME"].map(|name| (name.to_owned(), "x".to_owned()));
     config::load(&file, &Overrides::environment(variables), &kinds()).map(|_| ())
 }
 

@@ -179,6 +179,13 @@ pub async fn get_at(address: SocketAddr, path: &str) -> io::Result<Message> {
     ask(address, &format!("GET {path}"), "", "", Duration::from_secs(5)).await
 }
 
+/// [`get`] with a bearer token.
+///
+/// *Errors*: nothing listens, or no answer within five seconds.
+pub async fn get_with(port: u16, path: &str, token: &str) -> io::Result<Message> {
+    ask(local(port), &format!("GET {path}"), &format!("authorization: Bearer {token}\r\n"), "", Duration::from_secs(5)).await
+}
+
 /// [`get`] for an answer that takes its time, such as a whole database.
 ///
 /// *Errors*: nothing listens, or no answer within a minute.

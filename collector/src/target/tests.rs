@@ -121,9 +121,10 @@ fn an_identity_depends_on_nothing_but_job_url_and_labels() {
 fn a_bad_target_does_not_stop_the_others() {
     let found = job("").find([&group(&["http://a:1/x", "b:2", "b:2", ""], &[])]);
     assert_eq!(found.targets.len(), 1);
-    let texts: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-    assert_eq!(texts[0], "cannot scrape 'http://a:1/x' of job 'node': a target is written host:port, without scheme or path");
-    assert_eq!(texts[1], "cannot scrape 'http://b:2/metrics' of job 'node' twice with the same labels");
+    let mut texts: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+    texts.sort_unstable();
+    assert_eq!(texts[1], "cannot scrape 'http://a:1/x' of job 'node': a target is written host:port, without scheme or path");
+    assert_eq!(texts[2], "cannot scrape 'http://b:2/metrics' of job 'node' twice with the same labels");
     assert_eq!(texts.len(), 3);
     let schedule = |label: &str, value: &str| job("").find([&group(&["b:2"], &[(label, value)])]).errors[0].to_string();
     assert_eq!(

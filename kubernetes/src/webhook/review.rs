@@ -106,7 +106,7 @@ fn named(kind: Kind, object: &DynamicObject, request: &AdmissionRequest<DynamicO
     let mut object = object.clone();
     let metadata = &mut object.metadata;
     let begins = metadata.generate_name.clone().unwrap_or_default();
-    metadata.name.get_or_insert(if request.name.is_empty() { begins } else { request.name.clone() });
+    metadata.name.get_or_insert_with(|| if request.name.is_empty() { begins } else { request.name.clone() });
     metadata.namespace = metadata.namespace.take().or_else(|| request.namespace.clone());
     Object::of(kind, object)
 }
@@ -151,7 +151,7 @@ mod tests {
                 "uid": "5", "kind": {"group": "strata.ctx.sh", "version": "v1beta1", "kind": "Discovery"},
                 "resource": {"group": "strata.ctx.sh", "version": "v1beta1", "resource": "discoveries"},
                 "name": "one", "namespace": "team", "operation": operation, "userInfo": {}, "dryRun": false,
-                "object": if deleted { Value::Null } else { object.clone() }, "oldObject": if deleted { object } else { Value::Null },
+                "object": if deleted { &Value::Null } else { &object }, "oldObject": if deleted { &object } else { &Value::Null },
             },
         });
         let answer = answer(question, review.to_string().as_bytes(), &Strict).expect("a question");

@@ -3,6 +3,7 @@
 //! *In*: the section `kubernetes`. *Out*: the overlay and the writer of statuses as tasks; numbers of the running parts for the latter. *Bound*: two tasks.
 //! *When full*: does not apply.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -94,29 +95,36 @@ impl Objects {
 }
 
 impl Numbers for Board {
-    fn job(&self, job: &str) -> Option<Counts> {
-        let targets = self.with_parts(|parts| parts.collector.as_ref().map(collector::Collector::targets)).flatten()?;
-        let of_job: Vec<_> = targets.iter().filter(|target| target.job == job).collect();
+    fn jobs(&self) -> HashMap<String, Counts> {
+        let targets = self.with_parts(|parts| parts.collector.as_ref().map(collector::Collector::targets)).flatten().unwrap_or_default();
         let now_ms = times::now_ms();
-        let in_flight = of_job.iter().filter(|target| target.next_scrape_ms.is_some_and(|slot_ms| slot_ms <= now_ms)).count();
-        let fingerprint = of_job.iter().fold(0, |all, target| all ^ target.id.0);
-        Some(Counts { targets: of_job.len() as u64, in_flight: in_flight as u64, fingerprint })
+        let mut jobs: HashMap<String, Counts> = HashMap::new();
+        for target in targets {
+            let job = jobs.entry(target.job).or_default();
+            job.targets += 1;
+            job.in_flight += u64::from(target.next_scrape_ms.is_some_and(|slot_ms| slot_ms <= now_ms));
+            job.fingerprint ^= target.id.0;
+        }
+        jobs
     }
 
-    fn relay(&self, relay: &str) -> Option<Sent> {
-        let status = self.with_parts(|parts| parts.relays.as_ref().map(relay::Relays::status)).flatten()?;
-        let status = status.into_iter().find(|status| status.name == relay)?;
-        let totals = status.totals;
-        Some(Sent {
-            is_running: status.owner.is_some() || matches!(status.activity, Activity::Running | Activity::Starting),
-            is_paused: status.activity == Activity::Paused,
-            read: totals.read,
-            delivered: totals.delivered,
-            filtered: totals.filtered,
-            rejected: totals.rejected,
-            lost: totals.lost,
-            pending: status.pending_samples,
-            trouble: status.last_error,
-        })
+    fn relays(&self) -> HashMap<String, Sent> {
+        let statuses = self.with_parts(|parts| parts.relays.as_ref().map(relay::Relays::status)).flatten().unwrap_or_default();
+        let sent = |status: relay::Status| {
+            let totals = status.totals;
+            let sent = Sent {
+                is_running: status.owner.is_some() || matches!(status.activity, Activity::Running | Activity::Starting),
+                is_paused: status.activity == Activity::Paused,
+                read: totals.read,
+                delivered: totals.delivered,
+                filtered: totals.filtered,
+                rejected: totals.rejected,
+                lost: totals.lost,
+                pending: status.pending_samples,
+                trouble: status.last_error,
+            };
+            (status.name, sent)
+        };
+        statuses.into_iter().map(sent).collect()
     }
 }

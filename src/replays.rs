@@ -141,7 +141,7 @@ impl Replays {
                 tap::Error::Selector(_) | tap::Error::Jobs { .. } => StatusCode::BAD_REQUEST,
                 tap::Error::Options(_) => StatusCode::INTERNAL_SERVER_ERROR,
             };
-            Refusal::new(status, chain(&error))
+            Refusal::new(status, http_client::chain_once(&error))
         })
     }
 
@@ -207,7 +207,7 @@ fn selector(text: Option<&str>) -> Result<Option<Selector>, Refusal> {
 }
 
 fn unavailable(error: &dyn std::error::Error) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, chain(error))
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, http_client::chain_once(error))
 }
 
 fn names(config: &Config) -> Vec<String> {
@@ -224,25 +224,10 @@ fn refusal(error: &replay::Error) -> Refusal {
             StatusCode::INTERNAL_SERVER_ERROR
         }
     };
-    let refusal = Refusal::new(status, chain(error));
+    let refusal = Refusal::new(status, http_client::chain_once(error));
     match error {
         replay::Error::Gone { which, first, .. } => refusal.fix(format!("the oldest there is: --{which} seq:{first}")),
         replay::Error::Beyond { which, last, .. } => refusal.fix(format!("the newest there is: --{which} seq:{last}")),
         _ => refusal,
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }

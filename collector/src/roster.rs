@@ -101,11 +101,7 @@ impl Roster {
     /// Takes updates until nobody sends any.
     pub(crate) async fn follow(self: Arc<Self>, mut updates: mpsc::Receiver<Update>) {
         while let Some(update) = updates.recv().await {
-            let roster = Arc::clone(&self);
-            // A large job takes a while.
-            if let Err(error) = tokio::task::spawn_blocking(move || roster.apply(update)).await {
-                tracing::error!("an update of targets ended badly: {error}");
-            }
+            Arc::clone(&self).apart(|roster| roster.apply(update)).await;
         }
     }
 
@@ -115,10 +111,21 @@ impl Roster {
         show(&sharing.live.borrow());
         while sharing.live.changed().await.is_ok() {
             show(&sharing.live.borrow_and_update());
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let State { jobs, ending } = &mut *state;
-            ending.retain(|_, earlier| !earlier.task.is_finished());
-            jobs.iter_mut().for_each(|entry| entry.settle(&self.floor, ending));
+            Arc::clone(&self)
+                .apart(|roster| {
+                    let mut state = roster.state.lock().unwrap_or_else(PoisonError::into_inner);
+                    let State { jobs, ending } = &mut *state;
+                    ending.retain(|_, earlier| !earlier.task.is_finished());
+                    jobs.iter_mut().for_each(|entry| entry.settle(&roster.floor, ending));
+                })
+                .await;
+        }
+    }
+
+    /// Looks through targets where nobody else waits: a large job takes a while.
+    async fn apart(self: Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) {
+        if let Err(error) = tokio::task::spawn_blocking(move || work(&self)).await {
+            tracing::error!("an update of targets ended badly: {error}");
         }
     }
 

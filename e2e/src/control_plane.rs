@@ -297,6 +297,26 @@ impl ControlPlane {
         self.account(key).await
     }
 
+    /// Lets a ServiceAccount do what discovery by annotation needs, and no more.
+    ///
+    /// *Errors*: the server refuses.
+    pub async fn grant_discovery(&self, key: &str) -> Result<()> {
+        let (namespace, name) = objects::split(key);
+        let role = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": name },
+            "rules": [
+                { "apiGroups": [""], "resources": ["pods", "services"], "verbs": ["list", "watch"] },
+                { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"] },
+            ],
+        });
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+            "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": namespace }],
+        });
+        self.apply(&format!("{role}\n---\n{binding}\n")).await
+    }
+
     /// The files of a ServiceAccount that is there, with a token of an hour.
     ///
     /// *Errors*: there is none.

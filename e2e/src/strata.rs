@@ -49,6 +49,14 @@ pub fn binary() -> Result<PathBuf> {
     path.exists().then_some(path.clone()).with_context(|| format!("{} is absent: run `cargo build --release` first", path.display()))
 }
 
+/// What `strata crds` prints: the definitions of the custom resources.
+///
+/// *Errors*: there is no binary, or it prints no text.
+pub async fn definitions() -> Result<String> {
+    let output = tokio::process::Command::new(binary()?).arg("crds").output().await?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 impl Strata {
     /// Starts with this configuration and waits until it is ready.
     ///

@@ -99,6 +99,21 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// An error and its causes in one line; a cause whose text was said already is not said again.
+pub fn chain_once(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// Whether the server closed a kept connection before it answered anything.
 pub(crate) fn closed_early(error: &legacy::Error) -> bool {
     let cause = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());

@@ -31,7 +31,7 @@ use proxy::{Connector, Proxies};
 use sent::Sent;
 use tls::Tls;
 
-pub use error::{Error, chain};
+pub use error::{Error, chain, chain_once};
 pub use oauth2::{Access, Tokens};
 
 /// Redirects that are followed. Larger: a loop costs more requests, smaller: a chain of moves fails.

@@ -53,15 +53,22 @@ pub struct Error {
     fix: String,
 }
 
+impl Wish {
+    /// Of an annotation `<prefix>/scrape`. *Errors*: what it says instead.
+    pub fn of(annotation: Option<&str>) -> Result<Self, &str> {
+        match annotation {
+            None => Ok(Self::None),
+            Some("true") => Ok(Self::Yes),
+            Some("false") => Ok(Self::No),
+            Some(other) => Err(other),
+        }
+    }
+}
+
 impl<'a> Reader<'a> {
     /// Whether the object asks to be scraped.
     pub fn wish(&self, metadata: &Meta) -> Result<Wish, Error> {
-        match self.get(metadata, "scrape") {
-            None => Ok(Wish::None),
-            Some("true") => Ok(Wish::Yes),
-            Some("false") => Ok(Wish::No),
-            Some(other) => Err(self.error("scrape", other, "write \"true\" or \"false\"")),
-        }
+        Wish::of(self.get(metadata, "scrape")).map_err(|other| self.error("scrape", other, "write \"true\" or \"false\""))
     }
 
     /// The port that the object says.

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{Api, ListParams, PostParams, Resource};
 use serde::{Deserialize, Serialize};
 
+use crate::annotation::Wish;
 use crate::client::Cluster;
 
 /// Services of the namespace that may select a pod. Larger: a longer answer from a namespace of many; smaller: one of them is not seen.
@@ -140,6 +141,17 @@ struct Seen {
     annotations: BTreeMap<String, String>,
 }
 
+impl Seen {
+    fn says(&self, options: &KubernetesAnnotations, what: &str) -> Option<&str> {
+        self.annotations.get(&format!("{}/{what}", options.prefix)).map(String::as_str)
+    }
+
+    /// Whether it asks to be scraped, as discovery reads it.
+    fn wish(&self, options: &KubernetesAnnotations) -> Result<Wish, &str> {
+        Wish::of(self.says(options, "scrape"))
+    }
+}
+
 fn of<K: Resource>(object: &K) -> Seen {
     let meta = object.meta().clone();
     Seen { name: meta.name.unwrap_or_default(), labels: meta.labels.unwrap_or_default(), annotations: meta.annotations.unwrap_or_default() }
@@ -233,18 +245,20 @@ fn annotation_steps(job: &Annotated, kind: Kind, namespace: &str, seen: &Seen, b
         Kind::Service => options.resources.services || options.resources.endpoints,
     };
     let key = format!("{}/scrape", options.prefix);
-    let by_itself = seen.annotations.get(&key).map(String::as_str);
-    let through = behind.iter().find(|service| service.annotations.get(&key).is_some_and(|value| value == "true"));
-    match (by_itself, through) {
+    let through = behind.iter().find(|service| service.wish(options) == Ok(Wish::Yes));
+    match (seen.wish(options), through) {
         _ if !wanted && through.is_none() => vec![Step::note("annotation", format!("job '{job}' does not look at {}", kind.resource()))],
-        (Some("true"), _) => {
-            let says = |what: &str| Some(format!("{what} {}", seen.annotations.get(&format!("{}/{what}", options.prefix))?));
+        (Ok(Wish::Yes), _) => {
+            let says = |what: &str| Some(format!("{what} {}", seen.says(options, what)?));
             let said: Vec<String> = ["scheme", "port", "path", "interval", "timeout", "params"].into_iter().filter_map(says).collect();
             let said = if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) };
             vec![Step::good("annotation", format!("job '{job}' takes it: {key} is \"true\"{said}"))]
         }
-        (None, Some(service)) => vec![Step::good("annotation", format!("job '{job}' takes it through service '{}'", service.name))],
-        (Some(other), _) => {
+        (Ok(Wish::None), Some(service)) => {
+            vec![Step::good("annotation", format!("job '{job}' takes it through service '{}'", service.name))]
+        }
+        (Ok(Wish::No) | Err(_), _) => {
+            let other = seen.says(options, "scrape").unwrap_or_default();
             let text = format!("job '{job}' leaves it: {key} is \"{other}\", and only \"true\" counts");
             vec![Step::bad(
                 "annotation",
@@ -252,7 +266,7 @@ fn annotation_steps(job: &Annotated, kind: Kind, namespace: &str, seen: &Seen, b
                 format!("kubectl annotate --overwrite -n {namespace} {} {} {key}=true", kind.name(), seen.name),
             )]
         }
-        (None, None) => {
+        (Ok(Wish::None), None) => {
             let text = format!("job '{job}' leaves it: there is no annotation {key}");
             vec![Step::bad("annotation", text, format!("kubectl annotate -n {namespace} {} {} {key}=true", kind.name(), seen.name))]
         }

@@ -2,6 +2,7 @@
 //!
 //! *In*: errors of kube. *Out*: a [`Failure`]: a static reason for metrics, a text for the log. *Bound*: does not apply. *When full*: does not apply.
 
+use http_client::chain_once;
 use kube::runtime::watcher;
 
 /// Why objects cannot be watched.
@@ -25,7 +26,7 @@ pub(crate) struct Asked {
 impl Failure {
     /// A way to the API server that cannot be prepared.
     pub(crate) fn client(error: &crate::client::Error) -> Self {
-        Self { reason: "client", text: with_causes(error) }
+        Self { reason: "client", text: chain_once(error) }
     }
 
     /// What became of a watch.
@@ -45,11 +46,11 @@ impl Asked {
     fn refused(&self, error: &kube::Error) -> (&'static str, String) {
         match error {
             kube::Error::Api(status) => self.status(status.code, &status.message),
-            kube::Error::SerdeError(_) | kube::Error::LinesCodecMaxLineLengthExceeded => ("parse", with_causes(error)),
+            kube::Error::SerdeError(_) | kube::Error::LinesCodecMaxLineLengthExceeded => ("parse", chain_once(error)),
             // Each level repeats the ones below it.
-            kube::Error::Service(error) => ("connect", with_causes(&**error)),
-            kube::Error::ReadEvents(error) => ("connect", with_causes(error)),
-            _ => ("connect", with_causes(error)),
+            kube::Error::Service(error) => ("connect", chain_once(&**error)),
+            kube::Error::ReadEvents(error) => ("connect", chain_once(error)),
+            _ => ("connect", chain_once(error)),
         }
     }
 
@@ -81,19 +82,4 @@ impl std::fmt::Display for Asked {
             None => write!(f, "{} in all namespaces", self.plural),
         }
     }
-}
-
-/// An error with its causes; one that repeats its cause is said once.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::client::Cluster;
-use crate::overlay::Chain;
 
 /// Between two renewals, or two looks at somebody else's Lease. Larger: fewer writes; smaller: a lost one is noticed earlier.
 pub const RENEW: Duration = Duration::from_secs(5);
@@ -77,7 +76,7 @@ impl Candidate {
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!(lease = self.name, "another process wrote the Lease"),
                 Ok(Err(error)) if !trouble => {
                     trouble = true;
-                    warn!(lease = self.name, error = %Chain(&error), "cannot ask for the Lease: nobody writes while that lasts");
+                    warn!(lease = self.name, error = %http_client::chain(&error), "cannot ask for the Lease: nobody writes while that lasts");
                 }
                 Err(_) if !trouble => {
                     trouble = true;

@@ -9,6 +9,7 @@ pub mod client;
 pub mod discovery;
 pub mod examine;
 mod failure;
+mod file;
 mod labels;
 pub mod leader;
 pub mod members;

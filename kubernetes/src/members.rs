@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
+use http_client::chain_once;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -140,7 +141,7 @@ impl Membership {
             tracing::warn!(
                 lease = self.member.name,
                 "cannot give the lease back, others take over when it is over: {}",
-                with_causes(&error)
+                chain_once(&error)
             );
         }
         others
@@ -172,7 +173,7 @@ impl Member {
                             }
                         }
                         Ok(Some(Err(error))) => {
-                            let text = with_causes(&error);
+                            let text = chain_once(&error);
                             if text != last_error {
                                 tracing::warn!("the leases of the members cannot be watched, the last list stays: {text}");
                                 last_error = text;
@@ -196,7 +197,7 @@ impl Member {
         match timeout(REQUEST_MAX, self.leases.delete(&name, &parameters)).await {
             Ok(Ok(_)) => tracing::info!(lease = name, "a member is gone: its lease is over"),
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
-            Ok(Err(error)) => tracing::debug!(lease = name, "cannot delete a lease that is over: {}", with_causes(&error)),
+            Ok(Err(error)) => tracing::debug!(lease = name, "cannot delete a lease that is over: {}", chain_once(&error)),
             Err(_) => tracing::debug!(lease = name, "cannot delete a lease that is over: no answer"),
         }
     }
@@ -217,7 +218,7 @@ impl Member {
                     last_error.clear();
                 }
                 Err(error) => {
-                    let text = with_causes(&error);
+                    let text = chain_once(&error);
                     if text != last_error {
                         tracing::warn!(lease = self.name, "cannot renew the lease, others take over when it is over: {text}");
                         last_error = text;
@@ -278,21 +279,6 @@ fn lease_name(group: &str, holder: &str) -> String {
         return name;
     }
     format!("{group}.{:016x}", xxhash_rust::xxh3::xxh3_64(holder.as_bytes()))
-}
-
-/// An error and its causes in one line; what repeats its cause is said once.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -12,9 +12,11 @@ mod rules;
 mod scrape_config;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::overlay::Around;
 use crate::overlay::object::{Becomes, Kind, Object, Refusal};
+use client::Client;
 
 /// Which namespaces an object asks for.
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +36,16 @@ pub(crate) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refus
         Kind::Probe => probe::read(object, around),
         _ => scrape_config::read(object, around),
     }
+}
+
+/// A job: its own entries, over what its limits and its client say.
+fn job(limits: &Map<String, Value>, client: &Client, own: Value) -> Map<String, Value> {
+    let mut job = limits.clone();
+    job.extend(client.entries());
+    if let Value::Object(own) = own {
+        job.extend(own);
+    }
+    job
 }
 
 impl NamespaceSelector {

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::object::{Ground, Part};
+use config::object::Part;
 use config::{Config, Kinds};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -177,7 +177,7 @@ impl Overlay {
             let written = self.memory.write(&self.state.remembered(), layer.parts.iter().flat_map(|(_, part)| &part.files));
             if let Err(error) = written {
                 // What runs is not in doubt: only a start without the API server would begin with less.
-                warn!(error = %Chain(&error), "cannot remember the objects of the cluster");
+                warn!(error = %http_client::chain(&error), "cannot remember the objects of the cluster");
             }
             self.layer.send_replace(Arc::new(layer));
         }
@@ -207,35 +207,12 @@ pub fn validate(object: &Object, own_namespace: &str, options: &Options, file: &
         Err(Refusal { reason, .. }) if state::WISHED.contains(&reason) => return Ok(Vec::new()),
         Err(Refusal { message, .. }) => return Err(vec![message]),
     };
-    let contents = becomes.entries.references().into_iter().map(|reference| (reference, AWAITED.to_owned())).collect();
-    let is_trusted = state::is_trusted(&object.id, own_namespace, options.kubernetes.allow_local_files);
-    let nothing = BTreeMap::new();
-    let ground = Ground {
-        file,
-        kinds: &options.kinds,
-        variables: if is_trusted { &options.variables } else { &nothing },
-        allows_files: is_trusted,
-        folder: &options.data_dir,
-    };
-    let checked = becomes.entries.check(&object.id.to_string(), &contents, &ground);
+    let contents: Vec<_> = becomes.entries.references().into_iter().map(|reference| (reference, AWAITED.to_owned())).collect();
+    let state = State::new(options, own_namespace.to_owned(), options.data_dir.clone());
+    let checked = state.check(&object.id, &becomes.entries, &contents, file);
     let text = |problem: &config::Problem| state::said(std::slice::from_ref(problem));
     match checked {
         Ok(part) => Ok(part.warnings.iter().map(|config::Warning(warning)| text(warning)).collect()),
         Err(problems) => Err(problems.iter().map(text).collect()),
-    }
-}
-
-/// An error with its causes, in one line.
-pub(crate) struct Chain<'e>(pub(crate) &'e dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }

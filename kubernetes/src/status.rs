@@ -8,7 +8,7 @@
 mod conditions;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use crate::client::Cluster;
 use crate::leader::{Candidate, Leadership};
 use crate::overlay::object::{Id, Kind, Object};
-use crate::overlay::{Around, Chain, Said, Verdict};
+use crate::overlay::{Around, Said, Verdict};
 use crate::resources::{CollectorStatus, Condition, DiscoveryStatus, RelayStatus};
 
 /// Between two writes of one object's status. Larger: numbers are older; smaller: more writes for the API server, of numbers nobody reads.
@@ -73,10 +73,10 @@ pub struct Sent {
 
 /// What the running parts know.
 pub trait Numbers: Send + Sync {
-    /// Those of a job; none: there is no such job here.
-    fn job(&self, job: &str) -> Option<Counts>;
-    /// Those of a relay; none: there is no such relay here.
-    fn relay(&self, relay: &str) -> Option<Sent>;
+    /// Those of every job that has targets here.
+    fn jobs(&self) -> HashMap<String, Counts>;
+    /// Those of every relay that is here.
+    fn relays(&self) -> HashMap<String, Sent>;
 }
 
 /// Whose status this process writes, when it leads.
@@ -156,6 +156,27 @@ impl Writer {
     }
 }
 
+/// The numbers of one turn, asked for when somebody needs them, and once.
+struct Now<'a> {
+    numbers: &'a dyn Numbers,
+    jobs: OnceLock<HashMap<String, Counts>>,
+    relays: OnceLock<HashMap<String, Sent>>,
+}
+
+impl<'a> Now<'a> {
+    fn of(numbers: &'a dyn Numbers) -> Self {
+        Self { numbers, jobs: OnceLock::new(), relays: OnceLock::new() }
+    }
+
+    fn job(&self, job: &str) -> Option<&Counts> {
+        self.jobs.get_or_init(|| self.numbers.jobs()).get(job)
+    }
+
+    fn relay(&self, relay: &str) -> Option<&Sent> {
+        self.relays.get_or_init(|| self.numbers.relays()).get(relay)
+    }
+}
+
 struct Writing<'a> {
     cluster: &'a Cluster,
     writes: Writes,
@@ -168,13 +189,14 @@ impl Writing<'_> {
     /// Writes what changed, of objects whose turn it is.
     async fn turn(&self, said: &Said, known: &mut HashMap<Id, Known>) {
         known.retain(|id, _| said.objects.contains_key(id));
+        let now = Now::of(self.numbers);
         for (id, verdict) in &said.verdicts {
             let Some(object) = said.objects.get(id).filter(|_| self.is_ours(id.kind)) else { continue };
             let known = known.entry(id.clone()).or_default();
             if known.written.as_ref().is_some_and(|(at, _)| at.elapsed() < EVERY) {
                 continue;
             }
-            let (status, told) = self.status(said, object, verdict, known);
+            let (status, told) = Self::status(&now, said, object, verdict, known);
             let is_new = known.written.as_ref().map_or(&object.status, |(_, status)| status) != &status;
             if is_new && id.kind.has_status() {
                 self.write(object, status, known).await;
@@ -212,7 +234,7 @@ impl Writing<'_> {
             }
             Ok(Err(error)) if !known.is_in_trouble => {
                 known.is_in_trouble = true;
-                warn!(object = %object.id, error = %Chain(&error), "cannot write its status");
+                warn!(object = %object.id, error = %http_client::chain(&error), "cannot write its status");
             }
             Err(_) if !known.is_in_trouble => {
                 known.is_in_trouble = true;
@@ -254,7 +276,7 @@ impl Writing<'_> {
             };
             match timeout(WRITE, self.recorder.publish(&event, &reference)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(object = %object.id, error = %Chain(&error), "cannot write an Event"),
+                Ok(Err(error)) => debug!(object = %object.id, error = %http_client::chain(&error), "cannot write an Event"),
                 Err(_) => debug!(object = %object.id, "cannot write an Event: the API server does not answer"),
             }
         }
@@ -262,14 +284,14 @@ impl Writing<'_> {
     }
 
     /// The status of an object, and what an Event says of it.
-    fn status(&self, said: &Said, object: &Object, verdict: &Verdict, known: &mut Known) -> (Value, (bool, String, String)) {
+    fn status(now: &Now<'_>, said: &Said, object: &Object, verdict: &Verdict, known: &mut Known) -> (Value, (bool, String, String)) {
         let around = Around { objects: &said.objects, own_namespace: &said.own_namespace };
-        let relay = matches!(object.id.kind, Kind::Collector | Kind::Relay).then(|| self.numbers.relay(&object.id.relay()));
-        let conditions = conditions::of(object, verdict, relay.as_ref().map(Option::as_ref), Timestamp::now());
+        let relay = matches!(object.id.kind, Kind::Collector | Kind::Relay).then(|| now.relay(&object.id.relay()));
+        let conditions = conditions::of(object, verdict, relay, Timestamp::now());
         let told = conditions::told(&conditions);
-        let sent = relay.flatten().unwrap_or_default();
+        let sent = relay.flatten().cloned().unwrap_or_default();
         let status = match object.id.kind {
-            Kind::Discovery => json!(self.discovery(object, around, conditions, known)),
+            Kind::Discovery => json!(Self::discovery(now, object, around, conditions, known)),
             Kind::Collector => json!(CollectorStatus {
                 id: object.uid.clone(),
                 registered_discoveries: number(around.discoveries(&object.id).count() as u64),
@@ -295,8 +317,8 @@ impl Writing<'_> {
         (status, told)
     }
 
-    fn discovery(&self, object: &Object, around: Around<'_>, conditions: Vec<Condition>, known: &mut Known) -> DiscoveryStatus {
-        let counts = self.numbers.job(&object.id.job()).unwrap_or_default();
+    fn discovery(now: &Now<'_>, object: &Object, around: Around<'_>, conditions: Vec<Condition>, known: &mut Known) -> DiscoveryStatus {
+        let counts = now.job(&object.id.job()).copied().unwrap_or_default();
         let (ready, total) = around.ready_collectors(object);
         let before = object.status.get("lastDiscovered").and_then(Value::as_str).map(str::to_owned);
         let last = match &known.fingerprint {

@@ -56,9 +56,18 @@ fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_
 
         caught_up(&http, &exporters[0]).await?;
         let goal = exporters[0].next_round();
+        wait::until_true("Kafka has caught up", WITHIN, || {
+            tokio::task::block_in_place(|| kafka.read("metrics"))
+                .is_ok_and(|topic| compare::rounds(&topic.records, &exporters[0], JOB).any(|round| round >= goal))
+        })
+        .await?;
         pod.stop(plane).await?;
-        let balance = compare::target(&http.ledger().records, &exporters[0], JOB)?;
-        assert!(balance.missing.iter().all(|round| *round >= goal), "served and not delivered: {:?}", balance.missing);
+        let topic = tokio::task::block_in_place(|| kafka.read("metrics"))?;
+        for records in [&topic.records, &http.ledger().records] {
+            assert_eq!(records.out_of_order(), None);
+            let balance = compare::target(records, &exporters[0], JOB)?;
+            assert!(balance.missing.iter().all(|round| *round >= goal), "served and not delivered: {:?}", balance.missing);
+        }
         assert_eq!(plane.refused().await?, 0.0, "what the chart's roles do not grant was asked for");
         kafka.stop().await
     })

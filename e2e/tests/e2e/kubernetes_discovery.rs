@@ -30,22 +30,6 @@ const OBJECTS: usize = 2_000;
 const CHANGES: usize = 100;
 /// Within this 99 of 100 changes must reach the scraper.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
-/// The verbs that discovery by annotation needs, and no more.
-const LEAST: &str = "
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: strata}
-rules:
-  - {apiGroups: [''], resources: [pods, services], verbs: [list, watch]}
-  - {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: strata}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: strata}
-subjects: [{kind: ServiceAccount, name: strata, namespace: strata}]
-";
-
 fn configuration(kubeconfig: &Path, jobs: &str, sink: &str) -> String {
     format!("kubernetes: {{kubeconfig_file: {}}}\nscrape_configs:\n{jobs}relays:\n{sink}", kubeconfig.display())
 }
@@ -107,7 +91,7 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
         })
         .await?;
         assert_eq!(log.matches(said).count(), 1, "said once: {log}");
-        plane.apply(LEAST).await?;
+        plane.grant_discovery("strata/strata").await?;
         scraped(&strata, &["web-0"]).await?;
         wait::until_true("its samples are at the sink", LIMIT, || {
             let ledger = sink.ledger();
@@ -199,7 +183,7 @@ fn targets_stay_through_a_killed_server_an_ended_token_and_a_forgotten_place() -
         plane.namespace("strata").await?;
         plane.namespace("shop").await?;
         let account = plane.service_account("strata/strata").await?;
-        plane.apply(LEAST).await?;
+        plane.grant_discovery("strata/strata").await?;
         plane.put::<Pod>(&annotated("shop/a", ip(1))).await?;
         let strata = Strata::start(&configuration(&account.kubeconfig(), ANNOTATED, NOWHERE)).await?;
         scraped(&strata, &["a"]).await?;

@@ -24,22 +24,6 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// How long a client may go on with a token that it read, a retry included.
 const TOKEN_WITHIN: Duration = Duration::from_secs(150);
 
-/// What discovery by annotation needs.
-const ROLE: &str = "
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: strata}
-rules:
-  - {apiGroups: [''], resources: [pods, services], verbs: [list, watch]}
-  - {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: strata}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: strata}
-subjects: [{kind: ServiceAccount, name: strata, namespace: metrics}]
-";
-
 /// Annotated pod number `index`, and what it exposes.
 async fn pod(plane: &ControlPlane, index: u8) -> Result<Exporter> {
     let (ip, name) = (IpAddr::from([10, 1, 0, index]), format!("web-{index}"));
@@ -73,7 +57,7 @@ fn no_slot_is_missed_while_the_api_server_is_away_cut_off_or_refuses() -> Result
             plane.namespace(namespace).await?;
         }
         plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await?;
-        plane.apply(ROLE).await?;
+        plane.grant_discovery("metrics/strata").await?;
         let account = plane.service_account("metrics/strata").await?;
         let mut wire = Wire::to("10.96.0.1:443".parse()?).await?;
         let kubeconfig = account.by_way_of(&format!("https://{}", wire.address()))?;

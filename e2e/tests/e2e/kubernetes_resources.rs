@@ -59,14 +59,9 @@ spec:
   collector: [{name: out}]
 "#;
 
-async fn definitions() -> Result<String> {
-    let output = tokio::process::Command::new(e2e::strata::binary()?).arg("crds").output().await?;
-    Ok(String::from_utf8(output.stdout)?)
-}
-
 /// The API server knows the kinds, and there are two namespaces.
 async fn prepared(plane: &ControlPlane) -> Result<()> {
-    plane.apply(&definitions().await?).await?;
+    plane.apply(&e2e::strata::definitions().await?).await?;
     plane.namespace("strata").await?;
     plane.namespace("team").await?;
     let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"];

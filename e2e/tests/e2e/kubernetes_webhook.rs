@@ -152,8 +152,8 @@ async fn start(plane: &ControlPlane) -> Result<RunningPod> {
 
 /// The definitions without their defaults: what is stored is the webhook's doing.
 async fn definitions() -> Result<String> {
-    let output = tokio::process::Command::new(strata::binary()?).arg("crds").output().await?;
-    let documents = serde_yaml::Deserializer::from_slice(&output.stdout).map(Value::deserialize);
+    let text = strata::definitions().await?;
+    let documents = serde_yaml::Deserializer::from_str(&text).map(Value::deserialize);
     let documents = documents.map(|document| {
         let mut document = document?;
         without_defaults(&mut document);

@@ -109,8 +109,6 @@ impl Limits {
 
 impl Endpoint {
     fn job(&self, name: String, discovery: Value, rules: Vec<Value>, limits: &Map<String, Value>) -> Value {
-        let mut job = limits.clone();
-        job.extend(self.client.entries());
         let own = json!({
             "job_name": name,
             "scrape_interval": written(&self.interval),
@@ -125,10 +123,7 @@ impl Endpoint {
             "relabel_configs": rules,
             "metric_relabel_configs": self.metric_relabelings.iter().map(Relabeling::value).collect::<Vec<_>>(),
         });
-        if let Value::Object(own) = own {
-            job.extend(own);
-        }
-        Value::Object(job)
+        Value::Object(super::job(limits, &self.client, own))
     }
 
     /// The port by name, or else as it is in the container.

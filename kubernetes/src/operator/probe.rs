@@ -85,8 +85,7 @@ pub(super) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refus
         });
     }
     let mut notes = Vec::new();
-    let mut job = spec.limits.entries(&mut notes);
-    job.extend(spec.client.entries());
+    let limits = spec.limits.entries(&mut notes);
     let mut params: BTreeMap<&str, &[String]> = spec.params.iter().map(|param| (param.name.as_str(), param.values.as_slice())).collect();
     let module: Vec<String> = written(&spec.module).map(str::to_owned).into_iter().collect();
     if !module.is_empty() {
@@ -138,9 +137,7 @@ pub(super) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refus
         "relabel_configs": all,
         "metric_relabel_configs": spec.metric_relabelings.iter().map(Relabeling::value).collect::<Vec<_>>(),
     });
-    if let Value::Object(own) = own {
-        job.extend(own);
-    }
+    let mut job = super::job(&limits, &spec.client, own);
     if let Some(proxy) = written(&spec.prober.proxy_url) {
         job.insert("proxy_url".to_owned(), json!(proxy));
     }

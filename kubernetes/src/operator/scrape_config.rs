@@ -125,8 +125,7 @@ pub(super) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refus
         key.ends_with("SDConfigs") && !known.contains(&key.as_str()) && is_some
     });
     notes.extend(others.map(|(key, _)| format!("spec.{key} has no effect: have the targets served for httpSDConfigs")));
-    let mut job = spec.limits.entries(&mut notes);
-    job.extend(spec.client.entries());
+    let limits = spec.limits.entries(&mut notes);
     let mut all = vec![rules::first()];
     all.extend(written(&spec.job_name).map(|name| rules::set("job", name)));
     all.extend(spec.relabelings.iter().map(Relabeling::value));
@@ -152,9 +151,7 @@ pub(super) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refus
         "relabel_configs": all,
         "metric_relabel_configs": spec.metric_relabelings.iter().map(Relabeling::value).collect::<Vec<_>>(),
     });
-    if let Value::Object(own) = own {
-        job.extend(own);
-    }
+    let job = super::job(&limits, &spec.client, own);
     let written = Written { field: "spec".to_owned(), value: Value::Object(job) };
     Ok(Becomes { entries: Entries { jobs: vec![written], relays: Vec::new() }, notes })
 }

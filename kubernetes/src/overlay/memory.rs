@@ -4,15 +4,16 @@
 //! folder, for its user's eyes only. *Bound*: the objects. *When full*: an error, and what was remembered before stays.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use config::object::{Contents, Entries, Reference};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::file::save;
 use crate::overlay::object::Object;
 
 /// The memory's file.
@@ -91,11 +92,11 @@ impl Memory {
         let files: BTreeMap<&Path, &Contents> = files.map(|(path, contents)| (path.as_path(), contents)).collect();
         for (path, Contents(text)) in &files {
             if !path.exists() {
-                save(path, text.as_bytes())?;
+                save(path, text.as_bytes()).map_err(failed("write", path))?;
             }
         }
         let page = serde_json::to_vec(&Page { version: VERSION, objects }).map_err(io::Error::from).map_err(failed("write", &self.file))?;
-        save(&self.file, &page)?;
+        save(&self.file, &page).map_err(failed("write", &self.file))?;
         let now: HashSet<PathBuf> = files.into_keys().map(Path::to_owned).collect();
         for file in fs::read_dir(&self.folder).map_err(failed("read", &self.folder))?.flatten().map(|entry| entry.path()) {
             if !now.contains(&file) && !self.before.contains(&file) {
@@ -105,15 +106,6 @@ impl Memory {
         self.before = now;
         Ok(())
     }
-}
-
-/// Writes a file that is whole or not there, and that only its owner reads.
-fn save(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let half = path.with_extension("half");
-    let mut file: File =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&half).map_err(failed("write", &half))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", &half))?;
-    fs::rename(&half, path).map_err(failed("write", path))
 }
 
 fn failed<'p>(operation: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + use<'p> {

@@ -34,6 +34,7 @@ pub(super) struct State {
     contents: BTreeMap<(String, Store, String), Option<BTreeMap<String, String>>>,
     good: BTreeMap<Id, Good>,
     verdicts: BTreeMap<Id, Verdict>,
+    references: BTreeSet<(String, Store, String)>,
     /// What was checked last, and against which file.
     file: Option<Arc<Config>>,
 }
@@ -56,6 +57,7 @@ impl State {
             contents: BTreeMap::new(),
             good: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            references: BTreeSet::new(),
             file: None,
         }
     }
@@ -96,13 +98,9 @@ impl State {
         self.contents.insert((namespace, store, name), contents);
     }
 
-    /// Secrets and ConfigMaps that objects name: namespace, store, name.
+    /// Secrets and ConfigMaps that objects named when they were last read: namespace, store, name.
     pub(super) fn references(&self) -> BTreeSet<(String, Store, String)> {
-        let around = Around { objects: &self.objects, own_namespace: &self.own_namespace };
-        let becomes = self.objects.values().filter_map(|object| Some((&object.id, read(object, around).ok()?)));
-        let named =
-            becomes.flat_map(|(id, becomes)| becomes.entries.references().into_iter().map(|reference| (id.namespace.clone(), reference)));
-        named.map(|(namespace, Reference { store, name, .. })| (namespace, store, name)).collect()
+        self.references.clone()
     }
 
     /// What is remembered of the objects in use.
@@ -120,16 +118,20 @@ impl State {
         if !is_same_file {
             self.file = Some(Arc::new(file.clone()));
         }
-        let (mut good, mut verdicts) = (BTreeMap::new(), BTreeMap::new());
+        let around = Around { objects: &self.objects, own_namespace: &self.own_namespace };
+        let (mut good, mut verdicts, mut references) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         for object in self.objects.values().map(Arc::as_ref) {
+            let becomes = read(object, around);
+            let named = becomes.iter().flat_map(|becomes| becomes.entries.references());
+            references.extend(named.map(|Reference { store, name, .. }| (object.id.namespace.clone(), store, name)));
             let before = self.good.remove(&object.id).filter(|good| good.remembered.object.uid == object.uid);
-            let (now, verdict) = self.judge(object, before, file, is_same_file);
+            let (now, verdict) = self.judge(object, becomes, before, file, is_same_file);
             if let Some(now) = now {
                 good.insert(object.id.clone(), now);
             }
             verdicts.insert(object.id.clone(), verdict);
         }
-        self.good = good;
+        (self.good, self.references) = (good, references);
         let parts: Vec<(&Id, &Part)> = self.good.iter().map(|(id, good)| (id, &good.part)).collect();
         let (_, left_out) = object::merge(file, parts.iter().map(|(_, part)| *part), &self.kinds);
         for (index, why) in &left_out {
@@ -144,9 +146,15 @@ impl State {
     }
 
     /// What an object is now, and what is said of it.
-    fn judge(&self, object: &Object, before: Option<Good>, file: &Config, is_same_file: bool) -> (Option<Good>, Verdict) {
-        let around = Around { objects: &self.objects, own_namespace: &self.own_namespace };
-        let becomes = match read(object, around) {
+    fn judge(
+        &self,
+        object: &Object,
+        becomes: Result<Becomes, Refusal>,
+        before: Option<Good>,
+        file: &Config,
+        is_same_file: bool,
+    ) -> (Option<Good>, Verdict) {
+        let becomes = match becomes {
             Ok(becomes) => becomes,
             Err(Refusal { reason, message }) if WISHED.contains(&reason) => {
                 return (None, Verdict { is_ready: false, reason, message, notes: Vec::new() });
@@ -204,7 +212,8 @@ impl State {
         (kept, Verdict { is_ready: false, reason, message, notes: Vec::new() })
     }
 
-    fn check(&self, id: &Id, entries: &Entries, contents: &[(Reference, String)], file: &Config) -> Result<Part, Vec<Problem>> {
+    /// Checks what an object says, with these contents of Secrets, against a file.
+    pub(super) fn check(&self, id: &Id, entries: &Entries, contents: &[(Reference, String)], file: &Config) -> Result<Part, Vec<Problem>> {
         let is_trusted = is_trusted(id, &self.own_namespace, self.allows_files);
         let nothing = BTreeMap::new();
         let ground = Ground {
@@ -219,7 +228,7 @@ impl State {
 }
 
 /// Whether an object may name files and variables of Strata's own.
-pub(super) fn is_trusted(id: &Id, own_namespace: &str, allows_files: bool) -> bool {
+fn is_trusted(id: &Id, own_namespace: &str, allows_files: bool) -> bool {
     id.namespace == own_namespace || allows_files
 }
 

@@ -16,7 +16,6 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{info, warn};
 
-use super::Chain;
 use crate::client::Cluster;
 use crate::overlay::object::{Id, Kind, Object};
 
@@ -107,7 +106,7 @@ impl Trouble {
     }
 
     fn tell(&mut self, error: &watcher::Error) {
-        let text = Chain(error).to_string();
+        let text = http_client::chain(error);
         if self.last.as_ref() != Some(&text) {
             warn!(error = text, "cannot watch {}: what was seen of it before holds", self.what);
             self.last = Some(text);

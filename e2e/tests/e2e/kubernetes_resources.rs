@@ -60,7 +60,7 @@ spec:
 "#;
 
 /// The API server knows the kinds, and there are two namespaces.
-async fn prepared(plane: &ControlPlane) -> Result<()> {
+pub async fn prepared(plane: &ControlPlane) -> Result<()> {
     plane.apply(&e2e::strata::definitions().await?).await?;
     plane.namespace("strata").await?;
     plane.namespace("team").await?;
@@ -74,7 +74,7 @@ async fn prepared(plane: &ControlPlane) -> Result<()> {
     .await
 }
 
-fn configuration(plane: &ControlPlane, rest: &str) -> String {
+pub fn configuration(plane: &ControlPlane, rest: &str) -> String {
     let kubeconfig = plane.kubeconfig();
     format!(
         "kubernetes: {{kubeconfig_file: '{}', namespace: strata, resources: true, prometheus_operator: true}}\n\
@@ -83,7 +83,7 @@ fn configuration(plane: &ControlPlane, rest: &str) -> String {
     )
 }
 
-async fn object(plane: &ControlPlane, kind: &str, key: &str) -> Result<Value> {
+pub async fn object(plane: &ControlPlane, kind: &str, key: &str) -> Result<Value> {
     let (namespace, name) = key.split_once('/').context("a key")?;
     let output = plane.kubectl(&["get", kind, name, "-n", namespace, "-o", "json"], "").await?;
     ensure!(output.code == 0, "{output:?}");
@@ -97,7 +97,7 @@ fn condition<'o>(object: &'o Value, kind: &str) -> Option<(&'o str, &'o str, &'o
 }
 
 /// Waits until a condition of an object is this one; its message.
-async fn until(plane: &ControlPlane, kind: &str, key: &str, expect: (&str, &str, &str)) -> Result<String> {
+pub async fn until(plane: &ControlPlane, kind: &str, key: &str, expect: (&str, &str, &str)) -> Result<String> {
     let mut seen = String::new();
     let what = format!("{key} is {expect:?}");
     let found = wait::until(&what, LIMIT, async || {
@@ -230,7 +230,7 @@ async fn exporter(name: &str) -> Result<Exporter> {
     Exporter::start_at(page, "127.0.0.1:0".parse::<SocketAddr>()?).await
 }
 
-fn relay(namespace: &str, name: &str, spec: &Value) -> String {
+pub fn relay(namespace: &str, name: &str, spec: &Value) -> String {
     json!({ "apiVersion": "strata.ctx.sh/v1beta1", "kind": "Relay", "metadata": { "name": name, "namespace": namespace }, "spec": spec })
         .to_string()
 }

@@ -121,6 +121,10 @@ impl Planter<'_> {
         if but == "proxy_connect_header" {
             map.insert("proxy_url".to_owned(), json!(format!("http://127.0.0.1:{}", self.port)));
         }
+        // Nor are the options of a connection without whom to call.
+        if !but.is_empty() && but != "api_server" && schema["properties"].get("api_server").is_some() {
+            map.insert("api_server".to_owned(), json!(format!("http://127.0.0.1:{}", self.port)));
+        }
         // A TLS key is of no use without its certificate.
         if matches!(but, "key" | "key_file") && schema["properties"].get("cert").is_some() {
             map.insert("cert".to_owned(), json!("-----BEGIN CERTIFICATE-----\n"));

@@ -7,8 +7,9 @@
 #   make bench    parse, frame, filter and encode by themselves, then whole processes beside vmagent and Prometheus;
 #                 BENCH_ARGS='--only 28 --strata-only' is a part of it, BENCH_ARGS='--out docs/benchmarks.md' writes the page
 #   make image    the container image from the release binary, by buildah alone, and a run of it (needs root)
-#   make bench-discovery   what it costs to find the targets of 100,000 pods; needs root
-#   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md
+#   make bench-discovery   what it costs to find the targets of 100,000 pods, beside Prometheus; needs root
+#   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md; then a server that is away for
+#                 12 minutes, and a node of a cluster that is
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
 # The page corpus is found through $STRATA_CORPORA (default ../shared/corpora); without it, pages are captured from real programs.
@@ -23,7 +24,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := cargo build --release --locked -p strata
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
-.PHONY: help setup build run demo test fmt lint docs unit e2e bench bench-discovery fuzz image soak
+.PHONY: help setup build release run demo test fmt lint docs unit e2e bench bench-discovery fuzz image soak
 
 help:
 	@sed -n '3,12s/^# *//p' Makefile
@@ -62,11 +63,14 @@ e2e:
 	$(RELEASE)
 	cargo test --workspace --locked --test e2e -- --test-threads 2
 
-# Both in one call: with other packages selected, dependencies have other features, and are built anew.
+release:
+	$(RELEASE)
+
+# Two builds at once: where one has come to its last and longest crate, the other one has work for the second core. All tests are one call: with other
+# packages selected, dependencies have other features, and are built anew.
 test:
 	@tools/setup.sh build test
-	@$(MAKE) --no-print-directory lint
-	$(RELEASE)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=recurse lint release
 	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --locked -- --test-threads 2
 
 bench: build
@@ -100,3 +104,4 @@ image: build
 soak: build
 	cargo build --locked --workspace --bin soak
 	@target/debug/soak --out docs/soak.md $(SOAK_FLAGS)
+	STRATA_E2E_AWAY=720 cargo test --workspace --locked --test e2e -- --test-threads 2 --nocapture that_stays_away_costs that_is_gone_leaves

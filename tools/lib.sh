@@ -17,9 +17,9 @@ go_build() {
   GOGC=400 CGO_ENABLED=0 go build -mod=readonly -trimpath -gcflags=all=-dwarf=false "$@" >&2
 }
 
-# cargo_install NAME VERSION: a program of crates.io with its own lock file, into this folder; little optimised, for the same reason.
+# cargo_install NAME VERSION: a program of crates.io with its own lock file, into this folder; not optimised, for the same reason.
 cargo_install() {
-  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_TARGET_DIR=$PWD/target \
+  CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_TARGET_DIR=$PWD/target \
     cargo install --quiet --locked --root "$PWD" "$1@=$2" >&2
   rm -rf target
 }

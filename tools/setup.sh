@@ -54,7 +54,7 @@ for purpose in "$@"; do
       cached kafka-4.1.1 "Apache Kafka from Maven Central: the broker of the Kafka test (43 MB)"
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
       have go || { say "Go is missing: Kubernetes, Telegraf, statsd_exporter, Prometheus 3 and the oracle of the format tests are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
-      cached prometheus-3.15.0 "Prometheus 3.15 from its Go module: receiver and peer of the remote-write tests (some minutes to build)"
+      cached prometheus-3.15.0-kubernetes "Prometheus 3.15 from its Go module: receiver and peer of the remote-write tests (some minutes to build)"
       cached kubernetes-1.35.4 "kube-apiserver, kubectl and helm from their Go modules: the control plane of the Kubernetes tests (some minutes to build)"
       cached statsd_exporter-0.31.0 "statsd_exporter from its Go module: a receiver of the statsd tests"
       cached "$("$TOOLS/textparse.sh" --folder)" "Prometheus 3's page readers from their Go module: the oracle of the format tests"
@@ -71,7 +71,7 @@ for purpose in "$@"; do
       ;;
     bench)
       cached vmagent-1.140.0 "vmagent from its Go module: a peer of the benchmark"
-      cached prometheus-3.15.0 "Prometheus 3.15 from its Go module: a peer of the benchmark (some minutes to build)"
+      cached prometheus-3.15.0-kubernetes "Prometheus 3.15 from its Go module: a peer of the benchmark (some minutes to build)"
       cached debian-prometheus-2.42.0 "Prometheus 2.42 from apt, unpacked: a peer of the benchmark"
       cached debian-vmagent-1.79.5 "vmagent 1.79.5 from apt, unpacked: a peer of the benchmark"
       ;;

@@ -22,6 +22,9 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 const SYNTHETIC: [&str; 5] =
     ["up", "scrape_duration_seconds", "scrape_samples_scraped", "scrape_samples_post_metric_relabeling", "scrape_series_added"];
 
+/// Prometheus 3.15 in the cache.
+pub const PROMETHEUS_3: &str = "prometheus-3.15.0-kubernetes/prometheus";
+
 /// A running database.
 pub struct Database {
     port: u16,
@@ -45,7 +48,7 @@ impl Database {
     ///
     /// *Errors*: as [`Database::prometheus_2`].
     pub async fn prometheus_3(tsdb: &str) -> Result<Self> {
-        Self::prometheus("prometheus-3.15.0/prometheus", tsdb, &["--enable-feature=exemplar-storage,metadata-wal-records"]).await
+        Self::prometheus(PROMETHEUS_3, tsdb, &["--enable-feature=exemplar-storage,metadata-wal-records"]).await
     }
 
     async fn prometheus(program: &str, tsdb: &str, more: &[&str]) -> Result<Self> {

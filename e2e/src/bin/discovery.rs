@@ -1,7 +1,6 @@
-//! `make bench-discovery`: a large cluster, and what it costs to find the targets in it. Debian's Prometheus has no discovery of Kubernetes, so there is no
-//! peer beside it.
+//! `make bench-discovery`: a large cluster, and what it costs to find the targets in it, beside Prometheus.
 //!
-//! `--pods N` (100,000), of which one in [`ANNOTATED_EVERY`] asks to be scraped. Printed per way to find them: from the start to the last target, and its peak of
+//! `--pods N` (100,000), of which one in [`ANNOTATED_EVERY`] asks to be scraped. Printed per program: from its start to the last target, and its peak of
 //! resident memory. Nothing is scraped meanwhile. Needs root, and some minutes for the pods to be made.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use e2e::control_plane::{self, ControlPlane, objects};
-use e2e::process;
+use e2e::database::PROMETHEUS_3;
+use e2e::process::{self, Program};
 use e2e::strata::Strata;
 use e2e::{http1, wait};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -20,7 +20,7 @@ const ANNOTATED_EVERY: usize = 100;
 /// Pods of one namespace.
 const NAMESPACE_PODS: usize = 1_000;
 const WITHIN: Duration = Duration::from_secs(600);
-/// The question in Prometheus' words.
+/// The same question for both, in the same words.
 const ROLE: &str = "
       relabel_configs:
         - {source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_scrape], regex: 'true', action: keep}
@@ -41,9 +41,12 @@ fn main() -> Result<()> {
         println!("{pods} pods, {} of them annotated, made in {:.0?}", pods / ANNOTATED_EVERY, begun.elapsed());
         println!("| Program | From start to the last target | Peak memory |\n|---|---:|---:|");
         let wanted = pods / ANNOTATED_EVERY;
+        prometheus(plane, wanted).await?;
         strata(plane, "Strata, role: pod", ROLE, wanted).await?;
         strata(plane, "Strata, by annotation", "\n      kubernetes_annotations: {resources: {services: false, endpoints: false}}", wanted)
-            .await
+            .await?;
+        // Again, when the server has answered all this before.
+        prometheus(plane, wanted).await
     })
 }
 
@@ -68,6 +71,24 @@ fn pod(index: usize) -> Value {
     pod
 }
 
+async fn prometheus(plane: &ControlPlane, wanted: usize) -> Result<()> {
+    let folder = tempfile::TempDir::with_prefix("strata-bench-")?;
+    let configuration = format!(
+        "global: {{scrape_interval: 1h}}\nscrape_configs:\n    - job_name: pods{ROLE}\n          kubeconfig_file: {}\n",
+        plane.kubeconfig().display()
+    );
+    std::fs::write(folder.path().join("prometheus.yml"), configuration)?;
+    let (port, begun) = (process::free_port()?, Instant::now());
+    let arguments = [
+        format!("--config.file={}", folder.path().join("prometheus.yml").display()),
+        format!("--storage.tsdb.path={}", folder.path().join("data").display()),
+        format!("--web.listen-address=127.0.0.1:{port}"),
+    ];
+    let program = Program::start(&process::cached(PROMETHEUS_3)?, folder.path(), &arguments)?;
+    found(port, "/api/v1/targets?state=active", |answer| answer["data"]["activeTargets"].as_array().map_or(0, Vec::len), wanted).await?;
+    line("Prometheus 3.15, role: pod", begun, process::peak_memory(program.id()))
+}
+
 async fn strata(plane: &ControlPlane, name: &str, job: &str, wanted: usize) -> Result<()> {
     let configuration = format!(
         "kubernetes: {{kubeconfig_file: {}}}\nglobal: {{scrape_interval: 1h}}\nscrape_configs:\n    - job_name: pods{job}\n\
@@ -77,14 +98,17 @@ async fn strata(plane: &ControlPlane, name: &str, job: &str, wanted: usize) -> R
     let mut strata = Strata::prepare(&configuration)?;
     let begun = Instant::now();
     strata.launch()?;
-    wait::until(&format!("{wanted} targets"), WITHIN, async || {
-        let answer = http1::get_large(strata.port(), "/api/v1/targets").await.ok()?;
-        let answer: Value = serde_json::from_slice(&answer.body).ok()?;
-        (answer["targets"].as_array()?.len() == wanted).then_some(())
-    })
-    .await?;
+    found(strata.port(), "/api/v1/targets", |answer| answer["targets"].as_array().map_or(0, Vec::len), wanted).await?;
     line(name, begun, process::peak_memory(strata.pid()?))?;
     strata.stop().await
+}
+
+async fn found(port: u16, path: &str, count: impl Fn(&Value) -> usize, wanted: usize) -> Result<()> {
+    wait::until(&format!("{wanted} targets"), WITHIN, async || {
+        let answer = http1::get_large(port, path).await.ok()?;
+        (count(&serde_json::from_slice(&answer.body).ok()?) == wanted).then_some(())
+    })
+    .await
 }
 
 fn line(name: &str, begun: Instant, memory: Option<u64>) -> Result<()> {

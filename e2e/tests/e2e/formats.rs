@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use e2e::database::PROMETHEUS_3;
 use e2e::http1::{self, Connection};
 use e2e::process::{self, Program};
 use e2e::remote_write::{Labels, Received, Receiver};
@@ -175,7 +176,7 @@ fn configuration(stage: &Stage, receivers: &[&Receiver], version: &str) -> Strin
 fn prometheus(folder: &Path, version: &str, configuration: &str) -> Result<Program> {
     let (program, features) = match version {
         OLD => ("debian-prometheus-2.42.0/usr/bin/prometheus", "exemplar-storage,native-histograms"),
-        _ => ("prometheus-3.15.0/prometheus", "exemplar-storage"),
+        _ => (PROMETHEUS_3, "exemplar-storage"),
     };
     let folder = folder.join(version);
     std::fs::create_dir_all(&folder)?;

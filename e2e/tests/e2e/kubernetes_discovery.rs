@@ -31,15 +31,15 @@ const OBJECTS: usize = 2_000;
 const CHANGES: usize = 100;
 /// Within this 99 of 100 changes must reach the scraper.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
-fn configuration(kubeconfig: &Path, jobs: &str, sink: &str) -> String {
+pub fn configuration(kubeconfig: &Path, jobs: &str, sink: &str) -> String {
     format!("kubernetes: {{kubeconfig_file: {}}}\nscrape_configs:\n{jobs}relays:\n{sink}", kubeconfig.display())
 }
 
 /// A job that scrapes what is annotated, often.
 const ANNOTATED: &str = "  - {job_name: annotated, scrape_interval: 100ms, scrape_timeout: 100ms, kubernetes_annotations: {}}\n";
-const NOWHERE: &str = "  - {name: nowhere, sink: {file: {path: /dev/null}}}\n";
+pub const NOWHERE: &str = "  - {name: nowhere, sink: {file: {path: /dev/null}}}\n";
 
-fn ip(index: usize) -> IpAddr {
+pub fn ip(index: usize) -> IpAddr {
     let [.., a, b] = u32::try_from(index).unwrap_or_default().to_be_bytes();
     Ipv4Addr::new(10, 1, a, b).into()
 }
@@ -51,7 +51,7 @@ fn annotated(key: &str, address: IpAddr) -> Value {
     pod
 }
 
-async fn targets(strata: &Strata) -> Result<Value> {
+pub async fn targets(strata: &Strata) -> Result<Value> {
     Ok(serde_json::from_slice(&http1::get(strata.port(), "/api/v1/targets").await?.body)?)
 }
 

@@ -30,6 +30,7 @@ mod kubernetes_faults;
 mod kubernetes_members;
 mod kubernetes_predecessor;
 mod kubernetes_resources;
+mod kubernetes_roles;
 mod kubernetes_webhook;
 mod matrix;
 mod nats_secrets;

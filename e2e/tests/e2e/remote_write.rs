@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use e2e::database::{Database, identity};
+use e2e::database::{Database, PROMETHEUS_3, identity};
 use e2e::exporter::{Exporter, Manner};
 use e2e::faults::{Fault, Proxy};
 use e2e::page::{Identity, Page};
@@ -138,7 +138,7 @@ struct Agent(Child);
 impl Agent {
     fn start(folder: &TempDir) -> Result<Self> {
         let log = std::fs::File::create(folder.path().join("agent.log"))?;
-        let child = Command::new(process::cached("prometheus-3.15.0/prometheus")?)
+        let child = Command::new(process::cached(PROMETHEUS_3)?)
             .arg("--agent")
             .arg(format!("--config.file={}", folder.path().join("prometheus.yml").display()))
             .arg(format!("--storage.agent.path={}", folder.path().join("agent").display()))

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::page::Page;
@@ -34,6 +34,16 @@ pub async fn pages(names: &[&str]) -> Result<Vec<Page>> {
     let wanted = |name: &str| names.iter().any(|n| name.contains(n));
     let is_any_wanted = all.iter().any(|(name, _)| wanted(name));
     all.iter().filter(|(name, _)| !is_any_wanted || wanted(name)).map(|(name, text)| Page::new(name, text, SEED)).collect()
+}
+
+/// How long something stays away: as long as `STRATA_E2E_AWAY` says, in seconds, where somebody has the time.
+///
+/// *Errors*: it is no number.
+pub fn away(usual: Duration) -> Result<Duration> {
+    match std::env::var("STRATA_E2E_AWAY") {
+        Ok(seconds) => Ok(Duration::from_secs(seconds.parse().context("STRATA_E2E_AWAY")?)),
+        Err(_) => Ok(usual),
+    }
 }
 
 /// `scrape_configs` for these exporters.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
+use e2e::database::PROMETHEUS_3;
 use e2e::process::{Program, bytes_under, cached, free_port};
 use e2e::strata::Strata;
 use tempfile::TempDir;
@@ -60,7 +61,7 @@ pub struct Peer {
 pub const PEERS: [Peer; 4] = [
     Peer { name: "vmagent 1.140.0", is_newest: true, path: "vmagent-1.140.0/vmagent", arguments: vmagent },
     Peer { name: "vmagent 1.79.5", is_newest: false, path: "debian-vmagent-1.79.5/usr/bin/vmagent", arguments: vmagent },
-    Peer { name: "Prometheus 3.15, agent", is_newest: true, path: "prometheus-3.15.0/prometheus", arguments: prometheus },
+    Peer { name: "Prometheus 3.15, agent", is_newest: true, path: PROMETHEUS_3, arguments: prometheus },
     Peer { name: "Prometheus 2.42, agent", is_newest: false, path: "debian-prometheus-2.42.0/usr/bin/prometheus", arguments: prometheus_2 },
 ];
 

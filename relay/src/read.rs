@@ -225,14 +225,6 @@ impl Reader {
             warn!(relay = self.relay, position = known, last = info.last_seq, "the stream ends before the position: it was rolled back");
             self.rolled_back();
         }
-        // Before anything is read as delivered: what is at reused sequences below the checkpoint was not.
-        if let (Reopen::Start(_), Some((seq, id))) = (self.reopen, &self.check) {
-            let there = self.log.get(*seq).await?;
-            if there.is_none_or(|message| identity(&message, envelope_of(&message).ok().as_ref()) != *id) {
-                warn!(relay = self.relay, position = seq, "another message is at the checkpoint: the stream was rolled back");
-                self.rolled_back();
-            }
-        }
         let from = match self.reopen {
             Reopen::Start(warm) => warm.clamp(1, self.seq.max(1)),
             Reopen::Here => {
@@ -245,7 +237,17 @@ impl Reader {
             }
         };
         // A start beyond the end is silently clamped: what comes first is looked at, never assumed.
-        self.open = Some(self.log.read(from.min(info.last_seq + 1), BYTES_IN_FLIGHT).await?);
+        let open = self.log.read(from.min(info.last_seq + 1), BYTES_IN_FLIGHT).await?;
+        // What is at reused sequences below the checkpoint was not delivered. Only now, as a stream that is torn from here on ends the reading.
+        if let Some((seq, id)) = &self.check {
+            let there = self.log.get(*seq).await?;
+            if there.is_none_or(|message| identity(&message, envelope_of(&message).ok().as_ref()) != *id) {
+                warn!(relay = self.relay, position = seq, "another message is at the checkpoint: the stream was rolled back");
+                self.rolled_back();
+                return Ok(());
+            }
+        }
+        self.open = Some(open);
         Ok(())
     }
 

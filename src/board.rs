@@ -184,6 +184,7 @@ impl Board {
             },
             dead_letters: status.totals.rejected,
             kept_letters: pulse.letters(&status.name),
+            behind: status.behind,
             error: status.last_error.map(|text| Trouble { text, since_ms: status.error_since_ms, next_retry_ms: status.next_retry_ms }),
             last_error: status.past_error.map(|(text, at_ms)| PastTrouble { text, at_ms }),
             pause: status.pause.map(|pause| Pause { since_ms: pause.since_ms, until_ms: pause.until_ms }),

@@ -47,6 +47,7 @@ pub(crate) fn kinds() -> Kinds {
         encoders: relay::encode::kinds().collect(),
         sinks: relay::sink::kinds().collect(),
         refuses: Some(relay::sink::refuses),
+        out_of_order: Some(relay::sink::out_of_order),
         says: Some(relay::filter::says),
         consumers: Some(relay::sink::consumers),
         owns: Some(relay::sink::owns),
@@ -336,6 +337,32 @@ mod tests {
         assert_eq!(found, [("relays[0].encode", expect)]);
         let fine = text.replace("ndjson", "remote_write");
         assert!(config::parse("f", &fine, &Overrides::default(), &kinds()).is_ok());
+    }
+
+    /// What adds up, or is read in the order in which it was written, takes nothing that is older than what it has.
+    #[test]
+    fn the_newest_first_is_refused_where_order_is_needed() {
+        let check = |more: &str, catch_up: &str| {
+            let text = format!(
+                "scrape_configs: [{{job_name: j, static_configs: [{{targets: ['h:1']}}]}}]\nrelays:\n  - name: r\n    catch_up: {catch_up}\n    {more}\n"
+            );
+            let found = config::parse("f", &text, &Overrides::default(), &kinds());
+            let said = |problems: Vec<config::Problem>| problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect::<Vec<_>>();
+            found.map(|(_, warnings)| warnings.iter().map(ToString::to_string).collect::<Vec<_>>()).map_err(said)
+        };
+        let fresh = "{order: fresh_first, rate: 20k/s}";
+        for needs in ["sink: {statsd: {address: 'udp://h:1'}}", "sink: {file: {path: /tmp/x}}", "encode: dogstatsd\n    sink: stdout"] {
+            let problems = check(needs, fresh).expect_err("refused");
+            assert!(matches!(&problems[..], [one] if one.starts_with("relays[0].catch_up.order: the ")), "{problems:?}");
+            assert_eq!(check(needs, "{order: in_order}"), Ok(Vec::new()));
+        }
+        let warnings = check("sink: {remote_write: {url: 'http://h/'}}", fresh).expect("taken");
+        assert!(matches!(&warnings[..], [one] if one.contains("out_of_order_time_window")), "{warnings:?}");
+        assert_eq!(check("sink: stdout", fresh), Ok(Vec::new()));
+        let short = check("batch_time: 10s\n    sink: stdout", "{order: fresh_first, after: 15s}").expect_err("refused");
+        assert_eq!(short, ["relays[0].catch_up.after: 15s is too short: 20s or more"]);
+        let none = check("sink: stdout", "{order: fresh_first, rate: 0}").expect_err("refused");
+        assert!(none[0].starts_with("relays[0].catch_up.rate: "), "{none:?}");
     }
 
     /// Wherever the same file is named from; a device is anybody's.

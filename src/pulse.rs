@@ -152,10 +152,12 @@ impl Pulse {
         Lag { seconds: status.lag_seconds, samples: status.pending_samples, messages, bytes, catch_up_seconds }
     }
 
-    /// Messages after a relay's position, and their bytes.
+    /// Messages that a relay is not done with, and their bytes.
     fn undelivered(&self, status: &Status) -> (u64, u64) {
         let info = self.stream.unwrap_or_default();
-        let messages = (info.last_seq + 1).saturating_sub(info.first_seq.max(status.position + 1));
+        let after = |position: u64, end: u64| (end + 1).saturating_sub(info.first_seq.max(position + 1));
+        let behind = status.behind.as_ref().map_or(0, |behind| after(behind.position, behind.end));
+        let messages = after(status.position, info.last_seq) + behind;
         (messages, messages.saturating_mul(info.bytes / info.messages.max(1)).min(info.bytes))
     }
 
@@ -332,6 +334,9 @@ mod tests {
         assert_eq!(outlook, Outlook { pending_bytes: 80_000, left_seconds: None, catch_up_seconds: Some(80), letters: 0 });
         let lag = pulse.lag(&status(70.0, 20));
         assert_eq!((lag.messages, lag.bytes, lag.catch_up_seconds), (80, 80_000, Some(80)));
+        let behind = relay::telemetry::Backlog { position: 20, end: 90, pending_samples: 7, fresh_lag_seconds: 1.0, last_error: None };
+        let lag = pulse.lag(&Status { behind: Some(behind), ..status(70.0, 95) });
+        assert_eq!((lag.messages, lag.bytes), (75, 75_000), "five that are new, and the backlog");
         assert_eq!(pulse.retention("", &Hold::default()).text, "caught up in 80 s");
         assert_eq!(pulse.collected.scraped_samples.last(), Some(&500.0));
         assert_eq!(pulse.outlook("gone", &Hold::default()), None);

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::component::{Component, Kind, Kinds};
 use crate::problem::{Place, Problem, Warning};
 use crate::tree::{self, Content, Node, Step, steps};
-use crate::{Buffer, ByteSize, Config, Global, Millis, Relay, Start, words};
+use crate::{Buffer, ByteSize, CatchUp, Config, Global, Millis, OutOfOrder, Relay, Start, words};
 
 /// Smallest `buffer.max_bytes`. Smaller: a few messages of up to 900 KiB fill it, so every breath of a sink costs samples.
 pub const MAX_BYTES_MIN: ByteSize = ByteSize::mib(4);
@@ -21,6 +21,8 @@ pub const NATS_MEMORY_MIN: ByteSize = ByteSize::mib(16);
 pub const LINGER_MAX: Millis = Millis::from_secs(10);
 /// Largest `batch_time` of a relay. Larger: a stop leaves more for the next start, and what one message of it needs is kept longer.
 pub const BATCH_TIME_MAX: Millis = Millis::from_secs(60);
+/// Smallest `relays[].catch_up.after`. Smaller: a relay that is in step would turn away from what it delivers.
+const CATCH_UP_AFTER_MIN: Millis = Millis::from_secs(1);
 /// Smallest scrape interval. Smaller: timer noise is larger than the slot.
 pub const INTERVAL_MIN: Millis = Millis(100);
 /// Longest relay name: it becomes a token of a subject, a key and a file name. An object's is its namespace, `_` and its own name, of 63 each.
@@ -287,6 +289,7 @@ impl<'a> Findings<'a> {
         if relay.batch_time > BATCH_TIME_MAX {
             self.problem(&at("batch_time"), format!("{} is too long: {BATCH_TIME_MAX} or less", relay.batch_time));
         }
+        self.catch_up(i, relay);
         let kinds = self.kinds;
         for (j, filter) in relay.filters.iter().enumerate() {
             let here = steps!["relays", i, "filters", j];
@@ -302,6 +305,23 @@ impl<'a> Findings<'a> {
             }
         }
         self.component(&at("sink"), "sink", &relay.sink, &kinds.sinks);
+    }
+
+    fn catch_up(&mut self, i: usize, relay: &Relay) {
+        let at = |key: &str| steps!["relays", i, "catch_up", key];
+        let CatchUp { after, .. } = relay.catch_up;
+        let least = CATCH_UP_AFTER_MIN.max(Millis(relay.batch_time.0.saturating_mul(2)));
+        if after < least {
+            self.problem(&at("after"), format!("{after} is too short: {least} or more"));
+        }
+        if !relay.catch_up.is_fresh_first() {
+            return;
+        }
+        match self.kinds.out_of_order.and_then(|says| says(relay)) {
+            Some(OutOfOrder::Refused(message)) => self.problem(&at("order"), message),
+            Some(OutOfOrder::Doubtful(message)) => self.warning(&at("order"), message),
+            None => {}
+        }
     }
 
     /// A component's kind must exist and take its options.

@@ -10,7 +10,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::words;
+use crate::{OutOfOrder, Relay, words};
 
 /// A one-key map (`drop: '{…}'`), or a bare name (`ndjson`): the kind's name and its options, not yet typed.
 ///
@@ -64,6 +64,8 @@ pub struct Kinds {
     pub sinks: Vec<Kind>,
     /// Why a sink (first) refuses an encoder (second), and what to do; none: every sink takes every encoder.
     pub refuses: Option<fn(&str, &str) -> Option<String>>,
+    /// What a relay's sink and encoder make of samples that come after newer ones; none: nothing is to be said of it.
+    pub out_of_order: Option<fn(&Relay) -> Option<OutOfOrder>>,
     /// What a filter that is written with a short word means; none: nothing is to be said of it.
     pub says: Option<fn(&Component) -> Option<String>>,
     /// The durable consumers of the feed that a sink writes; none: it writes no feed.

@@ -2,6 +2,7 @@
 //!
 //! *In*: one YAML file, its includes, `STRATA_…` environment, flags. *Out*: a [`Config`] that cannot be wrong.
 
+mod catch_up;
 mod check;
 mod component;
 mod discovery;
@@ -36,6 +37,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use catch_up::{CATCH_UP_AFTER, CatchUp, CatchUpOrder, OutOfOrder};
 pub use check::{INTERVAL_MIN, LINGER_MAX, MAX_BYTES_MIN, MEMORY_MIN, NATS_MEMORY_MIN};
 pub use component::{Component, Consumers, Kind, Kinds, OptionsError, Owned, options};
 pub use discovery::{DNS_SD_REFRESH, DnsSdConfig, DnsType, FILE_SD_REFRESH, FileSdConfig, HTTP_SD_REFRESH, HttpSdConfig};
@@ -58,7 +60,7 @@ pub use scrape::{EscapingScheme, Scheme, ScrapeConfig, ScrapeProtocol, StaticCon
 pub use show::{Show, show};
 pub use target_group::{LeftOut, Reason, TargetGroup};
 pub use trial::{Expect, Pages, Test};
-pub use units::{ByteSize, FilePath, Millis, Secret, UnitError};
+pub use units::{ByteSize, FilePath, Millis, Rate, Secret, UnitError};
 pub use words::shown_url;
 
 /// Default of `global.scrape_interval`, as in Prometheus. Larger: coarser curves; smaller: more bytes.
@@ -188,6 +190,9 @@ pub struct Relay {
     /// How long and how much the stream keeps for this relay.
     #[serde(default)]
     pub hold: Hold,
+    /// What is delivered first after the relay fell behind.
+    #[serde(default)]
+    pub catch_up: CatchUp,
     /// Filters in order.
     #[serde(default)]
     pub filters: Vec<Component>,

@@ -1,4 +1,4 @@
-//! Durations, sizes, secrets and paths as the configuration writes them.
+//! Durations, sizes, rates, secrets and paths as the configuration writes them.
 //!
 //! *In*: text (`1h30m`, `20GiB`) or plain numbers. *Out*: newtypes with one unit each. *Bound*: 64 bits; overflow is an error.
 //! *When full*: does not apply, nothing is kept.
@@ -17,6 +17,10 @@ pub struct Millis(pub u64);
 /// A size in bytes: `900KiB`, `20GiB`, `64MB` (Prometheus: `KB` = 1024), or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct ByteSize(pub u64);
+
+/// Samples per second, at least one: `500`, `500/s`, `20k/s`, `1.5M/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rate(pub u64);
 
 /// A value that never prints: `Debug` and `Serialize` show `<secret>`.
 #[derive(Clone, PartialEq, Eq)]
@@ -129,6 +133,32 @@ impl FromStr for ByteSize {
     }
 }
 
+impl FromStr for Rate {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let bad = || UnitError(format!("'{text}' is no rate: write samples per second, like 20000/s or 20k/s"));
+        let number = text.trim().trim_end_matches("/s");
+        let (digits, factor) = match number.chars().last() {
+            Some('k' | 'K') => (&number[..number.len() - 1], 1e3),
+            Some('m' | 'M') => (&number[..number.len() - 1], 1e6),
+            _ => (number, 1.0),
+        };
+        let value = digits.parse::<f64>().map_err(|_| bad())? * factor;
+        if (1.0..1e12).contains(&value) { Ok(Self(value as u64)) } else { Err(bad()) }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n.is_multiple_of(1_000_000) => write!(f, "{}M/s", n / 1_000_000),
+            n if n.is_multiple_of(1000) => write!(f, "{}k/s", n / 1000),
+            n => write!(f, "{n}/s"),
+        }
+    }
+}
+
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0 == 0 {
@@ -171,6 +201,12 @@ impl Serialize for Millis {
 }
 
 impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Rate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -224,6 +260,13 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bare = |number: u64| number.to_string().parse::<Self>().map_err(|e| e.to_string());
+        deserializer.deserialize_any(Unit { expected: "a rate like 20k/s", bare })
+    }
+}
+
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self)
@@ -254,6 +297,20 @@ impl schemars::JsonSchema for ByteSize {
             "type": ["string", "integer"],
             "minimum": 0,
             "description": "A size: bytes, or a number with its unit (powers of 1024): 900KiB, 64MiB, 20GiB."
+        })
+    }
+}
+
+impl schemars::JsonSchema for Rate {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Rate".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": ["string", "integer"],
+            "minimum": 1,
+            "description": "Samples per second: 500, 500/s, 20k/s, 1.5M/s."
         })
     }
 }
@@ -309,7 +366,22 @@ mod tests {
     }
 
     #[test]
+    fn rates_are_read_as_typed() {
+        for (text, n) in [("500", 500), ("500/s", 500), ("20k/s", 20_000), ("1.5M/s", 1_500_000)] {
+            assert_eq!(text.parse(), Ok(Rate(n)), "{text}");
+        }
+        for text in ["", "0", "-1", "fast", "k/s", "1e99", "NaN"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+        assert_eq!(serde_json::from_str::<Rate>("500").ok(), Some(Rate(500)));
+        assert!(serde_json::from_str::<Rate>("0").is_err());
+    }
+
+    #[test]
     fn what_is_written_reads_back() {
+        for n in [1, 999, 1000, 1_500_000, 3_000_000] {
+            assert_eq!(Rate(n).to_string().parse(), Ok(Rate(n)));
+        }
         for ms in [0, 1, 999, 1000, 90_061_001, 604_800_000] {
             assert_eq!(Millis(ms).to_string().parse(), Ok(Millis(ms)));
         }

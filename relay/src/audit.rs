@@ -142,8 +142,8 @@ struct Of {
     relay: Relay,
     takes: Takes,
     terms: Terms,
-    /// The last message it is done with.
-    position: u64,
+    /// What it is done with.
+    checkpoint: Checkpoint,
     /// Where counting began.
     since: u64,
     /// The last booking that its checkpoint knows of.
@@ -263,7 +263,7 @@ impl Of {
             takes: Takes::of(&relay),
             relay,
             terms,
-            position: 0,
+            checkpoint: Checkpoint::at(0, 1),
             since: u64::MAX,
             number: 0,
             open: None,
@@ -273,12 +273,13 @@ impl Of {
         };
         let checkpoint = found.map(|entry| serde_json::from_slice::<Checkpoint>(&entry.value));
         match checkpoint {
-            Some(Ok(Checkpoint { seq, minutes: Some(open), .. })) => {
-                (of.position, of.since, of.number) = (seq, open.since, open.number);
+            Some(Ok(Checkpoint { minutes: Some(open), seq, behind, .. })) => {
+                (of.since, of.number) = (open.since, open.number);
                 of.open = minutes::read(&streams.ledger, &open).await?;
                 if of.open.is_none() {
                     of.terms.trouble = Some("the counts of its last minutes are unreadable".to_owned());
                 }
+                of.checkpoint = Checkpoint { behind, ..Checkpoint::at(seq, 1) };
             }
             Some(Ok(_)) => of.terms.trouble = Some("it was not counted yet: its checkpoint is of an earlier version".to_owned()),
             Some(Err(_)) => of.terms.trouble = Some("its checkpoint is unreadable".to_owned()),

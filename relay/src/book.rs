@@ -15,6 +15,7 @@ use tracing::warn;
 use crate::backoff::{Backoff, nonce, now_ms};
 use crate::control::Why;
 use crate::dead::Stopped;
+use crate::desk::Side;
 use crate::step::Loss;
 
 /// All reasons under which a relay books.
@@ -23,6 +24,15 @@ pub const REASONS: [&str; 6] = ["rollback", "no_base", "corrupt", Why::MaxAge.as
 /// Subject of ledger entries: one per stage, relay and reason, so that the newest of each can be found.
 pub fn subject_of(stage: &str, relay: &str, reason: &str) -> String {
     format!("strata.ledger.{stage}.{relay}.{reason}")
+}
+
+/// The same of one of a relay's positions: the newest entry of a subject tells how far that one booked.
+fn own_subject_of(stage: &str, relay: &str, side: Side, reason: &str) -> String {
+    let subject = subject_of(stage, relay, reason);
+    match side {
+        Side::Head => subject,
+        Side::Behind => format!("{subject}.behind"),
+    }
 }
 
 /// Publishes one message and says its sequence; after an unknown outcome it looks whether the message is there. One writer per subject.
@@ -74,6 +84,7 @@ pub async fn store(
 pub struct Book {
     log: Arc<dyn Log>,
     relay: String,
+    side: Side,
     stop: CancellationToken,
     open: BTreeMap<&'static str, Entry>,
     /// Per reason: the sequence up to which a life before this one booked, above the checkpoint.
@@ -84,14 +95,14 @@ impl Book {
     /// Looks what is booked already above a position. The second value: up to where samples were given up, and why.
     pub async fn open(
         log: Arc<dyn Log>,
-        relay: &str,
+        (relay, side): (&str, Side),
         position: u64,
         stop: CancellationToken,
     ) -> Result<(Self, Option<(u64, Why)>), PortError> {
         let mut booked = BTreeMap::new();
         for reason in REASONS {
             let stage = if reason == "rollback" { "stream" } else { "relay" };
-            let Some(last) = log.last(&subject_of(stage, relay, reason)).await? else { continue };
+            let Some(last) = log.last(&own_subject_of(stage, relay, side, reason)).await? else { continue };
             let entry = serde_json::from_slice::<Entry>(&last.payload).ok();
             if let Some((_, to)) = entry.and_then(|entry| entry.seqs)
                 && to > position
@@ -103,7 +114,7 @@ impl Book {
             .into_iter()
             .filter_map(|why| Some((*booked.get(why.as_str())?, why)))
             .max_by_key(|(to, _)| *to);
-        Ok((Self { log, relay: relay.to_owned(), stop, open: BTreeMap::new(), booked }, given_up))
+        Ok((Self { log, relay: relay.to_owned(), side, stop, open: BTreeMap::new(), booked }, given_up))
     }
 
     /// Notes a loss at a stream sequence.
@@ -137,6 +148,11 @@ impl Book {
         }
     }
 
+    /// Whether nothing that is booked lies above a sequence.
+    pub fn is_past_all(&self, seq: u64) -> bool {
+        self.booked.values().all(|to| *to <= seq)
+    }
+
     /// The stream was rolled back: what was booked above the checkpoint says nothing of what is there now.
     pub fn void(&mut self) {
         self.booked.clear();
@@ -147,7 +163,7 @@ impl Book {
         while let Some((reason, entry)) = self.open.first_key_value() {
             let reason = *reason;
             let stage = if entry.stage == Stage::Stream { "stream" } else { "relay" };
-            book(&self.log, &subject_of(stage, &self.relay, reason), entry, &self.stop).await?;
+            book(&self.log, &own_subject_of(stage, &self.relay, self.side, reason), entry, &self.stop).await?;
             self.open.remove(reason);
         }
         Ok(())

@@ -24,6 +24,12 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a producer that says nothing stays in the checkpoint. Larger: a larger value; smaller: a gap after a long silence is not seen.
 pub const PRODUCER_MEMORY: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Version of a checkpoint that is one position.
+pub(crate) const VERSION: u32 = 1;
+
+/// Version of one with a backlog: a program that does not know of that must not go on from it.
+pub(crate) const VERSION_BEHIND: u32 = 2;
+
 /// Key of a relay's checkpoint.
 pub fn key(relay: &str) -> String {
     format!("relay.{relay}")
@@ -121,6 +127,27 @@ impl Positions {
         self.0.retain(|_, mark| now_ms.saturating_sub(mark.at_ms) < PRODUCER_MEMORY.as_millis() as i64);
     }
 
+    /// Whether for every producer of others its mark is reached, or something that came after it was seen.
+    pub(crate) fn reach(&self, others: &Self, seen: &Self) -> bool {
+        others.0.iter().all(|(key, mark)| seen.0.contains_key(key) || self.lacks(key, mark).is_none())
+    }
+
+    /// What is missing of others, with the marks it is missing before.
+    pub(crate) fn missing<'o>(&self, others: &'o Self) -> impl Iterator<Item = (&'o Mark, Gap)> {
+        others.0.iter().filter_map(|(key, mark)| Some((mark, self.lacks(key, mark)?)))
+    }
+
+    fn lacks(&self, key: &str, mark: &Mark) -> Option<Gap> {
+        match self.0.get(key) {
+            Some(own) if (own.epoch, own.n) >= (mark.epoch, mark.n) => None,
+            Some(own) if own.epoch == mark.epoch => {
+                Some(Gap { messages: mark.n - own.n, samples: mark.samples.saturating_sub(own.samples) })
+            }
+            // Of lives in between nothing is known.
+            _ => Some(Gap { messages: mark.n, samples: mark.samples }),
+        }
+    }
+
     /// All marks.
     pub fn iter(&self) -> impl Iterator<Item = &Mark> {
         self.0.values()
@@ -159,6 +186,17 @@ pub struct Partial {
     pub rejects: Vec<(u64, i64, u64)>,
 }
 
+/// What a relay that turned to the newest samples has not delivered of what came before them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backlog {
+    /// The position in it. What is counted is in the relay's own.
+    pub checkpoint: Checkpoint,
+    /// Sequence of its last message.
+    pub end: u64,
+    /// The last message of each producer and partition that is part of it: sequences are not identity.
+    pub until: Positions,
+}
+
 /// A relay's position and what it needs to go on from there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
@@ -191,13 +229,16 @@ pub struct Checkpoint {
     /// The same by target and minute; none: written before there was such a thing.
     #[serde(default)]
     pub minutes: Option<Open>,
+    /// What lies before the position and is not delivered; none: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Box<Backlog>>,
 }
 
 impl Checkpoint {
     /// A position that nothing was delivered up to yet: after `seq`, with what is needed from `warm_from` on.
     pub fn at(seq: u64, warm_from: u64) -> Self {
         Self {
-            version: 1,
+            version: VERSION,
             owner: String::new(),
             seq,
             id: None,
@@ -210,6 +251,7 @@ impl Checkpoint {
             pace: 0,
             totals: Totals::default(),
             minutes: None,
+            behind: None,
         }
     }
 
@@ -230,7 +272,23 @@ impl Checkpoint {
 
     /// The lowest sequence that must stay in the stream for this relay.
     pub fn floor(&self) -> u64 {
-        self.warm_from.min(self.seq.max(1))
+        let behind = self.behind.as_ref().map_or(u64::MAX, |behind| behind.checkpoint.floor());
+        self.warm_from.min(self.seq.max(1)).min(behind)
+    }
+
+    /// The last sequence up to which the relay is done with all.
+    pub fn passed(&self) -> u64 {
+        self.behind.as_ref().map_or(self.seq, |behind| behind.checkpoint.seq)
+    }
+
+    /// Whether the relay is done with a sequence.
+    pub fn is_past(&self, seq: u64) -> bool {
+        seq <= self.seq && self.behind.as_ref().is_none_or(|behind| seq > behind.end || seq <= behind.checkpoint.seq)
+    }
+
+    /// Whether it is of a version that this program understands.
+    pub(crate) const fn is_known(&self) -> bool {
+        matches!(self.version, VERSION | VERSION_BEHIND)
     }
 }
 
@@ -366,9 +424,9 @@ impl<T: Stored> Store<T> {
         let entry = self.state.get(&self.key).await.map_err(|source| self.unavailable(source))?;
         let Some(entry) = entry else { return Ok(None) };
         let stored: T = serde_json::from_slice(&entry.value).map_err(|e| self.foreign(e.to_string()))?;
-        let version = stored.checkpoint().version;
-        if version != 1 {
-            return Err(self.foreign(format!("version {version} is newer than this program")));
+        let checkpoint = stored.checkpoint();
+        if !checkpoint.is_known() {
+            return Err(self.foreign(format!("version {} is newer than this program", checkpoint.version)));
         }
         Ok(Some((stored, entry.revision)))
     }
@@ -379,5 +437,49 @@ impl<T: Stored> Store<T> {
 
     fn foreign(&self, reason: String) -> Error {
         Error::Foreign { relay: self.relay.clone(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bundled_nats::twin::Twin;
+
+    use super::*;
+
+    fn positions(marks: &[(&str, u64, u64, u64)]) -> Positions {
+        let mark = |(epoch, n, samples)| Mark { epoch, n, samples, subject: String::new(), at_ms: 0 };
+        Positions(marks.iter().map(|(key, epoch, n, samples)| ((*key).to_owned(), mark((*epoch, *n, *samples)))).collect())
+    }
+
+    #[test]
+    fn a_backlog_holds_its_place_and_nothing_of_it_is_passed() {
+        let backlog = Backlog { checkpoint: Checkpoint::at(10, 4), end: 50, until: Positions::default() };
+        let checkpoint = Checkpoint { behind: Some(Box::new(backlog)), ..Checkpoint::at(70, 45) };
+        assert_eq!((checkpoint.floor(), checkpoint.passed()), (4, 10));
+        let passed: Vec<u64> = [1, 10, 11, 50, 51, 70, 71].into_iter().filter(|seq| checkpoint.is_past(*seq)).collect();
+        assert_eq!(passed, [1, 10, 51, 70]);
+        let whole = Checkpoint { behind: None, ..checkpoint };
+        assert_eq!((whole.floor(), whole.passed(), whole.is_past(11)), (45, 70, true));
+    }
+
+    #[test]
+    fn what_is_missing_of_a_backlog_is_told_by_producer() {
+        let until = positions(&[("a", 1, 9, 90), ("b", 2, 3, 30), ("c", 1, 5, 50)]);
+        let own = positions(&[("a", 1, 7, 70), ("b", 1, 8, 80), ("c", 2, 1, 5)]);
+        let missing: Vec<_> = own.missing(&until).map(|(_, gap)| (gap.messages, gap.samples)).collect();
+        assert_eq!(missing, [(2, 20), (3, 30)], "of b's earlier life nobody knows more");
+        assert!(!own.reach(&until, &positions(&[("a", 1, 12, 0)])));
+        assert!(own.reach(&until, &positions(&[("a", 1, 12, 0), ("b", 3, 1, 0)])), "both have gone on");
+    }
+
+    #[tokio::test]
+    async fn a_version_of_later_is_left_alone() {
+        let twin = Twin::new(1 << 20);
+        for (version, is_known) in [(VERSION, true), (VERSION_BEHIND, true), (3, false)] {
+            let Ok((mut store, _)) = Store::open(twin.state.clone(), "one", "me".to_owned()).await else { panic!("it is known") };
+            store.take(&Checkpoint { version, ..Checkpoint::at(1, 1) }).await.expect("nobody else writes");
+            let opened = Store::open(twin.state.clone(), "one", "me".to_owned()).await;
+            assert_eq!(opened.is_ok(), is_known, "{version}");
+        }
     }
 }

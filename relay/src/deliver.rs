@@ -10,6 +10,7 @@ mod progress;
 mod send;
 mod split;
 mod suspect;
+mod turn;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::backoff::now_ms;
-use crate::book::Book;
-use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial, Store};
+use crate::checkpoint::{self, CHECKPOINT_INTERVAL, Checkpoint, Partial};
 use crate::control::Control;
 use crate::dead::{Dead, Stopped};
-use crate::minutes::{Fate, Minutes, fates};
+use crate::desk::{Desk, Seat, Side};
+use crate::minutes::{Fate, fates};
 use crate::replay::Track;
 use crate::step::{Loss, Mark, Part, Step};
 use crate::telemetry::{Activity, Gauges};
@@ -37,6 +38,7 @@ use suspect::Suspect;
 
 pub use lanes::Lanes;
 pub use suspect::SUSPECTS_MAX;
+pub use turn::Turn;
 
 /// Wait between two tries at a sink that refuses everything. Larger: a mended sink waits longer; smaller: it is bothered more.
 pub const HELD_RETRY: Duration = Duration::from_secs(15);
@@ -76,10 +78,8 @@ pub struct Parts {
     pub lanes: Lanes,
     /// Where rejected samples go.
     pub dead: Dead,
-    /// Where losses go.
-    pub book: Book,
-    /// Where the relay's position goes, and what is counted with it; none: a replay.
-    pub store: Option<(Store, Minutes)>,
+    /// Where the relay's position goes, with its losses and what is counted; none: a replay.
+    pub seat: Option<Seat>,
     /// Who else counts what became of the messages of a window.
     pub count: Option<Count>,
     /// The position to go on from.
@@ -92,18 +92,19 @@ pub struct Parts {
     pub trim: Arc<Notify>,
     /// Ends it.
     pub stop: CancellationToken,
-    /// Samples a replay may send per second.
+    /// Samples a replay or a backlog may send per second.
     pub rate: Option<u64>,
     /// Where a replay's position goes.
     pub track: Option<Track>,
+    /// When the relay turns to the newest samples; none: never, or it has.
+    pub turn: Option<Turn>,
 }
 
 /// The delivering task of one relay.
 pub struct Deliver {
     lanes: Lanes,
     dead: Dead,
-    book: Book,
-    store: Option<(Store, Minutes)>,
+    seat: Option<Seat>,
     count: Option<Count>,
     checkpoint: Checkpoint,
     control: Arc<Control>,
@@ -127,6 +128,9 @@ pub struct Deliver {
     given_up: GivenUp,
     rate: Option<send::Bucket>,
     track: Option<Track>,
+    turn: Option<Turn>,
+    /// The sink took samples that are so old that the relay turns to the newest.
+    far_behind: bool,
 }
 
 impl Deliver {
@@ -138,18 +142,15 @@ impl Deliver {
         checkpoint.clean = false;
         {
             let mut live = parts.gauges.shared.live();
-            live.position = checkpoint.seq;
-            live.positions = checkpoint.positions.clone();
+            live.at(&checkpoint);
             live.totals = checkpoint.totals.clone();
-            live.newest_ms = checkpoint.positions.iter().map(|mark| mark.at_ms).max();
             live.activity = Activity::Running;
         }
         parts.gauges.metrics.up.set(1);
         Self {
             lanes: parts.lanes,
             dead: parts.dead,
-            book: parts.book,
-            store: parts.store,
+            seat: parts.seat,
             count: parts.count,
             checkpoint,
             control: parts.control,
@@ -169,6 +170,8 @@ impl Deliver {
             given_up: GivenUp::default(),
             rate: parts.rate.map(send::Bucket::new),
             track: parts.track,
+            turn: parts.turn,
+            far_behind: false,
         }
     }
 
@@ -210,9 +213,9 @@ impl Deliver {
                     _ = flush.tick(), if self.dirty && !self.skipping() => { self.write().await?; continue }
                     step = steps.recv() => match step {
                         Some(step) => Some(step),
-                        None if self.store.is_none() && !self.suspects.is_empty() && !self.stop.is_cancelled() => {
-                            return Err(Halt::Failed(Error::Refused));
-                        }
+                        None if self.stop.is_cancelled() => return Ok(()),
+                        None if self.side() == Some(Side::Behind) => return self.end().await,
+                        None if self.seat.is_none() && !self.suspects.is_empty() => return Err(Halt::Failed(Error::Refused)),
                         None => return Ok(()),
                     },
                     () = control.sender.notified() => None,
@@ -221,7 +224,12 @@ impl Deliver {
             };
             match step {
                 Some(Step::Part(part)) => self.part(part).await?,
-                Some(Step::Marks(marks)) => self.marks(marks).await?,
+                Some(Step::Marks(marks)) => {
+                    self.marks(marks).await?;
+                    if self.turns().await? {
+                        return Ok(());
+                    }
+                }
                 Some(Step::Warm(seq)) => {
                     // What is put aside is not done with: a later life reads it again.
                     if seq > self.checkpoint.warm_from && self.suspects.is_empty() {
@@ -242,7 +250,7 @@ impl Deliver {
     }
 
     fn skips(&self, seq: u64) -> bool {
-        self.store.is_some() && seq <= self.control.skipped()
+        self.seat.is_some() && seq <= self.control.skipped()
     }
 
     async fn part(&mut self, part: Box<Part>) -> Result<(), Halt> {
@@ -257,7 +265,7 @@ impl Deliver {
             self.progress.fates.extend(fates(&part, std::iter::empty(), all));
             return Ok(());
         }
-        self.pay(part.batch.items.len() as u64).await?;
+        self.pay(&part).await?;
         match self.send(&part, true).await? {
             Sent::AllRejected(answer) => {
                 self.suspect(part, &answer);
@@ -284,14 +292,18 @@ impl Deliver {
 
     async fn marks(&mut self, marks: Vec<Mark>) -> Result<(), Halt> {
         if marks.iter().any(|mark| mark.restarted) {
-            self.book.void();
+            if let Some(seat) = &self.seat {
+                seat.void().await;
+            }
             self.dead.void();
             self.rolled_back = true;
         }
         if let [mark] = &marks[..]
             && mark.silent
         {
-            if let Some(envelope) = mark.envelope.as_ref().filter(|_| !self.rolled_back) {
+            // What is silent in a backlog was passed, or is no part of it.
+            let learns = !self.rolled_back && self.side() != Some(Side::Behind);
+            if let Some(envelope) = mark.envelope.as_ref().filter(|_| learns) {
                 self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);
                 self.gauges.shared.live().positions.advance(envelope, &mark.subject, mark.at_ms);
             }
@@ -311,25 +323,35 @@ impl Deliver {
         let items: u64 = marks.iter().map(|mark| mark.items).sum();
         debug_assert_eq!(progress.delivered + progress.rejected + progress.given_up, items, "every item has its fate");
         // A replay parks none: the relay itself did when it came by.
-        for mark in marks.iter().filter(|mark| !mark.undecodable.is_empty() && self.store.is_some()) {
+        for mark in marks.iter().filter(|mark| !mark.undecodable.is_empty() && self.seat.is_some()) {
             self.dead.park_frames(mark).await?;
         }
-        if let Some((_, minutes)) = &mut self.store {
-            minutes.take(&marks, &progress.fates, self.control.why().as_str());
+        let mut desk = match &self.seat {
+            Some(seat) => Some((seat.side(), seat.take().await)),
+            None => None,
+        };
+        if let Some((_, desk)) = &mut desk {
+            desk.count(&marks, &progress.fates, self.control.why().as_str());
         }
         if let Some(count) = &mut self.count {
             count(&marks, &progress.fates);
         }
         let (mut given_up, mut skipping) = (0, false);
+        let newest_ms = self.gauges.shared.live().stream_ms.filter(|_| progress.delivered > 0);
         for mark in marks {
             skipping |= self.skipping();
-            given_up += self.apply(mark, std::mem::take(&mut progress));
+            self.far_behind |= self.turn.as_ref().is_some_and(|turn| turn.is_due(mark.at_ms, newest_ms));
+            given_up += self.apply(mark, std::mem::take(&mut progress), desk.as_mut().map(|(side, desk)| (*side, &mut **desk)));
         }
-        if let Some((_, minutes)) = &mut self.store {
-            minutes.relieve().await?;
+        if let Some((side, desk)) = &mut desk {
+            if desk.is_shared() {
+                desk.put(*side, &self.checkpoint);
+            }
+            desk.relieve().await?;
         }
+        drop(desk);
         let seq = self.checkpoint.seq;
-        if self.store.is_none() {
+        if self.seat.is_none() {
             self.report(seq);
         } else if skipping && !self.skipping() {
             self.control.skipped_to(seq);
@@ -341,7 +363,7 @@ impl Deliver {
     }
 
     /// Books, counts and moves the position past one message; says what of it was given up.
-    fn apply(&mut self, mut mark: Mark, progress: Progress) -> u64 {
+    fn apply(&mut self, mut mark: Mark, progress: Progress, mut desk: Option<(Side, &mut Desk)>) -> u64 {
         let given_up = progress.given_up + mark.given_up;
         if given_up > 0 {
             let slots = mark.envelope.as_ref().map(|e| (e.first_ms, e.last_ms));
@@ -357,8 +379,8 @@ impl Deliver {
         for loss in &mark.losses {
             lost += loss.samples;
             metrics.lost(loss.reason, loss.samples);
-            if self.store.is_some() {
-                self.book.add(mark.seq, producer.as_deref(), loss);
+            if let Some((side, desk)) = &mut desk {
+                desk.lose(*side, mark.seq, producer.as_deref(), loss);
             }
         }
         let filtered: u64 = mark.filtered.iter().map(|(_, n)| n).sum();
@@ -371,12 +393,19 @@ impl Deliver {
             self.repeats -= 1;
             metrics.repeated.inc_by(progress.delivered);
         }
-        let totals = &mut self.checkpoint.totals;
+        let totals = match &mut desk {
+            Some((side, desk)) => {
+                desk.pass(*side, &mark);
+                desk.totals()
+            }
+            None => &mut self.checkpoint.totals,
+        };
         totals.read += mark.read;
         totals.delivered += delivered;
         totals.filtered += filtered;
         totals.rejected += progress.rejected;
         totals.lost += lost;
+        self.gauges.shared.live().totals = totals.clone();
         self.moved(&mark);
         given_up
     }
@@ -394,7 +423,6 @@ impl Deliver {
             live.positions.advance(envelope, &mark.subject, mark.at_ms);
         }
         live.position = mark.seq;
-        live.totals = self.checkpoint.totals.clone();
         live.oldest_ms = None;
         live.newest_ms = Some(mark.last_ms);
         self.dirty = true;
@@ -414,25 +442,25 @@ impl Deliver {
 
     /// Books what is open, then writes the checkpoint. A store that is away is tried again at the next interval.
     async fn write(&mut self) -> Result<(), Halt> {
-        if self.store.is_none() && !self.track.as_ref().is_some_and(Track::lasts) {
+        if self.seat.is_none() && !self.track.as_ref().is_some_and(Track::lasts) {
             self.dirty = false;
             return Ok(());
         }
-        self.book.flush().await?;
+        let is_behind = self.side() == Some(Side::Behind);
         let checkpoint = &mut self.checkpoint;
-        if let Some((_, minutes)) = &mut self.store {
-            checkpoint.minutes = Some(minutes.save().await?);
-        }
         checkpoint.at_ms = now_ms();
-        checkpoint.positions.forget(checkpoint.at_ms);
+        // The end of a backlog is told by what was passed of each producer, however long ago.
+        if !is_behind {
+            checkpoint.positions.forget(checkpoint.at_ms);
+        }
         checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(1);
         let progress = &self.progress;
         let whole = self.suspects.is_empty() && progress.batches > 0 && progress.given_up == 0;
         // Asked for only where nothing is begun that the partial does not tell of.
         checkpoint.clean &= !self.half_sent && (whole || progress.delivered == 0);
         checkpoint.partial = whole.then(|| progress.partial());
-        let written = match (&mut self.store, &mut self.track) {
-            (Some((store, _)), _) => store.write(checkpoint).await,
+        let written = match (&self.seat, &mut self.track) {
+            (Some(seat), _) => seat.take().await.write(seat.side(), checkpoint).await?,
             (None, Some(track)) => track.write(checkpoint).await,
             (None, None) => Ok(()),
         };

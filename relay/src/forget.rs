@@ -24,7 +24,7 @@ pub const FORGOTTEN: &str = "forgotten";
 pub struct Forgotten {
     /// The relay.
     pub relay: String,
-    /// Samples after its position, of all jobs: lost for it.
+    /// Samples after its position and of its backlog, of all jobs: lost for it.
     pub lost_samples: u64,
 }
 
@@ -56,7 +56,7 @@ pub async fn names(streams: &Streams) -> Result<Vec<String>, PortError> {
 pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) -> Result<Option<Forgotten>, Error> {
     let Some(found) = streams.state.get(&checkpoint::key(relay)).await? else { return Ok(None) };
     // Of one that cannot be read nobody knows what it had delivered.
-    let position = serde_json::from_slice::<Checkpoint>(&found.value).map_or(0, |checkpoint| checkpoint.seq);
+    let known = serde_json::from_slice::<Checkpoint>(&found.value).unwrap_or_else(|_| Checkpoint::at(0, 1));
     let mut entry = Entry {
         at_ms: now_ms(),
         stage: Stage::Relay,
@@ -69,8 +69,11 @@ pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) ->
         slots: None,
         target: None,
     };
-    let mut messages = Existing::open(&streams.raw, position + 1).await?;
+    let mut messages = Existing::open(&streams.raw, known.passed() + 1).await?;
     while let Some(message) = messages.next().await? {
+        if known.is_past(message.seq) {
+            continue;
+        }
         entry.frames += 1;
         entry.seqs = Some((entry.seqs.map_or(message.seq, |(first, _)| first), message.seq));
         if let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) {

@@ -9,12 +9,14 @@
 pub mod audit;
 pub mod backoff;
 pub mod book;
+mod catch_up;
 pub mod chain;
 pub mod checkpoint;
 pub mod control;
 pub mod dead;
 pub mod deliver;
 pub mod delta;
+pub mod desk;
 pub mod encode;
 mod existing;
 pub mod filter;

@@ -165,7 +165,7 @@ impl Minutes {
             number: 0,
             base: 0,
             known: 0,
-            since: checkpoint.seq,
+            since: checkpoint.passed(),
             booked: Instant::now(),
         };
         match &checkpoint.minutes {

@@ -194,7 +194,6 @@ impl Pipeline {
             self.incomplete(&at, &key, &mut tally, out).await?;
         }
         self.tick(clock);
-        let filters = self.resolver.chain();
         let mark = Mark {
             seq: message.seq,
             id,
@@ -210,13 +209,14 @@ impl Pipeline {
             items: tally.items,
             nothing: tally.nothing,
             given_up: tally.given_up,
-            filtered: tally.filtered(filters),
-            left_alone: tally.left_alone(filters),
+            filtered: tally.filtered(self.resolver.chain()),
+            left_alone: tally.left_alone(self.resolver.chain()),
             lines: tally.lines,
             losses: tally.losses,
             payload: if tally.undecodable.is_empty() { Bytes::new() } else { message.payload },
             undecodable: tally.undecodable,
             gap,
+            ends: false,
         };
         match &mut self.window {
             None => return out.send(Step::Marks(vec![mark])).await.map_err(|_| Closed),

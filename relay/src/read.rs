@@ -10,7 +10,8 @@ use sample::Envelope;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::checkpoint::{Checkpoint, Gap, Place, Positions};
+use crate::checkpoint::{Backlog, Checkpoint, Gap, Place, Positions};
+use crate::step::{Loss, Mark};
 
 /// Bytes that wait between server and relay. Larger: memory per relay; smaller: round trips show.
 pub const BYTES_IN_FLIGHT: usize = 8 * 1024 * 1024;
@@ -50,9 +51,23 @@ pub struct Reader {
     /// A gap that was met and read again for: the second time it is one.
     confirmed: Option<(String, Gap)>,
     restarted: bool,
+    /// Where it ends; none: nowhere.
+    bounds: Option<Bounds>,
     backoff: Backoff,
     /// Whether it was said that reading fails.
     told: bool,
+}
+
+/// The end of a backlog.
+struct Bounds {
+    end: u64,
+    until: Positions,
+    /// What came of its producers that is no part of it.
+    beyond: Positions,
+    /// The stream was torn before its end: what comes at its sequences may be no part of it.
+    is_torn: bool,
+    /// It was read again for what is missing of it.
+    is_confirmed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,9 +102,34 @@ impl Reader {
             reopen: Reopen::Start(checkpoint.warm_from),
             confirmed: None,
             restarted: false,
+            bounds: None,
             backoff: Backoff::default(),
             told: false,
         }
+    }
+
+    /// A reader of a backlog: what is no part of it is silent, and it comes to an end.
+    pub fn behind(log: Arc<dyn Log>, relay: &str, backlog: &Backlog) -> Self {
+        let Backlog { checkpoint, end, until } = backlog;
+        let bounds = Bounds { end: *end, until: until.clone(), beyond: Positions::default(), is_torn: false, is_confirmed: false };
+        Self { bounds: Some(bounds), ..Self::new(log, relay, checkpoint) }
+    }
+
+    /// The end of a backlog, once all of it was handed out, with what of it is gone.
+    pub fn ended(&self) -> Option<Mark> {
+        let bounds = self.bounds.as_ref().filter(|bounds| bounds.is_over(self.seq, &self.positions))?;
+        let loss = |(mark, gap): (&crate::checkpoint::Mark, Gap)| Loss {
+            reason: "rollback",
+            stream: true,
+            samples: gap.samples,
+            frames: gap.messages,
+            target: None,
+            slot_ms: Some(mark.at_ms),
+        };
+        let losses: Vec<Loss> = self.positions.missing(&bounds.until).map(loss).collect();
+        let read = losses.iter().map(|loss| loss.samples).sum();
+        let at_ms = bounds.until.iter().map(|mark| mark.at_ms).max().unwrap_or(0);
+        Some(Mark { seq: bounds.end, at_ms, last_ms: at_ms, read, losses, ends: true, ..Mark::default() })
     }
 
     /// The next message; waits for it as long as it takes. `warm_from`: the lowest base that is needed now, to go back to.
@@ -129,7 +169,15 @@ impl Reader {
             self.seq = message.seq;
             self.id = Some(identity(&message, envelope.as_ref().ok()));
             if let Ok(envelope) = &envelope {
-                self.positions.advance(envelope, &message.subject, message.time_ms);
+                match self.bounds.as_mut().filter(|bounds| bounds.is_beyond(message.seq, Some(envelope))) {
+                    Some(bounds) => bounds.beyond.advance(envelope, &message.subject, message.time_ms),
+                    None => self.positions.advance(envelope, &message.subject, message.time_ms),
+                }
+            }
+            if self.lacks_some() {
+                warn!(relay = self.relay, "messages of the backlog are missing: reading again from {warm_from}");
+                self.rolled_back();
+                continue;
             }
             return Incoming { message, envelope, silent, gap, restarted: std::mem::take(&mut self.restarted) };
         }
@@ -139,6 +187,13 @@ impl Reader {
     pub fn end(&self) -> impl Future<Output = Option<u64>> + Send + use<> {
         let log = Arc::clone(&self.log);
         async move { log.info().await.ok().map(|info| info.last_seq) }
+    }
+
+    /// Whether the end of a backlog was met without all of it, for the first time.
+    fn lacks_some(&mut self) -> bool {
+        let Self { bounds: Some(bounds), positions, seq, .. } = self else { return false };
+        let lacks = bounds.is_over(*seq, positions) && positions.missing(&bounds.until).next().is_some();
+        lacks && !std::mem::replace(&mut bounds.is_confirmed, true)
     }
 
     async fn failed(&mut self, error: &Error) {
@@ -155,22 +210,20 @@ impl Reader {
         self.resume = None;
         self.silent_to = 0;
         self.reopen = Reopen::Again;
+        if let Some(bounds) = &mut self.bounds {
+            bounds.beyond = Positions::default();
+        }
     }
 
     async fn reopen(&mut self, warm_from: u64) -> Result<(), Error> {
         let info = self.log.info().await?;
+        if let Some(bounds) = &mut self.bounds {
+            bounds.is_torn |= info.last_seq < bounds.end;
+        }
         let known = self.check.as_ref().map_or(self.seq, |(seq, _)| self.seq.max(*seq));
         if self.reopen != Reopen::Again && info.last_seq < known {
             warn!(relay = self.relay, position = known, last = info.last_seq, "the stream ends before the position: it was rolled back");
             self.rolled_back();
-        }
-        // Before anything is read as delivered: what is at reused sequences below the checkpoint was not.
-        if let (Reopen::Start(_), Some((seq, id))) = (self.reopen, &self.check) {
-            let there = self.log.get(*seq).await?;
-            if there.is_none_or(|message| identity(&message, envelope_of(&message).ok().as_ref()) != *id) {
-                warn!(relay = self.relay, position = seq, "another message is at the checkpoint: the stream was rolled back");
-                self.rolled_back();
-            }
         }
         let from = match self.reopen {
             Reopen::Start(warm) => warm.clamp(1, self.seq.max(1)),
@@ -184,7 +237,17 @@ impl Reader {
             }
         };
         // A start beyond the end is silently clamped: what comes first is looked at, never assumed.
-        self.open = Some(self.log.read(from.min(info.last_seq + 1), BYTES_IN_FLIGHT).await?);
+        let open = self.log.read(from.min(info.last_seq + 1), BYTES_IN_FLIGHT).await?;
+        // What is at reused sequences below the checkpoint was not delivered. Only now, as a stream that is torn from here on ends the reading.
+        if let Some((seq, id)) = &self.check {
+            let there = self.log.get(*seq).await?;
+            if there.is_none_or(|message| identity(&message, envelope_of(&message).ok().as_ref()) != *id) {
+                warn!(relay = self.relay, position = seq, "another message is at the checkpoint: the stream was rolled back");
+                self.rolled_back();
+                return Ok(());
+            }
+        }
+        self.open = Some(open);
         Ok(())
     }
 
@@ -213,6 +276,10 @@ impl Reader {
             }
             self.check = None;
         }
+        if self.bounds.as_ref().is_some_and(|bounds| bounds.is_beyond(message.seq, envelope)) {
+            self.reopen = Reopen::Here;
+            return Seen::Pass(true, None);
+        }
         let place = envelope.map(|envelope| self.positions.place(envelope));
         let below = message.seq <= self.silent_to;
         let seen = match place {
@@ -235,6 +302,18 @@ impl Reader {
             self.reopen = Reopen::Here;
         }
         seen
+    }
+}
+
+impl Bounds {
+    /// Whether a message is no part of the backlog.
+    fn is_beyond(&self, seq: u64, envelope: Option<&Envelope>) -> bool {
+        envelope.map_or(seq > self.end, |envelope| self.until.place(envelope) != Place::Seen)
+    }
+
+    /// Whether nothing of the backlog comes any more.
+    fn is_over(&self, seq: u64, positions: &Positions) -> bool {
+        seq >= self.end || self.is_torn && positions.reach(&self.until, &self.beyond)
     }
 }
 

@@ -101,6 +101,8 @@ struct State {
 struct Running {
     relay: Relay,
     control: Arc<Control>,
+    /// Of its backlog, while it has one.
+    behind: Arc<Control>,
     gauges: Gauges,
     task: Task,
 }
@@ -213,6 +215,7 @@ impl Relays {
         let subject = |running: &Running| trim::Subject {
             relay: running.relay.clone(),
             control: running.control.clone(),
+            behind: running.behind.clone(),
             gauges: running.gauges.clone(),
         };
         let subjects = state.running.iter().map(subject).collect();
@@ -227,7 +230,7 @@ impl Relays {
     /// Starts a relay once the one before it has ended.
     fn begin(&self, relay: Relay, external_labels: &[(String, String)], earlier: Option<Task>, tasks: &mut JoinSet<()>) -> Running {
         let Ground { streams, build, metrics, layouts, trim, standing } = &self.ground;
-        let control = Arc::new(Control::default());
+        let (control, behind) = (Arc::new(Control::default()), Arc::new(Control::default()));
         let metrics = metrics.relay(&relay.name, relay.filters.iter().map(|filter| filter.name.as_str()));
         metrics.starts.inc();
         let gauges = Gauges { shared: Arc::new(Shared::default()), metrics };
@@ -239,6 +242,7 @@ impl Relays {
             build: build.clone(),
             layouts: layouts.clone(),
             control: control.clone(),
+            behind: behind.clone(),
             gauges: gauges.clone(),
             trim: trim.clone(),
             standing: standing.clone(),
@@ -254,7 +258,7 @@ impl Relays {
             drop(begun);
             life.run().await;
         });
-        Running { relay, control, gauges, task: Task { stop, begun, ended, abort } }
+        Running { relay, control, behind, gauges, task: Task { stop, begun, ended, abort } }
     }
 
     /// What the stream of samples said of itself when it last answered; looked at every second.
@@ -284,11 +288,12 @@ impl Relays {
         let state = self.state();
         let running = state.running.iter().find(|running| running.relay.name == name)?;
         let (name, store) = (name.to_owned(), self.ground.streams.state.clone());
-        let (control, gauges) = (running.control.clone(), running.gauges.clone());
+        let (control, behind, gauges) = (running.control.clone(), running.behind.clone(), running.gauges.clone());
         Some(async move {
             pause::write(&*store, &name, pause).await?;
             gauges.metrics.paused.set(i64::from(pause.is_some()));
             control.pause(pause);
+            behind.pause(pause);
             Ok(())
         })
     }

@@ -28,7 +28,6 @@ use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::Options;
 use crate::backoff::{Backoff, nonce, now_ms};
-use crate::book::Book;
 use crate::checkpoint::{self, Totals};
 use crate::control::Control;
 use crate::dead::Dead;
@@ -331,7 +330,6 @@ struct Opened {
     track: Track,
     checkpoint: checkpoint::Checkpoint,
     dead: Dead,
-    book: Book,
 }
 
 impl Work {
@@ -376,7 +374,7 @@ impl Work {
 
     async fn replay(&self, components: Components, report: watch::Sender<Progress>, shared: Arc<Shared>) -> Result<(), Error> {
         let config = config_hash(&self.relay, &self.external_labels);
-        let Opened { track, checkpoint, dead, book } = self.patiently(&config, report).await?;
+        let Opened { track, checkpoint, dead } = self.patiently(&config, report).await?;
         let Progress { position, end, .. } = *self.progress.borrow();
         if position >= end {
             return self.complete();
@@ -407,8 +405,7 @@ impl Work {
         let deliver = Deliver::new(deliver::Parts {
             lanes,
             dead,
-            book,
-            store: None,
+            seat: None,
             count: self.request.dry_run.then(|| by_job(self.jobs.clone())),
             checkpoint,
             control: control.clone(),
@@ -417,6 +414,7 @@ impl Work {
             stop: self.cancel.clone(),
             rate: self.request.rate,
             track: Some(track),
+            turn: None,
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
         let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &control, &self.cancel, Some(end)), deliver.run(received));
@@ -476,7 +474,6 @@ impl Work {
         let checkpoint = registration.checkpoint.clone();
         let parked =
             Dead::open(dead.clone(), ledger.clone(), (&self.relay.name, Some(&self.id)), checkpoint.seq, self.cancel.clone()).await?;
-        let (book, _) = Book::open(ledger.clone(), &self.relay.name, u64::MAX, self.cancel.clone()).await?;
-        Ok(Opened { track: Track::kept(report.clone(), store, registration), checkpoint, dead: parked, book })
+        Ok(Opened { track: Track::kept(report.clone(), store, registration), checkpoint, dead: parked })
     }
 }

@@ -3,6 +3,8 @@
 //! *In*: a configuration and the streams. *Out*: delivered samples. *Bound*: the reader's bytes in flight and a few batches.
 //! *When full*: see [`crate::read`] and [`crate::deliver`].
 
+mod live;
+
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -10,9 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
-use bundled_nats::ledger::relay_minutes;
 use bundled_nats::port::{Error as PortError, Streams};
-use config::{OptionsError, Relay, Start};
+use config::{OptionsError, OutOfOrder, Relay, Start};
 use futures::FutureExt as _;
 use sample::{Envelope, Interner, KEY_FRAME_PERIOD};
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,23 +22,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::backoff::{Backoff, nonce, now_ms};
-use crate::book::Book;
+use crate::backoff::now_ms;
 use crate::chain::FILTERS_MAX;
-use crate::checkpoint::{self, Checkpoint, Store};
+use crate::checkpoint::{self, Checkpoint};
 use crate::control::Control;
-use crate::dead::Dead;
-use crate::deliver::{self, Deliver, HELD_RETRY, Lanes};
+use crate::deliver::{self, HELD_RETRY};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
-use crate::lease::{self, Fence, Guarded, Standing, Term};
-use crate::minutes::Minutes;
-use crate::pause;
-use crate::pipeline::{self, Pipeline};
+use crate::lease::{self, Standing, Term};
+use crate::pipeline::Pipeline;
 use crate::read::{Incoming, Reader, identity};
 use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
-use crate::step::{STEPS_MAX, Step};
-use crate::takes::Takes;
+use crate::step::Step;
 use crate::telemetry::{Activity, Gauges};
 
 /// How often it is asked whether a window that is over is read whole. Larger: it ends later; smaller: a reader that lags asks more.
@@ -75,6 +71,9 @@ fn build(relay: &Relay, files: &Files, feeds: &Feeds) -> Result<Components, Opti
     let filters = relay.filters.iter().map(|f| Ok((Arc::from(f.name.as_str()), filter::build(f)?))).collect::<Result<_, OptionsError>>()?;
     if let Some(message) = relay.encode.as_ref().and_then(|encode| sink::refuses(&relay.sink.name, &encode.name)) {
         return Err(OptionsError::new("encode", message));
+    }
+    if let Some(OutOfOrder::Refused(message)) = sink::out_of_order(relay).filter(|_| relay.catch_up.is_fresh_first()) {
+        return Err(OptionsError::new("catch_up.order", message));
     }
     let encoder = match &relay.encode {
         Some(component) => encode::build(component)?,
@@ -129,6 +128,8 @@ pub(crate) struct Life {
     pub build: Build,
     pub layouts: Arc<Interner>,
     pub control: Arc<Control>,
+    /// Of its backlog, while it has one.
+    pub behind: Arc<Control>,
     pub gauges: Gauges,
     pub trim: Arc<Notify>,
     pub standing: watch::Receiver<Standing>,
@@ -168,9 +169,10 @@ impl Life {
     pub async fn run(self) {
         let name = &self.relay.name;
         let shared = &self.gauges.shared;
+        let far = Arc::default();
         while let Some(term) = self.turn().await {
             let own = self.stop.child_token();
-            let lived = AssertUnwindSafe(lease::during(&term, &own, self.live(&own))).catch_unwind().await;
+            let lived = AssertUnwindSafe(lease::during(&term, &own, self.live(&own, &far))).catch_unwind().await;
             self.gauges.metrics.up.set(0);
             match lived {
                 Ok(Ok(()) | Err(Error::Stopped)) if self.stop.is_cancelled() => break,
@@ -185,17 +187,20 @@ impl Life {
                     shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
                     let asked = async {
-                        let mut passed = shared.live().position;
+                        let mut passed = shared.live().passed();
                         loop {
-                            if self.control.skipped() <= passed {
-                                self.control.sender.notified().await;
+                            if !self.skips(passed) {
+                                tokio::select! {
+                                    () = self.control.sender.notified() => {}
+                                    () = self.behind.sender.notified() => {}
+                                }
                                 continue;
                             }
                             tokio::time::sleep(HELD_RETRY).await;
                             // A process that took it over and lives has given up itself: to begin again would end it there.
                             let Ok(stored) = self.stored_position().await else { continue };
                             passed = stored;
-                            if self.control.skipped() > passed {
+                            if self.skips(passed) {
                                 return;
                             }
                         }
@@ -246,8 +251,10 @@ impl Life {
             let now = self.standing.borrow().clone();
             if let Standing::Standby { owner } = now {
                 // What was asked of it here is another's now.
-                self.control.void();
-                self.control.pause(None);
+                for control in [&self.control, &self.behind] {
+                    control.void();
+                    control.pause(None);
+                }
                 self.gauges.metrics.standby.set(1);
                 let seen = checkpoint::stored(&*self.streams.state, &self.relay.name).await;
                 self.gauges.shared.stand_by(&owner, seen.ok().flatten());
@@ -255,111 +262,15 @@ impl Life {
         }
     }
 
-    /// `stop`: ends this life of it.
-    async fn live(&self, stop: &CancellationToken) -> Result<(), Error> {
-        let components = match (self.build)(&self.relay) {
-            Ok(components) => components,
-            Err(error) => refusing(&error)?,
-        };
-        let mut lanes = Lanes::of(components.sink);
-        let (store, minutes, checkpoint, dead, book) = self.patiently(stop).await?;
-        if stop.run_until_cancelled(lanes.open()).await.is_none() {
-            return Err(Error::Stopped);
-        }
-        let pipeline = Pipeline::new(
-            pipeline::Parts {
-                filters: components.filters,
-                encoder: components.encoder,
-                limits: lanes.limits(),
-                templates: lanes.templates(),
-                takes: Takes::of(&self.relay),
-                external_labels: self.external_labels.clone(),
-                config: checkpoint.config.clone(),
-                warm_from: checkpoint.warm_from,
-                position: checkpoint.seq,
-                layouts: self.layouts.clone(),
-                batch_time: self.relay.batch_time.duration(),
-                replay: None,
-            },
-            self.control.clone(),
-        );
-        let reader = Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint);
-        let deliver = Deliver::new(deliver::Parts {
-            lanes,
-            dead,
-            book,
-            store: Some((store, minutes)),
-            count: None,
-            checkpoint,
-            control: self.control.clone(),
-            gauges: self.gauges.clone(),
-            trim: self.trim.clone(),
-            stop: stop.clone(),
-            rate: None,
-            track: None,
-        });
-        let (steps, received) = mpsc::channel(STEPS_MAX);
-        // Both end together: reading when the channel is closed or the token ends it, delivery when the steps end.
-        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &self.control, stop, None), deliver.run(received));
-        Ok(delivered?)
-    }
-
     /// The position that is stored; 0: none that can be read.
     async fn stored_position(&self) -> Result<u64, PortError> {
         let checkpoint = checkpoint::stored(&*self.streams.state, &self.relay.name).await?;
-        Ok(checkpoint.map_or(0, |checkpoint| checkpoint.seq))
+        Ok(checkpoint.map_or(0, |checkpoint| checkpoint.passed()))
     }
 
-    /// Opens everything that a start needs, as long as it takes.
-    async fn patiently(&self, stop: &CancellationToken) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
-        let (mut backoff, mut told) = (Backoff::default(), false);
-        loop {
-            let error = match self.open(stop).await {
-                Ok(all) => return Ok(all),
-                Err(error) if error.is_transient() => error,
-                Err(error) => return Err(error),
-            };
-            let wait = backoff.wait();
-            if !std::mem::replace(&mut told, true) {
-                warn!(relay = self.relay.name, %error, "cannot start yet, trying again without end");
-            }
-            let next = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-            self.gauges.shared.trouble(Activity::Starting, error.to_string(), next);
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Err(Error::Stopped),
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
-    }
-
-    async fn open(&self, stop: &CancellationToken) -> Result<(Store, Minutes, Checkpoint, Dead, Book), Error> {
-        let Streams { dead, ledger, state, .. } = &self.streams;
-        let name = &self.relay.name;
-        let owner = format!("{:016x}", nonce());
-        let (mut store, found) = Store::open(state.clone(), name, owner).await?;
-        let pause = pause::read(&*state.clone(), name, now_ms()).await?;
-        self.control.pause(pause);
-        self.gauges.metrics.paused.set(i64::from(pause.is_some()));
-        let mut checkpoint = match found {
-            Some(checkpoint) => checkpoint,
-            None => self.first().await?,
-        };
-        let was_clean = checkpoint.take_over(store.owner(), config_hash(&self.relay, &self.external_labels));
-        // Taken over, and the start resolved for good, before anything is read.
-        store.take(&checkpoint).await?;
-        checkpoint.clean = was_clean;
-        let parked = Dead::open(dead.clone(), ledger.clone(), (name, None), checkpoint.seq, stop.clone()).await?;
-        let (book, given_up) = Book::open(ledger.clone(), name, checkpoint.seq, stop.clone()).await?;
-        if let Some((to, why)) = given_up {
-            info!(relay = name, to, "samples were given up and booked before the stop: they stay so");
-            self.control.skip_to(to, why);
-        }
-        info!(relay = name, position = checkpoint.seq, warm_from = checkpoint.warm_from, "starting");
-        let fence = Fence::around(ledger, &relay_minutes(name), state.clone(), name, store.owner()).await?;
-        let counted = Guarded::around(ledger.clone(), self.standing.clone(), Some(fence));
-        let minutes = Minutes::open(counted, name, &checkpoint, stop.clone()).await?;
-        Ok((store, minutes, checkpoint, parked, book))
+    /// Whether anything above a position is to be given up.
+    fn skips(&self, passed: u64) -> bool {
+        self.control.skipped().max(self.behind.skipped()) > passed
     }
 
     /// Where a relay without a checkpoint begins.
@@ -395,7 +306,7 @@ enum Next {
     Over,
 }
 
-/// The reading task: messages through the pipeline until the token or the other end says stop. `end`: the last sequence of a replay.
+/// The reading task: messages through the pipeline until the token or the other end says stop, or the reader comes to its end. `end`: the last sequence of a replay.
 pub(crate) async fn feed(
     mut reader: Reader,
     mut pipeline: Pipeline,
@@ -430,10 +341,18 @@ pub(crate) async fn feed(
             }
             Next::Message(incoming) => {
                 let seq = incoming.message.seq;
+                let ended = reader.ended();
                 let done = match end.is_some_and(|end| seq > end) {
                     true => Ok(()),
                     false => pipeline.message(*incoming, &steps).await,
                 };
+                if let Some(mark) = ended {
+                    if done.is_ok() && pipeline.end_window(&steps).await.is_ok() {
+                        // Nobody may be left to listen.
+                        let _heard = steps.send(Step::Marks(vec![mark])).await;
+                    }
+                    return;
+                }
                 if end.is_some_and(|end| seq >= end) {
                     // Nobody may be left to listen.
                     let _heard = pipeline.end_window(&steps).await;

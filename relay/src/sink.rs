@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
-use config::{Component, Kind, OptionsError, Owned};
+use config::{Component, Kind, OptionsError, OutOfOrder, Owned, Relay};
 use serde_json::Value;
 
 use crate::encode::{self, Form, Framing, prometheus};
@@ -51,10 +51,23 @@ pub struct SinkKind {
     pub kind: Kind,
     /// The encoder of a relay that names none.
     pub encoder: &'static str,
+    /// What it makes of samples that come after newer ones of their series.
+    pub order: Order,
     /// What of its options no other relay may name as well; none: relays may share all of it.
     pub owns: Option<fn(&Value) -> Option<Owned>>,
     /// Builds it from checked options; nothing connects yet.
     pub build: fn(&Value, &Place<'_>) -> Built,
+}
+
+/// What a sink makes of samples that come after newer ones of their series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// It takes them as it takes any.
+    Free,
+    /// It may refuse them: why.
+    Expected(&'static str),
+    /// They would make something wrong of it: what.
+    Needed(&'static str),
 }
 
 /// Where a sink is built: what it shares with others, and for whom it is.
@@ -328,6 +341,23 @@ pub fn refuses(sink: &str, encoder: &str) -> Option<String> {
     }
     (sink == own.kind.name && encoder != own.encoder)
         .then(|| format!("the sink '{sink}' takes only the encoder '{}': remove 'encode'", own.encoder))
+}
+
+/// What is to be said of a relay to whose sink the newest samples go first.
+pub fn out_of_order(relay: &Relay) -> Option<OutOfOrder> {
+    let Component { name: sink, .. } = &relay.sink;
+    let row = KINDS.iter().find(|row| row.kind.name == sink)?;
+    let own = || Component { name: row.encoder.to_owned(), options: Value::Null };
+    let encoder = relay.encode.clone().unwrap_or_else(own);
+    match row.order {
+        Order::Needed(why) => Some(OutOfOrder::Refused(format!("the sink '{sink}' needs samples in order: {why}; write in_order"))),
+        _ if encode::build(&encoder).is_ok_and(|encoder| encoder.wants_deltas()) => {
+            let (encoder, why) = (&encoder.name, "what it writes is added up in the order in which it comes");
+            Some(OutOfOrder::Refused(format!("the encoder '{encoder}' needs samples in order: {why}; write in_order")))
+        }
+        Order::Expected(why) => Some(OutOfOrder::Doubtful(format!("the sink '{sink}' gets the newest samples first: {why}"))),
+        Order::Free => None,
+    }
 }
 
 #[cfg(test)]

@@ -185,4 +185,6 @@ pub struct Mark {
     pub payload: bytes::Bytes,
     /// What was missing before it.
     pub gap: Option<Gap>,
+    /// It is no message but the end of a backlog.
+    pub ends: bool,
 }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use prometheus::core::{Collector as _, MetricVec, MetricVecBuilder};
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::backoff::now_ms;
 use crate::book::REASONS;
@@ -32,6 +33,7 @@ pub struct Metrics {
     retries: IntCounterVec,
     repeated: IntCounterVec,
     pending: IntGaugeVec,
+    behind: IntGaugeVec,
     lag: GaugeVec,
     up: IntGaugeVec,
     starts: IntCounterVec,
@@ -74,7 +76,11 @@ impl Metrics {
                 "Samples possibly sent again after an unclean stop, under the same key: an upper estimate.",
                 &["relay"],
             )?,
-            pending: gauge("strata_relay_pending_samples", "Samples in the stream after the relay's position, of all jobs.")?,
+            pending: gauge("strata_relay_pending_samples", "Samples in the stream that the relay is not done with, of all jobs.")?,
+            behind: gauge(
+                "strata_relay_behind_samples",
+                "Those of them that came before the newest ones, which are delivered first: the backlog of a relay with catch_up fresh_first.",
+            )?,
             up: gauge("strata_relay_up", "1 while the relay runs and its sink takes samples.")?,
             starts: counter(
                 "strata_relay_starts_total",
@@ -92,7 +98,7 @@ impl Metrics {
     pub(crate) fn forget(&self, relay: &str) {
         forget(&[&self.delivered, &self.rejected, &self.lost, &self.filtered, &self.left_alone], relay);
         forget(&[&self.retries, &self.repeated, &self.starts], relay);
-        forget(&[&self.pending, &self.up, &self.paused, &self.standby], relay);
+        forget(&[&self.pending, &self.behind, &self.up, &self.paused, &self.standby], relay);
         forget(&[&self.lag], relay);
     }
 
@@ -114,6 +120,7 @@ impl Metrics {
             retries: self.retries.with_label_values(&[name]),
             repeated: self.repeated.with_label_values(&[name]),
             pending: self.pending.with_label_values(&[name]),
+            behind: self.behind.with_label_values(&[name]),
             lag: self.lag.with_label_values(&[name]),
             up: self.up.with_label_values(&[name]),
             starts: self.starts.with_label_values(&[name]),
@@ -135,6 +142,7 @@ pub struct RelayMetrics {
     pub(crate) retries: IntCounter,
     pub(crate) repeated: IntCounter,
     pub(crate) pending: IntGauge,
+    pub(crate) behind: IntGauge,
     pub(crate) lag: Gauge,
     pub(crate) up: IntGauge,
     pub(crate) starts: IntCounter,
@@ -161,6 +169,12 @@ fn forget<B: MetricVecBuilder>(all: &[&MetricVec<B>], relay: &str) {
 }
 
 impl RelayMetrics {
+    /// The same counters for the delivery of a backlog; what the relay is doing, its own delivery says.
+    pub(crate) fn beside(&self) -> Self {
+        let unseen = IntGauge::new("unseen", "Not registered.").expect("a metric's name");
+        Self { up: unseen.clone(), paused: unseen, ..self.clone() }
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -236,10 +250,12 @@ pub struct Status {
     pub pause: Option<Pause>,
     /// Sequence of the last message that is done with.
     pub position: u64,
-    /// Samples after the position, of all jobs: exact for a relay of all jobs, an upper bound otherwise.
+    /// Samples that the relay is not done with, of all jobs: exact for a relay of all jobs, an upper bound otherwise.
     pub pending_samples: u64,
     /// Age of the oldest undelivered slot.
     pub lag_seconds: f64,
+    /// What is not delivered of what came before the newest samples; none: nothing.
+    pub behind: Option<Backlog>,
     /// What became of the samples so far, over all lives of the relay.
     pub totals: Totals,
     /// Samples filtered since the process started, by filter or other reason.
@@ -248,6 +264,21 @@ pub struct Status {
     pub lost: BTreeMap<String, u64>,
     /// Tries after the first one of a batch, since the process started.
     pub retries: u64,
+}
+
+/// The backlog of a relay that delivers the newest samples first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Backlog {
+    /// Sequence of the last message of it that is done with.
+    pub position: u64,
+    /// Sequence of its last message.
+    pub end: u64,
+    /// Samples of it that the relay is not done with.
+    pub pending_samples: u64,
+    /// Age of the oldest undelivered slot that is no part of it.
+    pub fresh_lag_seconds: f64,
+    /// The newest error of its delivery, while it matters.
+    pub last_error: Option<String>,
 }
 
 /// The state of one relay that its tasks share.
@@ -272,8 +303,41 @@ pub(crate) struct Live {
     pub oldest_ms: Option<i64>,
     /// Last slot of the message before, ms.
     pub newest_ms: Option<i64>,
+    /// When the last message of the stream was stored, as of the newest look, ms.
+    pub stream_ms: Option<i64>,
     pub pending: u64,
     pub lag_seconds: f64,
+    /// Its backlog, while it has one.
+    pub behind: Option<Behind>,
+}
+
+/// A backlog and its delivery.
+#[derive(Clone)]
+pub(crate) struct Behind {
+    /// The state of its delivery.
+    pub shared: Arc<Shared>,
+    pub end: u64,
+    pub until: Positions,
+}
+
+impl Live {
+    /// The last sequence up to which the relay is done with all.
+    pub fn passed(&self) -> u64 {
+        self.behind.as_ref().map_or(self.position, |behind| behind.shared.live().position)
+    }
+
+    /// It is where a checkpoint says.
+    pub fn at(&mut self, checkpoint: &Checkpoint) {
+        self.newest_ms = checkpoint.positions.iter().map(|mark| mark.at_ms).max();
+        self.position = checkpoint.seq;
+        self.positions = checkpoint.positions.clone();
+    }
+
+    /// Age of the oldest undelivered slot, and samples of all jobs that are not delivered, backlog included.
+    pub fn undelivered(&self) -> (f64, u64) {
+        let behind = self.behind.as_ref().map(|behind| behind.shared.live());
+        behind.map_or((self.lag_seconds, self.pending), |behind| (behind.lag_seconds.max(self.lag_seconds), behind.pending + self.pending))
+    }
 }
 
 impl Shared {
@@ -298,10 +362,13 @@ impl Shared {
         let (past_error, error_at_ms) = (live.past_error.take(), live.error_at_ms);
         *live = Live { activity: Activity::Standby, owner: Some(owner.to_owned()), past_error, error_at_ms, ..Live::default() };
         if let Some(checkpoint) = seen {
-            live.newest_ms = checkpoint.positions.iter().map(|mark| mark.at_ms).max();
-            live.position = checkpoint.seq;
-            live.positions = checkpoint.positions;
-            live.totals = checkpoint.totals;
+            live.totals = checkpoint.totals.clone();
+            live.behind = checkpoint.behind.as_ref().map(|behind| {
+                let shared = Arc::new(Self::default());
+                shared.live().at(&behind.checkpoint);
+                Behind { shared, end: behind.end, until: behind.until.clone() }
+            });
+            live.at(&checkpoint);
         }
     }
 
@@ -328,6 +395,22 @@ impl Gauges {
     pub fn status(&self, control: &Control) -> Status {
         let live = self.shared.live().clone();
         let pause = control.paused();
+        let (lag_seconds, pending_samples) = live.undelivered();
+        let mut totals = live.totals;
+        let behind = live.behind.map(|behind| {
+            let there = behind.shared.live();
+            // Each knows the sums as of when it counted last.
+            if there.totals.read > totals.read {
+                totals = there.totals.clone();
+            }
+            Backlog {
+                position: there.position,
+                end: behind.end,
+                pending_samples: there.pending,
+                fresh_lag_seconds: live.lag_seconds,
+                last_error: there.last_error.clone(),
+            }
+        });
         Status {
             name: self.metrics.name.clone(),
             activity: live.activity,
@@ -338,9 +421,10 @@ impl Gauges {
             past_error: live.past_error,
             pause,
             position: live.position,
-            pending_samples: live.pending,
-            lag_seconds: live.lag_seconds,
-            totals: live.totals,
+            pending_samples,
+            lag_seconds,
+            behind,
+            totals,
             filtered: self.metrics.filtered_by_reason(),
             lost: self.metrics.lost_by_reason(),
             retries: self.metrics.retries.get(),

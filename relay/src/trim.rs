@@ -65,6 +65,8 @@ pub struct Subject {
     pub relay: Relay,
     /// How it is asked to give up.
     pub control: Arc<Control>,
+    /// The same of its backlog.
+    pub behind: Arc<Control>,
     /// Its state.
     pub gauges: Gauges,
 }
@@ -185,7 +187,7 @@ impl Trim {
             let name = &subject.relay.name;
             let Some(entry) = self.streams.state.get(&checkpoint::key(name)).await? else { return Ok(None) };
             match serde_json::from_slice::<Checkpoint>(&entry.value) {
-                Ok(checkpoint) if checkpoint.version == 1 => {
+                Ok(checkpoint) if checkpoint.is_known() => {
                     self.unreadable.remove(name);
                     all.push(checkpoint);
                 }
@@ -283,6 +285,13 @@ impl Trim {
     }
 
     async fn give_up(&self, subject: &Subject, checkpoint: &Checkpoint, to: u64, why: Why) -> Result<(), Error> {
+        if let Some(behind) = &checkpoint.behind {
+            let (position, end) = (behind.checkpoint.seq, to.min(behind.end));
+            if end > position && end > subject.behind.skipped() {
+                debug!(relay = subject.relay.name, from = position + 1, end, why = why.as_str(), "giving up undelivered samples");
+                subject.behind.skip_to(end, why);
+            }
+        }
         if to <= checkpoint.seq || to <= subject.control.skipped() {
             return Ok(());
         }
@@ -305,7 +314,12 @@ impl Trim {
         }
         let floor = shares.give_up_floor();
         // What is delivered but not yet in the checkpoint needs no giving up, only the next write.
-        let position = |subject: &Subject, checkpoint: &Checkpoint| checkpoint.seq.max(subject.gauges.shared.live().position);
+        let position = |subject: &Subject, checkpoint: &Checkpoint| checkpoint.passed().max(subject.gauges.shared.live().passed());
+        // What has been asked of a backlog is asked of the rest too, as far as that lags as well.
+        let is_asked = |subject: &Subject, checkpoint: &Checkpoint, to: u64| match &checkpoint.behind {
+            Some(behind) => subject.behind.skipped() >= to.min(behind.end) && (checkpoint.seq >= to || subject.control.skipped() >= to),
+            None => subject.control.skipped() >= to,
+        };
         let most =
             self.plan.subjects.iter().zip(checkpoints).filter(|(_, c)| c.floor() < floor).min_by_key(|(s, c)| (position(s, c), c.floor()));
         let Some((subject, checkpoint)) = most else { return Ok(()) };
@@ -328,9 +342,10 @@ impl Trim {
                 .subjects
                 .iter()
                 .zip(checkpoints)
-                .filter(|(s, c)| c.floor() < floor && (position(s, c) >= to || s.control.skipped() >= to))
+                .filter(|(s, c)| c.floor() < floor && (position(s, c) >= to || is_asked(s, c, to)))
             {
                 subject.control.forget_before(envelope.first_ms);
+                subject.behind.forget_before(envelope.first_ms);
             }
         }
         Ok(())

@@ -256,6 +256,9 @@ pub(crate) struct Relay {
     pub(crate) dead_letters: u64,
     /// Letters of such samples that are kept now: not taken later, discarded or trimmed.
     pub(crate) kept_letters: u64,
+    /// What is not delivered of what came before the newest samples, which go first; none: nothing.
+    #[serde(default)]
+    pub(crate) behind: Option<relay::telemetry::Backlog>,
     /// What is wrong now.
     pub(crate) error: Option<Trouble>,
     /// What was wrong last.
@@ -288,9 +291,9 @@ pub(crate) struct Relay {
 pub(crate) struct Lag {
     /// Age of the oldest slot that is not delivered.
     pub(crate) seconds: f64,
-    /// Samples after its position, of all jobs.
+    /// Samples that it is not done with, of all jobs.
     pub(crate) samples: u64,
-    /// Messages after its position.
+    /// Messages that it is not done with.
     pub(crate) messages: u64,
     /// Their bytes, by the average message.
     pub(crate) bytes: u64,

@@ -117,6 +117,20 @@ fn screen_of(text: &str) -> String {
 }
 
 #[test]
+fn a_backlog_behind_what_is_new_is_shown() {
+    let mut app = app();
+    let mut snapshot = snapshot();
+    let behind =
+        json!({"position": 44, "end": 100, "pending_samples": 1234, "fresh_lag_seconds": 2.0, "last_error": "429 Too Many Requests"});
+    snapshot.relays = vec![serde_json::from_value(relay("warehouse", &json!({ "behind": behind }))).expect("a relay")];
+    app.take(Ok(snapshot), NOW);
+    assert!(screen(&app, 160, 22).contains("1234 samples wait"), "{}", screen(&app, 160, 22));
+    press(&mut app, KeyCode::Enter);
+    let page = screen(&app, 160, 26);
+    assert!(page.contains("1234 samples, 56 messages beside what is new") && page.contains("429 Too Many Requests"), "{page}");
+}
+
+#[test]
 fn every_size_draws_every_page() {
     let mut app = app();
     for page in 0..4 {

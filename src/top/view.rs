@@ -176,11 +176,15 @@ fn relay_table(frame: &mut Frame<'_>, area: Rect, app: &App) {
     let relays = app.shown_relays();
     let rows = relays.iter().map(|relay| {
         let color = color_of(&relay.state);
-        let what = match (&relay.error, &relay.owner, &relay.last_error) {
+        let what = match (&relay.error, &relay.owner, &relay.behind, &relay.last_error) {
             (Some(error), ..) => Span::styled(error.text.clone(), color),
-            (None, Some(owner), _) => Span::styled(format!("runs in {owner}"), DIM),
-            (None, None, Some(past)) => Span::styled(format!("was: {}", past.text), DIM),
-            (None, None, None) => Span::default(),
+            (None, Some(owner), ..) => Span::styled(format!("runs in {owner}"), DIM),
+            (None, None, Some(behind), _) => Span::styled(
+                format!("new first, {} behind; {} samples wait", seconds(behind.fresh_lag_seconds), behind.pending_samples),
+                Color::Yellow,
+            ),
+            (None, None, None, Some(past)) => Span::styled(format!("was: {}", past.text), DIM),
+            (None, None, None, None) => Span::default(),
         };
         Row::new([
             Cell::from(relay.name.clone()),
@@ -288,6 +292,12 @@ fn relay(frame: &mut Frame<'_>, area: Rect, app: &App, now_ms: i64) {
         bytes(relay.lag.bytes as f64)
     );
     lines.push(pair("lag", waiting));
+    if let Some(behind) = &relay.behind {
+        let error = behind.last_error.as_ref().map(|error| format!("; {error}")).unwrap_or_default();
+        let (samples, messages) = (behind.pending_samples, behind.end.saturating_sub(behind.position));
+        let fresh = seconds(behind.fresh_lag_seconds);
+        lines.push(pair("behind", format!("{samples} samples, {messages} messages beside what is new, which lags {fresh}{error}")));
+    }
     lines.push(pair("retention", relay.retention.text.clone()));
     let totals = &relay.totals;
     let became = format!(

@@ -3,6 +3,7 @@
 //! One binary, one file per promise. Needs `target/release/strata` and what `make setup` installs.
 
 mod bad_input;
+mod catching_up;
 mod chart;
 mod chart_templates;
 mod cluster;

@@ -7,7 +7,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "each printer column has the keys of the others")]
 
-use config::{Hold, Millis, Start};
+use config::{CatchUp, Hold, Millis, Start};
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,10 @@ pub struct RelaySpec {
     #[serde(default)]
     #[schemars(schema_with = "hold")]
     pub hold: Hold,
+    /// What is delivered first after the relay fell behind.
+    #[serde(default)]
+    #[schemars(schema_with = "catch_up")]
+    pub catch_up: CatchUp,
     /// Filters in order, each a name or a map of one key. Which there are is in the reference of the configuration.
     #[serde(default)]
     #[schemars(schema_with = "list_of_anything")]
@@ -144,6 +148,16 @@ fn hold(generator: &mut SchemaGenerator) -> Schema {
     if let Some(size) = schema.pointer_mut("/properties/max_bytes") {
         let description = "More than this behind is given up, booked; none: no limit. Bytes, or a number with its unit, like 8GiB.";
         *size = json!({ "description": description, "x-kubernetes-int-or-string": true });
+    }
+    schema
+}
+
+/// A rate is a number or text, as a size is.
+fn catch_up(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = CatchUp::json_schema(generator);
+    if let Some(rate) = schema.pointer_mut("/properties/rate") {
+        let description = "Samples per second of what was missed, like 20k/s; default: as fast as the sink takes them.";
+        *rate = json!({ "description": description, "x-kubernetes-int-or-string": true });
     }
     schema
 }

@@ -15,7 +15,17 @@ use super::{Collection, Error, Hole, Holes, Of, Scope};
 use crate::checkpoint::{Place, Positions};
 
 /// Slots that only some parts of came of, per relay: target, producer, epoch, slot.
-type Partial = BTreeMap<(TargetId, String, u64, i64), (u16, i64)>;
+type Partial = BTreeMap<(TargetId, String, u64, i64), Parts>;
+
+/// Parts of a slot.
+#[derive(Debug, Default, Clone, Copy)]
+struct Parts {
+    there: u16,
+    /// Samples in messages that the relay is done with.
+    done: i64,
+    /// Samples in messages of its backlog: read with the last part, wherever that is.
+    waiting: i64,
+}
 
 /// The frames so far.
 #[derive(Default)]
@@ -44,7 +54,7 @@ impl Counted {
         }
         self.positions.advance(&envelope, &message.subject, message.time_ms);
         self.last_ms = envelope.last_ms;
-        for (clock, _) in self.clocks.iter_mut().zip(all.iter()).filter(|(_, of)| message.seq <= of.position) {
+        for (clock, _) in self.clocks.iter_mut().zip(all.iter()).filter(|(_, of)| message.seq <= of.checkpoint.passed()) {
             *clock = message.time_ms;
         }
         if message.payload.is_empty() {
@@ -82,7 +92,7 @@ impl Counted {
         }
         count(seq, (frame.target, frame.slot_ms), u64::from(frame.samples), all, scope);
         if frame.parts > 1 && !frame.flags.contains(Flags::PUSHED) && !frame.flags.contains(Flags::END) {
-            self.part(seq, envelope, frame, all);
+            self.part(seq, envelope, frame, all, scope);
         }
     }
 
@@ -100,17 +110,24 @@ impl Counted {
     }
 
     /// A slot in parts is read once all are there, or a newer one comes.
-    fn part(&mut self, seq: u64, envelope: &Envelope, frame: &FrameRef<'_>, all: &[Of]) {
-        for (partial, _) in self.partial.iter_mut().zip(all).filter(|(_, of)| seq <= of.position) {
-            partial.retain(|(target, producer, _, slot_ms), _| {
-                (*target, producer.as_str()) != (frame.target, envelope.producer.as_str()) || *slot_ms == frame.slot_ms
-            });
-            let key = (frame.target, envelope.producer.clone(), envelope.epoch, frame.slot_ms);
-            let there = partial.entry(key.clone()).or_default();
-            *there = (there.0 + 1, there.1 + i64::from(frame.samples));
-            if there.0 >= frame.parts {
-                partial.remove(&key);
+    fn part(&mut self, seq: u64, envelope: &Envelope, frame: &FrameRef<'_>, all: &mut [Of], scope: &Scope) {
+        for (partial, of) in self.partial.iter_mut().zip(all) {
+            let is_done = of.checkpoint.is_past(seq);
+            if !is_done && seq > of.checkpoint.behind.as_ref().map_or(0, |behind| behind.end) {
+                continue;
             }
+            let key = (frame.target, envelope.producer.clone(), envelope.epoch, frame.slot_ms);
+            let parts = partial.entry(key.clone()).or_default();
+            parts.there += 1;
+            *(if is_done { &mut parts.done } else { &mut parts.waiting }) += i64::from(frame.samples);
+            let is_whole = parts.there >= frame.parts;
+            partial.retain(|at, parts| {
+                let stays = if *at == key { !is_whole } else { (at.0, &at.1) != (key.0, &key.1) || at.3 == key.3 };
+                if !stays && is_done && scope.holds(minute_of(at.3)) && of.wants(scope.name(at.0)) {
+                    of.read_ahead((at.0, minute_of(at.3)), parts.waiting);
+                }
+                stays
+            });
         }
     }
 
@@ -125,7 +142,8 @@ impl Counted {
         };
         for ((of, partial), clock) in all.iter_mut().zip(&self.partial).zip(&self.clocks) {
             let forgotten = clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64);
-            for ((target, _, _, slot_ms), (_, samples)) in partial.iter().filter(|((.., slot_ms), _)| *slot_ms >= forgotten) {
+            for ((target, _, _, slot_ms), Parts { done: samples, .. }) in partial.iter().filter(|((.., slot_ms), _)| *slot_ms >= forgotten)
+            {
                 if scope.holds(minute_of(*slot_ms)) && of.wants(scope.name(*target)) {
                     of.differ((*target, minute_of(*slot_ms)), -samples, 0);
                     of.pending(samples.unsigned_abs());
@@ -174,6 +192,13 @@ impl Of {
         self.terms.scraped += samples;
         self.terms.in_stream += samples;
     }
+
+    /// Samples of the backlog were read with a part of their slot that came after it.
+    fn read_ahead(&mut self, at: (TargetId, i64), samples: i64) {
+        self.terms.scraped -= samples.unsigned_abs();
+        self.terms.in_stream -= samples.unsigned_abs();
+        self.differ(at, samples, 0);
+    }
 }
 
 /// Counts samples for every relay that takes them.
@@ -183,7 +208,7 @@ fn count(seq: u64, (target, slot_ms): (TargetId, i64), samples: u64, all: &mut [
         return;
     }
     for of in all.iter_mut().filter(|of| seq > of.since && (target.0 == 0 || of.wants(scope.name(target)))) {
-        if seq <= of.position {
+        if of.checkpoint.is_past(seq) {
             of.differ((target, minute), samples as i64, 0);
         } else {
             of.pending(samples);

@@ -31,7 +31,7 @@ use super::shelf::selected;
 use super::{ATTEMPT, Dead, Kept, Role, Stopped, subject};
 use crate::Options;
 use crate::backoff::now_ms;
-use crate::book::{self, Book};
+use crate::book;
 use crate::checkpoint::Checkpoint;
 use crate::control::Control;
 use crate::deliver::{self, Deliver, Lanes};
@@ -336,15 +336,13 @@ impl Again {
             replay: Some((NAME.to_owned(), i64::MIN, i64::MAX)),
         };
         let mut pipeline = Pipeline::new(parts, control.clone());
-        let (book, _) = Book::open(self.streams.ledger.clone(), &relay.name, u64::MAX, self.stop.clone()).await?;
         let (report, progress) = watch::channel(Progress::default());
         let (counts, shared) = (Arc::new(Mutex::new(Sheet::default())), Arc::new(Shared::default()));
         let counted = counts.clone();
         let deliver = Deliver::new(deliver::Parts {
             lanes,
             dead,
-            book,
-            store: None,
+            seat: None,
             count: Some(Box::new(move |marks, fates| minutes::count(&mut lock(&counted), marks, fates, ""))),
             checkpoint: Checkpoint { owner: NAME.to_owned(), config, ..Checkpoint::at(0, 1) },
             control,
@@ -353,6 +351,7 @@ impl Again {
             stop: self.stop.clone(),
             rate: *rate,
             track: Some(Track::of(report)),
+            turn: None,
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
         let feed = async move {

@@ -11,13 +11,14 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::lanes::Lanes;
 use super::split::{Range, Split};
 use super::{Deliver, HELD_RETRY, Halt};
 use crate::backoff::{BACKOFF_FIRST, Backoff, jitter};
+use crate::checkpoint::CHECKPOINT_INTERVAL;
 use crate::dead::Offender;
 use crate::sink::{Answer, Batch, Sink};
 use crate::step::Part;
@@ -216,15 +217,25 @@ impl<'a> Work<'a> {
 }
 
 impl Deliver {
-    /// Waits until a replay may send so many samples.
-    pub(super) async fn pay(&mut self, samples: u64) -> Result<(), Halt> {
+    /// Waits until a replay or a backlog may send a part, or that is given up.
+    pub(super) async fn pay(&mut self, part: &Part) -> Result<(), Halt> {
         let Some(bucket) = &mut self.rate else { return Ok(()) };
-        let wait = bucket.take(samples);
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(Halt::Stopped),
-            () = sleep(wait) => Ok(()),
+        let wait = bucket.take(part.batch.items.len() as u64);
+        let due = Instant::now() + wait;
+        if wait > CHECKPOINT_INTERVAL {
+            // A kill meanwhile must not repeat what came before.
+            self.write_if_due().await?;
         }
+        let control = self.control.clone();
+        while !self.skips(part.seq) {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(Halt::Stopped),
+                () = control.sender.notified() => {}
+                () = sleep_until(due) => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     /// Sends a part's items, taking it apart where the sink rejects. `probing`: a sink that takes nothing of it is not asked for every item.

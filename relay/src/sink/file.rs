@@ -26,7 +26,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, Batch, Limits, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Order, Sink, SinkKind};
 use crate::backoff::now_ms;
 
 mod name;
@@ -50,6 +50,9 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options, &Files::default()).map(drop),
     },
     encoder: "ndjson",
+    order: Order::Needed(
+        "a file is read from its beginning to its end, and what stands in it under a time is what was written in that time",
+    ),
     owns: Some(owns),
     build: |options, place| Ok(Box::new(sink(options, place.files)?)),
 };

@@ -33,7 +33,7 @@ use serde_json::Value;
 
 use sample::MetricType;
 
-use super::{Answer, Batch, Limits, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Order, Sink, SinkKind};
 use crate::filter::Series;
 use crate::http::{self as shared, Bounds, Meaning};
 use crate::template::{Template, percent};
@@ -48,6 +48,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
+    order: Order::Free,
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

@@ -32,7 +32,7 @@ use self::login::Login;
 use self::options::{Settings, settings};
 use self::reports::Reports;
 use self::secure::Properties;
-use super::{Answer, Batch, Limits, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Order, Sink, SinkKind};
 use crate::template::Template;
 
 mod address;
@@ -54,6 +54,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
+    order: Order::Free,
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

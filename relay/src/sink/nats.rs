@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Answer, Batch, Limits, Place, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Order, Place, Sink, SinkKind};
 use crate::template::Template;
 
 /// The registry's row.
@@ -31,6 +31,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| parse(options).map(drop),
     },
     encoder: "ndjson",
+    order: Order::Free,
     owns: None,
     build: |options, place| Ok(Box::new(build(options, place)?)),
 };

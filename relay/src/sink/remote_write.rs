@@ -28,7 +28,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tracing::warn;
 
-use super::{Answer, Batch, Limits, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Order, Sink, SinkKind};
 use crate::encode::remote_write as item;
 use crate::http::{self as shared, Bounds, Meaning};
 
@@ -51,6 +51,9 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "remote_write",
+    order: Order::Expected(
+        "Prometheus takes samples that are older than the newest of their series only within its storage.tsdb.out_of_order_time_window, and refuses the others for good",
+    ),
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Answer, Batch, Limits, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Order, Sink, SinkKind};
 
 mod socket;
 
@@ -40,6 +40,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "statsd",
+    order: Order::Needed("its server goes by when a line comes, and a gauge would go back to what it was"),
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

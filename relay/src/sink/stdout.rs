@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Answer, Batch, Limits, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Order, Sink, SinkKind};
 
 /// The registry's row.
 pub const KIND: SinkKind = SinkKind {
@@ -23,6 +23,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
+    order: Order::Free,
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Plan, Subject};
 use crate::backoff::now_ms;
+use crate::checkpoint::Positions;
 use crate::lasting::Lasting;
+use crate::telemetry::{Behind, Live};
 
 /// Time between two looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,6 +33,8 @@ const GETS_MAX: usize = 4096;
 #[derive(Default)]
 struct Heads {
     last_seq: u64,
+    /// When the last message was stored, ms.
+    last_ms: Option<i64>,
     heads: HashMap<String, BTreeMap<u64, u64>>,
 }
 
@@ -115,27 +119,51 @@ impl Heads {
             }
         }
         self.last_seq = last_seq;
+        self.last_ms = newest.map(|message| message.time_ms);
         Ok(())
     }
 
     fn show(&self, subject: &Subject, reachable: bool) {
         let mut live = subject.gauges.shared.live();
+        live.stream_ms = self.last_ms;
+        let behind = live.behind.clone().map_or(0, |Behind { shared, end, until }| {
+            let mut there = shared.live();
+            self.look_at(&mut there, Some(&until), end, reachable);
+            there.pending
+        });
+        self.look_at(&mut live, None, self.last_seq, reachable);
+        let (lag, pending) = live.undelivered();
+        let metrics = &subject.gauges.metrics;
+        metrics.behind.set(i64::try_from(behind).unwrap_or(i64::MAX));
+        metrics.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        metrics.lag.set(lag);
+    }
+
+    /// Says how far a position is behind `end`. `until`: where each producer's part of a backlog ends.
+    fn look_at(&self, live: &mut Live, until: Option<&Positions>, end: u64, reachable: bool) {
         let mut pending = 0;
         for (name, epochs) in &self.heads {
-            let at = live.positions.iter().find(|mark| mark.subject == *name);
-            let of = |(epoch, total): (&u64, &u64)| match at {
-                Some(mark) if mark.epoch == *epoch => total.saturating_sub(mark.samples),
-                Some(mark) if mark.epoch > *epoch => 0,
-                _ => *total,
+            let of = |positions: &Positions| positions.iter().find(|mark| mark.subject == *name).cloned();
+            let (at, until) = (of(&live.positions), until.map(of));
+            let after = |(epoch, total): (&u64, &u64)| {
+                let total = match &until {
+                    None => *total,
+                    Some(Some(mark)) if mark.epoch == *epoch => mark.samples.min(*total),
+                    Some(Some(mark)) if mark.epoch > *epoch => *total,
+                    Some(_) => 0,
+                };
+                match &at {
+                    Some(mark) if mark.epoch == *epoch => total.saturating_sub(mark.samples),
+                    Some(mark) if mark.epoch > *epoch => 0,
+                    _ => total,
+                }
             };
-            pending += epochs.iter().map(of).sum::<u64>();
+            pending += epochs.iter().map(after).sum::<u64>();
         }
-        let behind = live.position < self.last_seq;
+        let behind = live.position < end;
         let since = live.oldest_ms.or_else(|| live.newest_ms.filter(|_| behind || !reachable));
         live.lag_seconds = since.map_or(0.0, |at| (now_ms().saturating_sub(at).max(0)) as f64 / 1000.0);
         live.pending = if behind { pending } else { 0 };
-        subject.gauges.metrics.pending.set(i64::try_from(live.pending).unwrap_or(i64::MAX));
-        subject.gauges.metrics.lag.set(live.lag_seconds);
     }
 }
 

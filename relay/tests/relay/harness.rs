@@ -249,6 +249,7 @@ pub fn relay(name: &str) -> config::Relay {
         namespaces: Vec::new(),
         start: config::Start::Earliest,
         hold: config::Hold::default(),
+        catch_up: config::CatchUp::default(),
         filters: Vec::new(),
         encode: None,
         batch_time: config::Millis(0),

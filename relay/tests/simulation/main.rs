@@ -42,7 +42,7 @@ fn run(seed: u64) -> Result<(), String> {
         }));
     });
     let before = PANICS.get();
-    let Outcome { mut broken, log } = world::run(seed, None, setting("STRATA_SEED").is_some());
+    let Outcome { mut broken, log, .. } = world::run(seed, None, setting("STRATA_SEED").is_some());
     if PANICS.get() > before {
         broken.push("something panicked".to_owned());
     }
@@ -116,4 +116,27 @@ fn a_purge_before_its_booking_is_found() {
 #[test]
 fn a_message_left_out_after_a_reconnect_is_found() {
     found(Mutant::SkipsOne, "a loss without a cause");
+}
+
+#[test]
+fn a_turn_in_two_writes_is_found() {
+    found(Mutant::TurnsInTwo, "is nowhere");
+}
+
+#[test]
+fn a_purge_of_a_backlog_is_found() {
+    found(Mutant::PurgesBacklogs, "on is purged up to");
+}
+
+/// Seeds among which relays must turn to the newest samples, and be killed with a backlog.
+#[test]
+fn relays_turn_and_are_killed_with_a_backlog() {
+    let (mut turns, mut killed) = (0, 0);
+    for seed in 0..MUTANT_SEEDS {
+        let outcome = world::run(seed, None, false);
+        turns += outcome.turns;
+        killed += outcome.killed_behind;
+    }
+    println!("{turns} turns, {killed} kills with a backlog");
+    assert!(turns > 30 && killed > 2, "{turns} turns, {killed} kills with a backlog");
 }

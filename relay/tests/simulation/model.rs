@@ -109,6 +109,10 @@ pub struct Model {
     pub rewinds: u32,
     /// How often there was less room than the stream should have.
     pub walls: u32,
+    /// How often each relay turned to the newest samples.
+    pub turns: BTreeMap<String, usize>,
+    /// How often one was killed with a backlog.
+    pub killed_behind: usize,
     /// What makes relays count a sample more than once: kills, lost answers, older positions.
     pub upsets: u32,
     /// Promises that were broken.
@@ -208,6 +212,11 @@ impl Model {
         let Ok(checkpoint) = serde_json::from_slice::<Checkpoint>(value) else { return };
         let floor = self.floors.entry(relay.to_owned()).or_default();
         *floor = checkpoint.floor().max(*floor);
+        let behind = |value: &Bytes| serde_json::from_slice::<Checkpoint>(value).ok().and_then(|checkpoint| checkpoint.behind);
+        let had = self.written.get(key).and_then(|written| written.last()).is_some_and(|(_, value)| behind(value).is_some());
+        if checkpoint.behind.is_some() && !had {
+            *self.turns.entry(relay.to_owned()).or_default() += 1;
+        }
         let (owner, written) = (checkpoint.owner, self.written.entry(key.to_owned()).or_default());
         let is_taken = written.last().is_some_and(|(last, _)| *last != owner);
         if is_taken && written.iter().any(|(writer, _)| *writer == owner) {

@@ -11,15 +11,20 @@ use bundled_nats::port::{Entry, Error, Headers, Info, Log, Message, PublishError
 use bundled_nats::twin::{Twin, TwinLog, TwinState};
 use bytes::Bytes;
 use rand::Rng;
+use relay::checkpoint::Checkpoint;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::check;
 use crate::sim::{Mutant, Sim};
+use crate::world::{PICKY, PLAIN};
 
 /// When a request without an answer is given up.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// What share of messages is left out where one is.
 const SKIPPED: u64 = 7;
+
+/// How long the second of two writes takes after the first.
+const BETWEEN: Duration = Duration::from_secs(3);
 
 /// How late what is booked late is stored.
 const BOOKS_LATE: Duration = Duration::from_secs(30);
@@ -236,6 +241,10 @@ impl Log for Line {
     async fn purge(&self, keep_from: u64) -> Result<u64, Error> {
         let (log, client, is_raw) = (self.log.clone(), self.client.clone(), self.name == "raw");
         let effect = async move {
+            let keep_from = match client.sim.is(Mutant::PurgesBacklogs) && is_raw {
+                true => keep_from.max(heads(&client.twin).await),
+                false => keep_from,
+            };
             if is_raw {
                 check::purge(&client.sim, &client.twin, keep_from).await;
             }
@@ -264,6 +273,17 @@ async fn late(client: Client, log: Arc<TwinLog>, subject: String, headers: Heade
     {
         client.sim.with(|world| world.model.took("ledger", seq, &subject, &headers, &payload));
     }
+}
+
+/// The lowest sequence that relays need which have no backlog, or are not asked for it.
+async fn heads(twin: &Twin) -> u64 {
+    let mut floor = u64::MAX;
+    for relay in [PLAIN, PICKY] {
+        let Ok(Some(entry)) = twin.state.get(&relay::checkpoint::key(relay)).await else { continue };
+        let Ok(checkpoint) = serde_json::from_slice::<Checkpoint>(&entry.value) else { return 0 };
+        floor = floor.min(Checkpoint { behind: None, ..checkpoint }.floor());
+    }
+    if floor == u64::MAX { 0 } else { floor }
 }
 
 fn seq_of(found: Option<&Message>) -> String {
@@ -305,6 +325,23 @@ struct Keys {
     state: Arc<TwinState>,
 }
 
+impl Keys {
+    /// Writes a new backlog's position without the backlog, and waits a while; says what is expected then.
+    async fn first_of_two(&self, key: &str, value: &Bytes, expect: u64) -> Result<u64, Error> {
+        let behind = |value: &Bytes| serde_json::from_slice::<Checkpoint>(value).is_ok_and(|checkpoint| checkpoint.behind.is_some());
+        let before = self.state.get(key).await?;
+        if !behind(value) || before.is_some_and(|entry| behind(&entry.value)) {
+            return Ok(expect);
+        }
+        let mut half: serde_json::Value = serde_json::from_slice(value).expect("a checkpoint");
+        half["behind"] = serde_json::Value::Null;
+        half["version"] = 1.into();
+        let written = self.state.put(key, Bytes::from(half.to_string()), expect).await?;
+        sleep(BETWEEN).await;
+        Ok(written)
+    }
+}
+
 #[async_trait]
 impl State for Keys {
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
@@ -315,6 +352,7 @@ impl State for Keys {
 
     async fn put(&self, key: &str, value: Bytes, expect: u64) -> Result<u64, Error> {
         let (state, sim, key) = (self.state.clone(), self.client.sim.clone(), key.to_owned());
+        let expect = if sim.is(Mutant::TurnsInTwo) { self.first_of_two(&key, &value, expect).await? } else { expect };
         let what = format!("key {key} at {expect}");
         let effect = async move {
             let done = state.put(&key, value.clone(), expect).await;

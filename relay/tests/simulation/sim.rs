@@ -21,6 +21,10 @@ pub enum Mutant {
     BooksLate,
     /// Readers that were opened again leave out a message: so it is for a relay that goes on one too far.
     SkipsOne,
+    /// A position that turned to the newest samples is written before its backlog is: so it is for a relay that needs two writes.
+    TurnsInTwo,
+    /// What only a backlog needs is purged: so it is for a trim that looks at the newer position.
+    PurgesBacklogs,
 }
 
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bundled_nats::ambient;
 use bundled_nats::port::{Log as _, State as _};
 use bundled_nats::twin::Twin;
-use config::{Hold, Millis, OnFull};
+use config::{CatchUp, CatchUpOrder, Hold, Millis, OnFull, Rate};
 use prometheus::Registry;
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -75,6 +75,10 @@ pub struct Running {
 /// What came of a seed: what was broken, and what happened.
 pub struct Outcome {
     pub broken: Vec<String>,
+    /// How often a relay turned to the newest samples.
+    pub turns: usize,
+    /// How often one was killed with a backlog.
+    pub killed_behind: usize,
     pub log: Vec<String>,
 }
 
@@ -89,7 +93,12 @@ pub fn run(seed: u64, mutant: Option<Mutant>, is_told: bool) -> Outcome {
         running.settle().await;
     });
     drop(runtime);
-    sim.with(|world| Outcome { broken: std::mem::take(&mut world.model.broken), log: world.log.take().unwrap_or_default() })
+    sim.with(|world| Outcome {
+        broken: std::mem::take(&mut world.model.broken),
+        turns: world.model.turns.values().sum(),
+        killed_behind: world.model.killed_behind,
+        log: world.log.take().unwrap_or_default(),
+    })
 }
 
 impl Setup {
@@ -109,6 +118,11 @@ impl Setup {
                 from: Vec::new(),
                 namespaces: Vec::new(),
                 start: config::Start::Earliest,
+                catch_up: CatchUp {
+                    order: if random.random_bool(0.5) { CatchUpOrder::FreshFirst } else { CatchUpOrder::InOrder },
+                    after: Millis(*[1_000, 3_000].choose(random).expect("some") + 2 * batch_time),
+                    rate: *[None, Some(Rate(3)), Some(Rate(10))].choose(random).expect("some"),
+                },
                 hold: Hold { on_full: if random.random_bool(0.8) { OnFull::Drop } else { OnFull::Block }, ..Hold::default() },
                 filters,
                 encode: None,
@@ -241,7 +255,10 @@ impl Running {
     fn kill_relays(&mut self) {
         for process in [self.process.take(), self.former.take()].into_iter().flatten() {
             self.sim.log(|| format!("{} is killed", process.client.who));
-            self.sim.with(|world| world.killed.insert(process.client.life));
+            self.sim.with(|world| {
+                world.killed.insert(process.client.life);
+                world.model.killed_behind += process.relays.status().iter().filter(|status| status.behind.is_some()).count();
+            });
             self.upset();
         }
     }
@@ -420,7 +437,7 @@ impl Running {
         let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
         for _ in 0..1_200 {
             let status = process.relays.status();
-            if status.iter().all(|status| status.position >= last && status.pending_samples == 0) {
+            if status.iter().all(|status| status.position >= last && status.pending_samples == 0 && status.behind.is_none()) {
                 return;
             }
             sleep(Duration::from_millis(500)).await;

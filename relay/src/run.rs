@@ -35,7 +35,7 @@ use crate::minutes::Minutes;
 use crate::pause;
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Incoming, Reader, identity};
-use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
+use crate::sink::{self, Answer, Batch, Files, Limits, Opening, Place, Sink};
 use crate::step::{STEPS_MAX, Step};
 use crate::takes::Takes;
 use crate::telemetry::{Activity, Gauges};
@@ -180,6 +180,12 @@ impl Life {
                     warn!(relay = name, %error);
                     drop(tokio::time::timeout(HELD_RETRY, self.stop.run_until_cancelled(term.over())).await);
                 }
+                // The lease says whose it is; where there is none, the other is not one of ours.
+                Ok(Err(Error::Deliver(error @ deliver::Error::Fenced { .. }))) => {
+                    tracing::error!(relay = name, %error);
+                    shared.trouble(Activity::Held, error.to_string(), now_ms() + HELD_RETRY.as_millis() as i64);
+                    drop(tokio::time::timeout(HELD_RETRY, self.stop.run_until_cancelled(term.over())).await);
+                }
                 Ok(Err(error)) => {
                     tracing::error!(relay = name, %error, "the relay has ended");
                     shared.trouble(Activity::Failed, error.to_string(), 0);
@@ -263,7 +269,8 @@ impl Life {
         };
         let mut lanes = Lanes::of(components.sink);
         let (store, minutes, checkpoint, dead, book) = self.patiently(stop).await?;
-        if stop.run_until_cancelled(lanes.open()).await.is_none() {
+        let opening = Opening { log: &self.streams.raw, beside: None };
+        if stop.run_until_cancelled(lanes.open(opening)).await.is_none() {
             return Err(Error::Stopped);
         }
         let pipeline = Pipeline::new(

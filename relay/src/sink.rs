@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
+use bundled_nats::port::Log;
 use config::{Component, Kind, OptionsError, Owned};
 use serde_json::Value;
 
@@ -85,6 +86,17 @@ pub struct Item {
     pub route: u32,
 }
 
+/// Where in the stream a batch is from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stretch {
+    /// Sequence of its window's first message.
+    pub first: u64,
+    /// Sequence of the last message that was read for it: nothing of a later one is in it.
+    pub last: u64,
+    /// Its number in its window.
+    pub index: u32,
+}
+
 /// Encoded samples of one window of the stream, a message or more (or a part of it), in order.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -102,6 +114,8 @@ pub struct Batch {
     pub content_type: &'static str,
     /// First and last slot of its items, ms.
     pub slots_ms: (i64, i64),
+    /// Where it is from.
+    pub stretch: Stretch,
     /// Idempotency key: the same items always come under the same key (`producer:epoch:n/part/configuration hash`).
     pub key: String,
 }
@@ -147,6 +161,7 @@ impl Batch {
     pub fn share(&self, items: &[usize], name: &str) -> Self {
         let mut share = Self {
             slots_ms: self.slots_ms,
+            stretch: self.stretch,
             bytes: Vec::new(),
             items: Vec::with_capacity(items.len()),
             sections: self.sections.clone(),
@@ -177,6 +192,7 @@ impl Batch {
             framing: self.framing,
             content_type: self.content_type,
             slots_ms: self.slots_ms,
+            stretch: self.stretch,
             key: self.key.clone(),
         }
     }
@@ -245,6 +261,18 @@ pub enum Answer {
         /// The sink's answer, bounded.
         reason: String,
     },
+    /// The sink itself knows that a life before this one did it: nothing was sent now.
+    Before {
+        /// Which were refused then (indices into the batch), beside those that the dead letters have; all others were acknowledged.
+        rejected: Vec<usize>,
+        /// What the sink said of them.
+        reason: String,
+    },
+    /// Another process has taken the sink over: this life ends, and begins anew only where the relay is still its own.
+    Fenced {
+        /// The sink's answer.
+        reason: String,
+    },
     /// Nothing will ever be taken until a human changes something (wrong credentials, unknown topic): hold, say so, try again slowly.
     Fatal {
         /// What to change.
@@ -261,6 +289,15 @@ pub struct Limits {
     pub items_max: usize,
 }
 
+/// What a sink is opened with.
+#[derive(Clone, Copy)]
+pub struct Opening<'a> {
+    /// The stream that its batches are from.
+    pub log: &'a Arc<dyn Log>,
+    /// Who sends beside the relay, by a name that stays the same: a replay, dead letters. None: the relay itself.
+    pub beside: Option<&'a str>,
+}
+
 /// One sink with its options, connected lazily.
 #[async_trait]
 pub trait Sink: Send {
@@ -268,7 +305,7 @@ pub trait Sink: Send {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer;
 
     /// Prepares what should be there before the first batch; called once. What fails now shows at that batch.
-    async fn open(&mut self) {}
+    async fn open(&mut self, _: Opening<'_>) {}
 
     /// How much one call may carry; the caller splits at these.
     fn limits(&self) -> Limits;
@@ -281,6 +318,11 @@ pub trait Sink: Send {
     /// Whether items of different routes must not share a call: each route is then a batch of its own, with its own key, and items whose texts
     /// could not be rendered never come.
     fn routes_apart(&self) -> bool {
+        false
+    }
+
+    /// Whether it knows what was acknowledged in a life before this one, so that nothing is there twice after a kill.
+    fn is_once(&self) -> bool {
         false
     }
 
@@ -349,6 +391,7 @@ pub(crate) mod tests {
             framing,
             content_type: "text/plain",
             slots_ms: (0, 0),
+            stretch: Stretch::default(),
             key: "p:1:1/0/abc".to_owned(),
         };
         for text in texts {

@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Answer, Batch, Limits, Place, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Opening, Place, Sink, SinkKind};
 use crate::template::Template;
 
 /// The registry's row.
@@ -250,7 +250,7 @@ impl Sink for Feed {
     }
 
     /// Agents find stream and consumers from the start on, not from the first sample on.
-    async fn open(&mut self) {
+    async fn open(&mut self, _: Opening<'_>) {
         if let Some(stream) = &mut self.stream
             && let Err(error) = stream.ensure().await
         {

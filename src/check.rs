@@ -351,7 +351,13 @@ mod tests {
             found.map(|(_, warnings)| warnings.iter().map(ToString::to_string).collect::<Vec<_>>()).map_err(said)
         };
         let fresh = "{order: fresh_first, rate: 20k/s}";
-        for needs in ["sink: {statsd: {address: 'udp://h:1'}}", "sink: {file: {path: /tmp/x}}", "encode: dogstatsd\n    sink: stdout"] {
+        let ordered = [
+            "sink: {statsd: {address: 'udp://h:1'}}",
+            "sink: {file: {path: /tmp/x}}",
+            "sink: {kafka: {brokers: ['h:1'], topic: t, transactional_id: id}}",
+            "encode: dogstatsd\n    sink: stdout",
+        ];
+        for needs in ordered {
             let problems = check(needs, fresh).expect_err("refused");
             assert!(matches!(&problems[..], [one] if one.starts_with("relays[0].catch_up.order: the ")), "{problems:?}");
             assert_eq!(check(needs, "{order: in_order}"), Ok(Vec::new()));

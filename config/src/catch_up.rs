@@ -13,8 +13,8 @@ pub const CATCH_UP_AFTER: Millis = Millis::from_secs(300);
 #[serde(deny_unknown_fields, default)]
 pub struct CatchUp {
     /// `in_order` (default): the oldest first, so each series keeps its order. `fresh_first`: what is new at once, and what was missed beside it, so dashboards
-    /// and alerts work again with the first request; the sink must take samples that are older than those it has. The sinks `statsd` and `file` and the
-    /// encoders `statsd` and `dogstatsd` refuse it.
+    /// and alerts work again with the first request; the sink must take samples that are older than those it has. The sinks `statsd` and `file`, the
+    /// encoders `statsd` and `dogstatsd`, and `kafka` with a `transactional_id` refuse it.
     pub order: CatchUpOrder,
     /// By how much what the sink takes must be older than the newest of the stream for the relay to turn to that; default 5m, at least 1s and twice `batch_time`.
     pub after: Millis,

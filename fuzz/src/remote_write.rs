@@ -10,7 +10,7 @@ use config::Component;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use prost::Message as _;
 use relay::encode::{self, Encode, Encoded};
-use relay::sink::{Answer, Batch, Item, ProtobufMessage, SentCounts, remote_write_answer, remote_write_messages};
+use relay::sink::{Answer, Batch, Item, ProtobufMessage, SentCounts, Stretch, remote_write_answer, remote_write_messages};
 use relay::step::{Names, Section};
 use sample::{BucketCounts, Counts, Exemplar, Layout, LayoutBuilder, MetricType, NativeHistogram, Origin, ResetHint, Span, TargetId};
 
@@ -182,6 +182,7 @@ fn batch(all: &[One], targets: &[BTreeMap<String, String>; 2]) -> Batch {
         framing: encoder.framing(),
         content_type: encoder.content_type(),
         slots_ms: (0, 0),
+        stretch: Stretch::default(),
         key: String::new(),
     }
 }
@@ -453,6 +454,7 @@ fn answers(bytes: &[u8]) {
             assert!(!(status.is_success() || says_any && says_all), "{response:?}");
             assert_eq!(named, (items.len() == 1).then(|| vec![items.start]));
         }
+        Some(answer @ (Answer::Before { .. } | Answer::Fenced { .. })) => panic!("it knows no such thing: {answer:?}"),
         Some(Answer::Fatal { .. }) => assert!(!status.is_success() && !status.is_server_error(), "{response:?}"),
     }
 }

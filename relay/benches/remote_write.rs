@@ -11,7 +11,7 @@ use bundled_nats::feed::Feeds;
 use config::Component;
 use regex::Regex;
 use relay::encode::{Encode, Sample};
-use relay::sink::{Answer, Batch, Files, Item, Place};
+use relay::sink::{Answer, Batch, Files, Item, Place, Stretch};
 use relay::step::{Names, Section};
 use sample::{LayoutBuilder, MetricType, Origin, TargetId};
 use serde_json::json;
@@ -137,6 +137,7 @@ fn batch(encoder: &dyn Encode, rows: &[(&str, &Row)], slots: usize) -> Batch {
         framing: encoder.framing(),
         content_type: encoder.content_type(),
         slots_ms: (AT, AT),
+        stretch: Stretch::default(),
         key: "p:1:1/0/0".to_owned(),
     };
     let names: Vec<Arc<Names>> = pages.iter().map(|rows| Arc::new(names(rows))).collect();

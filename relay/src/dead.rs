@@ -143,11 +143,17 @@ impl Dead {
         self.there.clear();
     }
 
+    /// Which items of a part a life before this one has parked, as far as it is not delivered yet.
+    pub fn parked(&self, part: &Part) -> Vec<usize> {
+        let Some(there) = self.there.get(&part.batch.key) else { return Vec::new() };
+        (0..part.batch.items.len()).filter(|item| there.contains(&letter::parked(part, *item))).collect()
+    }
+
     /// Parks rejected items and waits until they are stored.
     pub async fn park(&mut self, part: &Part, offenders: &[Offender]) -> Result<(), Stopped> {
         // The sink may refuse others than it did in a life before this one: what is there is known sample by sample.
         let there = self.there.remove(&part.batch.key).unwrap_or_default();
-        let is_there = |offender: &&Offender| !there.is_empty() && there.contains(&letter::parked(part, offender));
+        let is_there = |offender: &&Offender| !there.is_empty() && there.contains(&letter::parked(part, offender.item));
         let offenders: Vec<Offender> = offenders.iter().filter(|offender| !is_there(offender)).cloned().collect();
         let (mut begin, mut bytes, mut letters) = (0, 0, 0);
         for (i, offender) in offenders.iter().enumerate() {
@@ -167,7 +173,7 @@ impl Dead {
         let letter = Letter {
             relay: self.relay.clone(),
             reason: "rejected".to_owned(),
-            seq: part.seq,
+            seq: part.seq(),
             key: part.batch.key.clone(),
             at_ms: now_ms(),
             samples,
@@ -175,7 +181,7 @@ impl Dead {
         };
         let payload = serde_json::to_vec(&letter).unwrap_or_default();
         let key = format!("{}#{number}", part.batch.key);
-        self.store(part.seq, &key, count, None, Bytes::from(payload)).await
+        self.store(part.seq(), &key, count, None, Bytes::from(payload)).await
     }
 
     /// Parks a message with undecodable frames: its payload, with the reasons in a header.

@@ -49,6 +49,12 @@ pub enum Error {
     /// The checkpoint belongs to another process, or is not ours.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    /// Another process has taken the sink over.
+    #[error("{reason}")]
+    Fenced {
+        /// The sink's answer.
+        reason: String,
+    },
     /// The sink took nothing of what came last, and nothing comes after it that could tell why: nothing of that was parked.
     #[error("the sink rejects every sample")]
     Refused,
@@ -138,7 +144,7 @@ impl Deliver {
     pub fn new(parts: Parts) -> Self {
         let mut checkpoint = parts.checkpoint;
         let resumed = checkpoint.partial.take();
-        let repeats = if checkpoint.clean { 0 } else { checkpoint.pace };
+        let repeats = if checkpoint.clean || parts.lanes.is_once() { 0 } else { checkpoint.pace };
         checkpoint.clean = false;
         {
             let mut live = parts.gauges.shared.live();
@@ -259,7 +265,7 @@ impl Deliver {
         if self.resume(&part) {
             return Ok(());
         }
-        if self.skips(part.seq) {
+        if self.skips(part.seq()) {
             let all = 0..part.batch.items.len();
             self.progress.given_up += all.len() as u64;
             self.progress.fates.extend(fates(&part, std::iter::empty(), all));

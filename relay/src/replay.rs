@@ -36,6 +36,7 @@ use crate::filter::{self, Selector};
 use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
 use crate::run::{Components, config_hash, feed};
+use crate::sink::Opening;
 use crate::step::STEPS_MAX;
 use crate::takes::Takes;
 use crate::telemetry::{Gauges, Metrics, Shared};
@@ -343,7 +344,9 @@ impl Work {
             Ok(()) => (Outcome::Done, None),
             Err(Error::Stopped) if !self.stop.is_cancelled() => (Outcome::Stopped, None),
             // Another life of it goes on, or does so already.
-            Err(Error::Stopped | Error::Checkpoint(_) | Error::Deliver(deliver::Error::Checkpoint(_))) => return result,
+            Err(Error::Stopped | Error::Checkpoint(_) | Error::Deliver(deliver::Error::Checkpoint(_) | deliver::Error::Fenced { .. })) => {
+                return result;
+            }
             Err(error) => (Outcome::Failed, Some(error.to_string())),
         };
         let ended = Ended {
@@ -385,7 +388,11 @@ impl Work {
             .map_err(|error| PortError::Unavailable { operation: "count", reason: error.to_string() })?;
         let gauges = Gauges { shared, metrics: metrics.relay(&self.relay.name, []) };
         let reader = Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint);
-        let lanes = Lanes::of(components.sink);
+        let mut lanes = Lanes::of(components.sink);
+        let opening = Opening { log: &self.streams.raw, beside: Some(&self.id) };
+        if self.cancel.run_until_cancelled(lanes.open(opening)).await.is_none() {
+            return Err(Error::Stopped);
+        }
         let (from_ms, to_ms) = range::slots(self.request.from, self.request.to);
         let parts = pipeline::Parts {
             filters: components.filters,

@@ -182,6 +182,12 @@ impl Life {
                     warn!(relay = name, %error);
                     drop(tokio::time::timeout(HELD_RETRY, self.stop.run_until_cancelled(term.over())).await);
                 }
+                // The lease says whose it is; where there is none, the other is not one of ours.
+                Ok(Err(Error::Deliver(error @ deliver::Error::Fenced { .. }))) => {
+                    tracing::error!(relay = name, %error);
+                    shared.trouble(Activity::Held, error.to_string(), now_ms() + HELD_RETRY.as_millis() as i64);
+                    drop(tokio::time::timeout(HELD_RETRY, self.stop.run_until_cancelled(term.over())).await);
+                }
                 Ok(Err(error)) => {
                     tracing::error!(relay = name, %error, "the relay has ended");
                     shared.trouble(Activity::Failed, error.to_string(), 0);

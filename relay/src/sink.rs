@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
+use bundled_nats::port::Log;
 use config::{Component, Kind, OptionsError, OutOfOrder, Owned, Relay};
 use serde_json::Value;
 
@@ -51,8 +52,8 @@ pub struct SinkKind {
     pub kind: Kind,
     /// The encoder of a relay that names none.
     pub encoder: &'static str,
-    /// What it makes of samples that come after newer ones of their series.
-    pub order: Order,
+    /// What it makes, with these options, of samples that come after newer ones of their series.
+    pub order: fn(&Value) -> Order,
     /// What of its options no other relay may name as well; none: relays may share all of it.
     pub owns: Option<fn(&Value) -> Option<Owned>>,
     /// Builds it from checked options; nothing connects yet.
@@ -98,6 +99,17 @@ pub struct Item {
     pub route: u32,
 }
 
+/// Where in the stream a batch is from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stretch {
+    /// Sequence of its window's first message.
+    pub first: u64,
+    /// Sequence of the last message that was read for it: nothing of a later one is in it.
+    pub last: u64,
+    /// Its number in its window.
+    pub index: u32,
+}
+
 /// Encoded samples of one window of the stream, a message or more (or a part of it), in order.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -115,6 +127,8 @@ pub struct Batch {
     pub content_type: &'static str,
     /// First and last slot of its items, ms.
     pub slots_ms: (i64, i64),
+    /// Where it is from.
+    pub stretch: Stretch,
     /// Idempotency key: the same items always come under the same key (`producer:epoch:n/part/configuration hash`).
     pub key: String,
 }
@@ -160,6 +174,7 @@ impl Batch {
     pub fn share(&self, items: &[usize], name: &str) -> Self {
         let mut share = Self {
             slots_ms: self.slots_ms,
+            stretch: self.stretch,
             bytes: Vec::new(),
             items: Vec::with_capacity(items.len()),
             sections: self.sections.clone(),
@@ -190,6 +205,7 @@ impl Batch {
             framing: self.framing,
             content_type: self.content_type,
             slots_ms: self.slots_ms,
+            stretch: self.stretch,
             key: self.key.clone(),
         }
     }
@@ -258,6 +274,18 @@ pub enum Answer {
         /// The sink's answer, bounded.
         reason: String,
     },
+    /// The sink itself knows that a life before this one did it: nothing was sent now.
+    Before {
+        /// Which were refused then (indices into the batch), beside those that the dead letters have; all others were acknowledged.
+        rejected: Vec<usize>,
+        /// What the sink said of them.
+        reason: String,
+    },
+    /// Another process has taken the sink over: this life ends, and begins anew only where the relay is still its own.
+    Fenced {
+        /// The sink's answer.
+        reason: String,
+    },
     /// Nothing will ever be taken until a human changes something (wrong credentials, unknown topic): hold, say so, try again slowly.
     Fatal {
         /// What to change.
@@ -274,6 +302,15 @@ pub struct Limits {
     pub items_max: usize,
 }
 
+/// What a sink is opened with.
+#[derive(Clone, Copy)]
+pub struct Opening<'a> {
+    /// The stream that its batches are from.
+    pub log: &'a Arc<dyn Log>,
+    /// Who sends beside the relay, by a name that stays the same: a replay, dead letters. None: the relay itself.
+    pub beside: Option<&'a str>,
+}
+
 /// One sink with its options, connected lazily.
 #[async_trait]
 pub trait Sink: Send {
@@ -281,7 +318,7 @@ pub trait Sink: Send {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer;
 
     /// Prepares what should be there before the first batch; called once. What fails now shows at that batch.
-    async fn open(&mut self) {}
+    async fn open(&mut self, _: Opening<'_>) {}
 
     /// How much one call may carry; the caller splits at these.
     fn limits(&self) -> Limits;
@@ -294,6 +331,11 @@ pub trait Sink: Send {
     /// Whether items of different routes must not share a call: each route is then a batch of its own, with its own key, and items whose texts
     /// could not be rendered never come.
     fn routes_apart(&self) -> bool {
+        false
+    }
+
+    /// Whether it knows what was acknowledged in a life before this one, so that nothing is there twice after a kill.
+    fn is_once(&self) -> bool {
         false
     }
 
@@ -349,7 +391,7 @@ pub fn out_of_order(relay: &Relay) -> Option<OutOfOrder> {
     let row = KINDS.iter().find(|row| row.kind.name == sink)?;
     let own = || Component { name: row.encoder.to_owned(), options: Value::Null };
     let encoder = relay.encode.clone().unwrap_or_else(own);
-    match row.order {
+    match (row.order)(&relay.sink.options) {
         Order::Needed(why) => Some(OutOfOrder::Refused(format!("the sink '{sink}' needs samples in order: {why}; write in_order"))),
         _ if encode::build(&encoder).is_ok_and(|encoder| encoder.wants_deltas()) => {
             let (encoder, why) = (&encoder.name, "what it writes is added up in the order in which it comes");
@@ -379,6 +421,7 @@ pub(crate) mod tests {
             framing,
             content_type: "text/plain",
             slots_ms: (0, 0),
+            stretch: Stretch::default(),
             key: "p:1:1/0/abc".to_owned(),
         };
         for text in texts {

@@ -96,16 +96,24 @@ pub struct Line {
 /// One batch and where its items come from.
 #[derive(Debug)]
 pub struct Part {
-    /// Stream sequence of its window's first message.
-    pub seq: u64,
-    /// Number in its window.
-    pub index: u32,
     /// First slot of its window's first message, ms.
     pub first_ms: i64,
     /// Whether messages may share its window: which of its batches are done is then not kept, as only the sink knows a batch by what is in it.
     pub is_shared: bool,
     /// Its items.
     pub batch: Batch,
+}
+
+impl Part {
+    /// Stream sequence of its window's first message.
+    pub const fn seq(&self) -> u64 {
+        self.batch.stretch.first
+    }
+
+    /// Number in its window.
+    pub const fn index(&self) -> u32 {
+        self.batch.stretch.index
+    }
 }
 
 /// A loss that must be booked before the position passes it.

@@ -306,7 +306,7 @@ impl Show {
 mod tests {
     use super::*;
     use crate::encode::{Form, Framing};
-    use crate::sink::Item;
+    use crate::sink::{Item, Stretch};
 
     fn request(rate: u32) -> Request {
         let stalled = Duration::from_secs(30);
@@ -322,6 +322,7 @@ mod tests {
             framing: Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole },
             content_type: "application/x-ndjson",
             slots_ms: (0, 0),
+            stretch: Stretch::default(),
             key: String::new(),
         }
     }
@@ -355,7 +356,7 @@ mod tests {
         let show = Show::new(&Request { at_ms: Some(0), ..request(3) }, sent);
         let (steps, received) = mpsc::channel(16);
         let part = |items| {
-            let part = crate::step::Part { seq: 1, index: 0, first_ms: 0, is_shared: false, batch: batch(items) };
+            let part = crate::step::Part { first_ms: 0, is_shared: false, batch: batch(items) };
             Step::Part(Box::new(part))
         };
         for items in [2, 2, 2] {

@@ -24,6 +24,8 @@ mod http_outage;
 mod http_tls;
 mod image;
 mod kafka;
+mod kafka_cluster;
+mod kafka_once;
 mod kafka_secure;
 mod kills;
 mod kubernetes_discovery;

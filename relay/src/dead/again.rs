@@ -43,6 +43,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::read::Incoming;
 use crate::replay::{Progress, Track};
 use crate::run::config_hash;
+use crate::sink::Opening;
 use crate::step::STEPS_MAX;
 use crate::takes::Takes;
 use crate::telemetry::{Activity, Gauges, Metrics, Shared};
@@ -318,7 +319,8 @@ impl Again {
         // Metrics of its own that nobody scrapes: the live ones do not move.
         let metrics = Metrics::register(&Registry::new())
             .map_err(|error| PortError::Unavailable { operation: "count", reason: error.to_string() })?;
-        let (control, lanes) = (Arc::new(Control::default()), Lanes::of(components.sink));
+        let (control, mut lanes) = (Arc::new(Control::default()), Lanes::of(components.sink));
+        lanes.open(Opening { log: &self.streams.raw, beside: Some(NAME) }).await;
         let parts = pipeline::Parts {
             filters: components.filters,
             encoder: components.encoder,

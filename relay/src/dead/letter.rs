@@ -85,11 +85,11 @@ impl From<Sample> for Parked {
     }
 }
 
-/// An offender as it is known in a letter.
-pub(super) fn parked(part: &Part, offender: &Offender) -> Parked {
-    let place = &part.batch.items[offender.item];
+/// A rejected item as it is known in a letter.
+pub(super) fn parked(part: &Part, item: usize) -> Parked {
+    let place = &part.batch.items[item];
     let section = &part.batch.sections[place.section as usize];
-    (text(section, place.index as usize), section.slot_ms, BASE64.encode(part.batch.item(offender.item)))
+    (text(section, place.index as usize), section.slot_ms, BASE64.encode(part.batch.item(item)))
 }
 
 /// Samples of a letter as text, and the series of each section that they are of.

@@ -5,7 +5,7 @@
 
 use tracing::warn;
 
-use crate::sink::{Answer, Limits, Sink};
+use crate::sink::{Answer, Limits, Opening, Sink};
 use crate::template::Template;
 
 /// What of its lanes' room a part may take, as a fraction: a series is not divided, so no lane gets exactly its share. Larger: a lane with more
@@ -46,10 +46,15 @@ impl Lanes {
     }
 
     /// See [`Sink::open`].
-    pub async fn open(&mut self) {
+    pub async fn open(&mut self, opening: Opening<'_>) {
         for sink in &mut self.0 {
-            sink.open().await;
+            sink.open(opening).await;
         }
+    }
+
+    /// See [`Sink::is_once`].
+    pub(super) fn is_once(&self) -> bool {
+        self.0[0].is_once()
     }
 
     /// See [`Sink::close`].

@@ -32,7 +32,7 @@ impl Progress {
     /// Counts a part that is done.
     pub fn take(&mut self, part: &Part, outcome: &Outcome) {
         self.id = part.batch.key.split('/').next().unwrap_or_default().to_owned();
-        self.batches = if part.is_shared { 0 } else { part.index + 1 };
+        self.batches = if part.is_shared { 0 } else { part.index() + 1 };
         self.delivered += outcome.delivered;
         self.rejected += outcome.offenders.len() as u64;
         self.given_up += outcome.given_up.len() as u64;
@@ -59,11 +59,11 @@ impl Deliver {
         let Some(partial) = &self.resumed else { return false };
         let ours = part.batch.key.ends_with(&format!("/{}", self.checkpoint.config))
             && part.batch.key.split('/').next() == Some(partial.id.as_str());
-        if !ours || part.index >= partial.batches {
+        if !ours || part.index() >= partial.batches {
             self.resumed = None;
             return false;
         }
-        if part.index == 0 {
+        if part.index() == 0 {
             self.progress = Progress {
                 id: partial.id.clone(),
                 batches: partial.batches,
@@ -74,7 +74,7 @@ impl Deliver {
             };
         }
         self.progress.fates.extend(fates(part, std::iter::empty(), std::iter::empty()));
-        if part.index + 1 == partial.batches {
+        if part.index() + 1 == partial.batches {
             for (target, slot_ms, n) in &partial.rejects {
                 let rejected = |fate: &&mut Fate| (fate.target.0, fate.slot_ms) == (*target, *slot_ms) && fate.delivered >= *n;
                 if let Some(fate) = self.progress.fates.iter_mut().find(rejected) {

@@ -227,7 +227,7 @@ impl Deliver {
             self.write_if_due().await?;
         }
         let control = self.control.clone();
-        while !self.skips(part.seq) {
+        while !self.skips(part.seq()) {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Err(Halt::Stopped),
@@ -242,7 +242,7 @@ impl Deliver {
     pub(super) async fn send(&mut self, part: &Part, probing: bool) -> Result<Sent, Halt> {
         let mut lanes = std::mem::take(&mut self.lanes);
         let (mut work, mut flying) = (Work::new(part, probing, &mut lanes), Flying::new());
-        let ended = self.work(&mut work, &mut flying, part.seq).await;
+        let ended = self.work(&mut work, &mut flying, part.seq()).await;
         self.half_sent |= ended.is_err() && (work.outcome.delivered > 0 || !flying.is_empty());
         drop(flying);
         let sent = work.sent();
@@ -317,6 +317,18 @@ impl Deliver {
                 work.ended(flight, Word::Rejected { items, answer: reason.into() });
                 return Ok(());
             }
+            Answer::Before { rejected, reason } => {
+                if self.outage.is_open() && work.waiting.is_empty() {
+                    self.fine();
+                }
+                let parked = self.dead.parked(work.part);
+                let items = &work.order[flight.range.from..flight.range.to];
+                let was_refused = |at: &usize| rejected.contains(at) || parked.contains(&items[*at]);
+                let refused = (0..items.len()).filter(was_refused).collect();
+                work.ended(flight, Word::Rejected { items: Some(refused), answer: reason.into() });
+                return Ok(());
+            }
+            Answer::Fenced { reason } => return Err(Halt::Failed(super::Error::Fenced { reason })),
             Answer::Retry { after, reason } => {
                 let own = flight.backoff.wait();
                 // A sink may ask to be called again at once, to look for answers that are on their way.

@@ -49,7 +49,7 @@ impl Deliver {
                     progress.add(&before);
                     self.pass(marks, progress).await?;
                 }
-                Suspect::Part(part) if only_given_up && !self.skips(part.seq) => {
+                Suspect::Part(part) if only_given_up && !self.skips(part.seq()) => {
                     self.suspects.push_front(Suspect::Part(part));
                     break;
                 }
@@ -78,7 +78,7 @@ impl Deliver {
     /// Lets go of suspects that are given up.
     pub(super) async fn let_go(&mut self) -> Result<(), Halt> {
         match self.suspects.front() {
-            Some(Suspect::Part(first)) if self.skips(first.seq) => self.settle(true, Progress::default()).await,
+            Some(Suspect::Part(first)) if self.skips(first.seq()) => self.settle(true, Progress::default()).await,
             _ => Ok(()),
         }
     }

@@ -306,9 +306,10 @@ impl Building {
             routes: self.routes.take(),
             framing,
             content_type: self.encoder.content_type(),
+            stretch: window.stretch(self.index),
             key: window.key(self.index, config),
         };
-        let part = Part { seq: window.seq, index: self.index, first_ms: window.first_ms, is_shared: window.is_shared(), batch };
+        let part = Part { first_ms: window.first_ms, is_shared: window.is_shared(), batch };
         self.index += 1;
         self.body = 0;
         if let Some(Carry { bytes, item, body, route }) = self.carry.take() {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Closed, Mode, Pipeline};
+use crate::sink::Stretch;
 use crate::step::{Mark, Step};
 
 /// Messages of one window. Larger: more memory for marks; smaller: a long window of many producers ends early, and makes more requests.
@@ -22,7 +23,9 @@ pub(super) struct Window {
     /// Which stretch of time; none: it ends with its message.
     number: Option<i64>,
     /// Its first message's sequence.
-    pub seq: u64,
+    seq: u64,
+    /// The last one's that was read for it.
+    last: u64,
     /// Its first message's first slot, ms.
     pub first_ms: i64,
     /// Its first message's name.
@@ -35,7 +38,7 @@ pub(super) struct Window {
 
 impl Window {
     pub fn new(number: Option<i64>, seq: u64, first_ms: i64, id: String, warm_from: u64) -> Self {
-        Self { number, seq, first_ms, id, warm_from, messages: Xxh3::new(), marks: Vec::new() }
+        Self { number, seq, last: seq, first_ms, id, warm_from, messages: Xxh3::new(), marks: Vec::new() }
     }
 
     /// Whether a message of this stretch belongs to it.
@@ -44,7 +47,8 @@ impl Window {
     }
 
     /// A message of it is read from here on.
-    pub fn read(&mut self, id: &str) {
+    pub fn read(&mut self, seq: u64, id: &str) {
+        self.last = seq;
         self.messages.update(id.as_bytes());
         self.messages.update(b"/");
     }
@@ -62,6 +66,11 @@ impl Window {
     /// Whether it ends here, whatever comes: with its only message, or as what cannot be decoded is kept with its mark.
     pub fn ends(&self) -> bool {
         self.number.is_none() || self.marks.last().is_some_and(|mark| !mark.undecodable.is_empty())
+    }
+
+    /// Where its batch with this index is from, as far as it is read.
+    pub const fn stretch(&self, index: u32) -> Stretch {
+        Stretch { first: self.seq, last: self.last, index }
     }
 
     /// The key of its batch with this index, as far as it is read.
@@ -113,7 +122,7 @@ impl Pipeline {
         if mode != Mode::Silent {
             let warm_from = self.warm_after();
             let name = self.replay.as_ref().map_or_else(|| id.to_owned(), |(replay, ..)| format!("{replay}:{id}"));
-            self.window.get_or_insert_with(|| Window::new(number, message.seq, first_ms, name, warm_from)).read(id);
+            self.window.get_or_insert_with(|| Window::new(number, message.seq, first_ms, name, warm_from)).read(message.seq, id);
         }
         Ok(())
     }

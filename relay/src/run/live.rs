@@ -27,6 +27,7 @@ use crate::minutes::Minutes;
 use crate::pause;
 use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
+use crate::sink::Opening;
 use crate::step::STEPS_MAX;
 use crate::takes::Takes;
 use crate::telemetry::{Activity, Behind, Gauges, Shared};
@@ -125,7 +126,8 @@ impl Life {
             Err(error) => refusing(&error)?,
         };
         let mut lanes = Lanes::of(components.sink);
-        if stop.run_until_cancelled(lanes.open()).await.is_none() {
+        let opening = Opening { log: &self.streams.raw, beside: None };
+        if stop.run_until_cancelled(lanes.open(opening)).await.is_none() {
             return Err(Error::Stopped);
         }
         let pipeline = Pipeline::new(

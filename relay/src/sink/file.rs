@@ -50,9 +50,9 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options, &Files::default()).map(drop),
     },
     encoder: "ndjson",
-    order: Order::Needed(
-        "a file is read from its beginning to its end, and what stands in it under a time is what was written in that time",
-    ),
+    order: |_| {
+        Order::Needed("a file is read from its beginning to its end, and what stands in it under a time is what was written in that time")
+    },
     owns: Some(owns),
     build: |options, place| Ok(Box::new(sink(options, place.files)?)),
 };

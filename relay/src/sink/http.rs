@@ -48,7 +48,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
-    order: Order::Free,
+    order: |_| Order::Free,
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

@@ -8,6 +8,9 @@
 //! waiting. Neither order per key nor "once" suffers, however long the outage. What is given up half-way (the process is killed, or
 //! another batch comes instead) may have been written: after a kill the batch comes again, and its records may be there twice.
 //!
+//! With a transactional id each batch is a transaction that carries the position too ([`transaction`]): nothing is there twice for who reads what is
+//! committed.
+//!
 //! A record that Kafka refuses is rejected alone. An error that ends the producer (idempotence lost) makes a new one, and what was
 //! not acknowledged goes again through it, in order. Brokers that find requests too large get smaller ones, until a record that is too
 //! large is alone in its request and is rejected.
@@ -20,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use config::{ByteSize, Kind, OptionsError};
+use config::{ByteSize, Kind, OptionsError, Owned};
 use rdkafka::ClientConfig;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::producer::{Producer, PurgeConfig, ThreadedProducer};
@@ -30,17 +33,20 @@ use tokio::time::Instant;
 use self::call::{Call, Step, With, purged};
 use self::login::Login;
 use self::options::{Settings, settings};
-use self::reports::Reports;
+use self::reports::{Reports, Trouble};
 use self::secure::Properties;
-use super::{Answer, Batch, Limits, Order, Sink, SinkKind};
+use self::transaction::Transactions;
+use super::{Answer, Batch, Limits, Opening, Order, Sink, SinkKind};
 use crate::template::Template;
 
 mod address;
 mod call;
 mod login;
 mod options;
+mod position;
 mod reports;
 mod secure;
+mod transaction;
 
 pub use options::Options;
 
@@ -54,18 +60,28 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "ndjson",
-    order: Order::Free,
-    owns: None,
+    order,
+    owns: Some(owns),
     build: |options, _| Ok(Box::new(sink(options)?)),
 };
 
 /// What one call may carry. Larger: more memory in librdkafka; smaller: brokers wait between calls.
 const LIMITS: Limits = Limits { bytes_max: ByteSize::mib(16).0 as usize, items_max: 50_000 };
 
+/// Samples of one transaction. Larger: the position has no room to say which of them were refused; smaller: more transactions, each of which costs
+/// the brokers some round trips.
+const ITEMS_MAX: usize = 16_384;
+
 /// How often files with secrets are read. Larger: a new one is used later; smaller: more reads.
 const SECRETS_EVERY: Duration = Duration::from_secs(5);
 
 struct Kafka {
+    link: Link,
+    transactions: Option<Transactions>,
+}
+
+/// The way to the brokers.
+struct Link {
     settings: Settings,
     /// Bytes of records that share a request: fewer than configured where the brokers wanted that.
     batch_bytes: usize,
@@ -77,11 +93,70 @@ struct Kafka {
 
 fn sink(options: &Value) -> Result<Kafka, OptionsError> {
     let settings = settings(options)?;
-    Ok(Kafka { batch_bytes: settings.batch_bytes, settings, producer: None, properties: None, call: None })
+    let transactions = settings.transactional.as_ref().map(Transactions::new);
+    let link = Link { batch_bytes: settings.batch_bytes, settings, producer: None, properties: None, call: None };
+    Ok(Kafka { link, transactions })
+}
+
+/// The position that goes with transactions is one.
+fn order(options: &Value) -> Order {
+    match options.get("transactional_id") {
+        Some(_) => Order::Needed("with a transactional_id it keeps one position in Kafka, not a second one for what was missed"),
+        None => Order::Free,
+    }
+}
+
+/// The transactional id, which another relay would be fenced off by.
+fn owns(options: &Value) -> Option<Owned> {
+    let id = options.get("transactional_id")?.as_str()?;
+    let why = "two relays with one transactional id fence each other off, give each its own";
+    Some(Owned { option: "transactional_id", thing: id.to_owned(), why })
 }
 
 #[async_trait]
 impl Sink for Kafka {
+    async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
+        match &mut self.transactions {
+            Some(transactions) => self.link.send_once(transactions, batch, items).await,
+            None => self.link.send(batch, items).await,
+        }
+    }
+
+    async fn open(&mut self, opening: Opening<'_>) {
+        if let Some(transactions) = &mut self.transactions {
+            transactions.open(opening);
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        match self.transactions {
+            Some(_) => Limits { items_max: ITEMS_MAX, ..LIMITS },
+            None => LIMITS,
+        }
+    }
+
+    fn templates(&self) -> Vec<Template> {
+        self.link.settings.addressing.templates()
+    }
+
+    fn is_once(&self) -> bool {
+        self.transactions.is_some()
+    }
+
+    async fn close(&mut self) -> Answer {
+        if let Some(transactions) = &mut self.transactions {
+            self.link.close_transaction(transactions).await;
+        }
+        match self.link.call.take() {
+            None => Answer::Delivered,
+            Some(call) => {
+                Answer::Retry { after: None, reason: format!("the {} records of the last call are not all acknowledged", call.items.len()) }
+            }
+        }
+    }
+}
+
+impl Link {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
         let deadline = Instant::now() + self.settings.timeout;
         if self.call.as_ref().is_some_and(|call| call.key != batch.key || call.items != items) {
@@ -91,7 +166,7 @@ impl Sink for Kafka {
         }
         self.renew_secrets(batch).await;
         if self.producer.is_none() {
-            match self.connect().await {
+            match self.connect(None).await {
                 Ok(producer) => self.producer = Some(producer),
                 Err(reason) => return Answer::Fatal { reason },
             }
@@ -105,13 +180,7 @@ impl Sink for Kafka {
                 self.retire();
                 Answer::Retry { after: None, reason }
             }
-            Step::Smaller => {
-                self.retire();
-                self.batch_bytes = (self.batch_bytes / 2).max(1);
-                tracing::warn!(batch_bytes = self.batch_bytes, "the brokers find requests too large: they get smaller ones");
-                let reason = format!("requests of {batch_bytes} bytes are too large for the brokers: trying {}", self.batch_bytes);
-                Answer::Retry { after: Some(Duration::ZERO), reason }
-            }
+            Step::Smaller => Answer::Retry { after: Some(Duration::ZERO), reason: self.smaller() },
             Step::Held(reason) | Step::Fatal(reason) => Answer::Fatal { reason },
             Step::Done => match self.call.take() {
                 Some(Call { refused, reason, .. }) if !refused.is_empty() => Answer::Reject { items: Some(refused), reason },
@@ -120,53 +189,58 @@ impl Sink for Kafka {
         }
     }
 
-    fn limits(&self) -> Limits {
-        LIMITS
-    }
-
-    fn templates(&self) -> Vec<Template> {
-        self.settings.addressing.templates()
-    }
-
-    async fn close(&mut self) -> Answer {
-        match self.call.take() {
-            None => Answer::Delivered,
-            Some(call) => {
-                Answer::Retry { after: None, reason: format!("the {} records of the last call are not all acknowledged", call.items.len()) }
-            }
-        }
-    }
-}
-
-impl Kafka {
-    /// Makes a producer with secrets as they are now. *Errors*: what to change.
-    async fn connect(&mut self) -> Result<ThreadedProducer<Reports>, String> {
+    /// Makes a producer with secrets as they are now; `id`: for transactions under this id. *Errors*: what to change.
+    async fn connect(&mut self, id: Option<&str>) -> Result<ThreadedProducer<Reports>, String> {
         let properties = self.settings.secrets.read().await.map_err(|error| error.to_string())?;
         let mut config: ClientConfig = self.settings.config.clone();
         properties.apply(&mut config);
         config.set("batch.size", self.batch_bytes.to_string());
+        if let Some(id) = id {
+            config.set("transactional.id", id);
+        }
         self.properties = Some((properties, Instant::now()));
         let login = self.settings.oauth2.as_ref().map(Login::new);
         ThreadedProducer::from_config_and_context(&config, Reports::of(login))
             .map_err(|error| format!("cannot make a Kafka producer: {error}"))
     }
 
-    /// Looks whether a secret has changed, and lets go of the producer that has the old one.
-    async fn renew_secrets(&mut self, batch: &Batch) {
-        let (Some(producer), Some((properties, at))) = (&self.producer, &mut self.properties) else { return };
+    /// Lets go of the producer, as the brokers want smaller requests; says so.
+    fn smaller(&mut self) -> String {
+        self.retire();
+        let before = self.batch_bytes;
+        self.batch_bytes = (before / 2).max(1);
+        tracing::warn!(batch_bytes = self.batch_bytes, "the brokers find requests too large: they get smaller ones");
+        format!("requests of {before} bytes are too large for the brokers: trying {}", self.batch_bytes)
+    }
+
+    /// Looks whether a secret has changed since the producer was made.
+    async fn have_secrets_changed(&mut self) -> bool {
+        let (Some(_), Some((properties, at))) = (&self.producer, &mut self.properties) else { return false };
         if !self.settings.secrets.in_files || at.elapsed() < SECRETS_EVERY {
-            return;
+            return false;
         }
         *at = Instant::now();
         match self.settings.secrets.read().await {
-            Ok(read) if read != *properties => {}
-            Ok(_) => return,
+            Ok(read) => {
+                let has_changed = read != *properties;
+                if has_changed {
+                    tracing::info!("a certificate or secret has changed: connecting to Kafka anew");
+                }
+                has_changed
+            }
             Err(error) => {
                 tracing::debug!(%error, "the present secrets stay in use");
-                return;
+                false
             }
         }
-        if let Some(call) = &mut self.call {
+    }
+
+    /// Lets go of the producer that has old secrets.
+    async fn renew_secrets(&mut self, batch: &Batch) {
+        if !self.have_secrets_changed().await {
+            return;
+        }
+        if let (Some(call), Some(producer)) = (&mut self.call, &self.producer) {
             // What has no report may be written already: it goes again, and is there twice then.
             producer.purge(PurgeConfig::default().queue().inflight().non_blocking());
             let reports = Arc::clone(producer.context());
@@ -175,8 +249,12 @@ impl Kafka {
             }
             drop(call.account(&reports, batch, &self.settings.addressing, self.batch_bytes));
         }
-        tracing::info!("a certificate or secret has changed: connecting to Kafka anew");
         self.retire();
+    }
+
+    /// The last trouble with a broker.
+    fn trouble(&self) -> Option<Trouble> {
+        self.producer.as_ref().and_then(|producer| producer.context().trouble())
     }
 
     /// Ends the producer and what is under way in it. That waits for up to half a second, so it is not done here.

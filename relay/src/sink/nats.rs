@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Answer, Batch, Limits, Order, Place, Sink, SinkKind};
+use super::{Answer, Batch, Limits, Opening, Order, Place, Sink, SinkKind};
 use crate::template::Template;
 
 /// The registry's row.
@@ -31,7 +31,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| parse(options).map(drop),
     },
     encoder: "ndjson",
-    order: Order::Free,
+    order: |_| Order::Free,
     owns: None,
     build: |options, place| Ok(Box::new(build(options, place)?)),
 };
@@ -251,7 +251,7 @@ impl Sink for Feed {
     }
 
     /// Agents find stream and consumers from the start on, not from the first sample on.
-    async fn open(&mut self) {
+    async fn open(&mut self, _: Opening<'_>) {
         if let Some(stream) = &mut self.stream
             && let Err(error) = stream.ensure().await
         {

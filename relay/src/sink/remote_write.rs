@@ -51,9 +51,11 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "remote_write",
-    order: Order::Expected(
-        "Prometheus takes samples that are older than the newest of their series only within its storage.tsdb.out_of_order_time_window, and refuses the others for good",
-    ),
+    order: |_| {
+        Order::Expected(
+            "Prometheus takes samples that are older than the newest of their series only within its storage.tsdb.out_of_order_time_window, and refuses the others for good",
+        )
+    },
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

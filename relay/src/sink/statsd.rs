@@ -40,7 +40,7 @@ pub const KIND: SinkKind = SinkKind {
         check: |options| sink(options).map(drop),
     },
     encoder: "statsd",
-    order: Order::Needed("its server goes by when a line comes, and a gauge would go back to what it was"),
+    order: |_| Order::Needed("its server goes by when a line comes, and a gauge would go back to what it was"),
     owns: None,
     build: |options, _| Ok(Box::new(sink(options)?)),
 };

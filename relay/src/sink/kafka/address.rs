@@ -15,6 +15,9 @@ use crate::template::{RenderError, Route, Template, plain};
 /// Characters of a topic's name. *Source*: Kafka.
 const TOPIC_MAX: usize = 249;
 
+/// What a topic's name may be.
+pub(super) const TOPIC_RULE: &str = "1 to 249 of a-z A-Z 0-9 . _ -";
+
 /// How records are addressed.
 pub(super) struct Addressing {
     topic: Text,
@@ -62,6 +65,11 @@ impl KeyBytes<'_> {
     }
 }
 
+/// Whether a topic may have this name.
+pub(super) fn is_topic(name: &str) -> bool {
+    (1..=TOPIC_MAX).contains(&name.len()) && ![".", ".."].contains(&name) && name.chars().all(is_legal)
+}
+
 fn is_legal(c: char) -> bool {
     c.is_ascii_alphanumeric() || "._-".contains(c)
 }
@@ -84,8 +92,8 @@ impl Addressing {
         };
         let topic = Template::option("topic", &options.topic, topic_part)?;
         let legal = topic.own().all(|own| own.chars().all(is_legal));
-        if !legal || topic.fixed().is_some_and(|name| name.is_empty() || name.len() > TOPIC_MAX || [".", ".."].contains(&name)) {
-            return Err(OptionsError::new("topic", format!("'{}' is no topic: 1 to {TOPIC_MAX} of a-z A-Z 0-9 . _ -", options.topic)));
+        if !legal || topic.fixed().is_some_and(|name| !is_topic(name)) {
+            return Err(OptionsError::new("topic", format!("'{}' is no topic: {TOPIC_RULE}", options.topic)));
         }
         let topic = text(topic);
         let key = match options.key.as_str() {
@@ -111,6 +119,14 @@ impl Addressing {
         }
         let (topics_max, unknown_topic) = (options.topics_max, options.unknown_topic);
         Ok(Self { topic, key, headers, templates, topics_max, topics: HashSet::new(), unknown_topic })
+    }
+
+    /// The one topic of all records; none: labels decide.
+    pub(super) fn fixed_topic(&self) -> Option<&str> {
+        match &self.topic {
+            Text::Fixed(topic) => Some(topic),
+            Text::Template(_) => None,
+        }
     }
 
     /// What is wanted of every series.

@@ -31,6 +31,8 @@ pub(super) struct Call {
     next: usize,
     /// Items that were handed over and failed with the producer, not by themselves: they go again first, in order.
     again: VecDeque<usize>,
+    /// What a transaction that was taken back has shown to be refused, in order: it is not sent again.
+    known: Vec<usize>,
     /// Refused alone, with the first reason.
     pub refused: Vec<usize>,
     pub reason: String,
@@ -64,7 +66,19 @@ pub(super) struct With<'a> {
 
 impl Call {
     pub(super) fn new(key: String, items: Range<usize>) -> Self {
-        Self { key, next: items.start, again: VecDeque::new(), refused: Vec::new(), reason: String::new(), items }
+        Self { key, next: items.start, again: VecDeque::new(), known: Vec::new(), refused: Vec::new(), reason: String::new(), items }
+    }
+
+    /// The same from the beginning, without what is known to be refused.
+    pub(super) fn over(self) -> Self {
+        let mut known = self.refused.clone();
+        known.sort_unstable();
+        Self { next: self.items.start, again: VecDeque::new(), known, ..self }
+    }
+
+    /// Whether it was seen since that more is refused.
+    pub(super) fn has_learned(&self) -> bool {
+        self.refused.len() > self.known.len()
     }
 
     /// Hands over what is left and waits for the reports until the deadline.
@@ -94,6 +108,10 @@ impl Call {
                 None if self.next < self.items.end => self.next,
                 None => return Step::Done,
             };
+            if self.known.binary_search(&i).is_ok() {
+                self.next += 1;
+                continue;
+            }
             let refusal = match with.addressing.of(with.batch, i) {
                 Err(reason) => {
                     self.refuse(i, reason);
@@ -222,7 +240,7 @@ async fn waited(reports: &Reports, deadline: Instant) -> Option<Step> {
 }
 
 /// Trouble put behind a sentence.
-fn behind(trouble: Option<Trouble>) -> String {
+pub(super) fn behind(trouble: Option<Trouble>) -> String {
     trouble.map_or_else(String::new, |trouble| format!(": {}", trouble.text))
 }
 

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::address::Addressing;
+use super::address::{Addressing, TOPIC_RULE, is_topic};
 use super::secure::{Sasl, Secrets, Tls};
 
 /// Options of `kafka`.
@@ -76,6 +76,14 @@ pub struct Options {
     /// How long a call waits for its acknowledgements before it says so. Default 30s; the records go on waiting after it.
     #[serde(default = "timeout")]
     pub timeout: Millis,
+    /// Makes each batch a transaction that carries the relay's position too, so that consumers with `isolation.level=read_committed` see each sample
+    /// once, whatever is killed. It is the transactional id, and the consumer group under which the position is found; no other relay or program may
+    /// have it in this Kafka cluster. Default: none, and after `kill -9` some records are there twice.
+    #[serde(default)]
+    pub transactional_id: Option<String>,
+    /// Whose partition 0 the position is committed for; nothing is written to it. Default: `topic`; needed where that is a template.
+    #[serde(default)]
+    pub position_topic: Option<String>,
     /// More options of librdkafka, by its names; only those that touch none of this sink's promises.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
@@ -144,6 +152,16 @@ pub(super) struct Settings {
     pub timeout: Duration,
     /// Bytes of records that share a request.
     pub batch_bytes: usize,
+    /// The names of its transactions, if it has any.
+    pub transactional: Option<Transactional>,
+}
+
+/// What transactions are known by.
+pub(super) struct Transactional {
+    /// The transactional id and the group of the position.
+    pub id: String,
+    /// The topic whose partition 0 has the position.
+    pub topic: String,
 }
 
 const fn topics_max() -> usize {
@@ -189,7 +207,6 @@ const ALIASES: &[(&str, &str)] = &[
     ("delivery.timeout.ms", "message.timeout.ms"),
     ("retries", "enable.idempotence"),
     ("message.send.max.retries", "enable.idempotence"),
-    ("transactional.id", "enable.idempotence"),
     ("max.in.flight", "enable.idempotence"),
     ("max.in.flight.requests.per.connection", "enable.idempotence"),
 ];
@@ -208,6 +225,8 @@ const FIELDS: &[(&str, &str)] = &[
     ("batch.num.messages", "batch_records"),
     ("message.max.bytes", "message_bytes_max"),
     ("client.id", "client_id"),
+    ("transactional.id", "transactional_id"),
+    ("group.id", "transactional_id"),
     ("security.protocol", "tls"),
     ("enable.ssl.certificate.verification", "tls"),
 ];
@@ -245,7 +264,16 @@ const ALLOWED: &[&str] = &[
     "sticky.partitioning.linger.ms",
     "topic.metadata.propagation.max.ms",
     "topic.metadata.refresh.interval.ms",
+    TRANSACTION_TIMEOUT,
 ];
+
+/// What means something only where there are transactions.
+const TRANSACTION_TIMEOUT: &str = "transaction.timeout.ms";
+
+const TIMEOUT_PATH: &str = "options.transaction.timeout.ms";
+
+/// Characters of a transactional id: the brokers keep it with each transaction, and a replay's is longer.
+const ID_CHARS_MAX: usize = 200;
 
 /// What `options` may override.
 const DEFAULTS: &[(&str, &str)] = &[("reconnect.backoff.max.ms", "2000"), ("socket.keepalive.enable", "true")];
@@ -293,9 +321,38 @@ pub(super) fn settings(options: &Value) -> Result<Settings, OptionsError> {
     config.set("batch.num.messages", options.batch_records.to_string());
     config.set("message.max.bytes", options.message_bytes_max.0.to_string());
     secrets.prepare(&mut config);
+    let transactional = transactional(&options, &addressing)?;
+    if let Some(Transactional { id, .. }) = &transactional {
+        config.set("transactional.id", id);
+    }
     config.create_native_config().map_err(|error| refused(&error))?;
     let batch_bytes = usize::try_from(options.batch_bytes.0).unwrap_or(usize::MAX);
-    Ok(Settings { config, secrets, oauth2: options.oauth2, addressing, timeout: options.timeout.duration(), batch_bytes })
+    Ok(Settings { config, secrets, oauth2: options.oauth2, addressing, timeout: options.timeout.duration(), batch_bytes, transactional })
+}
+
+/// *Errors*: an id or a topic that cannot be one, or what has no meaning without the id.
+fn transactional(options: &Options, addressing: &Addressing) -> Result<Option<Transactional>, OptionsError> {
+    let Some(id) = &options.transactional_id else {
+        let unused =
+            [("position_topic", options.position_topic.is_some()), (TIMEOUT_PATH, options.options.contains_key(TRANSACTION_TIMEOUT))];
+        return match unused.into_iter().find(|(_, is_set)| *is_set) {
+            Some((path, _)) => Err(OptionsError::new(path, "it has a meaning only for transactions: set 'transactional_id'")),
+            None => Ok(None),
+        };
+    };
+    if id.trim().is_empty() || id.chars().count() > ID_CHARS_MAX || id.chars().any(char::is_control) {
+        return Err(OptionsError::new("transactional_id", format!("'{id}' is no transactional id: 1 to {ID_CHARS_MAX} characters")));
+    }
+    let topic = match (&options.position_topic, addressing.fixed_topic()) {
+        (Some(topic), _) if is_topic(topic) => topic.clone(),
+        (Some(topic), _) => return Err(OptionsError::new("position_topic", format!("'{topic}' is no topic: {TOPIC_RULE}"))),
+        (None, Some(topic)) => topic.to_owned(),
+        (None, None) => {
+            let message = "'topic' is a template: name the topic whose partition 0 the position is committed for";
+            return Err(OptionsError::new("position_topic", message));
+        }
+    };
+    Ok(Some(Transactional { id: id.clone(), topic }))
 }
 
 /// *Errors*: a property of librdkafka that is not for users, and why.

@@ -147,6 +147,12 @@ impl Reports {
         self.state().trouble.clone()
     }
 
+    /// The same, if it came since [`Reports::begin`].
+    pub(super) fn fresh(&self) -> Option<Trouble> {
+        let state = self.state();
+        state.trouble.clone().filter(|_| state.fresh)
+    }
+
     /// Waits for trouble that is new since [`Reports::begin`]. Cancel-safe.
     pub(super) async fn troubled(&self) -> Trouble {
         loop {

@@ -13,15 +13,15 @@ use super::reports::{Meaning, meaning};
 use super::*;
 use crate::sink::tests::lines;
 
-type Cluster = MockCluster<'static, DefaultProducerContext>;
+pub(super) type Cluster = MockCluster<'static, DefaultProducerContext>;
 
-fn cluster(partitions: i32) -> Cluster {
+pub(super) fn cluster(partitions: i32) -> Cluster {
     let cluster = MockCluster::new(1).expect("a mock cluster");
     cluster.create_topic("metrics", partitions, 1).expect("a topic");
     cluster
 }
 
-fn built(cluster: &Cluster, more: &Value) -> Kafka {
+pub(super) fn built(cluster: &Cluster, more: &Value) -> Kafka {
     let mut options = json!({"brokers": cluster.bootstrap_servers().split(',').collect::<Vec<_>>(), "topic": "metrics"});
     for (name, value) in more.as_object().expect("a map") {
         options[name] = value.clone();
@@ -30,7 +30,7 @@ fn built(cluster: &Cluster, more: &Value) -> Kafka {
 }
 
 /// All that is in the topic's first partition: key and payload.
-fn stored(cluster: &Cluster, count: usize) -> Vec<(String, String)> {
+pub(super) fn stored(cluster: &Cluster, count: usize) -> Vec<(String, String)> {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "test").create().expect("a consumer");
     let mut partition = TopicPartitionList::new();
@@ -52,7 +52,7 @@ fn stored(cluster: &Cluster, count: usize) -> Vec<(String, String)> {
 }
 
 /// Sends a whole batch as a relay does: again until it is delivered or refused.
-async fn answered(sink: &mut Kafka, batch: &Batch) -> Answer {
+pub(super) async fn answered(sink: &mut Kafka, batch: &Batch) -> Answer {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let answer = sink.send(batch, 0..batch.items.len()).await;
@@ -63,7 +63,7 @@ async fn answered(sink: &mut Kafka, batch: &Batch) -> Answer {
     }
 }
 
-fn payloads(stored: &[(String, String)]) -> Vec<&str> {
+pub(super) fn payloads(stored: &[(String, String)]) -> Vec<&str> {
     stored.iter().map(|(_, payload)| payload.as_str()).collect()
 }
 
@@ -146,7 +146,7 @@ async fn a_producer_that_ended_is_replaced() {
     let batch = lines(&["b", "c"]);
     let first = sink.send(&batch, 0..2).await;
     assert!(matches!(&first, Answer::Retry { reason, .. } if reason.starts_with("the producer ended")), "{first:?}");
-    assert!(sink.producer.is_none());
+    assert!(sink.link.producer.is_none());
     assert_eq!(answered(&mut sink, &batch).await, Answer::Delivered);
     assert_eq!(payloads(&stored(&cluster, 3)), ["a", "b", "c"]);
 }
@@ -205,6 +205,22 @@ fn refuses_options_by_their_path() {
         (json!({"sasl": {"mechanism": "PLAIN", "username": "u"}}), "sasl", "one of 'password' and 'password_file' is needed"),
         (json!({"sasl": {"mechanism": "GSSAPI", "username": "u"}}), "sasl.mechanism", "unknown value 'GSSAPI'"),
         (json!({"topics_max": 0}), "topics_max", "'topics_max' cannot be 0"),
+        (
+            json!({"options": {"transactional.id": "x"}}),
+            "options.transactional.id",
+            "'transactional.id' has a field of its own: set 'transactional_id'",
+        ),
+        (json!({"transactional_id": " "}), "transactional_id", "' ' is no transactional id: 1 to 200 characters"),
+        (json!({"position_topic": "p"}), "position_topic", "it has a meaning only for transactions: set 'transactional_id'"),
+        (json!({"options": {"transaction.timeout.ms": "9000"}}), "options.transaction.timeout.ms", "it has a meaning only for"),
+        (json!({"transactional_id": "x", "topic": "a.{{x}}"}), "position_topic", "'topic' is a template: name the topic"),
+        (json!({"transactional_id": "x", "position_topic": "a b"}), "position_topic", "'a b' is no topic: 1 to 249 of"),
+        (json!({"transactional_id": "x", "options": {"acks": "1"}}), "options.acks", "'acks' cannot be changed"),
+        (
+            json!({"transactional_id": "x", "options": {"enable.idempotence": "false"}}),
+            "options.enable.idempotence",
+            "'enable.idempotence' cannot be changed",
+        ),
         (json!({"partitioner": "sticky"}), "partitioner", "unknown value 'sticky'"),
         (json!({"key": "name"}), "key", "unknown value 'name'"),
     ] {
@@ -278,7 +294,7 @@ async fn requests_that_are_too_large_for_the_brokers_get_smaller() {
     cluster.request_errors(RDKafkaApiKey::Produce, &errors);
     let batch = lines(&["a", "b", "c"]);
     assert_eq!(answered(&mut sink, &batch).await, Answer::Delivered);
-    assert!(sink.batch_bytes < sink.settings.batch_bytes);
+    assert!(sink.link.batch_bytes < sink.link.settings.batch_bytes);
     assert_eq!(payloads(&stored(&cluster, 3)), ["a", "b", "c"]);
 }
 

@@ -1,5 +1,6 @@
 //! What the chart renders, run: helm installs it at a real API server, and the process of its pod is started with what stands there.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -195,7 +196,8 @@ async fn caught_up(sink: &HttpSink, exporter: &Exporter) -> Result<()> {
     let goal = exporter.next_round();
     wait::until_true("the sink has caught up", WITHIN, || {
         let ledger = sink.ledger();
-        (0..goal).all(|wanted| compare::rounds(&ledger.records, exporter, JOB).any(|round| round == wanted))
+        let there: BTreeSet<u64> = compare::rounds(&ledger.records, exporter, JOB).collect();
+        (0..goal).all(|round| there.contains(&round))
     })
     .await
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::DecodeError;
 
 fn named(id: u64) -> Named {
     Named { id: TargetId(id), job: "node".into(), instance: format!("10.0.0.{id}:9100").into(), ..Named::default() }

@@ -3,13 +3,14 @@
 //! *In*: brokers, a topic, a group. *Out*: a [`Topic`]; a [`Position`]. *Bound*: [`TIMEOUT`] without an answer.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::record::Records;
@@ -92,12 +93,17 @@ pub fn read(brokers: &str, topic: &str, is_committed: bool) -> Result<Topic> {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(topic, partition.id(), Offset::Beginning)?;
         consumer.assign(&assignment)?;
-        let before = read.records.all().len();
+        let (before, mut heard) = (read.records.all().len(), Instant::now());
         loop {
             // What ends a transaction has an offset too, and is no message: only the end says that there is no more.
             match consumer.poll(TIMEOUT).context("Kafka is silent")? {
-                Ok(message) => read.take(&message, partition.id())?,
+                Ok(message) => {
+                    read.take(&message, partition.id())?;
+                    heard = Instant::now();
+                }
                 Err(KafkaError::PartitionEOF(_)) => break,
+                // One of several brokers may be away.
+                Err(KafkaError::MessageConsumption(Code::BrokerTransportFailure)) if heard.elapsed() < TIMEOUT => {}
                 Err(error) => return Err(error.into()),
             }
         }

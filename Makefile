@@ -59,8 +59,7 @@ docs:
 unit:
 	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --exclude e2e --locked
 
-e2e:
-	$(RELEASE)
+e2e: release
 	cargo test --workspace --locked --test e2e -- --test-threads 2
 
 release:

@@ -75,8 +75,8 @@ struct Replay {
     #[arg(long, value_name = "FILE")]
     relabel: Option<PathBuf>,
     /// At most so many samples per second: `20000/s`, `20k/s`.
-    #[arg(long, value_parser = times::rate)]
-    rate: Option<u64>,
+    #[arg(long)]
+    rate: Option<config::Rate>,
     #[command(flatten)]
     place: Place,
     /// How the outcome is printed.
@@ -115,7 +115,7 @@ pub(crate) fn main(args: &Args) -> ExitCode {
                 Ok(rules) => rules.unwrap_or_default(),
                 Err(error) => return usage(&format!("--relabel: {error:#}")),
             };
-            let asked = Resend { selector: args.selector.clone(), relabel, rate: args.rate };
+            let asked = Resend { selector: args.selector.clone(), relabel, rate: args.rate.map(|rate| rate.0) };
             let path = format!("/api/v1/dead-letters/{}/replay", args.relay);
             with(&args.place, true, async |api| follow(&api, &path, &asked, args.output).await)
         }

@@ -39,8 +39,8 @@ pub(crate) struct Args {
     #[arg(long, required_unless_present_any = ["list", "follow", "cancel"])]
     to: Option<String>,
     /// At most so many samples per second: `20000/s`, `20k/s`; without it, as fast as the sink takes them.
-    #[arg(long, value_parser = times::rate)]
-    rate: Option<u64>,
+    #[arg(long)]
+    rate: Option<config::Rate>,
     /// Also into a sink that adds up (statsd), where a range sent twice counts twice.
     #[arg(long)]
     again: bool,
@@ -103,7 +103,8 @@ impl Args {
         {
             return Err(format!("--from {SEQ}{first} is after --to {SEQ}{last}"));
         }
-        let Self { rate, again, dry_run, .. } = *self;
+        let Self { again, dry_run, .. } = *self;
+        let rate = self.rate.map(|rate| rate.0);
         Ok(Some(Replay { relay: relay.clone(), from_ms, from_seq, to_ms, to_seq, rate, again, selector: self.selector.clone(), dry_run }))
     }
 }

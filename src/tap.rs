@@ -37,8 +37,8 @@ pub(crate) struct Args {
     #[arg(long)]
     at: Option<String>,
     /// At most so many samples per second, like `200/s`; the others are counted.
-    #[arg(long, value_parser = times::rate)]
-    rate: Option<u64>,
+    #[arg(long)]
+    rate: Option<config::Rate>,
     /// How samples are printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -86,7 +86,7 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         stage,
         job: (!args.job.is_empty()).then(|| args.job.join(",")),
         at_ms,
-        rate: args.rate.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX)),
+        rate: args.rate.map(|rate| u32::try_from(rate.0).unwrap_or(u32::MAX)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime");
     match runtime.and_then(|runtime| runtime.block_on(follow(&api, &query, args.format))) {

@@ -1,4 +1,4 @@
-//! Times and rates as people type them.
+//! Times as people type them.
 //!
 //! *In*: `2026-01-02T03:04:05Z`, `03:04`, `10m`, `10 min ago`, `now`; `20k/s`. *Out*: ms since the Unix epoch; samples per second.
 //! *Bound*: pure. *When full*: does not apply.
@@ -67,11 +67,6 @@ pub(crate) fn later(text: &str, now_ms: i64) -> Result<i64, String> {
 pub(crate) fn clock_ms(ms: i64) -> String {
     let (seconds, ms) = (ms.rem_euclid(DAY_MS) / 1000, ms.rem_euclid(1000));
     format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
-}
-
-/// Samples per second: `500`, `500/s`, `20k/s`, `1.5M/s`.
-pub(crate) fn rate(text: &str) -> Result<u64, String> {
-    text.parse::<config::Rate>().map(|rate| rate.0).map_err(|error| error.to_string())
 }
 
 /// Now, ms since the Unix epoch.

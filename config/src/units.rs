@@ -30,7 +30,7 @@ pub struct Secret(String);
 /// the folder of the file in which it is written, wherever it stands; a field without it stays relative to the working directory.
 pub struct FilePath;
 
-/// Text that is no duration or no size.
+/// Text that is no duration, size or rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UnitError(String);

@@ -4,6 +4,7 @@
 //! they are killed when dropped.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::exporter::Exporter;
 use crate::page::{self, Identity, ROUND};
+use crate::process::Program;
 use crate::{http1, process, wait};
 
 /// How long a database may take to answer.
@@ -24,6 +26,21 @@ const SYNTHETIC: [&str; 5] =
 
 /// Prometheus 3.15 in the cache.
 pub const PROMETHEUS_3: &str = "prometheus-3.15.0-kubernetes/prometheus";
+
+/// Starts a Prometheus of the cache that scrapes, with this configuration and its data in a folder; the second value is its port.
+///
+/// *Errors*: it is not in the cache.
+pub fn scraper(program: &str, folder: &Path, configuration: &str, more: &[&str]) -> Result<(Program, u16)> {
+    let (file, port) = (folder.join("prometheus.yml"), process::free_port()?);
+    std::fs::write(&file, configuration)?;
+    let mut arguments = vec![
+        format!("--config.file={}", file.display()),
+        format!("--storage.tsdb.path={}", folder.join("prometheus").display()),
+        format!("--web.listen-address=127.0.0.1:{port}"),
+    ];
+    arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+    Ok((Program::start(&process::cached(program)?, folder, &arguments)?, port))
+}
 
 /// A running database.
 pub struct Database {

@@ -148,6 +148,11 @@ impl Positions {
         }
     }
 
+    /// The mark of the producer on a subject.
+    pub(crate) fn of(&self, subject: &str) -> Option<&Mark> {
+        self.iter().find(|mark| mark.subject == subject)
+    }
+
     /// All marks.
     pub fn iter(&self) -> impl Iterator<Item = &Mark> {
         self.0.values()

@@ -31,14 +31,13 @@ use crate::backoff::{Backoff, nonce, now_ms};
 use crate::checkpoint::{self, Totals};
 use crate::control::Control;
 use crate::dead::Dead;
-use crate::deliver::{self, Deliver, Lanes};
+use crate::deliver::{self, Deliver};
 use crate::filter::{self, Selector};
 use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
 use crate::run::{Components, config_hash, feed};
 use crate::sink::Opening;
 use crate::step::STEPS_MAX;
-use crate::takes::Takes;
 use crate::telemetry::{Gauges, Metrics, Shared};
 
 use nowhere::Nowhere;
@@ -388,26 +387,13 @@ impl Work {
             .map_err(|error| PortError::Unavailable { operation: "count", reason: error.to_string() })?;
         let gauges = Gauges { shared, metrics: metrics.relay(&self.relay.name, []) };
         let reader = Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint);
-        let mut lanes = Lanes::of(components.sink);
+        let (mut lanes, parts) = components.apart(&self.relay, &self.external_labels, &checkpoint);
         let opening = Opening { log: &self.streams.raw, beside: Some(&self.id) };
         if self.cancel.run_until_cancelled(lanes.open(opening)).await.is_none() {
             return Err(Error::Stopped);
         }
         let (from_ms, to_ms) = range::slots(self.request.from, self.request.to);
-        let parts = pipeline::Parts {
-            filters: components.filters,
-            encoder: components.encoder,
-            limits: lanes.limits(),
-            templates: lanes.templates(),
-            takes: Takes::of(&self.relay),
-            external_labels: self.external_labels.clone(),
-            config,
-            warm_from: checkpoint.warm_from,
-            position: checkpoint.seq,
-            layouts: Arc::default(),
-            batch_time: self.relay.batch_time.duration(),
-            replay: Some((self.id.clone(), from_ms, to_ms)),
-        };
+        let parts = pipeline::Parts { config, replay: Some((self.id.clone(), from_ms, to_ms)), ..parts };
         let pipeline = Pipeline::new(parts, control.clone());
         let deliver = Deliver::new(deliver::Parts {
             lanes,

@@ -26,14 +26,15 @@ use crate::backoff::now_ms;
 use crate::chain::FILTERS_MAX;
 use crate::checkpoint::{self, Checkpoint};
 use crate::control::Control;
-use crate::deliver::{self, HELD_RETRY};
+use crate::deliver::{self, HELD_RETRY, Lanes};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
 use crate::lease::{self, Standing, Term};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{self, Pipeline};
 use crate::read::{Incoming, Reader, identity};
 use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
 use crate::step::Step;
+use crate::takes::Takes;
 use crate::telemetry::{Activity, Gauges};
 
 /// How often it is asked whether a window that is over is read whole. Larger: it ends later; smaller: a reader that lags asks more.
@@ -53,6 +54,28 @@ pub struct Components {
     pub encoder: Arc<dyn Encode>,
     /// The sink.
     pub sink: Box<dyn Sink>,
+}
+
+impl Components {
+    /// The lanes of its sink, and what every pipeline of the relay has that begins at a position.
+    pub(crate) fn apart(self, relay: &Relay, external_labels: &[(String, String)], at: &Checkpoint) -> (Lanes, pipeline::Parts) {
+        let lanes = Lanes::of(self.sink);
+        let parts = pipeline::Parts {
+            filters: self.filters,
+            encoder: self.encoder,
+            limits: lanes.limits(),
+            templates: lanes.templates(),
+            takes: Takes::of(relay),
+            external_labels: external_labels.to_vec(),
+            config: at.config.clone(),
+            warm_from: at.warm_from,
+            position: at.seq,
+            layouts: Arc::default(),
+            batch_time: relay.batch_time.duration(),
+            replay: None,
+        };
+        (lanes, parts)
+    }
 }
 
 /// Makes the components of a relay; a seam for tests.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use e2e::control_plane::{self, ControlPlane, objects};
-use e2e::database::PROMETHEUS_3;
-use e2e::process::{self, Program};
+use e2e::database::{PROMETHEUS_3, scraper};
+use e2e::process;
 use e2e::strata::Strata;
 use e2e::{http1, wait};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -77,14 +77,8 @@ async fn prometheus(plane: &ControlPlane, wanted: usize) -> Result<()> {
         "global: {{scrape_interval: 1h}}\nscrape_configs:\n    - job_name: pods{ROLE}\n          kubeconfig_file: {}\n",
         plane.kubeconfig().display()
     );
-    std::fs::write(folder.path().join("prometheus.yml"), configuration)?;
-    let (port, begun) = (process::free_port()?, Instant::now());
-    let arguments = [
-        format!("--config.file={}", folder.path().join("prometheus.yml").display()),
-        format!("--storage.tsdb.path={}", folder.path().join("data").display()),
-        format!("--web.listen-address=127.0.0.1:{port}"),
-    ];
-    let program = Program::start(&process::cached(PROMETHEUS_3)?, folder.path(), &arguments)?;
+    let begun = Instant::now();
+    let (program, port) = scraper(PROMETHEUS_3, folder.path(), &configuration, &[])?;
     found(port, "/api/v1/targets?state=active", |answer| answer["data"]["activeTargets"].as_array().map_or(0, Vec::len), wanted).await?;
     line("Prometheus 3.15, role: pod", begun, process::peak_memory(program.id()))
 }

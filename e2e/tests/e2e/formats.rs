@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use e2e::database::PROMETHEUS_3;
+use e2e::database::{PROMETHEUS_3, scraper};
 use e2e::http1::{self, Connection};
-use e2e::process::{self, Program};
+use e2e::process::Program;
 use e2e::remote_write::{Labels, Received, Receiver};
 use e2e::strata::Strata;
 use e2e::wait;
@@ -180,15 +180,7 @@ fn prometheus(folder: &Path, version: &str, configuration: &str) -> Result<Progr
     };
     let folder = folder.join(version);
     std::fs::create_dir_all(&folder)?;
-    let file = folder.join("prometheus.yml");
-    std::fs::write(&file, configuration)?;
-    let arguments = [
-        format!("--enable-feature={features}"),
-        format!("--config.file={}", file.display()),
-        format!("--storage.tsdb.path={}", folder.join("data").display()),
-        format!("--web.listen-address=127.0.0.1:{}", process::free_port()?),
-    ];
-    Program::start(&process::cached(program)?, &folder, &arguments)
+    Ok(scraper(program, &folder, configuration, &[&format!("--enable-feature={features}")])?.0)
 }
 
 /// What arrived, by `job: kind name{labels}`: the different values, with their times where those are the page's.

@@ -10,8 +10,9 @@ use e2e::strata::Strata;
 use e2e::{compare, wait};
 use nix::sys::signal::Signal;
 
-use crate::roles::{Installation, asked};
+use crate::roles::Installation;
 use crate::scene;
+use crate::takeover::relay_is;
 
 const LIMIT: Duration = Duration::from_secs(120);
 pub const ID: &str = "strata-e2e";
@@ -121,12 +122,7 @@ async fn a_process_that_was_stopped_is_fenced_off_and_changes_nothing() -> Resul
     let position = Position::of(&kafka.broker(), ID, TOPIC)?;
     let mut reached = moved(&position, 0, LIMIT).await?;
     let mut two = installation.start("relay").await?;
-    let state = async |strata: &Strata, state: &str| {
-        wait::until(&format!("it is {state}"), LIMIT, async || {
-            (asked(strata, "/api/v1/relays/once").await.ok()?["state"] == state).then_some(())
-        })
-        .await
-    };
+    let state = async |strata: &Strata, state: &str| relay_is(strata, "once", state, LIMIT).await;
     state(&two, "standby").await?;
 
     process::signal(one.pid()?, Signal::SIGSTOP);

@@ -1,7 +1,7 @@
 //! Targets in a cluster: found by annotation, through all that may happen to an API server.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -125,17 +125,18 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
 
 /// What scrapes reached which address first, on one port for all addresses.
 #[derive(Default)]
-struct Seen(Mutex<HashMap<String, Instant>>);
+pub struct Seen(Mutex<HashMap<String, Instant>>);
 
 impl Seen {
-    async fn start() -> Result<Arc<Self>> {
+    /// Answers with this page.
+    pub async fn start(page: &'static str) -> Result<Arc<Self>> {
         let seen = Arc::new(Self::default());
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9100)).await?;
-        tokio::spawn(http1::accept(listener, Arc::clone(&seen), |mut connection, seen| async move {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9100)).await?;
+        tokio::spawn(http1::accept(listener, Arc::clone(&seen), move |mut connection, seen| async move {
             while let Some(request) = http1::read(&mut connection).await? {
                 let host = request.header("host").unwrap_or_default().to_owned();
                 seen.0.lock().expect("no panic").entry(host).or_insert_with(Instant::now);
-                http1::respond(&mut connection, 200, &[("content-type", "text/plain; version=0.0.4".to_owned())], b"up_since 1\n").await?;
+                http1::respond(&mut connection, 200, &[("content-type", "text/plain; version=0.0.4".to_owned())], page.as_bytes()).await?;
             }
             Ok(())
         }));
@@ -151,7 +152,7 @@ impl Seen {
 fn a_change_reaches_the_scraper_within_a_second_while_much_changes() -> Result<()> {
     control_plane::test(async |plane| {
         plane.namespace("shop").await?;
-        let seen = Seen::start().await?;
+        let seen = Seen::start("up_since 1\n").await?;
         plane
             .put_all::<Pod>((0..OBJECTS).map(|index| objects::pod(&format!("shop/quiet-{index}"), &[ip(index)], &[("metrics", 9100)])))
             .await?;

@@ -2,7 +2,7 @@
 //! outlived their object, targets that were not found.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::control_plane::{self, objects};
 use e2e::http_sink::{Answer, HttpSink};
 use e2e::strata::Strata;
-use e2e::{http1, wait};
+use e2e::wait;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
+use crate::kubernetes_discovery::Seen;
 use crate::kubernetes_resources::{configuration, object, prepared, relay, until};
 
 /// Within what a change of an object has its effect.
@@ -79,18 +79,6 @@ fn expected(pairs: &[(&str, &str)]) -> BTreeSet<(String, String)> {
     pairs.iter().map(|(tag, value)| ((*tag).to_owned(), (*value).to_owned())).collect()
 }
 
-/// One page, at every address of the network.
-async fn serve() -> Result<()> {
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9100)).await?;
-    tokio::spawn(http1::accept(listener, Arc::new(()), |mut connection, _| async move {
-        while http1::read(&mut connection).await?.is_some() {
-            http1::respond(&mut connection, 200, &[("content-type", "text/plain; version=0.0.4".to_owned())], PAGE.as_bytes()).await?;
-        }
-        Ok(())
-    }));
-    Ok(())
-}
-
 fn annotated(mut object: Value) -> Value {
     object["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "9100" });
     object
@@ -100,7 +88,7 @@ fn annotated(mut object: Value) -> Value {
 fn what_went_wrong_with_the_first_stratas_objects_does_not() -> Result<()> {
     control_plane::test(async |plane| {
         prepared(plane).await?;
-        serve().await?;
+        Seen::start(PAGE).await?;
         let [four, six, one, two]: [IpAddr; 4] = ["10.1.0.1".parse()?, "fd00::1".parse()?, "10.2.0.1".parse()?, "10.2.0.2".parse()?];
         plane.put::<Pod>(&annotated(objects::pod("team/four", &[four], &[("metrics", 9100)]))).await?;
         plane.put::<Pod>(&annotated(objects::pod("team/six", &[six], &[("metrics", 9100)]))).await?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use e2e::control_plane::{self, ControlPlane, objects};
-use e2e::database::PROMETHEUS_3;
-use e2e::process::{self, Program};
+use e2e::database::{PROMETHEUS_3, scraper};
+use e2e::process::Program;
 use e2e::strata::Strata;
 use e2e::{http1, wait};
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
@@ -54,17 +54,9 @@ fn by_job(list: &Value, labels: &str, job: impl Fn(&Value) -> Option<String>) ->
     Some(found)
 }
 
-/// A Prometheus with these jobs.
+/// A Prometheus with these jobs, which answers.
 async fn prometheus(folder: &Path, jobs: &str) -> Result<(Program, u16)> {
-    let file = folder.join("prometheus.yml");
-    std::fs::write(&file, format!("scrape_configs:\n{jobs}"))?;
-    let port = process::free_port()?;
-    let arguments = [
-        format!("--config.file={}", file.display()),
-        format!("--storage.tsdb.path={}", folder.join("prometheus").display()),
-        format!("--web.listen-address=127.0.0.1:{port}"),
-    ];
-    let program = Program::start(&process::cached(PROMETHEUS_3)?, folder, &arguments)?;
+    let (program, port) = scraper(PROMETHEUS_3, folder, &format!("scrape_configs:\n{jobs}"), &[])?;
     wait::until("Prometheus answers", LIMIT, async || http1::get(port, "/-/ready").await.ok().filter(|answer| answer.status() == 200))
         .await?;
     Ok((program, port))

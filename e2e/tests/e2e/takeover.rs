@@ -17,16 +17,20 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// How long a takeover may take here, where everything shares two processors.
 const TAKEOVER_WITHIN: Duration = Duration::from_secs(15);
 
-/// Waits until a process shows its relay in this state, and says since when it waits.
-async fn is(strata: &Strata, state: &str, within: Duration) -> Result<Duration> {
+/// Waits until a process shows a relay in this state, and says since when it waits.
+pub async fn relay_is(strata: &Strata, relay: &str, state: &str, within: Duration) -> Result<Duration> {
     let since = Instant::now();
     let seen = async || {
-        let relay = asked(strata, "/api/v1/relays/http").await.ok()?;
+        let relay = asked(strata, &format!("/api/v1/relays/{relay}")).await.ok()?;
         // Who runs it is named by all others, and by nobody else.
         (relay["state"] == state && relay["owner"].is_string() == (state == "standby")).then_some(())
     };
     wait::until(&format!("it is {state}"), within, seen).await?;
     Ok(since.elapsed())
+}
+
+async fn is(strata: &Strata, state: &str, within: Duration) -> Result<Duration> {
+    relay_is(strata, "http", state, within).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

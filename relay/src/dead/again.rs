@@ -34,7 +34,7 @@ use crate::backoff::now_ms;
 use crate::book;
 use crate::checkpoint::Checkpoint;
 use crate::control::Control;
-use crate::deliver::{self, Deliver, Lanes};
+use crate::deliver::{self, Deliver};
 use crate::existing::Existing;
 use crate::filter::Selector;
 use crate::lines::Lines;
@@ -314,28 +314,21 @@ impl Again {
         if components.encoder.wants_deltas() {
             return Err(Error::AddsUp { relay: relay.name.clone() });
         }
-        let external_labels = self.options.external_labels.clone();
-        let config = config_hash(relay, &external_labels);
+        let external_labels = &self.options.external_labels;
+        let config = config_hash(relay, external_labels);
         // Metrics of its own that nobody scrapes: the live ones do not move.
         let metrics = Metrics::register(&Registry::new())
             .map_err(|error| PortError::Unavailable { operation: "count", reason: error.to_string() })?;
-        let (control, mut lanes) = (Arc::new(Control::default()), Lanes::of(components.sink));
+        let checkpoint = Checkpoint { owner: NAME.to_owned(), config, ..Checkpoint::at(0, 1) };
+        let (control, (mut lanes, parts)) = (Arc::new(Control::default()), components.apart(relay, external_labels, &checkpoint));
         lanes.open(Opening { log: &self.streams.raw, beside: Some(NAME) }).await;
         let parts = pipeline::Parts {
-            filters: components.filters,
-            encoder: components.encoder,
-            limits: lanes.limits(),
-            templates: lanes.templates(),
             // Whose samples it took then is known by its having parked them.
             takes: Takes::default(),
-            external_labels,
-            config: config.clone(),
-            warm_from: 1,
-            position: 0,
-            layouts: Arc::default(),
             // All letters of a chunk share batches: what is refused again is told from the others, though a letter may have nothing else.
             batch_time: WINDOW,
             replay: Some((NAME.to_owned(), i64::MIN, i64::MAX)),
+            ..parts
         };
         let mut pipeline = Pipeline::new(parts, control.clone());
         let (report, progress) = watch::channel(Progress::default());
@@ -346,7 +339,7 @@ impl Again {
             dead,
             seat: None,
             count: Some(Box::new(move |marks, fates| minutes::count(&mut lock(&counted), marks, fates, ""))),
-            checkpoint: Checkpoint { owner: NAME.to_owned(), config, ..Checkpoint::at(0, 1) },
+            checkpoint,
             control,
             gauges: Gauges { shared: shared.clone(), metrics: metrics.relay(&relay.name, []) },
             trim: Arc::new(Notify::new()),

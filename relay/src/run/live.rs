@@ -20,7 +20,7 @@ use crate::catch_up;
 use crate::checkpoint::{Backlog, Checkpoint, Store};
 use crate::control::Control;
 use crate::dead::Dead;
-use crate::deliver::{self, Deliver, Lanes, Turn};
+use crate::deliver::{self, Deliver, Turn};
 use crate::desk::{Desk, Seat, Side};
 use crate::lease::{Fence, Guarded};
 use crate::minutes::Minutes;
@@ -29,7 +29,6 @@ use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
 use crate::sink::Opening;
 use crate::step::STEPS_MAX;
-use crate::takes::Takes;
 use crate::telemetry::{Activity, Behind, Gauges, Shared};
 
 /// What a life begins with.
@@ -125,28 +124,12 @@ impl Life {
             Ok(components) => components,
             Err(error) => refusing(&error)?,
         };
-        let mut lanes = Lanes::of(components.sink);
+        let (mut lanes, parts) = components.apart(&self.relay, &self.external_labels, &checkpoint);
         let opening = Opening { log: &self.streams.raw, beside: None };
         if stop.run_until_cancelled(lanes.open(opening)).await.is_none() {
             return Err(Error::Stopped);
         }
-        let pipeline = Pipeline::new(
-            pipeline::Parts {
-                filters: components.filters,
-                encoder: components.encoder,
-                limits: lanes.limits(),
-                templates: lanes.templates(),
-                takes: Takes::of(&self.relay),
-                external_labels: self.external_labels.clone(),
-                config: checkpoint.config.clone(),
-                warm_from: checkpoint.warm_from,
-                position: checkpoint.seq,
-                layouts: self.layouts.clone(),
-                batch_time: self.relay.batch_time.duration(),
-                replay: None,
-            },
-            control.clone(),
-        );
+        let pipeline = Pipeline::new(pipeline::Parts { layouts: self.layouts.clone(), ..parts }, control.clone());
         let deliver = Deliver::new(deliver::Parts {
             lanes,
             dead,

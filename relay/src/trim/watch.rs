@@ -143,8 +143,8 @@ impl Heads {
     fn look_at(&self, live: &mut Live, until: Option<&Positions>, end: u64, reachable: bool) {
         let mut pending = 0;
         for (name, epochs) in &self.heads {
-            let of = |positions: &Positions| positions.iter().find(|mark| mark.subject == *name).cloned();
-            let (at, until) = (of(&live.positions), until.map(of));
+            let at = live.positions.of(name);
+            let until = until.map(|until| until.of(name));
             let after = |(epoch, total): (&u64, &u64)| {
                 let total = match &until {
                     None => *total,

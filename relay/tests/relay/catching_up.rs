@@ -83,16 +83,23 @@ async fn looked() {
     sleep(Duration::from_secs(2)).await;
 }
 
+/// The sink is away while messages are stored, the last one of them after `pause`, and is back; says where that one is.
+async fn outage(sink: &Scripted, stream: &mut Stream, messages: usize, pause: Duration) -> u64 {
+    sink.set(|_| retry());
+    stream.publish_all(messages - 1).await;
+    sleep(pause).await;
+    let last = stream.publish().await;
+    looked().await;
+    sink.set(|_| Answer::Delivered);
+    last
+}
+
 /// A relay whose sink was away while 200 messages were stored, and is back; its backlog is what it has not delivered yet.
 async fn behind(setup: &Setup, stream: &mut Stream) -> relay::Relays {
     let sink = setup.sink("one");
     sink.set(|_| retry());
     let relays = setup.start();
-    stream.publish_all(199).await;
-    sleep(2 * AFTER).await;
-    stream.publish().await;
-    looked().await;
-    sink.set(|_| Answer::Delivered);
+    outage(&sink, stream, 200, 2 * AFTER).await;
     until("it turns", || status(&relays, "one").behind.is_some()).await;
     relays
 }
@@ -141,11 +148,7 @@ async fn an_outage_that_is_short_keeps_the_order() {
     let sink = setup.sink("one");
     sink.set(|_| retry());
     let relays = setup.start();
-    stream.publish_all(49).await;
-    sleep(AFTER / 2).await;
-    let last = stream.publish().await;
-    looked().await;
-    sink.set(|_| Answer::Delivered);
+    let last = outage(&sink, &mut stream, 50, AFTER / 2).await;
     let checkpoint = passed(&twin, "one", last).await;
     assert_eq!(checkpoint.behind, None);
     let came = values(&sink);
@@ -190,21 +193,11 @@ async fn a_second_outage_waits_for_the_backlog_and_the_one_after_it_turns_again(
     let mut stream = Stream::new(&twin);
     let relays = behind(&setup, &mut stream).await;
     let sink = setup.sink("one");
-    sink.set(|_| retry());
-    stream.publish_all(19).await;
-    sleep(2 * AFTER).await;
-    let last = stream.publish().await;
-    looked().await;
-    sink.set(|_| Answer::Delivered);
+    let last = outage(&sink, &mut stream, 20, 2 * AFTER).await;
     let checkpoint = passed(&twin, "one", last).await;
     assert_eq!(checkpoint.behind.map(|behind| behind.end), Some(200));
     until("the backlog is delivered", || status(&relays, "one").behind.is_none()).await;
-    sink.set(|_| retry());
-    stream.publish_all(19).await;
-    sleep(2 * AFTER).await;
-    stream.publish().await;
-    looked().await;
-    sink.set(|_| Answer::Delivered);
+    outage(&sink, &mut stream, 20, 2 * AFTER).await;
     until("it turns again", || status(&relays, "one").behind.is_some_and(|behind| behind.end == 240)).await;
     until("that backlog is delivered", || status(&relays, "one").behind.is_none()).await;
     assert_eq!(sorted(values(&sink)), stream.all());

@@ -4,6 +4,7 @@
 //! dropped. *Bound*: as many as are found; [`DROPPED_MAX`] dropped ones are remembered per job. *When full*: dropped ones are only
 //! counted. A target that cannot be built is an [`Error`] of its own; the others go on.
 
+mod histograms;
 mod url;
 
 use std::collections::{BTreeMap, HashSet};
@@ -19,6 +20,7 @@ use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::discovery::TargetGroup;
+use histograms::{Histograms, NoBoolean};
 use url::{escaped, query};
 
 pub use config::Reason;
@@ -64,6 +66,8 @@ pub struct Target {
     pub timeout: Duration,
     /// The entry it comes from.
     pub scrape: Arc<ScrapeConfig>,
+    /// What is done with its histograms, whatever the entry says.
+    pub(crate) histograms: Histograms,
     /// What of the entry decides about its scrapes.
     settings: Arc<ScrapeConfig>,
     /// The entry's `metric_relabel_configs`.
@@ -152,14 +156,14 @@ pub enum Error {
         /// The label's value.
         scheme: String,
     },
-    /// `__scrape_interval__` or `__scrape_timeout__` is no usable duration.
+    /// A label that says when or how it is scraped has no usable value.
     #[error("cannot scrape '{address}' of job '{job}': label '{label}' is '{value}': {reason}")]
-    Schedule {
+    Label {
         /// The job's name.
         job: String,
         /// As written.
         address: String,
-        /// Which of the two.
+        /// Which one.
         label: &'static str,
         /// Its value.
         value: String,
@@ -333,7 +337,8 @@ impl Job {
             ("job", self.name().to_owned()),
         ];
         let params = self.scrape.params.iter().filter_map(|(name, values)| Some((format!("__param_{name}"), values.first()?.clone())));
-        let defaults: BTreeMap<String, String> = fixed.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(params).collect();
+        let fixed = fixed.into_iter().chain(Histograms::of(&self.scrape).labels());
+        let defaults: BTreeMap<String, String> = fixed.map(|(name, value)| (name.to_owned(), value)).chain(params).collect();
         let found: BTreeMap<&String, &String> = group.iter().chain(target).collect();
         let empty = |name: &String| found.get(name).is_none_or(|value| value.is_empty());
         let defaults = defaults.iter().filter(|(name, _)| empty(name));
@@ -363,8 +368,15 @@ impl Job {
         let timeout = self.duration(&written, &labels, "__scrape_timeout__")?;
         if timeout > interval {
             let reason = format!("longer than the interval {interval}");
-            return Err(Error::Schedule { job, address: written, label: "__scrape_timeout__", value: timeout.to_string(), reason });
+            return Err(Error::Label { job, address: written, label: "__scrape_timeout__", value: timeout.to_string(), reason });
         }
+        let histograms = Histograms::of(&self.scrape).steered(&labels).map_err(|NoBoolean { label, value }| Error::Label {
+            job: job.clone(),
+            address: written,
+            label,
+            value,
+            reason: "neither true nor false".to_owned(),
+        })?;
         let path = labels.get("__metrics_path__");
         let slash = if path.starts_with('/') { "" } else { "/" };
         let url = format!("{scheme}://{address}{slash}{}{}", escaped(path), query(&self.scrape, &labels, path.contains('?')));
@@ -387,6 +399,7 @@ impl Job {
             interval: interval.duration(),
             timeout: timeout.duration(),
             scrape: self.scrape.clone(),
+            histograms,
             settings: self.settings.clone(),
             metric_relabel: self.metric_relabel.clone(),
             access: self.access.clone(),
@@ -401,7 +414,7 @@ impl Job {
             Ok(duration) => return Ok(duration),
             Err(error) => error.to_string(),
         };
-        Err(Error::Schedule { job: self.name().to_owned(), address: address.to_owned(), label, value: value.to_owned(), reason })
+        Err(Error::Label { job: self.name().to_owned(), address: address.to_owned(), label, value: value.to_owned(), reason })
     }
 }
 
@@ -413,7 +426,10 @@ impl Target {
 
     /// Whether the pages of a target mean the same as this one's: same identity, same settings.
     pub(crate) fn is_read_like(&self, other: &Self) -> bool {
-        self.id == other.id && self.settings == other.settings && self.origin.attributes == other.origin.attributes
+        self.id == other.id
+            && self.settings == other.settings
+            && self.histograms == other.histograms
+            && self.origin.attributes == other.origin.attributes
     }
 }
 

@@ -29,7 +29,16 @@ pub const INTERVAL_MIN: Millis = Millis(100);
 const NAME_MAX: usize = 127;
 
 /// Target labels that say how it is scraped, as in Prometheus.
-const META_LABELS: [&str; 5] = ["__address__", "__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
+const META_LABELS: [&str; 8] = [
+    "__address__",
+    "__scheme__",
+    "__metrics_path__",
+    "__scrape_interval__",
+    "__scrape_timeout__",
+    "__scrape_native_histograms__",
+    "__always_scrape_classic_histograms__",
+    "__convert_classic_histograms_to_nhcb__",
+];
 
 mod cluster;
 mod kubernetes;

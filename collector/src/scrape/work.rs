@@ -79,10 +79,10 @@ impl Work {
             legacy_names: scrape.metric_name_validation_scheme == Some(ValidationScheme::Legacy),
             target_labels: target.labels.clone(),
             relabel: target.metric_relabel.clone(),
-            ignore_native_histograms: scrape.scrape_native_histograms == Some(false),
-            native_histograms_only: scrape.always_scrape_classic_histograms == Some(false),
-            convert_histograms: scrape.convert_classic_histograms_to_nhcb == Some(true),
-            keep_converted: scrape.always_scrape_classic_histograms == Some(true),
+            ignore_native_histograms: target.histograms.native == Some(false),
+            native_histograms_only: target.histograms.classic == Some(false),
+            convert_histograms: target.histograms.convert == Some(true),
+            keep_converted: target.histograms.classic == Some(true),
         };
         let cache = SeriesCache::with_interner(options, layouts);
         Self { target, cache, encoders: Vec::new(), size_hint: 0, frame_hint: 0, unchecked: 0, is_kept: true }

@@ -42,11 +42,14 @@ fn labels_are_set_as_prometheus_sets_them() {
         pairs(&target.discovered_labels),
         [
             ("__address__", "a:9100"),
+            ("__always_scrape_classic_histograms__", "false"),
+            ("__convert_classic_histograms_to_nhcb__", "false"),
             ("__meta_x", "y"),
             ("__metrics_path__", "/metrics"),
             ("__param_x", "1"),
             ("__scheme__", "http"),
             ("__scrape_interval__", "15s"),
+            ("__scrape_native_histograms__", "false"),
             ("__scrape_timeout__", "15s"),
             ("env", "dev"),
             ("job", "node"),
@@ -94,6 +97,34 @@ fn relabeling_steers_how_a_target_is_scraped() {
     assert_eq!(target.url.to_string(), "http://a:9200/custom");
     assert_eq!((target.interval, target.timeout), (Duration::from_secs(60), Duration::from_millis(1500)));
     assert_eq!(pairs(&target.labels), [("instance", "a:9200"), ("job", "node"), ("role", "db")]);
+}
+
+#[test]
+fn a_label_says_of_one_target_what_is_done_with_its_histograms() {
+    const NATIVE: &str = "__scrape_native_histograms__";
+    let settings = r#""scrape_native_histograms": true, "convert_classic_histograms_to_nhcb": true, "relabel_configs": [
+        {"source_labels": ["__meta_native"], "regex": "(.+)", "target_label": "__scrape_native_histograms__"},
+        {"source_labels": ["__meta_drop"], "regex": "(.+)", "target_label": "__convert_classic_histograms_to_nhcb__", "replacement": ""}]"#;
+    let as_is = job("\"scrape_interval\": \"15s\"");
+    for (job, found, native, classic, convert) in [
+        (&as_is, None, None, None, None),
+        // What a label said before says nothing more than the configuration.
+        (&as_is, Some((NATIVE, "false")), None, None, None),
+        (&as_is, Some((NATIVE, "T")), Some(true), None, None),
+        (&as_is, Some(("__always_scrape_classic_histograms__", "1")), None, Some(true), None),
+        (&as_is, Some(("__convert_classic_histograms_to_nhcb__", "True")), None, None, Some(true)),
+        (&job(settings), None, Some(true), None, Some(true)),
+        (&job(settings), Some(("__meta_native", "FALSE")), Some(false), None, Some(true)),
+        (&job(settings), Some((NATIVE, "0")), Some(false), None, Some(true)),
+        (&job(settings), Some(("__meta_drop", "x")), Some(true), None, Some(true)),
+    ] {
+        let target = one(job, &group(&["a:1"], found.as_slice()));
+        assert_eq!(target.histograms, Histograms { native, classic, convert }, "{found:?}");
+    }
+    let (plain, steered) = (one(&as_is, &group(&["a:1"], &[])), one(&as_is, &group(&["a:1"], &[(NATIVE, "true")])));
+    assert!(plain.id == steered.id && !plain.goes_on_as(&steered), "the same series, read in another way");
+    let errors = as_is.find([&group(&["a:1"], &[(NATIVE, "yes")])]).errors;
+    assert_eq!(errors[0].to_string(), format!("cannot scrape 'a:1' of job 'node': label '{NATIVE}' is 'yes': neither true nor false"));
 }
 
 #[test]

@@ -93,11 +93,16 @@ async fn the_configuration_says_which_formats_and_which_part_of_a_histogram() {
         ("both", ", \"scrape_protocols\": [\"PrometheusProto\"]"),
         ("native", ", \"scrape_protocols\": [\"PrometheusProto\"], \"always_scrape_classic_histograms\": false"),
         ("classic", ", \"scrape_protocols\": [\"PrometheusProto\"], \"scrape_native_histograms\": false"),
+        (
+            "relabeled",
+            ", \"scrape_protocols\": [\"PrometheusProto\"], \"scrape_native_histograms\": true,
+             \"relabel_configs\": [{\"target_label\": \"__scrape_native_histograms__\", \"replacement\": \"false\"}]",
+        ),
     ];
     let bench = Bench::new(configuration(&jobs.map(|(name, more)| job(name, &server.address, more)).join(",")));
     wait("every page", || jobs.iter().all(|(job, _)| bench.rows().contains_key(&((*job).to_owned(), "up{}".to_owned())))).await;
     let rows = bench.rows();
-    for (job, native, classic) in [("both", true, true), ("native", true, false), ("classic", false, true)] {
+    for (job, native, classic) in [("both", true, true), ("native", true, false), ("classic", false, true), ("relabeled", false, true)] {
         let has = |series: &str| rows.contains_key(&(job.to_owned(), series.to_owned()));
         assert_eq!((has("h{}"), has("h_bucket{le=1.0}")), (native, classic), "{job}: {:?}", bench.target(job));
     }

@@ -22,9 +22,6 @@ use crate::kubernetes_discovery::{NOWHERE, configuration, ip, targets};
 const LIMIT: Duration = Duration::from_secs(60);
 /// Objects of the comparison, and how many of them change.
 const OBJECTS: usize = 2_000;
-/// What Prometheus lets relabeling say of histograms, and Strata's configuration says alone.
-const HISTOGRAMS: [&str; 3] =
-    ["__scrape_native_histograms__", "__always_scrape_classic_histograms__", "__convert_classic_histograms_to_nhcb__"];
 /// The roles.
 const ROLES: [&str; 6] = ["pod", "service", "endpoints", "endpointslice", "node", "ingress"];
 
@@ -46,8 +43,7 @@ type Labels = BTreeMap<String, String>;
 fn by_job(list: &Value, labels: &str, job: impl Fn(&Value) -> Option<String>) -> Option<BTreeMap<String, Vec<Labels>>> {
     let mut found: BTreeMap<String, Vec<Labels>> = BTreeMap::new();
     for target in list.as_array()? {
-        let mut labels: Labels = serde_json::from_value(target[labels].clone()).ok()?;
-        labels.retain(|name, _| !HISTOGRAMS.contains(&name.as_str()));
+        let labels: Labels = serde_json::from_value(target[labels].clone()).ok()?;
         found.entry(job(target)?).or_default().push(labels);
     }
     found.values_mut().for_each(|list| list.sort());

@@ -16,18 +16,26 @@ pub const VERSION: &str = env!("NATS_SERVER_VERSION");
 /// SHA-256 of the embedded binary, hexadecimal.
 const SHA256: &str = env!("NATS_SERVER_SHA256");
 
+/// What the name of a file begins and ends with that is still being written.
+const UNFINISHED: &str = ".nats-server-";
+const NEW: &str = ".new";
+
 static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nats-server.zst"));
 
-/// Puts the executable into `folder` unless it is there with the right checksum already; answers its path.
+/// Puts the executable into `folder` unless it is there with the right checksum already, and removes what interrupted starts left; answers its
+/// path.
+///
+/// *Limits*: one process at a time, as the lock of the data folder has it.
 ///
 /// *Errors*: the folder cannot be written, or what was written reads back differently (a broken disk).
 pub fn extract(folder: &Path) -> io::Result<PathBuf> {
+    remove_unfinished(folder)?;
     let path = folder.join(format!("nats-server-{VERSION}-{}", &SHA256[..12]));
     if matches_checksum(&path) {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         return Ok(path);
     }
-    let temporary = folder.join(format!(".nats-server-{}.new", std::process::id()));
+    let temporary = folder.join(format!("{UNFINISHED}{}{NEW}", std::process::id()));
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
     match packed_on_disk() {
@@ -42,6 +50,18 @@ pub fn extract(folder: &Path) -> io::Result<PathBuf> {
         return Ok(path);
     }
     Err(io::Error::other(format!("'{}' does not have the checksum of the embedded nats-server", path.display())))
+}
+
+/// Removes what a process that ended meanwhile did not finish.
+fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(UNFINISHED) && name.ends_with(NEW)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// [`PACKED`] where it stands in this program's file: read through its mapping it would count as memory of this process from then on.
@@ -95,7 +115,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = extract(folder.path()).expect("extracted");
         let written = fs::metadata(&path).and_then(|m| m.modified()).expect("its time");
+        let left = folder.path().join(".nats-server-1.new");
+        fs::write(&left, b"half").expect("what an interrupted start left");
         assert_eq!(extract(folder.path()).expect("still there"), path);
+        assert!(!left.exists(), "what was not finished is removed");
         assert_eq!(fs::metadata(&path).and_then(|m| m.modified()).expect("its time"), written, "written only once");
         fs::write(&path, b"#!/bin/sh\n").expect("damaged");
         assert_eq!(extract(folder.path()).expect("replaced"), path);

@@ -20,6 +20,7 @@ pub struct CatchUp {
     pub after: Millis,
     /// Samples per second of what was missed; default: as fast as the sink takes them. Lower: more of the sink is left to what is new, and the stream holds the
     /// rest for longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
 }
 

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::component::{Kinds, Owned};
 use crate::layers;
 use crate::load::{self, Inserted};
+use crate::nats::Nats;
 use crate::problem::{Place, Problem, Warning};
 use crate::schema;
 use crate::tree::{Content, Node, Step, steps};
@@ -204,6 +205,14 @@ impl Entries {
         let (config, mut warnings) = load::object(root, &place, ground.variables, ground.kinds, &inserted)?;
         // That there are no relays or no jobs is no fault of an object.
         warnings.retain(|Warning(warning)| !["relays", "scrape_configs"].contains(&warning.field.as_str()));
+        // A user of its own must be known to the server there before the process starts, which would not start any more otherwise.
+        let has_users = matches!(&ground.file.buffer.nats, Nats::External(nats) if nats.seeds_dir.is_some());
+        let is_feed = |relay: &Relay| ground.kinds.consumers.is_some_and(|consumers| consumers(&relay.sink).is_some());
+        if let Some(index) = config.relays.iter().position(|relay| has_users && is_feed(relay)) {
+            let message = "the server of `strata nats` knows the feeds of the file alone: write this relay into 'relays' of the configuration, or take another sink";
+            let field = format!("{}.sink", self.relays.get(index).map_or("spec", |written| &written.field));
+            return Err(vec![Problem { place, field, message: message.to_owned() }]);
+        }
         let jobs = config.scrape_configs.into_iter().take(self.jobs.len()).collect();
         Ok(Part { jobs, relays: config.relays, warnings, files })
     }

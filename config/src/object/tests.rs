@@ -74,6 +74,23 @@ fn a_secret_stands_in_the_place_of_a_secret_or_a_file() {
 }
 
 #[test]
+fn a_feed_is_for_the_file_to_make_where_its_user_must_be_known_first() {
+    let kinds = Kinds { consumers: Some(|sink| (sink.name == "post").then(Vec::new)), ..kinds() };
+    let check = |nats: &str| {
+        let file = Config { buffer: serde_json::from_str(nats).expect("a buffer"), ..Config::default() };
+        let (nothing, folder) = (BTreeMap::new(), Path::new("/made"));
+        let ground = Ground { file: &file, kinds: &kinds, variables: &nothing, allows_files: false, folder };
+        let checked = relay(json!({ "url": "http://x" })).check("Relay a/one", &BTreeMap::new(), &ground);
+        checked.map(drop).map_err(|problems| format!("{}: {}", problems[0].field, problems[0].message))
+    };
+    let said = check(r#"{"nats": {"urls": ["nats://host:4222"], "seeds_dir": "/seeds"}}"#).expect_err("the server does not know it");
+    assert!(said.starts_with("spec.sink: the server of `strata nats` knows the feeds of the file alone"), "{said}");
+    for nats in [r#"{"nats": "bundled"}"#, r#"{"nats": {"urls": ["nats://host:4222"], "token": "x"}}"#] {
+        assert_eq!(check(nats), Ok(()), "{nats}");
+    }
+}
+
+#[test]
 fn what_may_not_be_is_said_with_its_field() {
     for (sink, is_trusted, expect) in [
         (json!({ "url": secret("a") }), true, "spec.sink.post.url: a Secret stands in the place of a secret or a file only"),

@@ -53,6 +53,8 @@ pub(crate) struct Board {
     token: OnceLock<String>,
     /// What the server does that the other parts wait for.
     server: OnceLock<watch::Receiver<ServerState>>,
+    /// When the certificate of the webhook ends, ms; none: it has none yet. Not set: there is no webhook.
+    webhook: OnceLock<watch::Receiver<Option<i64>>>,
     parts: Mutex<Option<Parts>>,
     pulse: Mutex<Pulse>,
     telemetry: Telemetry,
@@ -78,8 +80,8 @@ impl Board {
         let telemetry = Telemetry::register(&registry).context("cannot register the metrics of the stream")?;
         let (config, reloads) = (Mutex::new(Arc::clone(config)), OnceLock::new());
         let (token, server, parts, pulse) = (OnceLock::new(), OnceLock::new(), Mutex::new(None), Mutex::default());
-        let (started, started_ms) = (Instant::now(), times::now_ms());
-        Ok(Self { role, config, reloads, registry, started, started_ms, token, server, parts, pulse, telemetry })
+        let (started, started_ms, webhook) = (Instant::now(), times::now_ms(), OnceLock::new());
+        Ok(Self { role, config, reloads, registry, started, started_ms, token, server, webhook, parts, pulse, telemetry })
     }
 
     /// What the process is for.
@@ -105,6 +107,11 @@ impl Board {
     /// Another configuration runs now.
     pub(crate) fn set_config(&self, config: Arc<Config>) {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// The webhook listens, and answers once it has a certificate.
+    pub(crate) fn set_webhook(&self, ends: watch::Receiver<Option<i64>>) {
+        self.webhook.get_or_init(|| ends);
     }
 
     /// The server starts, and the other parts wait for it.
@@ -245,6 +252,12 @@ impl Backend for Board {
             let awaited = self.server.get().map(|state| format!("; the server: {}", describe(&state.borrow()))).unwrap_or_default();
             vec![Check { name: "start".to_owned(), ok: false, seen: format!("the parts are starting{awaited}") }]
         });
+        checks.extend(self.webhook.get().map(|ends| {
+            let ends_ms = *ends.borrow();
+            let seen = ends_ms.map(|ends_ms| format!("answers with a certificate that is good until {}", times::show(ends_ms)));
+            let seen = seen.unwrap_or_else(|| "waits for its certificate: the log says what is missing".to_owned());
+            Check { name: "webhook".to_owned(), ok: ends_ms.is_some(), seen }
+        }));
         // One that was refused leaves a configuration that works.
         checks.extend(self.reloads.get().map(|reloads| Check { name: "configuration".to_owned(), ok: true, seen: reloads.last().seen() }));
         checks

@@ -3,6 +3,8 @@
 //! *In*: the section `kubernetes.webhook`; requests over TLS. *Out*: reviews with defaults, refusals and warnings. *Bound*: [`BODIES_MAX`] bodies of
 //! [`BYTES_MAX`] at a time, each read within [`BODY_WITHIN`]; connections: see [`Serve`]. *When full*: a request waits; 413, 408.
 
+mod telemetry;
+
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +22,12 @@ use kubernetes::overlay::object::{Kind, Object};
 use kubernetes::overlay::{self, Options};
 use kubernetes::resources;
 use kubernetes::webhook::Keeper;
-use kubernetes::webhook::review::{self, BYTES_MAX, Judge, MUTATE, VALIDATE};
+use kubernetes::webhook::review::{self, BYTES_MAX, Judge, MUTATE, Question, VALIDATE, Verdict};
 use serde_json::Value;
+use telemetry::{Outcome, Telemetry};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::serve::Serve;
@@ -45,11 +48,16 @@ const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// on a connection that ends. Larger: strangers hold connections longer; smaller: now and then a request fails.
 const IDLE_MAX: Duration = Duration::from_secs(120);
 
+/// Between two looks at the certificate's files. Larger: metrics and readiness know of another one later; smaller: more looks.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// The webhook, bound and not yet answering.
 pub(crate) struct Webhook {
     listener: TcpListener,
     certificate: Certificate,
     asked: Arc<Asked>,
+    /// When the certificate ends, ms; none: it has none yet.
+    ends: watch::Sender<Option<i64>>,
 }
 
 /// Where the certificate comes from.
@@ -64,6 +72,7 @@ enum Certificate {
 struct Asked {
     rules: Rules,
     room: Semaphore,
+    telemetry: Telemetry,
 }
 
 /// How objects are judged: as the overlay does, with the configuration of now.
@@ -98,16 +107,22 @@ impl Webhook {
             }
         };
         let rules = Rules { board: Arc::clone(board), options: objects::options(kubernetes.clone(), config), own_namespace };
-        Ok(Some(Self { listener, certificate, asked: Arc::new(Asked { rules, room: Semaphore::new(BODIES_MAX) }) }))
+        let telemetry = Telemetry::register(board.registry()).context("cannot register the metrics of the webhook")?;
+        let asked = Arc::new(Asked { rules, room: Semaphore::new(BODIES_MAX), telemetry });
+        let (ends, seen) = watch::channel(None);
+        board.set_webhook(seen);
+        Ok(Some(Self { listener, certificate, asked, ends }))
     }
 
     /// Answers until it is stopped; requests that are on their way finish.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let Self { listener, certificate, asked } = self;
-        let router = router(asked);
+        let Self { listener, certificate, asked, ends } = self;
+        let (router, telemetry) = (router(Arc::clone(&asked)), &asked.telemetry);
         let serve = async |tls| {
             tracing::info!(listen = ?listener.local_addr().ok(), "the admission webhook answers");
-            Serve { router, tls: Some(Arc::new(tls)), head_timeout: IDLE_MAX }.run(listener, stop.clone()).await
+            let tls = Arc::new(tls);
+            let serve = Serve { router, tls: Some(Arc::clone(&tls)), head_timeout: IDLE_MAX };
+            tokio::join!(serve.run(listener, stop.clone()), stop.run_until_cancelled(show(&tls, telemetry, &ends)));
         };
         match certificate {
             Certificate::Given(tls) => serve(tls).await,
@@ -130,6 +145,17 @@ impl Webhook {
     }
 }
 
+/// Shows when the certificate ends, whether anybody asks or not.
+async fn show(tls: &Tls, telemetry: &Telemetry, ends: &watch::Sender<Option<i64>>) {
+    let mut looks = interval(LOOK);
+    loop {
+        looks.tick().await;
+        let ends_ms = tls.ends_ms();
+        telemetry.show_end(ends_ms);
+        ends.send_replace(Some(ends_ms));
+    }
+}
+
 fn router(asked: Arc<Asked>) -> Router {
     let kinds = Kind::OURS.iter().flat_map(|kind| [MUTATE, VALIDATE].map(|prefix| format!("{prefix}{}", kind.name().to_ascii_lowercase())));
     kinds.fold(Router::new(), |router, path| router.route(&path, post(answer))).with_state(asked)
@@ -138,16 +164,28 @@ fn router(asked: Arc<Asked>) -> Router {
 async fn answer(State(asked): State<Arc<Asked>>, request: Request) -> Response {
     let Some((question, _)) = review::question(request.uri().path()) else { return StatusCode::NOT_FOUND.into_response() };
     let Ok(_room) = asked.room.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    match judged(question, request, &asked.rules).await {
+        Ok((review, verdict)) => {
+            asked.telemetry.count(Outcome::Said(verdict));
+            Json(review).into_response()
+        }
+        Err(refused) => {
+            asked.telemetry.count(Outcome::Failed);
+            refused.into_response()
+        }
+    }
+}
+
+/// The answer to a request, and what it says. *Errors*: status and text, where it is no question.
+async fn judged(question: Question, request: Request, rules: &Rules) -> Result<(Value, Verdict), (StatusCode, String)> {
     let body = match timeout(BODY_WITHIN, to_bytes(request.into_body(), BYTES_MAX)).await {
         Ok(Ok(body)) => body,
-        Ok(Err(_)) => return (StatusCode::PAYLOAD_TOO_LARGE, format!("a review has {BYTES_MAX} bytes at most")).into_response(),
-        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
+        Ok(Err(_)) => return Err((StatusCode::PAYLOAD_TOO_LARGE, format!("a review has {BYTES_MAX} bytes at most"))),
+        Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, String::new())),
     };
     // A large object takes longer to check than others may wait.
-    match tokio::task::block_in_place(|| review::answer(question, &body, &asked.rules)) {
-        Ok(review) => Json(review).into_response(),
-        Err(error) => (StatusCode::BAD_REQUEST, format!("{:#}", anyhow::Error::new(error))).into_response(),
-    }
+    let answer = tokio::task::block_in_place(|| review::answer(question, &body, rules));
+    answer.map_err(|error| (StatusCode::BAD_REQUEST, format!("{:#}", anyhow::Error::new(error))))
 }
 
 impl Judge for Rules {

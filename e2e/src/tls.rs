@@ -11,8 +11,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, Extend
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
-use tokio_rustls::TlsAcceptor;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// One that signs.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -114,12 +114,26 @@ pub fn acceptor(identity: &Identity, clients: Option<&Authority>) -> Result<TlsA
     let builder = match clients {
         None => builder.with_no_client_auth(),
         Some(authority) => {
-            let mut roots = RootCertStore::empty();
-            roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes())?)?;
-            builder.with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider);
+            builder.with_client_cert_verifier(verifier.build()?)
         }
     };
     let chain = CertificateDer::pem_slice_iter(identity.cert.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
     Ok(TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key)?)))
+}
+
+/// A client that trusts this authority alone.
+///
+/// *Errors*: its certificate is none.
+pub fn connector(authority: &Authority) -> Result<TlsConnector> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let client = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots(authority)?).with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(client)))
+}
+
+fn roots(authority: &Authority) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes())?)?;
+    Ok(roots)
 }

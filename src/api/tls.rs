@@ -3,6 +3,8 @@
 //! *In*: `server.tls`, or another field like it. *Out*: handshakes. *Bound*: files of [`FILE_BYTES_MAX`]. *When full*: an error that names the field. Files that change are
 //! read again with the next connection; what cannot be read then is logged once, and the last good ones stay.
 
+mod ends;
+
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +29,15 @@ pub(crate) struct Tls {
     /// Where the files are named.
     field: &'static str,
     config: ListenerTls,
-    built: Mutex<(Vec<Stamp>, TlsAcceptor)>,
+    built: Mutex<(Vec<Stamp>, Built)>,
+}
+
+/// What the files made.
+#[derive(Clone)]
+struct Built {
+    acceptor: TlsAcceptor,
+    /// When the certificate ends, ms since the Unix epoch.
+    ends_ms: i64,
 }
 
 impl Tls {
@@ -39,18 +49,23 @@ impl Tls {
 
     /// One handshake with the files as they are now.
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        self.acceptor().accept(stream).await
+        self.now().acceptor.accept(stream).await
     }
 
-    fn acceptor(&self) -> TlsAcceptor {
+    /// When the certificate that is shown now ends, ms since the Unix epoch.
+    pub(crate) fn ends_ms(&self) -> i64 {
+        self.now().ends_ms
+    }
+
+    fn now(&self) -> Built {
         let now = stamps(&self.config);
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         if built.0 != now {
             built.0 = now;
             match build(self.field, &self.config) {
-                Ok(acceptor) => {
+                Ok(new) => {
                     tracing::info!("{}: the new certificate is in use", self.field);
-                    built.1 = acceptor;
+                    built.1 = new;
                 }
                 Err(error) => tracing::error!("{error:#}; the last good files stay in use"),
             }
@@ -67,8 +82,10 @@ fn stamps(config: &ListenerTls) -> Vec<Stamp> {
     files(config).map(|path| stamp(path)).collect()
 }
 
-fn build(field: &str, config: &ListenerTls) -> anyhow::Result<TlsAcceptor> {
+fn build(field: &str, config: &ListenerTls) -> anyhow::Result<Built> {
     let chain = certificates(&format!("{field}.cert_file"), &config.cert_file)?;
+    let ends_ms = chain.first().and_then(|certificate| ends::ends_ms(certificate));
+    let ends_ms = ends_ms.with_context(|| format!("{field}.cert_file: '{}' begins with no certificate", config.cert_file.display()))?;
     let key = PrivateKeyDer::from_pem_slice(&read(&format!("{field}.key_file"), &config.key_file)?)
         .with_context(|| format!("{field}.key_file: there is no private key in '{}'", config.key_file.display()))?;
     let provider = Arc::new(ring::default_provider());
@@ -87,7 +104,7 @@ fn build(field: &str, config: &ListenerTls) -> anyhow::Result<TlsAcceptor> {
     let mut server =
         builder.with_single_cert(chain, key).with_context(|| format!("{field}: certificate and key do not belong together"))?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(server)))
+    Ok(Built { acceptor: TlsAcceptor::from(Arc::new(server)), ends_ms })
 }
 
 fn certificates(field: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

@@ -52,5 +52,6 @@ mod seen;
 mod staleness;
 mod statsd;
 mod takeover;
+mod webhook_files;
 mod why;
 mod windows;

@@ -28,6 +28,17 @@ pub enum Question {
     Validate,
 }
 
+/// What came of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The object may be stored as it is.
+    Allowed,
+    /// It gets defaults.
+    Defaulted,
+    /// It may not be stored.
+    Refused,
+}
+
 /// How objects are judged.
 pub trait Judge: Send + Sync {
     /// The spec with its defaults; `None`: it is one that nobody here knows how to read, which validation says.
@@ -56,20 +67,25 @@ pub fn question(path: &str) -> Option<(Question, &str)> {
     of(MUTATE, Question::Mutate).or_else(|| of(VALIDATE, Question::Validate))
 }
 
-/// Answers a request.
+/// Answers a request: the review, and what it says.
 ///
 /// *Errors*: see [`Error`]; the API server takes them for a webhook that fails.
-pub fn answer(question: Question, body: &[u8], judge: &dyn Judge) -> Result<Value, Error> {
+pub fn answer(question: Question, body: &[u8], judge: &dyn Judge) -> Result<(Value, Verdict), Error> {
     let review: AdmissionReview<DynamicObject> = serde_json::from_slice(body).map_err(Error::Read)?;
     let request: AdmissionRequest<DynamicObject> = review.try_into().map_err(|_| Error::Nothing)?;
     let mut response = respond(question, &request, judge);
+    let verdict = match &response.patch {
+        _ if !response.allowed => Verdict::Refused,
+        Some(_) => Verdict::Defaulted,
+        None => Verdict::Allowed,
+    };
     // As JSON has bytes in Kubernetes: base64. The type writes a list of numbers.
     let patch = response.patch.take().map(ByteString);
     let mut review = serde_json::to_value(response.into_review()).map_err(Error::Read)?;
     if let Some(patch) = patch {
         review["response"]["patch"] = serde_json::to_value(patch).map_err(Error::Read)?;
     }
-    Ok(review)
+    Ok((review, verdict))
 }
 
 fn respond(question: Question, request: &AdmissionRequest<DynamicObject>, judge: &dyn Judge) -> AdmissionResponse {
@@ -154,8 +170,11 @@ mod tests {
                 "object": if deleted { &Value::Null } else { &object }, "oldObject": if deleted { &object } else { &Value::Null },
             },
         });
-        let answer = answer(question, review.to_string().as_bytes(), &Strict).expect("a question");
+        let (answer, verdict) = answer(question, review.to_string().as_bytes(), &Strict).expect("a question");
         assert_eq!((&answer["kind"], &answer["response"]["uid"]), (&json!("AdmissionReview"), &json!("5")));
+        let is_patched = answer["response"].get("patch").is_some_and(|patch| !patch.is_null());
+        let said = (answer["response"]["allowed"] == true, is_patched);
+        assert_eq!(said, (verdict != Verdict::Refused, verdict == Verdict::Defaulted), "{answer}");
         answer["response"].clone()
     }
 
@@ -199,7 +218,7 @@ mod tests {
                     "object": object(json!({"prefix": ""}), metadata), "oldObject": object(json!({"prefix": old}), json!({"name": "one"})),
                 },
             });
-            answer(Question::Validate, review.to_string().as_bytes(), &Strict).expect("a question")["response"]["allowed"].clone()
+            answer(Question::Validate, review.to_string().as_bytes(), &Strict).expect("a question").0["response"]["allowed"].clone()
         };
         assert_eq!(update("", json!({"name": "one", "labels": {"app": "web"}})), true);
         assert_eq!(update("x", json!({"name": "one", "deletionTimestamp": "2026-01-01T00:00:00Z"})), true);

@@ -14,6 +14,7 @@ use bundled_nats::port::Info;
 use bundled_nats::{Durability as Promise, Server, ServerState};
 use collector::Collector;
 use config::Config;
+use kubernetes::examine::Annotated;
 use prometheus::Registry;
 use relay::dead::shelf::{Shelved, Shown};
 use relay::forget::Forgotten;
@@ -295,7 +296,10 @@ impl Backend for Board {
     fn targets(&self) -> Value {
         let found = self.with_parts(|parts| parts.collector.as_ref().map(|c| (c.targets(), c.dropped(), c.elsewhere()))).flatten();
         let (targets, dropped, elsewhere) = found.unwrap_or_default();
-        json!({ "targets": targets, "dropped": dropped, "elsewhere": elsewhere })
+        let config = self.config();
+        let jobs = config.scrape_configs.iter().filter(|_| self.role.collects());
+        let annotated = jobs.filter_map(|job| Some(Annotated { job: job.job_name.clone(), options: job.kubernetes_annotations.clone()? }));
+        json!({ "targets": targets, "dropped": dropped, "elsewhere": elsewhere, "annotated": annotated.collect::<Vec<_>>() })
     }
 
     fn relays(&self) -> Vec<Relay> {

@@ -126,12 +126,19 @@ impl Chain<'_> {
         let relays: Relays = self.api.read("/api/v1/relays").await?;
         let targets = match subject {
             Subject::Object(kind, name) => {
-                let namespace = self.object(*kind, name, namespace, config).await?;
+                let namespace = self.object(*kind, name, namespace, config, &found.annotated).await?;
                 let label = format!("__meta_kubernetes_{}_name", kind.name());
                 let is_it = |labels: &BTreeMap<String, String>| {
                     labels.get("__meta_kubernetes_namespace") == Some(&namespace) && labels.get(&label) == Some(name)
                 };
-                self.targets(found, |target| is_it(&target.discovered_labels), |dropped| is_it(&dropped.discovered_labels))
+                let targets = self.targets(found, |target| is_it(&target.discovered_labels), |dropped| is_it(&dropped.discovered_labels));
+                if !targets.is_empty() {
+                    // Another job scrapes it: that one leaves it is often meant so.
+                    for step in self.steps.iter_mut().filter(|step| step.stage == "annotation" && step.verdict == Verdict::Bad) {
+                        (step.verdict, step.fix) = (Verdict::Note, None);
+                    }
+                }
+                targets
             }
             Subject::Address(address) => {
                 let is_it = |target: &Target| is_at(&target.url, address) || target.labels.get("instance") == Some(address);
@@ -152,19 +159,22 @@ impl Chain<'_> {
     }
 
     /// What the cluster says of an object; its namespace.
-    async fn object(&mut self, kind: Kind, name: &str, namespace: Option<&str>, config: &Config) -> anyhow::Result<String> {
+    async fn object(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        namespace: Option<&str>,
+        config: &Config,
+        jobs: &[Annotated],
+    ) -> anyhow::Result<String> {
         let cluster = Cluster::open(&config.kubernetes.clone().unwrap_or_default()).await?;
         let namespace = namespace.unwrap_or(&cluster.namespace).to_owned();
-        let annotated = |scrape: &config::ScrapeConfig| {
-            Some(Annotated { job: scrape.job_name.clone(), options: scrape.kubernetes_annotations.clone()? })
-        };
-        let jobs: Vec<Annotated> = config.scrape_configs.iter().filter_map(annotated).collect();
         let looked = config.kubernetes.iter().flat_map(|kubernetes| &kubernetes.namespaces).collect::<Vec<_>>();
         if !looked.is_empty() && !looked.contains(&&namespace) {
             let text = format!("Strata does not look at namespace '{namespace}'");
             self.steps.push(Step::bad("access", text, "add it to kubernetes.namespaces"));
         }
-        let steps = examine::examine(&cluster, kind, &namespace, name, &jobs).await;
+        let steps = examine::examine(&cluster, kind, &namespace, name, jobs).await;
         self.steps.extend(steps.context("cannot ask the API server")?);
         Ok(namespace)
     }

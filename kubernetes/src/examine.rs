@@ -1,7 +1,7 @@
 //! One object, looked at by a person's question: is it there, may Strata see it, does it ask to be scraped.
 //!
 //! *In*: a pod or a service by name, the jobs that find targets by annotation. *Out*: [`Step`]s in the order in which things must be right.
-//! *Bound*: a few requests, [`SERVICES_MAX`] services of its namespace. *When full*: the other services are not looked at, and that is said.
+//! *Bound*: a few requests and one per selector, [`SERVICES_MAX`] services of its namespace. *When full*: the other services are not looked at, and that is said.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,7 @@ use config::KubernetesAnnotations;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{Api, ListParams, PostParams, Resource};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::annotation::Wish;
@@ -54,12 +55,12 @@ pub enum Kind {
     Service,
 }
 
-/// A job that finds targets by annotation.
-#[derive(Debug, Clone)]
+/// A job that finds targets by annotation, whether it stands in the file or an object became it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Annotated {
-    /// Its name.
+    /// Its name; that of a Discovery is `<namespace>/<name>`.
     pub job: String,
-    /// How.
+    /// How it finds them.
     pub options: KubernetesAnnotations,
 }
 
@@ -129,7 +130,14 @@ pub async fn examine(cluster: &Cluster, kind: Kind, namespace: &str, name: &str,
     };
     let behind: Vec<Seen> = services.iter().filter(|service| selects(service, &seen.labels)).map(of).collect();
     for job in jobs {
-        steps.extend(annotation_steps(job, kind, namespace, &seen, &behind));
+        let mut through = Vec::new();
+        for service in &behind {
+            if is_selected(cluster, Kind::Service, namespace, &service.name, &job.options).await? {
+                through.push(service);
+            }
+        }
+        let own = is_selected(cluster, kind, namespace, &seen.name, &job.options).await?;
+        steps.push(annotation_step(job, kind, namespace, own, &seen, &through));
     }
     Ok(steps)
 }
@@ -150,6 +158,29 @@ impl Seen {
     fn wish(&self, options: &KubernetesAnnotations) -> Result<Wish, &str> {
         Wish::of(self.says(options, "scrape"))
     }
+}
+
+/// Whether a job looks at an object of this name, by its labels.
+async fn is_selected(
+    cluster: &Cluster,
+    kind: Kind,
+    namespace: &str,
+    name: &str,
+    options: &KubernetesAnnotations,
+) -> Result<bool, kube::Error> {
+    if options.selector.is_empty() || !looks_at(options, namespace) {
+        return Ok(true);
+    }
+    let only = ListParams::default().fields(&format!("metadata.name={name}")).labels(&options.selector);
+    let found = match kind {
+        Kind::Pod => Api::<Pod>::namespaced(cluster.client.clone(), namespace).list_metadata(&only).await?.items.len(),
+        Kind::Service => Api::<Service>::namespaced(cluster.client.clone(), namespace).list_metadata(&only).await?.items.len(),
+    };
+    Ok(found > 0)
+}
+
+fn looks_at(options: &KubernetesAnnotations, namespace: &str) -> bool {
+    options.namespaces.is_empty() || options.namespaces.iter().any(|looked| looked == namespace)
 }
 
 fn of<K: Resource>(object: &K) -> Seen {
@@ -235,12 +266,12 @@ fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
     selector.is_some_and(|selector| !selector.is_empty() && selector.iter().all(|(name, value)| labels.get(name) == Some(value)))
 }
 
-/// What a job by annotation makes of an object.
-fn annotation_steps(job: &Annotated, kind: Kind, namespace: &str, seen: &Seen, behind: &[Seen]) -> Vec<Step> {
+/// What a job by annotation makes of an object. `is_selected`: its labels are those that the job looks at, as are those of the services `behind`.
+fn annotation_step(job: &Annotated, kind: Kind, namespace: &str, is_selected: bool, seen: &Seen, behind: &[&Seen]) -> Step {
     let Annotated { job, options } = job;
-    if !options.namespaces.is_empty() && !options.namespaces.iter().any(|looked| looked == namespace) {
+    if !looks_at(options, namespace) {
         let looks = options.namespaces.join(", ");
-        return vec![Step::note("annotation", format!("job '{job}' looks at namespaces {looks} only"))];
+        return Step::note("annotation", format!("job '{job}' looks at namespaces {looks} only"));
     }
     let wanted = match kind {
         Kind::Pod => options.resources.pods,
@@ -248,29 +279,27 @@ fn annotation_steps(job: &Annotated, kind: Kind, namespace: &str, seen: &Seen, b
     };
     let key = format!("{}/scrape", options.prefix);
     let through = behind.iter().find(|service| service.wish(options) == Ok(Wish::Yes));
-    match (seen.wish(options), through) {
-        _ if !wanted && through.is_none() => vec![Step::note("annotation", format!("job '{job}' does not look at {}", kind.resource()))],
+    let wish = if is_selected { seen.wish(options) } else { Ok(Wish::None) };
+    match (wish, through) {
+        _ if !wanted && through.is_none() => Step::note("annotation", format!("job '{job}' does not look at {}", kind.resource())),
+        _ if !is_selected && through.is_none() => {
+            Step::note("annotation", format!("job '{job}' looks at objects with the labels {} only", options.selector))
+        }
         (Ok(Wish::Yes), _) => {
             let says = |what: &str| Some(format!("{what} {}", seen.says(options, what)?));
             let said: Vec<String> = ["scheme", "port", "path", "interval", "timeout", "params"].into_iter().filter_map(says).collect();
             let said = if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) };
-            vec![Step::good("annotation", format!("job '{job}' takes it: {key} is \"true\"{said}"))]
+            Step::good("annotation", format!("job '{job}' takes it: {key} is \"true\"{said}"))
         }
-        (Ok(Wish::None), Some(service)) => {
-            vec![Step::good("annotation", format!("job '{job}' takes it through service '{}'", service.name))]
-        }
+        (Ok(Wish::None), Some(service)) => Step::good("annotation", format!("job '{job}' takes it through service '{}'", service.name)),
         (Ok(Wish::No) | Err(_), _) => {
             let other = seen.says(options, "scrape").unwrap_or_default();
             let text = format!("job '{job}' leaves it: {key} is \"{other}\", and only \"true\" counts");
-            vec![Step::bad(
-                "annotation",
-                text,
-                format!("kubectl annotate --overwrite -n {namespace} {} {} {key}=true", kind.name(), seen.name),
-            )]
+            Step::bad("annotation", text, format!("kubectl annotate --overwrite -n {namespace} {} {} {key}=true", kind.name(), seen.name))
         }
         (Ok(Wish::None), None) => {
             let text = format!("job '{job}' leaves it: there is no annotation {key}");
-            vec![Step::bad("annotation", text, format!("kubectl annotate -n {namespace} {} {} {key}=true", kind.name(), seen.name))]
+            Step::bad("annotation", text, format!("kubectl annotate -n {namespace} {} {} {key}=true", kind.name(), seen.name))
         }
     }
 }
@@ -291,8 +320,7 @@ mod tests {
     #[test]
     fn an_annotation_is_followed_or_says_what_to_write() {
         let check = |options: KubernetesAnnotations, of: &Seen, behind: &[Seen], verdict: Verdict, text: &str| {
-            let steps = annotation_steps(&job(options), Kind::Pod, "team", of, behind);
-            let [step] = &steps[..] else { panic!("{steps:?}") };
+            let step = annotation_step(&job(options), Kind::Pod, "team", true, of, &behind.iter().collect::<Vec<_>>());
             assert!(step.verdict == verdict && format!("{} {:?}", step.text, step.fix).contains(text), "{step:?}");
         };
         let usual = KubernetesAnnotations::default;
@@ -305,5 +333,10 @@ mod tests {
         check(elsewhere, &yes, &[], Verdict::Note, "namespaces other only");
         let prefix = KubernetesAnnotations { prefix: "strata.io".to_owned(), ..usual() };
         check(prefix, &yes, &[], Verdict::Bad, "strata.io/scrape");
+        let web = job(KubernetesAnnotations { selector: "app=web".to_owned(), ..usual() });
+        let step = annotation_step(&web, Kind::Pod, "team", false, &yes, &[]);
+        assert!(step.verdict == Verdict::Note && step.text.contains("with the labels app=web only"), "{step:?}");
+        let step = annotation_step(&web, Kind::Pod, "team", false, &yes, &[&yes]);
+        assert!(step.verdict == Verdict::Good && step.text.contains("through service"), "{step:?}");
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use kubernetes::examine::Annotated;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -179,6 +180,9 @@ pub(crate) struct Targets {
     /// How many were found that other members scrape.
     #[serde(default)]
     pub(crate) elsewhere: u64,
+    /// The jobs that find targets by annotation: those of the file, and Discovery objects.
+    #[serde(default)]
+    pub(crate) annotated: Vec<Annotated>,
 }
 
 /// One target; [scraping.md](scraping.md) tells of all its fields.

@@ -207,7 +207,8 @@ fn operator(kind: &str, plural: &str, version: &str) -> Value {
     })
 }
 
-async fn with_operator(plane: &ControlPlane) -> Result<()> {
+/// The same, and the Prometheus Operator's kinds.
+pub async fn with_operator(plane: &ControlPlane) -> Result<()> {
     let kinds = [
         ("ServiceMonitor", "servicemonitors", "v1"),
         ("PodMonitor", "podmonitors", "v1"),

@@ -31,6 +31,7 @@ mod kills;
 mod kubernetes_discovery;
 mod kubernetes_faults;
 mod kubernetes_members;
+mod kubernetes_outside;
 mod kubernetes_predecessor;
 mod kubernetes_resources;
 mod kubernetes_roles;

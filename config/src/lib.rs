@@ -224,8 +224,10 @@ pub enum Start {
 #[serde(deny_unknown_fields, default)]
 pub struct Hold {
     /// Older than this is given up, booked; none: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Millis>,
     /// More than this behind is given up, booked; none: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<ByteSize>,
     /// What happens when the stream is full.
     pub on_full: OnFull,

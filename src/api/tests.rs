@@ -73,7 +73,7 @@ impl Backend for One {
         json!({ "targets": [{
             "id": "0a", "job": "j", "url": "http://h/metrics", "health": "up", "last_error": null, "last_scrape_ms": 1,
             "last_duration_s": 0.5, "samples": 3, "missed": 0, "down_since_ms": null, "labels": {"job": "j"}, "discovered_labels": {"__address__": "h"},
-        }], "dropped": [{ "job": "j", "discovered_labels": {"__address__": "i"}, "reason": "relabeled", "detail": "rule 0" }], "elsewhere": 0 })
+        }], "dropped": [{ "job": "j", "discovered_labels": {"__address__": "i"}, "reason": "relabeled", "detail": "rule 0" }], "elsewhere": 0, "annotated": [{ "job": "a", "options": config::KubernetesAnnotations::default() }] })
     }
     fn relays(&self) -> Vec<Relay> {
         vec![relay("one")]

@@ -30,6 +30,9 @@ use work::Work;
 
 /// Requests in flight over all targets; larger: sockets and memory, smaller: hung targets keep others waiting.
 pub const REQUESTS_MAX: usize = 512;
+/// Whole pages that are kept at a time, to be looked through when they were read. Larger: more memory when many large targets are new; smaller:
+/// what is tolerated on their pages is counted some scrapes later.
+const KEPT_MAX: usize = 4;
 /// Reason of scrapes that are not made, as their job has more targets than `target_limit`.
 pub(crate) const TARGET_LIMIT: &str = "target_limit";
 /// Pause after a defect; larger: the next slot of a short interval starts late, smaller: a defect that comes back at once takes a core.
@@ -93,6 +96,8 @@ pub(crate) struct Shared {
     /// For pieces of bodies, and for blocks of pages.
     pieces: Buffers,
     blocks: Buffers,
+    /// For whole pages that are to be looked through.
+    kept: Arc<Semaphore>,
     layouts: Arc<Interner>,
     clock: Clock,
     telemetry: Telemetry,
@@ -160,6 +165,7 @@ impl Shared {
             cores: Semaphore::new(cores),
             pieces: Buffers::default(),
             blocks: Buffers::default(),
+            kept: Arc::new(Semaphore::new(KEPT_MAX)),
             layouts,
             clock,
             telemetry,

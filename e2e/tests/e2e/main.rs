@@ -6,6 +6,7 @@ mod bad_input;
 mod catching_up;
 mod chart;
 mod chart_templates;
+mod clock;
 mod cluster;
 mod console;
 mod control_plane;

@@ -8,6 +8,7 @@ mod chart;
 mod chart_templates;
 mod clock;
 mod cluster;
+mod cluster_network;
 mod console;
 mod control_plane;
 mod damage;

@@ -5,6 +5,7 @@
 
 mod intake;
 mod page;
+mod steps;
 mod work;
 
 use std::panic::AssertUnwindSafe;
@@ -26,6 +27,8 @@ use crate::slot::{Clock, Missed, Slots};
 use crate::target::{Target, as_map};
 use crate::telemetry::Telemetry;
 
+pub(crate) use steps::DIRECTIONS;
+use steps::Steps;
 use work::Work;
 
 /// Requests in flight over all targets; larger: sockets and memory, smaller: hung targets keep others waiting.
@@ -100,6 +103,7 @@ pub(crate) struct Shared {
     kept: Arc<Semaphore>,
     layouts: Arc<Interner>,
     clock: Clock,
+    steps: Steps,
     telemetry: Telemetry,
 }
 
@@ -117,6 +121,8 @@ pub(crate) struct Scrape {
     target: Arc<Target>,
     shared: Arc<Shared>,
     slots: Slots,
+    /// By how much the wall clock was ahead when it was last looked at.
+    ahead_ms: i64,
     work: Box<Work>,
     link: Link,
     status: Arc<Mutex<Status>>,
@@ -167,6 +173,7 @@ impl Shared {
             blocks: Buffers::default(),
             kept: Arc::new(Semaphore::new(KEPT_MAX)),
             layouts,
+            steps: Steps::new(clock.clone(), telemetry.clock_steps.clone()),
             clock,
             telemetry,
         }
@@ -213,6 +220,7 @@ impl Scrape {
                 Some(after_ms) => Slots::after(target.id, target.interval, after_ms),
                 None => Slots::new(target.id, target.interval),
             },
+            ahead_ms: shared.steps.ahead_ms(),
             work: Box::new(Work::new(target.clone(), shared.layouts.clone())),
             target,
             shared,
@@ -280,6 +288,9 @@ impl Scrape {
         // What the process was doing while slots passed.
         let mut why = Missed::Overrun;
         loop {
+            if self.is_set_forward() {
+                why = Missed::Clock;
+            }
             let next = self.slots.next(self.shared.clock.now_ms());
             let every_ms = self.slots.every_ms();
             self.missed(next.slot_ms.saturating_sub(every_ms.saturating_mul(next.missed.cast_signed())), next.missed, why);
@@ -288,11 +299,11 @@ impl Scrape {
                 biased;
                 () = end.cancelled() => return self.end(),
                 () = halt.before(next.slot_ms) => return,
-                () = self.wait(next.slot_ms) => {}
+                is_due = self.wait(next.slot_ms) => if !is_due { continue },
             }
             if self.slots.is_late(next.slot_ms, self.shared.clock.now_ms()) {
-                self.missed(next.slot_ms, 1, Missed::Suspended);
-                why = Missed::Suspended;
+                why = if self.is_set_forward() { Missed::Clock } else { Missed::Suspended };
+                self.missed(next.slot_ms, 1, why);
                 continue;
             }
             why = Missed::Overrun;
@@ -307,13 +318,20 @@ impl Scrape {
         }
     }
 
-    /// Waits until the clock shows the slot; a clock set back ends it, as the schedule then starts anew.
-    async fn wait(&self, slot_ms: i64) {
+    /// Whether the wall clock was set forward by more than a slot may be late, since this was asked last.
+    fn is_set_forward(&mut self) -> bool {
+        let ahead_ms = self.shared.steps.ahead_ms();
+        let by_ms = ahead_ms.saturating_sub(std::mem::replace(&mut self.ahead_ms, ahead_ms));
+        by_ms > self.slots.every_ms() / 2
+    }
+
+    /// Waits until the clock shows the slot; whether it does: a clock set back ends it, as the schedule then starts anew.
+    async fn wait(&self, slot_ms: i64) -> bool {
         loop {
             let left_ms = slot_ms - self.shared.clock.now_ms();
             let left = Duration::from_millis(left_ms.max(0).unsigned_abs());
             if left.is_zero() || left > self.target.interval.saturating_mul(2) {
-                return;
+                return left.is_zero();
             }
             tokio::time::sleep(left).await;
         }

@@ -1,7 +1,9 @@
-//! Metrics of the process itself, under the names every Prometheus client uses.
+//! Metrics of the process itself, under the names every Prometheus client uses; and its memory, which is given back.
 //!
 //! *In*: `/proc`. *Out*: a collector for the registry; nothing where there is no `/proc`. *Bound*: three small files per scrape.
 //! *When full*: does not apply.
+
+use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -11,6 +13,22 @@ use prometheus::{Counter, Gauge, GaugeVec, Opts};
 const TICKS: f64 = 100.0;
 /// `/proc/self/status` counts in kB of 1024 bytes.
 const KB: f64 = 1024.0;
+
+/// First and later pauses before memory that is not in use is given back. Longer: what a start or a burst took is held longer; shorter: pages go and
+/// come back.
+const GIVE_BACK: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(60)];
+
+/// Gives memory back that is not in use, now and then, as long as the process lives.
+pub(crate) async fn give_back() {
+    let [first, later] = GIVE_BACK;
+    tokio::time::sleep(first).await;
+    loop {
+        if let Err(error) = tokio::task::spawn_blocking(heap::give_back).await {
+            tracing::debug!(%error, "memory was not given back");
+        }
+        tokio::time::sleep(later).await;
+    }
+}
 
 /// CPU seconds, resident memory, open files, start time, and which version this is.
 pub(crate) struct Process {

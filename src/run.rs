@@ -26,7 +26,7 @@ use crate::reload::{self, Reloader};
 use crate::role::Role;
 use crate::watch::{Read, Stamp};
 use crate::webhook::Webhook;
-use crate::{FAILED, Source, api, check, fail};
+use crate::{FAILED, Source, api, check, fail, process};
 
 /// From the signal to the last checkpoint. Larger: orchestrators kill first (Kubernetes after 30 s); smaller: slow sinks get more twice.
 pub(crate) const DRAIN: Duration = Duration::from_secs(20);
@@ -106,6 +106,7 @@ async fn run(source: &Source, role: Role, loaded: Loaded, stamp: Stamp) -> anyho
     let laid = objects.map(|objects| objects.run(&config, &board, &watch_stop, &mut watching));
     let (reloader, handle) = Reloader::new(source.clone(), (sources, stamp), Arc::clone(&config), laid, Arc::clone(&board), hangup)?;
     board.set_reloads(handle);
+    tokio::spawn(process::give_back());
     tracing::info!("strata runs: {scheme}://{address}/readyz?verbose says how it is");
 
     let ended = tokio::select! {

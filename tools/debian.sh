@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Programs that Debian 12 packages and the tests start: `tools/debian.sh prometheus|victoria-metrics|vmagent|etcd|haproxy|collectd|nats-server|node_exporter`.
+# Programs that Debian 12 packages and the tests start: `tools/debian.sh prometheus|victoria-metrics|vmagent|etcd|haproxy|collectd|nats-server|node_exporter|libfaketime`.
 # Unpacked, not installed: no service starts and the system stays as it is. Prints the folder, in which usr/ is; fails where
 # apt does not have these versions, as do the tests that need them.
 . "$(dirname "$0")/lib.sh"
@@ -40,7 +40,11 @@ libprotobuf-c1=1.4.1-1+b1 e99b3091938bfbd55b24e95587b868ba735e38e4adbcb9942c6993
     folder=node_exporter-1.5.0-1+b6
     packages="prometheus-node-exporter=1.5.0-1+b6 8cb5b39627595ea2cf3cd27be593e0e9af87023d29e1c5b8487e2f9510097e09"
     ;;
-  *) say "usage: tools/debian.sh prometheus|victoria-metrics|vmagent|etcd|haproxy|collectd|nats-server|node_exporter"; exit 2 ;;
+  libfaketime) # shows one process another time of day
+    folder=debian-libfaketime-0.9.10
+    packages="libfaketime=0.9.10-2.1 b09481e7690680966005330c3f907bba4b5eefc35e1faaea4783cc55655d1150"
+    ;;
+  *) say "usage: tools/debian.sh prometheus|victoria-metrics|vmagent|etcd|haproxy|collectd|nats-server|node_exporter|libfaketime"; exit 2 ;;
 esac
 
 fetch() {

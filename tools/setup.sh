@@ -67,6 +67,7 @@ for purpose in "$@"; do
         cached debian-etcd-3.4.23 "etcd from apt, unpacked: a live exporter of the comparison"
         cached debian-haproxy-2.6.12 "HAProxy from apt, unpacked: a live exporter of the comparison"
         cached debian-collectd-5.12.0 "collectd from apt, unpacked: a live exporter of the comparison and a receiver of the statsd tests"
+        cached debian-libfaketime-0.9.10 "libfaketime from apt, unpacked: sets the clock of one process, for the test of a clock that is set"
       fi
       ;;
     bench)
@@ -99,7 +100,7 @@ for purpose in "$@"; do
       "$TOOLS/kafka.sh" >/dev/null
       "$TOOLS/statsd.sh" >/dev/null
       "$TOOLS/statsd_exporter.sh" >/dev/null
-      for program in prometheus victoria-metrics etcd haproxy collectd nats-server node_exporter; do "$TOOLS/debian.sh" "$program" >/dev/null; done
+      for program in prometheus victoria-metrics etcd haproxy collectd nats-server node_exporter libfaketime; do "$TOOLS/debian.sh" "$program" >/dev/null; done
       "$TOOLS/python.sh" >/dev/null
       "$TOOLS/textparse.sh" >/dev/null
       "$TOOLS/telegraf.sh" >/dev/null

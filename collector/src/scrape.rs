@@ -5,6 +5,7 @@
 
 mod intake;
 mod page;
+mod steps;
 mod work;
 
 use std::panic::AssertUnwindSafe;
@@ -26,10 +27,15 @@ use crate::slot::{Clock, Missed, Slots};
 use crate::target::{Target, as_map};
 use crate::telemetry::Telemetry;
 
+pub(crate) use steps::DIRECTIONS;
+use steps::Steps;
 use work::Work;
 
 /// Requests in flight over all targets; larger: sockets and memory, smaller: hung targets keep others waiting.
 pub const REQUESTS_MAX: usize = 512;
+/// Whole pages that are kept at a time, to be looked through when they were read. Larger: more memory when many large targets are new; smaller:
+/// what is tolerated on their pages is counted some scrapes later.
+const KEPT_MAX: usize = 4;
 /// Reason of scrapes that are not made, as their job has more targets than `target_limit`.
 pub(crate) const TARGET_LIMIT: &str = "target_limit";
 /// Pause after a defect; larger: the next slot of a short interval starts late, smaller: a defect that comes back at once takes a core.
@@ -93,8 +99,11 @@ pub(crate) struct Shared {
     /// For pieces of bodies, and for blocks of pages.
     pieces: Buffers,
     blocks: Buffers,
+    /// For whole pages that are to be looked through.
+    kept: Arc<Semaphore>,
     layouts: Arc<Interner>,
     clock: Clock,
+    steps: Steps,
     telemetry: Telemetry,
 }
 
@@ -112,6 +121,8 @@ pub(crate) struct Scrape {
     target: Arc<Target>,
     shared: Arc<Shared>,
     slots: Slots,
+    /// By how much the wall clock was ahead when it was last looked at.
+    ahead_ms: i64,
     work: Box<Work>,
     link: Link,
     status: Arc<Mutex<Status>>,
@@ -160,7 +171,9 @@ impl Shared {
             cores: Semaphore::new(cores),
             pieces: Buffers::default(),
             blocks: Buffers::default(),
+            kept: Arc::new(Semaphore::new(KEPT_MAX)),
             layouts,
+            steps: Steps::new(clock.clone(), telemetry.clock_steps.clone()),
             clock,
             telemetry,
         }
@@ -207,6 +220,7 @@ impl Scrape {
                 Some(after_ms) => Slots::after(target.id, target.interval, after_ms),
                 None => Slots::new(target.id, target.interval),
             },
+            ahead_ms: shared.steps.ahead_ms(),
             work: Box::new(Work::new(target.clone(), shared.layouts.clone())),
             target,
             shared,
@@ -274,6 +288,9 @@ impl Scrape {
         // What the process was doing while slots passed.
         let mut why = Missed::Overrun;
         loop {
+            if self.is_set_forward() {
+                why = Missed::Clock;
+            }
             let next = self.slots.next(self.shared.clock.now_ms());
             let every_ms = self.slots.every_ms();
             self.missed(next.slot_ms.saturating_sub(every_ms.saturating_mul(next.missed.cast_signed())), next.missed, why);
@@ -282,11 +299,11 @@ impl Scrape {
                 biased;
                 () = end.cancelled() => return self.end(),
                 () = halt.before(next.slot_ms) => return,
-                () = self.wait(next.slot_ms) => {}
+                is_due = self.wait(next.slot_ms) => if !is_due { continue },
             }
             if self.slots.is_late(next.slot_ms, self.shared.clock.now_ms()) {
-                self.missed(next.slot_ms, 1, Missed::Suspended);
-                why = Missed::Suspended;
+                why = if self.is_set_forward() { Missed::Clock } else { Missed::Suspended };
+                self.missed(next.slot_ms, 1, why);
                 continue;
             }
             why = Missed::Overrun;
@@ -301,13 +318,20 @@ impl Scrape {
         }
     }
 
-    /// Waits until the clock shows the slot; a clock set back ends it, as the schedule then starts anew.
-    async fn wait(&self, slot_ms: i64) {
+    /// Whether the wall clock was set forward by more than a slot may be late, since this was asked last.
+    fn is_set_forward(&mut self) -> bool {
+        let ahead_ms = self.shared.steps.ahead_ms();
+        let by_ms = ahead_ms.saturating_sub(std::mem::replace(&mut self.ahead_ms, ahead_ms));
+        by_ms > self.slots.every_ms() / 2
+    }
+
+    /// Waits until the clock shows the slot; whether it does: a clock set back ends it, as the schedule then starts anew.
+    async fn wait(&self, slot_ms: i64) -> bool {
         loop {
             let left_ms = slot_ms - self.shared.clock.now_ms();
             let left = Duration::from_millis(left_ms.max(0).unsigned_abs());
             if left.is_zero() || left > self.target.interval.saturating_mul(2) {
-                return;
+                return left.is_zero();
             }
             tokio::time::sleep(left).await;
         }

@@ -6,11 +6,27 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
 use sample::TargetId;
 
-/// The wall clock, in ms since the Unix epoch, passed in so that a test may hold it.
+/// Goes on while the machine is suspended, so that such a time is none that somebody set the clock over.
+#[cfg(target_os = "linux")]
+const UPTIME: ClockId = ClockId::CLOCK_BOOTTIME;
+#[cfg(not(target_os = "linux"))]
+const UPTIME: ClockId = ClockId::CLOCK_MONOTONIC;
+
+/// Between two looks at the uptime, ms, with one at the wall clock between them. Larger: a process that was stopped there takes that for a clock that
+/// was set; smaller: a busy machine looks more often.
+const LOOK_MAX_MS: i64 = 20;
+
+/// The wall clock, in ms since the Unix epoch, and beside it one that nobody can set; passed in so that a test may hold them.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> i64 + Send + Sync>);
+pub struct Clock {
+    wall_ms: Reading,
+    uptime_ms: Reading,
+}
+
+type Reading = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 /// One target's schedule.
 #[derive(Debug, Clone)]
@@ -36,21 +52,24 @@ pub struct Next {
 pub enum Missed {
     /// The scrape before it was still running.
     Overrun,
-    /// The process did not run: suspended, starved, or the clock jumped.
+    /// The process did not run: suspended, or starved.
     Suspended,
+    /// The wall clock was set forward over it.
+    Clock,
     /// As many requests as are allowed were in flight.
     Busy,
 }
 
 impl Missed {
     /// Every reason.
-    pub const ALL: [Missed; 3] = [Self::Overrun, Self::Suspended, Self::Busy];
+    pub const ALL: [Missed; 4] = [Self::Overrun, Self::Suspended, Self::Clock, Self::Busy];
 
     /// The word in the metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Overrun => "overrun",
             Self::Suspended => "suspended",
+            Self::Clock => "clock",
             Self::Busy => "busy",
         }
     }
@@ -59,28 +78,50 @@ impl Missed {
 impl Clock {
     /// The system's clock.
     pub fn system() -> Self {
-        Self(Arc::new(|| {
+        let wall_ms = || {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-        }))
+        };
+        let uptime_ms = || {
+            let up = Duration::from(clock_gettime(UPTIME).expect("every kernel that Strata runs on has this clock"));
+            i64::try_from(up.as_millis()).unwrap_or(i64::MAX)
+        };
+        Self::set(wall_ms, uptime_ms)
     }
 
     /// A clock that starts at `start_ms` and follows tokio's time, so it stands still when that is paused.
     pub fn tokio(start_ms: i64) -> Self {
         let started = tokio::time::Instant::now();
-        Self(Arc::new(move || start_ms + i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX)))
+        Self::from_fn(move || start_ms + i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX))
     }
 
-    /// A clock of one's own.
+    /// A clock of one's own, which nobody sets.
     pub fn from_fn(now_ms: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now_ms))
+        let now_ms: Reading = Arc::new(now_ms);
+        Self { wall_ms: now_ms.clone(), uptime_ms: now_ms }
+    }
+
+    /// A clock of one's own, which is set where the first of these differs from the second by more than before.
+    pub fn set(wall_ms: impl Fn() -> i64 + Send + Sync + 'static, uptime_ms: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self { wall_ms: Arc::new(wall_ms), uptime_ms: Arc::new(uptime_ms) }
     }
 
     /// Now.
     ///
     /// *Units*: ms since the Unix epoch.
     pub fn now_ms(&self) -> i64 {
-        (self.0)()
+        (self.wall_ms)()
+    }
+
+    /// By how much the wall clock is ahead of the uptime: another number means that it was set.
+    pub fn ahead_ms(&self) -> i64 {
+        loop {
+            let before_ms = (self.uptime_ms)();
+            let wall_ms = (self.wall_ms)();
+            if (self.uptime_ms)() - before_ms <= LOOK_MAX_MS {
+                return wall_ms.saturating_sub(before_ms);
+            }
+        }
     }
 }
 
@@ -118,9 +159,13 @@ impl Slots {
 
     /// The slot after the last one that can still start in time; it becomes the last one.
     pub fn next(&mut self, now_ms: i64) -> Next {
-        // A clock set back by more than an interval starts the schedule anew, or nothing would be scraped until it caught up.
-        let last_ms = self.last_ms.filter(|last| *last <= now_ms.saturating_add(self.interval_ms));
-        let (slot_ms, missed) = match last_ms {
+        if self.last_ms.is_some_and(|last_ms| last_ms > now_ms.saturating_add(self.interval_ms)) {
+            // A clock set back by more than an interval starts the schedule anew, or nothing would be scraped until it caught up. What is scraped at a
+            // time that was there before is no twin of what was scraped then: the phase moves, so that the slots are others.
+            self.last_ms = None;
+            self.offset_ms = (self.offset_ms + 1) % self.interval_ms;
+        }
+        let (slot_ms, missed) = match self.last_ms {
             None => (self.at_or_after(now_ms), 0),
             Some(last) => {
                 let due = last + self.interval_ms;
@@ -196,11 +241,27 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_back_starts_anew() {
+    fn a_clock_set_back_starts_anew_and_no_slot_comes_twice() {
         let mut slots = Slots::new(TargetId(7), Duration::from_secs(10));
-        slots.next(NOW);
-        let back = slots.next(NOW - 3_600_000);
-        assert!(back.wait < Duration::from_secs(10));
-        assert_eq!(back.missed, 0);
+        let mut seen = std::collections::HashSet::new();
+        for start_ms in [NOW, NOW - 3_600_000, NOW + 3_600_000, NOW, NOW - 30_000] {
+            let first = slots.next(start_ms);
+            assert!(first.wait < Duration::from_secs(10), "{start_ms}");
+            let mut slot_ms = first.slot_ms;
+            for _ in 0..400 {
+                assert!(seen.insert(slot_ms), "{slot_ms} came before");
+                let next = slots.next(slot_ms + 1);
+                assert_eq!((next.slot_ms, next.missed), (slot_ms + 10_000, 0));
+                slot_ms = next.slot_ms;
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_is_ahead_by_what_it_was_set() {
+        let clock = Clock::set(|| NOW, || 5);
+        assert_eq!(clock.ahead_ms(), NOW - 5);
+        let real = Clock::system();
+        assert!((real.ahead_ms() - real.ahead_ms()).abs() <= 2 * LOOK_MAX_MS, "nobody sets it here");
     }
 }

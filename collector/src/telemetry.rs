@@ -8,7 +8,7 @@ use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, 
 
 use crate::client::Failure;
 use crate::queue::Dropped;
-use crate::scrape::TARGET_LIMIT;
+use crate::scrape::{DIRECTIONS, TARGET_LIMIT};
 use crate::series::PageError;
 use crate::slot::Missed;
 
@@ -25,6 +25,8 @@ pub struct Telemetry {
     pub dropped_samples: IntCounterVec,
     /// Slots in which no scrape began, by reason.
     pub slots_missed: IntCounterVec,
+    /// Times the wall clock was set, by direction.
+    pub clock_steps: IntCounterVec,
     /// Scrapes that failed, by reason.
     pub scrapes_failed: IntCounterVec,
     /// Defects of pages that were taken all the same, by kind.
@@ -92,6 +94,17 @@ impl Telemetry {
                     missed.with_label_values(&[reason.as_str()]);
                 }
                 missed
+            },
+            clock_steps: {
+                let steps = counters(
+                    "strata_clock_steps_total",
+                    "Times the wall clock was set by half a second or more while the process ran, by direction.",
+                    &["direction"],
+                )?;
+                for direction in DIRECTIONS {
+                    steps.with_label_values(&[direction]);
+                }
+                steps
             },
             scrapes_failed: {
                 let failed = counters("strata_scrapes_failed_total", "Scrapes that failed, by reason.", &["reason"])?;
@@ -164,7 +177,7 @@ mod tests {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }
         for (metric, reasons) in
-            [("scrape_slots_missed", &["overrun", "suspended", "busy"][..]), ("scrapes_failed", &["timeout", "parse", "internal"])]
+            [("scrape_slots_missed", &["overrun", "suspended", "clock", "busy"][..]), ("scrapes_failed", &["timeout", "parse", "internal"])]
         {
             for reason in reasons {
                 let line = format!("strata_{metric}_total{{reason=\"{reason}\"}} 0");

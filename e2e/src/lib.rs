@@ -18,6 +18,7 @@ pub mod folder;
 pub mod http1;
 pub mod http_sink;
 pub mod kafka;
+pub mod machines;
 pub mod nats;
 pub mod page;
 pub mod plot;

@@ -32,6 +32,8 @@ pub struct Strata {
     environment: Vec<(String, String)>,
     /// A folder that is a tmpfs for the process, and its options.
     mount: Option<(PathBuf, String)>,
+    /// The network namespace that it runs in, as a file; none: that of who starts it.
+    network: Option<String>,
 }
 
 /// The binary under test.
@@ -74,7 +76,7 @@ impl Strata {
     pub fn prepare(configuration: &str) -> Result<Self> {
         let folder = TempDir::with_prefix("strata-e2e-")?;
         let port = process::free_port()?;
-        let strata = Self { folder, port, role: "run", child: None, environment: Vec::new(), mount: None };
+        let strata = Self { folder, port, role: "run", child: None, environment: Vec::new(), mount: None, network: None };
         strata.configure(configuration)?;
         Ok(strata)
     }
@@ -107,6 +109,11 @@ impl Strata {
         self.mount = Some((folder.to_owned(), options.to_owned()));
     }
 
+    /// Runs the next starts in a network namespace.
+    pub fn within(&mut self, namespace: String) {
+        self.network = Some(namespace);
+    }
+
     /// Starts the process and returns at once.
     ///
     /// *Errors*: it runs already, or the system refuses.
@@ -115,9 +122,15 @@ impl Strata {
             bail!("it runs already");
         }
         let log = File::options().create(true).append(true).open(self.log())?;
-        let mut command = match &self.mount {
-            None => Command::new(binary()?),
-            Some((folder, options)) => {
+        let mut command = match (&self.mount, &self.network) {
+            (None, None) => Command::new(binary()?),
+            (None, Some(namespace)) => {
+                // It becomes the binary, so the process is that.
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={namespace}")).arg(binary()?);
+                command
+            }
+            (Some((folder, options)), _) => {
                 let script = format!("mount -t tmpfs -o {options} tmpfs '{}' && exec \"$0\" \"$@\"", folder.display());
                 let mut command = process::in_own_mounts(&script);
                 command.arg(binary()?);

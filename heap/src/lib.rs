@@ -1,10 +1,13 @@
-//! How the C library's allocator is set up. A crate of its own, because `mallopt` is a foreign function: calling it is `unsafe`.
+//! Memory of the process: how the C library's allocator is set up, and what is given back. A crate of its own, because `mallopt`, `malloc_trim`
+//! and `madvise` are foreign functions: calling them is `unsafe`.
 //!
 //! *In*: nothing. *Out*: a process whose memory follows what it uses. *Bound*: [`ARENAS_MAX`] arenas. *When full*: does not apply.
 //!
 //! By default glibc makes eight arenas per core and, once a large buffer was freed, keeps buffers of that size inside them: what a start or a burst
 //! took is then never given back. jemalloc and mimalloc, preloaded on the same targets, needed more memory than this; jemalloc as little only where
 //! it gives every free page back at once, for more processor time.
+
+mod program;
 
 /// Arenas that threads share. More: memory that one arena has free and another one lacks; fewer: threads that wait for each other.
 #[cfg(target_env = "gnu")]
@@ -27,4 +30,15 @@ pub fn set_up() {
         let taken = unsafe { libc::mallopt(parameter, value) };
         debug_assert_eq!(taken, 1, "glibc knows the parameter");
     }
+}
+
+/// Gives back what is not in use: free memory inside the arenas, which a start or a burst has left, and the pages of the program itself. Of these a start
+/// touches most, and a steady process half; they come back from the file as they are used. Takes milliseconds: not for a thread that must not wait.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes an integer and gives whole free pages back to the system.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    program::give_back();
 }

@@ -233,13 +233,16 @@ impl Chain {
         number
     }
 
-    /// Asks the filters about a slot of a target, once for all its series.
-    pub fn moment(&mut self, target: TargetId, slot_ms: i64, pushed: bool) -> Moment {
+    /// Asks the filters about a slot of a target, once for all its series. `late`: another producer's slot, a newer one, came before.
+    pub fn moment(&mut self, target: TargetId, slot_ms: i64, late: bool, pushed: bool) -> Moment {
         let mut drops = 0;
         if self.thins && !pushed {
             let known = self.slots.entry(target).or_insert((slot_ms, None));
             if slot_ms > known.0 {
                 *known = (slot_ms, Some(known.0));
+            } else if slot_ms < known.0 && !late {
+                // Its clock was set back.
+                *known = (slot_ms, None);
             }
             // All parts of the newest slot come after the same one; a late slot comes after the newest.
             let previous = if slot_ms == known.0 { known.1 } else { Some(known.0) };

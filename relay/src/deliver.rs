@@ -277,10 +277,11 @@ impl Deliver {
                 self.write_if_due().await?;
             }
             Sent::Done(outcome) => {
+                self.park(&part, &outcome).await?;
                 if outcome.delivered > 0 && !self.suspects.is_empty() {
                     self.settle(false, Progress::default()).await?;
                 }
-                self.settled(&part, outcome).await?;
+                self.progress.take(&part, &outcome);
             }
         }
         Ok(())
@@ -288,10 +289,16 @@ impl Deliver {
 
     /// Parks what was rejected and counts the rest of one part.
     async fn settled(&mut self, part: &Part, outcome: send::Outcome) -> Result<(), Halt> {
+        self.park(part, &outcome).await?;
+        self.progress.take(part, &outcome);
+        Ok(())
+    }
+
+    /// Parks what was rejected of one part, before the sink takes any other: it may keep in mind what it refused of the last one only.
+    async fn park(&mut self, part: &Part, outcome: &send::Outcome) -> Result<(), Halt> {
         if !outcome.offenders.is_empty() {
             self.dead.park(part, &outcome.offenders).await?;
         }
-        self.progress.take(part, &outcome);
         Ok(())
     }
 

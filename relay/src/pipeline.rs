@@ -5,6 +5,7 @@
 //! stretch of time), and the same messages always become the same batches under the same keys.
 
 mod batch;
+mod clock;
 mod held;
 mod window;
 
@@ -22,17 +23,15 @@ use crate::filter::Filter;
 use crate::read::{Incoming, identity};
 use crate::resolve::Resolver;
 use crate::sink::Limits;
-use crate::slots::{Fate, Header, SLOT_MEMORY_MS, Slots};
+use crate::slots::{Fate, Header, Slots};
 use crate::step::{Loss, Mark, Step};
 use crate::takes::Takes;
 use crate::template::Template;
 
 use batch::{Building, Page, Tally};
+use clock::Clock;
 use held::{Held, HeldKey, HeldPart};
 use window::Window;
-
-/// How often old targets are looked for, in stream time.
-const FORGET_EVERY_MS: i64 = 30_000;
 
 /// The delivering task is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +83,7 @@ pub struct Pipeline {
     replay: Option<(String, i64, i64)>,
     /// Whether silent frames still teach previous values: not after a rollback, when newer ones are known.
     learning: bool,
-    clock_ms: i64,
-    forgot_ms: i64,
+    clock: Clock,
     forgot_before_ms: i64,
     /// Until then a base that was not seen for long may yet be needed.
     behind_to: u64,
@@ -135,8 +133,7 @@ impl Pipeline {
             config: parts.config,
             replay: parts.replay,
             learning: true,
-            clock_ms: i64::MIN,
-            forgot_ms: i64::MIN,
+            clock: Clock::new(),
             forgot_before_ms: i64::MIN,
             behind_to: parts.position,
             seq: parts.warm_from.saturating_sub(1),
@@ -229,7 +226,7 @@ impl Pipeline {
     pub async fn release(&mut self, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
         // A base that was asked for before may be here once more.
         self.forgot_before_ms = i64::MIN;
-        self.tick(self.clock_ms);
+        self.tick(self.clock.now_ms());
         out.send(Step::Warm(self.warm_from())).await.map_err(|_| Closed)
     }
 
@@ -293,7 +290,7 @@ impl Pipeline {
         if at.mode == Mode::Silent && frame.kind == FrameKind::Delta && frame.parts <= 1 && !learns {
             // Nothing of it is needed but that its slot was taken.
             if !frame.flags.contains(Flags::PUSHED) {
-                self.fate(frame, true);
+                self.fate(&envelope.producer, frame, true);
             }
             return Ok(());
         }
@@ -325,7 +322,7 @@ impl Pipeline {
         if frame.parts > 1 {
             return self.part(at, envelope, frame, decoded, tally, out).await;
         }
-        match self.fate(frame, true) {
+        match self.fate(&envelope.producer, frame, true) {
             Fate::Take { late } => {
                 let columns = std::mem::take(&mut self.columns);
                 let result = self.emit(at, &decoded, &columns, late, tally, out).await;
@@ -351,7 +348,7 @@ impl Pipeline {
         let complete = self.held.completes(&key, frame.part, frame.parts);
         let columns = std::mem::take(&mut self.columns);
         let part = HeldPart { decoded, columns, failed: frame.flags.contains(Flags::FAILED) };
-        match self.fate(frame, complete) {
+        match self.fate(&envelope.producer, frame, complete) {
             Fate::Hold => self.held.put(key, at.seq, part),
             Fate::Twin => {
                 let siblings = self.held.take(&key);
@@ -371,15 +368,16 @@ impl Pipeline {
         self.replay.as_ref().is_none_or(|(_, from, to)| (*from..=*to).contains(&slot_ms))
     }
 
-    fn fate(&mut self, frame: &FrameRef<'_>, complete: bool) -> Fate {
-        self.slots.take(Header { target: frame.target, slot_ms: frame.slot_ms, complete, failed: frame.flags.contains(Flags::FAILED) })
+    fn fate(&mut self, producer: &str, frame: &FrameRef<'_>, complete: bool) -> Fate {
+        let failed = frame.flags.contains(Flags::FAILED);
+        self.slots.take(producer, Header { target: frame.target, slot_ms: frame.slot_ms, complete, failed })
     }
 
     /// A newer slot came before the missing parts of an older one: what there is of it is better than nothing.
     async fn incomplete(&mut self, at: &Message, key: &HeldKey, tally: &mut Tally, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
         let parts = self.held.take(key);
         let failed = parts.iter().any(|part| part.failed);
-        match self.slots.take(Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
+        match self.slots.take(&key.producer, Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
             Fate::Take { late } => self.parts(at, parts, late, tally, out).await,
             Fate::Twin | Fate::Hold => {
                 at.twin(tally, parts.iter().map(|part| &part.decoded));
@@ -439,7 +437,7 @@ impl Pipeline {
         };
         if at.mode != Mode::Live || !selected {
             if !late && (at.mode != Mode::Silent || self.learning) && (previously.is_some() || filters.remembers()) {
-                let moment = filters.moment(decoded.origin.target, decoded.slot_ms, decoded.flags.contains(Flags::PUSHED));
+                let moment = filters.moment(decoded.origin.target, decoded.slot_ms, late, decoded.flags.contains(Flags::PUSHED));
                 batch::learn(&mut Page { resolved, filters, columns, moment }, previously);
             }
             if at.mode == Mode::Skip && selected {
@@ -460,7 +458,7 @@ impl Pipeline {
         {
             out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
         }
-        let moment = filters.moment(decoded.origin.target, decoded.slot_ms, decoded.flags.contains(Flags::PUSHED));
+        let moment = filters.moment(decoded.origin.target, decoded.slot_ms, late, decoded.flags.contains(Flags::PUSHED));
         self.building.section(resolved, columns, decoded.slot_ms);
         let mut page = Page { resolved, filters, columns, moment };
         let mut next = 0;
@@ -474,18 +472,14 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Moves the clock, and forgets what is older than two key periods or what the trim needs the space of.
+    /// Moves the clock, and forgets what is old or what the trim needs the space of.
     fn tick(&mut self, now_ms: i64) {
-        self.clock_ms = self.clock_ms.max(now_ms);
         let asked = self.control.forgotten_before();
-        let due = self.clock_ms.saturating_sub(self.forgot_ms) >= FORGET_EVERY_MS;
-        if due {
-            self.forgot_ms = self.clock_ms;
-            let before = self.clock_ms.saturating_sub(SLOT_MEMORY_MS);
+        if let Some(before) = self.clock.tick(now_ms) {
             self.slots.forget_before(before);
             self.decoder.forget_before(before);
             self.resolver.forget_before(before);
-            self.resolver.tick(self.clock_ms, before);
+            self.resolver.tick(self.clock.now_ms(), before);
             if let Some(deltas) = &mut self.deltas {
                 deltas.forget_before(before);
             }

@@ -274,7 +274,8 @@ pub enum Answer {
         /// The sink's answer, bounded.
         reason: String,
     },
-    /// The sink itself knows that a life before this one did it: nothing was sent now.
+    /// The sink itself knows that a life before this one did it: nothing was sent now. It keeps in mind what it refused of one batch, the last one
+    /// that it took; what it refused of others was parked before that.
     Before {
         /// Which were refused then (indices into the batch), beside those that the dead letters have; all others were acknowledged.
         rejected: Vec<usize>,

@@ -18,7 +18,8 @@ const RUNS_MAX: usize = 4096;
 pub enum Fate {
     /// It is the first complete one of its slot.
     Take {
-        /// A newer slot of its target was taken before.
+        /// A newer slot of its target, of another producer, was taken before. One producer's slots come in the order of their scrapes: where a
+        /// later one has an earlier slot, its clock was set back.
         late: bool,
     },
     /// It is a part whose siblings are not all there.
@@ -72,7 +73,7 @@ impl Run {
 #[derive(Debug, Default)]
 struct Target {
     runs: Vec<Run>,
-    newest_ms: Option<i64>,
+    newest: Option<(i64, Box<str>)>,
 }
 
 /// The slots taken so far.
@@ -82,8 +83,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Says what becomes of a frame, and remembers it if it is taken.
-    pub fn take(&mut self, header: Header) -> Fate {
+    /// Says what becomes of a producer's frame, and remembers it if it is taken.
+    pub fn take(&mut self, producer: &str, header: Header) -> Fate {
         let target = self.targets.entry(header.target).or_default();
         let seen = target.runs.iter().rev().find(|run| run.contains(header.slot_ms));
         let displaced = match seen {
@@ -94,12 +95,16 @@ impl Slots {
         if !header.complete {
             return Fate::Hold;
         }
-        let late = target.newest_ms.is_some_and(|newest| header.slot_ms < newest);
+        let late = target.newest.as_ref().is_some_and(|(newest_ms, whose)| header.slot_ms < *newest_ms && **whose != *producer);
         if displaced {
             target.remove_failed(header.slot_ms);
         }
         target.insert(header.slot_ms, header.failed);
-        target.newest_ms = Some(target.newest_ms.map_or(header.slot_ms, |newest| newest.max(header.slot_ms)));
+        match &mut target.newest {
+            Some((newest_ms, whose)) if **whose == *producer => *newest_ms = header.slot_ms,
+            newest if !late => *newest = Some((header.slot_ms, producer.into())),
+            _ => {}
+        }
         Fate::Take { late }
     }
 
@@ -147,7 +152,11 @@ mod tests {
     use super::*;
 
     fn take(slots: &mut Slots, slot_ms: i64, complete: bool, failed: bool) -> Fate {
-        slots.take(Header { target: TargetId(1), slot_ms, complete, failed })
+        take_from("a", slots, slot_ms, complete, failed)
+    }
+
+    fn take_from(producer: &str, slots: &mut Slots, slot_ms: i64, complete: bool, failed: bool) -> Fate {
+        slots.take(producer, Header { target: TargetId(1), slot_ms, complete, failed })
     }
 
     const TAKE: Fate = Fate::Take { late: false };
@@ -162,7 +171,17 @@ mod tests {
         for k in 0..1000 {
             assert_eq!(take(&mut slots, k * 15_000, true, false), Fate::Twin);
         }
-        assert_eq!(take(&mut slots, 999 * 15_000 - 1, true, false), Fate::Take { late: true });
+        assert_eq!(take_from("b", &mut slots, 999 * 15_000 - 1, true, false), Fate::Take { late: true });
+    }
+
+    #[test]
+    fn a_producer_whose_clock_was_set_back_is_not_late_and_another_one_is() {
+        let mut slots = Slots::default();
+        assert_eq!(take(&mut slots, 3_600_000, true, false), TAKE);
+        assert_eq!(take(&mut slots, 15_001, true, false), TAKE);
+        assert_eq!(take_from("b", &mut slots, 15_000, true, false), Fate::Take { late: true });
+        assert_eq!(take_from("b", &mut slots, 30_000, true, false), TAKE);
+        assert_eq!(take(&mut slots, 15_002, true, false), Fate::Take { late: true });
     }
 
     #[test]
@@ -174,10 +193,10 @@ mod tests {
             assert_eq!(take(&mut slots, slot, true, true), TAKE);
         }
         assert_eq!(take(&mut slots, 3, true, true), Fate::Twin);
-        assert_eq!(take(&mut slots, 3, true, false), Fate::Take { late: true });
+        assert_eq!(take_from("b", &mut slots, 3, true, false), Fate::Take { late: true });
         assert_eq!(take(&mut slots, 3, true, false), Fate::Twin);
         assert_eq!(take(&mut slots, 4, true, true), Fate::Twin);
-        assert_eq!(take(&mut slots, 4, true, false), Fate::Take { late: true });
+        assert_eq!(take_from("b", &mut slots, 4, true, false), Fate::Take { late: true });
     }
 
     #[test]

@@ -16,12 +16,9 @@ use tokio::time::Instant;
 
 use super::{Encoding, Failure};
 
-/// Bytes of a piece of a body. Larger: memory for each large page in flight, smaller: more steps for it.
-pub const PIECE_BYTES: usize = 256 * 1024;
-/// Pieces of a body that is read on while what came before is worked on: that one, and the one whose place it takes.
-const PIECES_IN_FLIGHT: usize = 2;
-/// What every body may take without asking for room.
-const FREE_BYTES: usize = 64 * 1024;
+/// Bytes of a piece of a body; each body may have one without asking for room. Larger: memory for each page in flight, smaller: more steps
+/// for a large one.
+pub const PIECE_BYTES: usize = 64 * 1024;
 /// Buffers kept for later scrapes; larger: idle memory, smaller: allocations under load.
 const KEPT_MAX: usize = 16;
 /// Larger buffers are given back to the system.
@@ -99,9 +96,9 @@ impl Body {
         self.read(usize::MAX, raw).await
     }
 
-    /// Has room from here on for what is in memory while the rest of it is read piece by piece: pieces, and a block of the page.
+    /// Has room from here on for what is in memory beside its piece while it is read piece by piece: a block of the page.
     pub async fn reserve(&mut self, block_bytes: usize) -> Result<(), Failure> {
-        self.take_room(PIECES_IN_FLIGHT + block_bytes.div_ceil(PIECE_BYTES)).await
+        self.take_room(block_bytes.div_ceil(PIECE_BYTES)).await
     }
 
     async fn read(&mut self, max: usize, out: &mut Vec<u8>) -> Result<(), Failure> {
@@ -122,7 +119,12 @@ impl Body {
                 }
             }
             let length = self.chunk.len().min(max - out.len());
-            self.take_room((out.len() + length).saturating_sub(FREE_BYTES).div_ceil(PIECE_BYTES)).await?;
+            let filled = out.len() + length;
+            self.take_room(filled.saturating_sub(PIECE_BYTES).div_ceil(PIECE_BYTES)).await?;
+            if filled > out.capacity() {
+                // As a vector grows by itself, but never beyond a piece that is full.
+                out.reserve_exact((2 * out.capacity()).min(max).max(filled) - out.len());
+            }
             out.extend_from_slice(&self.chunk[..length]);
             self.chunk.advance(length);
         }

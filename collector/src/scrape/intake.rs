@@ -3,6 +3,8 @@
 //! *In*: the pieces of a body. *Out*: what was counted on the page. *Bound*: a block of [`BLOCK_BYTES`], more only for a longer entry
 //! ([`entry_bytes_max`]); the limit on the page. *When full*: a [`Failure`]; the page is refused.
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::client::{Answer, Failure, PIECE_BYTES, Unpacker};
 use crate::series::{Counts, PageError, Reading, SeriesCache, entry_bytes_max};
 
@@ -22,18 +24,28 @@ pub(super) struct Intake {
     filled: usize,
     bytes: u64,
     limit: u64,
-    /// The page, where it is to be looked through.
-    text: Option<Vec<u8>>,
+    kept: Kept,
+}
+
+/// A page that is to be looked through when it was read.
+enum Kept {
+    /// It is not.
+    Not,
+    /// So far as it was read; and the room for it, which it gives back when it goes.
+    Page { text: Vec<u8>, _room: OwnedSemaphorePermit },
+    /// It is above [`CHECK_BYTES_MAX`].
+    TooLarge,
 }
 
 impl Intake {
-    /// `block`: a buffer with whatever it held. `is_kept`: the page is wanted whole when it was read.
-    pub(super) fn new(answer: Answer, limit: u64, mut block: Vec<u8>, is_kept: bool) -> Self {
+    /// `block`: a buffer with whatever it held. `room`: the page is wanted whole when it was read.
+    pub(super) fn new(answer: Answer, limit: u64, mut block: Vec<u8>, room: Option<OwnedSemaphorePermit>) -> Self {
         if block.len() < BLOCK_BYTES {
             block.resize(BLOCK_BYTES, 0);
         }
         let unpacker = Unpacker::new(answer.encoding);
-        Self { answer, unpacker, reading: None, block, filled: 0, bytes: 0, limit, text: is_kept.then(Vec::new) }
+        let kept = room.map_or(Kept::Not, |room| Kept::Page { text: Vec::new(), _room: room });
+        Self { answer, unpacker, reading: None, block, filled: 0, bytes: 0, limit, kept }
     }
 
     pub(super) fn answer(&self) -> Answer {
@@ -50,20 +62,34 @@ impl Intake {
         self.block.len()
     }
 
-    /// The page, if it was to be kept and is not above [`CHECK_BYTES_MAX`].
+    /// The page, if it was to be kept and is not too large for that.
     pub(super) fn text(&self) -> Option<&[u8]> {
-        self.text.as_deref()
+        match &self.kept {
+            Kept::Page { text, .. } => Some(text),
+            Kept::Not | Kept::TooLarge => None,
+        }
     }
 
-    /// The block's buffer and the last piece's.
-    pub(super) fn into_buffers(mut self) -> (Vec<u8>, Vec<u8>) {
-        let piece = self.unpacker.put(Vec::new(), true);
-        (self.block, piece)
+    /// Whether the page is above [`CHECK_BYTES_MAX`], and so was not kept.
+    pub(super) fn is_too_large(&self) -> bool {
+        matches!(self.kept, Kept::TooLarge)
     }
 
-    /// Reads the next piece, and behind the last one takes the page; the buffer of the piece before.
-    pub(super) fn take(&mut self, cache: &mut SeriesCache, piece: Vec<u8>, is_last: bool) -> Result<(Vec<u8>, Option<Counts>), Failure> {
-        let spent = self.unpacker.put(piece, is_last);
+    /// The block's buffer.
+    pub(super) fn into_block(self) -> Vec<u8> {
+        self.block
+    }
+
+    /// Reads the next piece, and behind the last one takes the page.
+    pub(super) fn take(&mut self, cache: &mut SeriesCache, piece: &mut Vec<u8>, is_last: bool) -> Result<Option<Counts>, Failure> {
+        self.unpacker.put(std::mem::take(piece), is_last);
+        let counts = self.read(cache);
+        *piece = self.unpacker.put(Vec::new(), is_last);
+        counts
+    }
+
+    /// Reads what there is of the page.
+    fn read(&mut self, cache: &mut SeriesCache) -> Result<Option<Counts>, Failure> {
         let mut reading = self.reading.take().unwrap_or_else(|| cache.begin(self.answer.format));
         while let Some(read) = self.unpacker.read(&mut self.block[self.filled..])? {
             self.keep(read);
@@ -73,8 +99,7 @@ impl Intake {
                 return Err(Failure::BodyTooLarge(self.limit));
             }
             if read == 0 {
-                let counts = cache.finish(reading, &self.block[..self.filled]).map_err(refused)?;
-                return Ok((spent, Some(counts)));
+                return cache.finish(reading, &self.block[..self.filled]).map_err(refused).map(Some);
             }
             if self.filled == self.block.len() {
                 let done = cache.block(&mut reading, &self.block).map_err(refused)?;
@@ -84,7 +109,7 @@ impl Intake {
             }
         }
         self.reading = Some(reading);
-        Ok((spent, None))
+        Ok(None)
     }
 
     /// An entry that takes most of a block wants a longer one. The longest is one byte longer than any entry: only a full one tells that what
@@ -97,11 +122,12 @@ impl Intake {
     }
 
     fn keep(&mut self, read: usize) {
-        if self.bytes as usize + read > CHECK_BYTES_MAX {
-            self.text = None;
-        }
-        if let Some(text) = &mut self.text {
-            text.extend_from_slice(&self.block[self.filled..self.filled + read]);
+        match &mut self.kept {
+            Kept::Page { text, .. } if text.len() + read <= CHECK_BYTES_MAX => {
+                text.extend_from_slice(&self.block[self.filled..self.filled + read]);
+            }
+            Kept::Page { .. } => self.kept = Kept::TooLarge,
+            Kept::Not | Kept::TooLarge => {}
         }
     }
 }
@@ -121,11 +147,11 @@ mod tests {
     /// What a body in pieces comes to, and the longest block it took.
     fn read(encoding: Encoding, format: Format, body: &[u8], limit: u64) -> (Result<Counts, Failure>, usize) {
         let (answer, mut cache) = (Answer { encoding, format, guessed: false }, SeriesCache::new(Options::default()));
-        let (mut intake, mut pieces) = (Intake::new(answer, limit, Vec::new(), false), body.chunks(PIECE_BYTES).peekable());
+        let (mut intake, mut pieces) = (Intake::new(answer, limit, Vec::new(), None), body.chunks(PIECE_BYTES).peekable());
         while let Some(piece) = pieces.next() {
-            match intake.take(&mut cache, piece.to_vec(), pieces.peek().is_none()) {
-                Ok((_, Some(counts))) => return (Ok(counts), intake.block.len()),
-                Ok((_, None)) => {}
+            match intake.take(&mut cache, &mut piece.to_vec(), pieces.peek().is_none()) {
+                Ok(Some(counts)) => return (Ok(counts), intake.block.len()),
+                Ok(None) => {}
                 Err(failure) => return (Err(failure), intake.block.len()),
             }
         }

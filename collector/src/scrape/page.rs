@@ -1,18 +1,19 @@
 //! One scrape: the request, the body, and who works on it where.
 //!
 //! *In*: a slot. *Out*: frames, and what the scrape came to. *Bound*: a body of at most [`PIECE_BYTES`](crate::client::PIECE_BYTES) is read
-//! whole; of a longer one two pieces and a block of its page are in memory, unless the target is `strict`. *When full*: what makes much work
+//! whole; of a longer one a piece and a block of its page are in memory, unless the target is `strict`. *When full*: what makes much work
 //! waits for a core.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::work::{Done, Got, Unread, Work};
+use super::intake::Intake;
+use super::work::{Done, Got, Unread, Work, page_bytes};
 use super::{Scrape, TARGET_LIMIT};
 use crate::client::{Answer, Body, Encoding, Failure};
 
-/// Pages above this many bytes are read on the blocking pool, as they take more than about 500 µs.
+/// More bytes of page than that are read on the blocking pool, as they take more than about 500 µs.
 const INLINE_BYTES_MAX: usize = 128 * 1024;
 
 impl Scrape {
@@ -47,30 +48,30 @@ impl Scrape {
             return self.read_on(answer, body, raw).await;
         }
         Ok(match answer.encoding {
-            Encoding::Gzip if !self.work.is_strict() => Unread::Last(self.work.intake(answer, shared.blocks.take()), raw),
+            Encoding::Gzip if !self.work.is_strict() => Unread::Last(self.intake(answer), raw),
             _ => Unread::Whole(answer, raw),
         })
     }
 
-    /// Reads piece after piece, each while the next one comes.
+    /// Reads piece after piece; the target and the kernel have the next one ready meanwhile.
     async fn read_on(&mut self, answer: Answer, mut body: Body, mut piece: Vec<u8>) -> Result<Unread, Failure> {
-        let mut intake = self.work.intake(answer, self.shared.blocks.take());
-        let mut next = self.shared.pieces.take();
+        let mut intake = self.intake(answer);
         while !body.is_ended() {
             body.reserve(intake.block_bytes()).await?;
-            next.clear();
-            let read = self.aside(move |work| {
-                let spent = work.take(&mut intake, piece);
-                (intake, spent)
-            });
-            let (read, came) = tokio::join!(read, body.piece(&mut next));
-            let (back, spent) = read?;
-            intake = back;
-            piece = std::mem::replace(&mut next, spent?);
-            came?;
+            if page_bytes(answer, &piece) > INLINE_BYTES_MAX {
+                let step = move |work: &mut Work| work.take(&mut intake, &mut piece).map(|()| (intake, piece));
+                (intake, piece) = self.aside(step).await??;
+            } else {
+                self.work.take(&mut intake, &mut piece)?;
+            }
+            piece.clear();
+            body.piece(&mut piece).await?;
         }
-        self.shared.pieces.give(next);
         Ok(Unread::Last(intake, piece))
+    }
+
+    fn intake(&self, answer: Answer) -> Box<Intake> {
+        self.work.intake(answer, self.shared.blocks.take(), &self.shared.kept)
     }
 
     async fn finish(&mut self, got: Got) -> Done {
@@ -86,9 +87,8 @@ impl Scrape {
         };
         match spent {
             Some(Unread::Whole(_, raw)) => self.shared.pieces.give(raw),
-            Some(Unread::Last(intake, _)) => {
-                let (block, piece) = intake.into_buffers();
-                self.shared.blocks.give(block);
+            Some(Unread::Last(intake, piece)) => {
+                self.shared.blocks.give(intake.into_block());
                 self.shared.pieces.give(piece);
             }
             None => {}

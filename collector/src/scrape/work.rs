@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use config::ValidationScheme;
 use sample::{Encoder, Flags, Interner};
+use tokio::sync::Semaphore;
 
 use super::TARGET_LIMIT;
 use super::intake::{Intake, refused};
@@ -38,7 +39,7 @@ pub(super) struct Work {
     frame_hint: usize,
     /// Pages until one is looked through again.
     unchecked: u32,
-    /// The next page is kept, to be looked through.
+    /// The next page is kept, if there is room, to be looked through.
     is_kept: bool,
 }
 
@@ -98,24 +99,26 @@ impl Work {
         self.target.scrape.strict
     }
 
-    /// Where a page is read that comes in pieces; `block`: a buffer with whatever it held.
-    pub(super) fn intake(&self, answer: Answer, block: Vec<u8>) -> Box<Intake> {
-        Box::new(Intake::new(answer, body_limit(&self.target), block, self.is_kept))
+    /// Where a page is read that comes in pieces; `block`: a buffer with whatever it held, `kept`: the room for whole pages.
+    pub(super) fn intake(&self, answer: Answer, block: Vec<u8>, kept: &Arc<Semaphore>) -> Box<Intake> {
+        let room = if self.is_kept { kept.clone().try_acquire_owned().ok() } else { None };
+        Box::new(Intake::new(answer, body_limit(&self.target), block, room))
     }
 
-    /// Reads a piece of a body that is not its last; the buffer of the one before.
-    pub(super) fn take(&mut self, intake: &mut Intake, piece: Vec<u8>) -> Result<Vec<u8>, Failure> {
-        intake.take(&mut self.cache, piece, false).map(|(spent, _)| spent)
+    /// Reads a piece of a body that is not its last.
+    pub(super) fn take(&mut self, intake: &mut Intake, piece: &mut Vec<u8>) -> Result<(), Failure> {
+        intake.take(&mut self.cache, piece, false).map(drop)
     }
 
-    /// About how many bytes of page the next step has to go through.
+    /// About how many bytes of page the last step has to go through.
     pub(super) fn cost(&self, got: &Got) -> usize {
-        let (bytes, answer) = match &got.body {
-            Ok(Unread::Whole(answer, raw)) => (raw.len(), *answer),
-            Ok(Unread::Last(intake, piece)) => (piece.len(), intake.answer()),
+        let bytes = match &got.body {
+            Ok(Unread::Whole(answer, raw)) => page_bytes(*answer, raw),
+            Ok(Unread::Last(intake, piece)) => {
+                page_bytes(intake.answer(), piece) + usize::try_from(intake.bytes()).unwrap_or(usize::MAX / 2)
+            }
             Err(_) => return self.size_hint,
         };
-        let bytes = if answer.encoding == Encoding::Gzip { bytes.saturating_mul(8) } else { bytes };
         let passes = if self.is_strict() { CHECK_COST } else { 1 };
         bytes.max(self.size_hint).saturating_mul(passes)
     }
@@ -133,7 +136,7 @@ impl Work {
     pub(super) fn finish(&mut self, got: Got) -> (Done, Option<Unread>) {
         let (result, spent) = match got.body {
             Ok(Unread::Whole(answer, raw)) => (self.read(answer, &raw), Some(Unread::Whole(answer, raw))),
-            Ok(Unread::Last(mut intake, piece)) => (self.read_last(&mut intake, piece), Some(Unread::Last(intake, Vec::new()))),
+            Ok(Unread::Last(mut intake, mut piece)) => (self.read_last(&mut intake, &mut piece), Some(Unread::Last(intake, piece))),
             Err(failure) => (Err(failure), None),
         };
         // As Prometheus has it: -1 where the limit on it failed the scrape.
@@ -192,19 +195,19 @@ impl Work {
             return Err(refused(PageError::Strict(violation)));
         }
         let counts = self.cache.page_in(answer.format, page).map_err(refused)?;
-        Ok(self.check(counts, answer, Some(page)))
+        Ok(self.check(counts, answer, Some(page), false))
     }
 
     /// Reads the last piece of a page.
-    fn read_last(&mut self, intake: &mut Intake, piece: Vec<u8>) -> Result<Counts, Failure> {
-        let (_, counts) = intake.take(&mut self.cache, piece, true)?;
+    fn read_last(&mut self, intake: &mut Intake, piece: &mut Vec<u8>) -> Result<Counts, Failure> {
+        let counts = intake.take(&mut self.cache, piece, true)?;
         self.size_hint = usize::try_from(intake.bytes()).unwrap_or(usize::MAX);
         let counts = counts.expect("behind the last piece the page ends");
-        Ok(self.check(counts, intake.answer(), intake.text()))
+        Ok(self.check(counts, intake.answer(), intake.text(), intake.is_too_large()))
     }
 
     /// Now and then adds the defects of a page whose lines changed; where it was not kept, those of the next one.
-    fn check(&mut self, mut counts: Counts, answer: Answer, page: Option<&[u8]>) -> Counts {
+    fn check(&mut self, mut counts: Counts, answer: Answer, page: Option<&[u8]>, is_too_large: bool) -> Counts {
         counts.defects.add(Defect::ContentType, answer.guessed);
         self.unchecked = self.unchecked.saturating_sub(1);
         let is_due = self.unchecked == 0 && (counts.changed || self.is_kept);
@@ -214,8 +217,7 @@ impl Work {
         if let Some(page) = page {
             counts.defects.add_checked(strict::check(answer.format, page).defects());
         }
-        // One that was to be kept and was not is too large.
-        let is_done = page.is_some() || self.is_kept;
+        let is_done = page.is_some() || is_too_large;
         (self.unchecked, self.is_kept) = if is_done { (CHECK_PAGES, false) } else { (0, true) };
         counts
     }
@@ -240,6 +242,11 @@ impl Work {
         self.cache.rest();
         (frames, fits)
     }
+}
+
+/// About how many bytes of page are in so much of a body.
+pub(super) fn page_bytes(answer: Answer, body: &[u8]) -> usize {
+    if answer.encoding == Encoding::Gzip { body.len().saturating_mul(8) } else { body.len() }
 }
 
 /// What `strict` refuses an answer for.

@@ -8,7 +8,7 @@ mod strict;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bundled_nats::twin::Twin;
@@ -249,6 +249,40 @@ async fn slots_keep_their_phase_over_a_restart_and_overrun_slots_are_counted() {
     let missed: u64 =
         ["overrun", "suspended", "busy"].iter().map(|reason| second.telemetry.slots_missed.with_label_values(&[reason]).get()).sum();
     assert!(missed > 0);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_is_counted_once_and_no_page_has_the_time_of_before() {
+    let server = Server::new(|_, _| page(PAGE)).await;
+    let (ahead_ms, real) = (Arc::new(AtomicI64::new(0)), Clock::system());
+    let (set, uptime) = (ahead_ms.clone(), real.clone());
+    let clock = Clock::set(move || real.now_ms() + set.load(Ordering::SeqCst), move || uptime.now_ms());
+    let bench = Bench::over(Twin::new(1 << 30), configuration(&job("node", &server.address, "")), clock);
+    let slots = || -> Vec<i64> {
+        let rows = bench.rows();
+        rows.get(&("node".into(), "up{}".into())).into_iter().flatten().map(|row| row.slot_ms).collect()
+    };
+    let steps = |direction: &str| bench.telemetry.clock_steps.with_label_values(&[direction]).get();
+    wait("some scrapes", || slots().len() >= 3).await;
+    for (hours, direction, forward, back) in [(1, "forward", 1, 0), (-1, "back", 1, 1)] {
+        let before = slots().len();
+        ahead_ms.store(hours * 3_600_000, Ordering::SeqCst);
+        wait("scrapes go on", || slots().len() >= before + 3).await;
+        assert_eq!((steps("forward"), steps("back")), (forward, back), "{direction}");
+    }
+    let missed = |reason: &str| bench.telemetry.slots_missed.with_label_values(&[reason]).get();
+    assert!(missed("clock") >= 8_000, "{} slots of 400 ms are in an hour", missed("clock"));
+    assert!(missed("suspended") + missed("overrun") < 1_000, "these are for another reason");
+    // Three times of day, each passed once.
+    let slots = slots();
+    let jumps = slots.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) > 1_800_000).count();
+    assert_eq!(jumps, 2, "{slots:?}");
+    let late = slots.iter().zip(slots.iter().skip(1)).filter(|(a, b)| b < a).count();
+    assert_eq!(late, 1, "{slots:?}");
+    assert!(
+        slots.last().is_some_and(|last| last % 400 == (slots[0] + 1) % 400),
+        "slots of the time after it have another phase: {slots:?}"
+    );
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ pub fn in_namespace<T: Send>(test: impl AsyncFnOnce() -> Result<T> + Send) -> Re
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name(std::thread::current().name().unwrap_or("namespace").to_owned());
         let ran = thread.spawn_scoped(scope, || {
-            unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: the tests of Kubernetes need root")?;
+            unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: tests with a network of their own need root")?;
             bring_up()?;
             // Made after the thread moved: what it starts is where it is.
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;

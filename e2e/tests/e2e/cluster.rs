@@ -78,6 +78,12 @@ impl Members {
 
 /// Who leads the stream of samples in the eyes of a member; none: nobody, or it does not run.
 async fn leader_seen_by(member: &Strata) -> Result<Option<String>> {
+    let raw = stream_seen_by(member).await?;
+    Ok(raw["cluster"]["leader"].as_str().filter(|name| !name.is_empty()).map(str::to_owned))
+}
+
+/// What a member's server says of the stream of samples.
+pub async fn stream_seen_by(member: &Strata) -> Result<Value> {
     let run = member.data_dir().join("nats/run");
     let ports =
         std::fs::read_dir(run)?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| path.extension().is_some_and(|e| e == "ports"));
@@ -87,8 +93,7 @@ async fn leader_seen_by(member: &Strata) -> Result<Option<String>> {
     let jsz: Value = serde_json::from_slice(&answer.body)?;
     let accounts = jsz["account_details"].as_array().into_iter().flatten();
     let mut streams = accounts.flat_map(|account| account["stream_detail"].as_array().into_iter().flatten());
-    let raw = streams.find(|stream| stream["name"] == "STRATA_RAW");
-    Ok(raw.and_then(|raw| raw["cluster"]["leader"].as_str()).filter(|name| !name.is_empty()).map(str::to_owned))
+    Ok(streams.find(|stream| stream["name"] == "STRATA_RAW").cloned().unwrap_or_default())
 }
 
 /// Waits until a process is not ready, and says why in these words.
@@ -101,11 +106,23 @@ async fn unready(strata: &Strata, words: &str) -> Result<()> {
 }
 
 /// Waits until what is scraped from now on arrives, and says how long that took.
-async fn goes_on(sink: &HttpSink, exporters: &[Exporter]) -> Result<Duration> {
+pub async fn goes_on(sink: &HttpSink, exporters: &[Exporter]) -> Result<Duration> {
     let since = Instant::now();
     scene::more_rounds(exporters, 2, LIMIT).await?;
     scene::caught_up(sink, exporters, LIMIT).await?;
     Ok(since.elapsed())
+}
+
+/// Waits until a relay's process has delivered all; the audit is balanced then. How far the relay lags is as old as the last answer of a stream that had
+/// no leader; the audit counts.
+pub async fn balanced(relay: &Strata) -> Result<Value> {
+    let delivered = wait::until("all is delivered", LIMIT, async || {
+        let (statement, code) = scene::audit(relay, "now").await.ok()?;
+        (statement["relays"][0]["in_stream"] == 0).then_some((statement, code))
+    });
+    let (statement, code) = delivered.await?;
+    ensure!(code == 0 && statement["balanced"] == true, "{statement}");
+    Ok(statement)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,13 +183,7 @@ async fn a_cluster_goes_on_without_one_of_three_and_waits_without_two() -> Resul
         None
     })
     .await?;
-    // How far the relay lags is as old as the last answer of a stream that had no leader; the audit counts.
-    let delivered = wait::until("all is delivered", LIMIT, async || {
-        let (statement, code) = scene::audit(&relays[running], "now").await.ok()?;
-        (statement["relays"][0]["in_stream"] == 0).then_some((statement, code))
-    });
-    let (statement, code) = delivered.await?;
-    ensure!(code == 0 && statement["balanced"] == true, "{statement}");
+    let statement = balanced(&relays[running]).await?;
     for strata in relays.iter_mut().chain(&mut members.all) {
         strata.stop().await?;
     }

@@ -17,12 +17,13 @@ use tempfile::TempDir;
 use crate::scene;
 
 const LIMIT: Duration = Duration::from_secs(120);
+const LOOPBACK: &str = "127.0.0.1";
 
 /// What all processes of an installation are given.
 pub struct Installation {
     seeds: TempDir,
     /// Where the servers listen.
-    ports: Vec<u16>,
+    servers: Vec<String>,
     /// Where the members of a cluster find each other; none: one server by itself.
     peers: Vec<String>,
     rest: String,
@@ -35,17 +36,21 @@ impl Installation {
 
     /// One with this configuration beside `buffer` and `feeds`.
     pub fn of(rest: String) -> Result<Self> {
-        Ok(Self { seeds: TempDir::with_prefix("strata-e2e-seeds-")?, ports: vec![process::free_port()?], peers: Vec::new(), rest })
+        Ok(Self { seeds: TempDir::with_prefix("strata-e2e-seeds-")?, servers: vec![at(LOOPBACK)?], peers: Vec::new(), rest })
     }
 
     /// One whose servers are a cluster of three.
     pub fn of_three(exporters: &[Exporter], relays: &str) -> Result<Self> {
+        Self::of_three_at(&[LOOPBACK; 3].map(str::to_owned), exporters, relays)
+    }
+
+    /// The same on three machines.
+    pub fn of_three_at(addresses: &[String; 3], exporters: &[Exporter], relays: &str) -> Result<Self> {
         let mut installation = Self::new(exporters, relays)?;
-        while installation.ports.len() < 3 {
-            installation.ports.push(process::free_port()?);
-        }
-        for _ in 0..3 {
-            installation.peers.push(format!("127.0.0.1:{}", process::free_port()?));
+        installation.servers.clear();
+        for address in addresses {
+            installation.servers.push(at(address)?);
+            installation.peers.push(at(address)?);
         }
         Ok(installation)
     }
@@ -58,15 +63,15 @@ impl Installation {
     /// A process of it that does not run yet.
     pub fn prepare(&self, role: &'static str) -> Result<Strata> {
         let (seeds, rest) = (self.seeds.path().display(), &self.rest);
-        let urls: Vec<String> = self.ports.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let urls: Vec<String> = self.servers.iter().map(|server| format!("nats://{server}")).collect();
         let (cluster, replicas) = match self.peers.is_empty() {
             true => (String::new(), 1),
-            false => (format!(", cluster: {{peers: {:?}}}", self.peers), 3),
+            false => (format!(", cluster: {{peers: {:?}, plaintext: {}}}", self.peers, !self.peers[0].starts_with(LOOPBACK)), 3),
         };
         let configuration = format!(
             "buffer:\n  nats: {{urls: {urls:?}, seeds_dir: {seeds}{cluster}}}\n  replicas: {replicas}\n  max_bytes: 256MiB\n\
-             feeds: {{listen: '127.0.0.1:{}'}}\n{rest}",
-            self.ports[0]
+             feeds: {{listen: '{}'}}\n{rest}",
+            self.servers[0]
         );
         let mut strata = Strata::prepare(&configuration)?;
         strata.play(role);
@@ -77,7 +82,7 @@ impl Installation {
     pub fn prepare_member(&self, i: usize) -> Result<Strata> {
         let mut strata = self.prepare("nats")?;
         strata.set("STRATA_BUFFER__NATS__CLUSTER__MEMBER", &self.peers[i]);
-        strata.set("STRATA_FEEDS__LISTEN", &format!("127.0.0.1:{}", self.ports[i]));
+        strata.set("STRATA_FEEDS__LISTEN", &self.servers[i]);
         Ok(strata)
     }
 
@@ -88,6 +93,11 @@ impl Installation {
         strata.ready().await?;
         Ok(strata)
     }
+}
+
+/// A port of an address that is free here.
+fn at(address: &str) -> Result<String> {
+    Ok(format!("{address}:{}", process::free_port()?))
 }
 
 /// What a process says under a path of its API.

@@ -356,7 +356,9 @@ impl Rhythm {
             if self.stretches.is_empty() {
                 self.stretch(producer, slot_ms);
             }
-            return self.fill(slot_ms) || is_first;
+            // The clock of a process that goes on was set back: its slots are others than those that came before.
+            let is_set_back = distance < 0 && (self.process.0.as_str(), self.process.1) == (producer, epoch);
+            return self.fill(slot_ms) || is_first || is_set_back;
         }
         self.settle(distance);
         let is_other = (self.process.0.as_str(), self.process.1) != (producer, epoch);

@@ -100,17 +100,19 @@ fn slots_between_are_dropped_but_for_staleness_markers_and_pushed_samples() {
     let one = 1.0_f64.to_bits();
     let mut passed = Vec::new();
     for slot in [0, 15_000, 30_000, 60_000, 75_000, 45_000, 120_000] {
-        let moment = chain.moment(target, slot, false);
-        assert_eq!(moment.drops, chain.moment(target, slot, false).drops, "all parts of a slot are treated alike");
+        let moment = chain.moment(target, slot, slot == 45_000, false);
+        assert_eq!(moment.drops, chain.moment(target, slot, slot == 45_000, false).drops, "all parts of a slot are treated alike");
         if of.judge(&mut chain, one, &moment) == Outcome::Pass(one) {
             passed.push(slot);
         }
     }
     assert_eq!(passed, [0, 60_000, 120_000]);
-    let between = chain.moment(target, 130_000, false);
+    let mut set_back = |slots: &[i64]| slots.iter().filter(|slot| chain.moment(target, **slot, false, false).drops == 0).count();
+    assert_eq!(set_back(&[3_600_000, 60_000, 75_000, 90_000, 105_000, 125_000]), 3, "a clock that is set back thins out as before");
+    let between = chain.moment(target, 130_000, false, false);
     assert_eq!(of.judge(&mut chain, one, &between), Outcome::Drop(0));
     assert_eq!(of.judge(&mut chain, STALE_NAN, &between), Outcome::Pass(STALE_NAN));
-    let pushed = chain.moment(target, 131_000, true);
+    let pushed = chain.moment(target, 131_000, false, true);
     let mut alone = Vec::new();
     let outcome = chain.judge(of.rule, &mut of.places, State::Present, one, &pushed, |filter| alone.push(filter));
     assert_eq!((outcome, alone), (Outcome::Pass(one), vec![0]));
@@ -205,7 +207,7 @@ proptest! {
             .collect();
         let (mut passed, mut dropped, mut collided) = (0, vec![0; filters.len()], 0);
         for (i, (k, cumulative, bits)) in samples.iter().enumerate() {
-            let moment = chain.moment(TargetId(1), i as i64 * 7_000, false);
+            let moment = chain.moment(TargetId(1), i as i64 * 7_000, false, false);
             match all[k * 2 + usize::from(*cumulative)].judge(&mut chain, *bits, &moment) {
                 Outcome::Pass(out) => {
                     passed += 1;

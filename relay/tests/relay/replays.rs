@@ -348,7 +348,8 @@ async fn a_replay_holds_its_place_whoever_runs_it() {
     drop(relays);
     tokio::time::advance(Duration::from_secs(3600)).await;
     // The relay itself needs nothing of what was any more.
-    Producer::new(&twin, "p", 2).publish(&[scrape(1, slot(0), &[("a", 21.0), ("b_total", 21.0)])]).await;
+    let mut producer = Producer::new(&twin, "p", 2);
+    producer.publish(&[scrape(1, slot(0), &[("a", 21.0), ("b_total", 21.0)])]).await;
     let relays = setup.start();
     let status = ended(&relays.replays(), &id).await;
     assert_eq!((status.outcome, status.progress.gone, status.progress.totals.delivered), (Some(Outcome::Done), 0, 40));
@@ -356,6 +357,8 @@ async fn a_replay_holds_its_place_whoever_runs_it() {
         if twin.raw.info().await.expect("up").first_seq > 20 {
             return relays.stop(STOP_MAX).await;
         }
+        // What is old was so half a minute before.
+        producer.publish(&[scrape(1, slot(0), &[("a", 21.0), ("b_total", 21.0)])]).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     panic!("it holds space after its end");

@@ -37,12 +37,20 @@ async fn increases_add_up_over_restarts_epochs_layouts_resets_and_twins() {
     let mut other = Producer::new(&twin, "q", 1);
     other.publish(&[scrape(1, at + 3 * SLOT, &[("new", 1.0), ("c_total", 118.0)])]).await;
     producer.publish(&[scrape(1, at + 3 * SLOT, &[("c_total", 118.0)])]).await;
-    other.publish(&[scrape(1, at - SLOT, &[("new", 1.0), ("c_total", 90.0)])]).await;
+    producer.publish(&[scrape(1, at - SLOT, &[("new", 1.0), ("c_total", 90.0)])]).await;
     other.publish(&[scrape(1, at + 4 * SLOT, &[("new", 1.0), ("c_total", 4.0)])]).await;
     let after = passed(&twin, "one", 7).await;
     assert_eq!(sum(&sink.delivered()), 22.0);
     balanced(&after);
     assert_eq!(after.totals.filtered, 3, "a twin and two late ones");
+    // Its clock is set forward by an hour, and back: scrapes follow each other all the same.
+    let hour = 3600 * 1000;
+    for (slot_ms, value) in [(at + hour, 6.0), (at + 5 * SLOT, 9.0), (at + 6 * SLOT, 10.0)] {
+        other.publish(&[scrape(1, slot_ms, &[("new", 1.0), ("c_total", value)])]).await;
+    }
+    let after = passed(&twin, "one", 10).await;
+    assert_eq!(sum(&sink.delivered()), 28.0);
+    assert_eq!(after.totals.filtered, 3, "none of them is late");
     relays.stop(Duration::from_secs(5)).await;
 }
 

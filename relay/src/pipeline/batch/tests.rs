@@ -97,7 +97,7 @@ fn batches(
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
     let mut building = Building::new(encoder, Limits { bytes_max, items_max: 1000 });
     building.section(resolved, &read, SLOT);
-    let moment = chain.moment(TargetId(1), SLOT, false);
+    let moment = chain.moment(TargetId(1), SLOT, false, false);
     let mut tally = Tally::new(chain.len());
     let mut page = Page { resolved, filters: chain, columns: &read, moment };
     let (mut next, mut batches) = (0, Vec::new());

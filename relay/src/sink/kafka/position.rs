@@ -40,9 +40,12 @@ pub(super) struct Reached {
     pub index: u32,
     /// Its idempotency key.
     pub key: String,
-    /// A bit for each of its items: set, it was refused. Empty: none was.
+    /// A bit for each item of the batch that was committed last: set, it was refused. Empty: none was.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rejected: String,
+    /// The key of that batch, where it is not the one of `key` but an earlier one that was open. What was refused of all others is parked by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled: Option<String>,
     /// Why.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -54,18 +57,21 @@ pub(super) struct Reached {
 impl Reached {
     /// The position after a batch of which these items were refused.
     pub fn after(batch: &Batch, rejected: &[usize], reason: &str, open: Vec<(u64, u32)>) -> Self {
-        let mut bits = vec![0_u8; rejected.iter().max().map_or(0, |last| last / 8 + 1)];
-        rejected.iter().for_each(|item| bits[item / 8] |= 1 << (item % 8));
-        let end = reason.floor_char_boundary(REASON_BYTES_MAX);
         Self {
             last: batch.stretch.last,
             first: batch.stretch.first,
             index: batch.stretch.index,
             key: batch.key.clone(),
-            rejected: BASE64.encode(bits),
-            reason: reason[..end].to_owned(),
+            rejected: bits(rejected),
+            settled: None,
+            reason: bounded(reason),
             open,
         }
+    }
+
+    /// The same position after an open batch of which these items were refused.
+    pub fn settling(&self, batch: &Batch, rejected: &[usize], reason: &str, open: Vec<(u64, u32)>) -> Self {
+        Self { rejected: bits(rejected), settled: Some(batch.key.clone()), reason: bounded(reason), open, ..self.clone() }
     }
 
     /// As the consumer group keeps it.
@@ -98,14 +104,15 @@ impl Reached {
         if self.is_open(batch) {
             return None;
         }
-        if batch.key == self.key {
+        if batch.key == *self.settled.as_ref().unwrap_or(&self.key) {
             let bits = BASE64.decode(&self.rejected).unwrap_or_default();
             let is_set = |item: &usize| bits.get(item / 8).is_some_and(|byte| byte >> (item % 8) & 1 == 1);
             return Some((0..batch.items.len()).filter(is_set).collect());
         }
         // Another configuration makes other batches of the same messages.
         let is_alike = || batch.key.rsplit('/').next() == self.key.rsplit('/').next();
-        let is_before = stretch.last < self.first || stretch.first == self.first && stretch.index < self.index && is_alike();
+        let is_before =
+            batch.key == self.key || stretch.last < self.first || stretch.first == self.first && stretch.index < self.index && is_alike();
         is_before.then(Vec::new)
     }
 
@@ -113,6 +120,17 @@ impl Reached {
     pub fn is_open(&self, batch: &Batch) -> bool {
         self.open.contains(&(batch.stretch.first, batch.stretch.index))
     }
+}
+
+/// A bit for each item, set for these.
+fn bits(items: &[usize]) -> String {
+    let mut bits = vec![0_u8; items.iter().max().map_or(0, |last| last / 8 + 1)];
+    items.iter().for_each(|item| bits[item / 8] |= 1 << (item % 8));
+    BASE64.encode(bits)
+}
+
+fn bounded(reason: &str) -> String {
+    reason[..reason.floor_char_boundary(REASON_BYTES_MAX)].to_owned()
 }
 
 impl ConsumerContext for Reports {}
@@ -195,6 +213,15 @@ mod tests {
         ] {
             assert_eq!(reached.covers(&batch), expect, "{what}");
         }
+        let settled = reached.settling(&batch(8, 8, 0, "x"), &[0], "no", Vec::new());
+        for (what, batch, expect) in [
+            ("the batch that was put aside", batch(8, 8, 0, "x"), Some(vec![0])),
+            ("what is parked of the newest", batch(10, 12, 3, "x"), Some(vec![])),
+            ("an earlier message", batch(9, 9, 7, "x"), Some(vec![])),
+            ("a later message", batch(13, 13, 0, "x"), None),
+        ] {
+            assert_eq!(settled.covers(&batch), expect, "settled: {what}");
+        }
         let mut other = batch(10, 12, 3, "x");
         other.key = "p:1:10/3.ffff/x".to_owned();
         assert_eq!(reached.covers(&other), None, "the same place with other messages");
@@ -206,6 +233,7 @@ mod tests {
         let mut largest = batch(u64::MAX >> 1, u64::MAX >> 1, u32::MAX, "0123456789abcdef");
         largest.key = format!("{}:1764192000000:18446744073709551615:64/0.0123456789abcdef/0123456789abcdef", "p".repeat(253));
         let reached = Reached::after(&largest, &refused, &"é".repeat(400), vec![(u64::MAX, 9); 4]);
+        let reached = reached.settling(&largest, &refused, &"é".repeat(400), vec![(u64::MAX, 9); 4]);
         let offsets = reached.offsets("metrics").expect("offsets");
         let partition = offsets.find_partition("metrics", 0).expect("the partition");
         assert!(partition.metadata().len() <= 4096, "{}", partition.metadata().len());

@@ -146,7 +146,7 @@ impl Transactions {
         let place = (batch.stretch.first, batch.stretch.index);
         let open: Vec<(u64, u32)> = self.open.iter().copied().filter(|open| *open != place).collect();
         match &self.reached {
-            Some(reached) if self.open.contains(&place) => Reached { open, ..reached.clone() },
+            Some(reached) if self.open.contains(&place) => reached.settling(batch, rejected, reason, open),
             _ => Reached::after(batch, rejected, reason, open),
         }
     }

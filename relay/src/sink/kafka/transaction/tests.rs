@@ -144,6 +144,22 @@ async fn a_batch_of_which_nothing_was_taken_is_open_until_it_is() {
 }
 
 #[tokio::test]
+async fn what_is_refused_of_a_batch_that_was_refused_whole_before_is_known_to_the_next_life() {
+    let cluster = cluster(1);
+    let mut sink = built(&cluster, &json!({"transactional_id": ID, "message_bytes_max": "1000B", "batch_bytes": "1000B"}));
+    let large = "x".repeat(2000);
+    let first = of(1, &["a", &large]);
+    cluster.request_errors(Api::Produce, &[Err::RD_KAFKA_RESP_ERR_INVALID_RECORD]);
+    let answer = answered(&mut sink, &first).await;
+    assert!(matches!(&answer, Answer::Reject { items: Some(items), .. } if items.len() == 2), "{answer:?}");
+    assert_eq!(answered(&mut sink, &of(2, &["b"])).await, Answer::Delivered);
+    let answer = answered(&mut sink, &first).await;
+    assert!(matches!(&answer, Answer::Reject { items: Some(items), .. } if *items == [1]), "{answer:?}");
+    let reached = sink.transactions.as_ref().and_then(|transactions| transactions.reached.clone()).expect("a position");
+    assert_eq!((reached.covers(&first), reached.covers(&of(2, &["b"]))), (Some(vec![1]), Some(vec![])));
+}
+
+#[tokio::test]
 async fn what_a_life_before_has_committed_is_not_sent_again() {
     let cluster = cluster(1);
     commit(&cluster, ID, &Reached::after(&of(2, &["b", "c"]), &[1], "too large", Vec::new()));

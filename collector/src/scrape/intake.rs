@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_block_is_as_long_as_the_longest_line_wants_it() {
         let lines = "some_metric{some_label=\"some value\"} 1\n# HELP some_metric A comment.\n".repeat(100_000);
-        let long = format!("{lines}# {}\n{lines}", "x".repeat(300 * 1024));
+        let long = format!("{lines}# {}\n{lines}", "x".repeat(BLOCK_BYTES + BLOCK_BYTES / 4));
         for (page, block) in [(&lines, BLOCK_BYTES), (&long, 2 * BLOCK_BYTES)] {
             let (counts, longest) = read(Encoding::Identity, Format::Text, page.as_bytes(), u64::MAX);
             assert_eq!((counts.expect("a good page").scraped >= 100_000, longest), (true, block));

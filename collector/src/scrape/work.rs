@@ -256,3 +256,32 @@ fn violation(answer: Answer, page: &[u8]) -> Option<strict::Violation> {
     }
     strict::check(answer.format, page).violations(answer.format, page).next()
 }
+
+#[cfg(test)]
+mod tests {
+    use config::Config;
+
+    use super::*;
+    use crate::parse::Format;
+
+    #[test]
+    fn a_page_without_room_is_looked_through_at_a_later_scrape() {
+        let text = r#"{"scrape_configs": [{"job_name": "one", "static_configs": [{"targets": ["127.0.0.1:1"]}]}]}"#;
+        let config: Config = serde_json::from_str(text).expect("a configuration");
+        let job = crate::target::Job::new(&config.global, config.scrape_configs[0].clone());
+        let target = job.find(&crate::discovery::statics(&job.scrape)).targets.remove(0);
+        let mut work = Work::new(target, Arc::default());
+        let answer = Answer { encoding: Encoding::Identity, format: Format::Text, guessed: false };
+        let mut found = |kept: &Arc<Semaphore>| {
+            let intake = work.intake(answer, Vec::new(), kept);
+            let page = b"# TYPE c counter\n# TYPE c counter\nc 1\n".to_vec();
+            let (done, spent) = work.finish(Got { slot_ms: 0, duration: Duration::ZERO, body: Ok(Unread::Last(intake, page)) });
+            assert!(matches!(spent, Some(Unread::Last(_, page)) if page.len() == 38), "the buffer of the piece comes back");
+            done.result.expect("a good page").defects.found().collect::<Vec<_>>()
+        };
+        let (full, room) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(1)));
+        let seen = [found(&full), found(&full), found(&room), found(&room)];
+        assert_eq!(seen, [vec![], vec![], vec![(Defect::TypeTwice, 1)], vec![]]);
+        assert_eq!(room.available_permits(), 1, "its room is free again");
+    }
+}

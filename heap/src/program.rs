@@ -4,6 +4,7 @@
 //! `/proc` nothing happens.
 
 use std::ops::Range;
+use std::path::Path;
 
 /// A mapping of a file, as `/proc/self/smaps` has it.
 struct Mapping<'a> {
@@ -14,10 +15,17 @@ struct Mapping<'a> {
     own_kb: u64,
 }
 
+impl Mapping<'_> {
+    /// Whether it holds the same bytes as the program's file, and always will.
+    fn is_as_in(&self, program: &Path) -> bool {
+        program.as_os_str() == self.file && self.own_kb == 0 && !self.is_writable
+    }
+}
+
 /// Drops all pages that are the file's own: the next look at one of them takes it from the file again.
 pub(crate) fn give_back() {
     let (Ok(smaps), Ok(program)) = (std::fs::read_to_string("/proc/self/smaps"), std::fs::read_link("/proc/self/exe")) else { return };
-    for mapping in mappings(&smaps).filter(|mapping| program.as_os_str() == mapping.file && mapping.own_kb == 0 && !mapping.is_writable) {
+    for mapping in mappings(&smaps).filter(|mapping| mapping.is_as_in(&program)) {
         let Range { start, end } = mapping.pages;
         // SAFETY: the range is a mapping of the program's file that nothing has written to and nothing can write to: what is dropped is read
         // from the file again, the same bytes.
@@ -88,8 +96,7 @@ Anonymous:            24 kB
             let kb = status.lines().find_map(|line| line.strip_prefix("RssFile:")).expect("Linux");
             kb.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
         };
-        let own = |mapping: &Mapping<'_>| program.as_os_str() == mapping.file && mapping.own_kb == 0 && !mapping.is_writable;
-        let touched: Vec<_> = mappings(&smaps).filter(own).map(|mapping| mapping.pages).collect();
+        let touched: Vec<_> = mappings(&smaps).filter(|mapping| mapping.is_as_in(&program)).map(|mapping| mapping.pages).collect();
         assert!(!touched.is_empty() && bytes.len() > touched.iter().map(Range::len).sum(), "{smaps}");
         for page in touched.iter().cloned().flat_map(|pages| pages.step_by(4096)) {
             // SAFETY: a readable page of the program's own file.

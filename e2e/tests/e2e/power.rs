@@ -19,6 +19,8 @@ use crate::scene;
 const LIMIT: Duration = Duration::from_secs(60);
 /// How often the power goes under load.
 const LOSSES: u64 = 6;
+/// How long it stays away every second time, ms: slots pass that nobody scrapes.
+const AWAY_MS: i64 = 1_500;
 /// How often it goes at a first start.
 const STARTS: u64 = 8;
 
@@ -97,6 +99,10 @@ async fn what_was_acknowledged_outlives_every_loss_of_power() -> Result<()> {
             life.acknowledged
         );
         fall(&mut strata, &mut power, &exporters).await?;
+        let fell_ms = now_ms();
+        if loss % 2 == 1 {
+            wait::until_true("slots have passed without power", LIMIT, || now_ms() >= fell_ms + AWAY_MS).await?;
+        }
         if loss % 3 == 2 && std::mem::take(&mut is_away) {
             away.reopen()?;
         }

@@ -123,6 +123,9 @@ impl RelabelConfig {
         if self.action == LabelMap && self.replacement.is_empty() {
             return Some(("replacement", "action 'labelmap' needs a label name here, like '$1'".to_owned()));
         }
+        if matches!(self.action, Lowercase | Uppercase) && self.replacement != default.replacement {
+            return Some(("replacement", format!("action '{action}' writes the values themselves: take 'replacement' out")));
+        }
         let rest = [
             ("separator", self.separator != default.separator),
             ("modulus", self.modulus != default.modulus),

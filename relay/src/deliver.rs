@@ -127,6 +127,8 @@ pub struct Deliver {
     pace: u64,
     /// Whether a part that was begun is left with some of it delivered: the next life sends that again.
     half_sent: bool,
+    /// Whether nothing was sent yet.
+    is_first: bool,
     /// Messages of a crashed life that may come again.
     repeats: u64,
     outage: Outage,
@@ -170,6 +172,7 @@ impl Deliver {
             rolled_back: false,
             pace: 0,
             half_sent: false,
+            is_first: true,
             repeats,
             outage: Outage::default(),
             given_up: GivenUp::default(),

@@ -8,7 +8,7 @@ use std::ops::Range;
 use sample::{Exemplar, NO_TIME, NativeHistogram};
 
 use super::labels::Identity;
-use super::store::{PENDING, Put, Slot};
+use super::store::{PENDING, Put, Slot, is_newer};
 
 /// New series of one page; empty, and without memory of its own, on a steady one.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl Fresh {
         let index = (pending & !PENDING) as usize;
         let is_native = self.histograms.iter().any(|(series, _)| *series == index);
         let row = &mut self.rows[index];
-        if row.timestamp_ms != timestamp_ms && !is_native {
+        if is_newer(timestamp_ms, row.timestamp_ms) && !is_native {
             row.timestamp_ms = timestamp_ms;
             row.value = value;
         }

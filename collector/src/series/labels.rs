@@ -83,14 +83,14 @@ pub(super) fn settle(options: &Options, identity: &mut Identity<'_>, line: impl 
 }
 
 /// Applies the rules to the whole label set, then says again what the series has of its own: a label that the rules took from the target's
-/// is hidden by an empty one.
+/// is hidden by an empty one. A series without any label left is dropped.
 fn relabeled(options: &Options, identity: &Identity<'_>) -> Option<Identity<'static>> {
     let targets = || options.target_labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let own = |name: &str| identity.labels.iter().any(|label| label.0 == name);
     let labels = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
     let all = [(NAME, identity.name.as_ref())].into_iter().chain(labels).chain(targets().filter(|(name, _)| !own(name)));
     let mut set = Labels::new(all);
-    if !relabel::apply(&options.relabel, &mut set) {
+    if !relabel::apply(&options.relabel, &mut set) || set.iter().next().is_none() {
         return None;
     }
     let inherited = |name: &str, value: &str| targets().any(|target| target == (name, value));

@@ -431,14 +431,19 @@ fn push_histogram(columns: &mut Columns, series: u32, histogram: NativeHistogram
     columns.histograms.push((series, histogram));
 }
 
-/// Of two samples of one series in one page the first wins if they have the same time, else the last.
+/// Whether a sample takes the place of another one of its series in one page: the newest wins, and of one time the first. What has no time of its
+/// own is of the scrape, and newer than what has one.
+pub(super) fn is_newer(timestamp_ms: Option<i64>, than: Option<i64>) -> bool {
+    timestamp_ms.unwrap_or(i64::MAX) > than.unwrap_or(i64::MAX)
+}
+
 #[cold]
 fn duplicate(columns: &mut Columns, index: usize, value: u64, timestamp_ms: Option<i64>) -> Put {
-    let time = timestamp_ms.unwrap_or(NO_TIME);
+    let known = columns.timestamps.get(index).copied().filter(|time| *time != NO_TIME);
     // Beside a native histogram there is no place for another sample.
-    if columns.states[index] == State::Present && columns.timestamps.get(index).copied().unwrap_or(NO_TIME) != time {
+    if columns.states[index] == State::Present && is_newer(timestamp_ms, known) {
         columns.timestamps.resize(columns.states.len(), NO_TIME);
-        columns.timestamps[index] = time;
+        columns.timestamps[index] = timestamp_ms.unwrap_or(NO_TIME);
         columns.values[index] = value;
     }
     Put::Duplicate

@@ -99,7 +99,8 @@ fn doubles_are_counted_and_the_rule_is_kept() {
         ("a 1\na 2\n", "a{} 1", 1),
         ("a 1 5\na 2 5\na 3 5\n", "a{} 1 @5", 2),
         ("a 1 5\na 2 6\n", "a{} 2 @6", 1),
-        ("a 1\na 2 6\n", "a{} 2 @6", 1),
+        ("a 1 6\na 2 5\n", "a{} 1 @6", 1),
+        ("a 1\na 2 6\n", "a{} 1", 1),
         ("a 1 6\na 2\nb 1 7\n", "a{} 2; b{} 1 @7", 1),
         ("a{x=\"\"} 1\na 2\n", "a{} 1", 1),
     ] {
@@ -473,6 +474,11 @@ fn limits_count_what_relabeling_left_and_a_name_must_be_left() {
     cache.page(b"a{long_label_name=\"1\"} 1\n").expect("the long label is gone");
     let error = cache.page(b"a 1\nb{x=\"gone\"} 2\n").expect_err("a series without a name");
     assert_eq!((error.reason(), error), ("name_missing", PageError::NameMissing { line: 2 }));
+    // One without any label is dropped, as in Prometheus.
+    let mut cache = SeriesCache::new(Options { target_labels: Vec::new(), ..relabeling(r#"[{"regex":"b","action":"labelkeep"}]"#) });
+    let error = cache.page(b"a{b=\"1\"} 1\n").expect_err("a label without a name");
+    assert_eq!(error.reason(), "name_missing");
+    assert_eq!(cache.page(b"a 1\n").expect("nothing is left").post_relabel, 0);
 }
 
 #[test]

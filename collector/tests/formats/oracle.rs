@@ -185,7 +185,7 @@ fn canonical(labels: &[(String, String)]) -> Vec<(String, String)> {
     labels
 }
 
-/// What Strata keeps of Prometheus' samples: one per series; of one time the first, else the last. A time beyond 64 bits is none.
+/// What Strata keeps of Prometheus' samples: one per series, the newest, of one time the first. A time beyond 64 bits is none.
 fn kept(answer: Answer) -> BTreeMap<Vec<(String, String)>, (Theirs, bool)> {
     let mut kept: BTreeMap<_, (Theirs, bool)> = BTreeMap::new();
     for sample in answer.samples.unwrap_or_default().into_iter().filter(|sample| sample.time != Some(i64::MIN)) {
@@ -194,7 +194,7 @@ fn kept(answer: Answer) -> BTreeMap<Vec<(String, String)>, (Theirs, bool)> {
             None => drop(kept.insert(labels, (sample, false))),
             Some((first, twice)) => {
                 *twice = true;
-                if first.time != sample.time && first.histogram.is_none() {
+                if sample.time.unwrap_or(i64::MAX) > first.time.unwrap_or(i64::MAX) && first.histogram.is_none() {
                     *first = sample;
                 }
             }

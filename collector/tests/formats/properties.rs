@@ -132,8 +132,8 @@ proptest! {
             let bits = if value.is_nan() { nan } else { value.to_bits() };
             match expect.get_mut(&labels) {
                 None => drop(expect.insert(labels, (bits, *time))),
-                // Of two with one time the first stays, else the last.
-                Some((_, before)) if before == time => {}
+                // The newest stays, of one time the first; without a time it is of the scrape.
+                Some((_, before)) if time.unwrap_or(i64::MAX) <= before.unwrap_or(i64::MAX) => {}
                 Some(kept) => *kept = (bits, *time),
             }
         }

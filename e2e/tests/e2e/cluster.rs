@@ -125,6 +125,15 @@ pub async fn balanced(relay: &Strata) -> Result<Value> {
     Ok(statement)
 }
 
+/// What arrived is what was exposed, in order.
+pub fn whole(sink: &HttpSink, exporters: &[Exporter], statement: &Value) -> Result<()> {
+    scene::assert_orderly(sink);
+    let ledger = sink.ledger();
+    compare::all(&ledger.records, exporters, scene::JOB, scene::GRACE).with_context(|| statement.to_string())?;
+    println!("{} samples; {} requests came twice, under their own keys", ledger.records.all().len(), ledger.repeats);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_goes_on_without_one_of_three_and_waits_without_two() -> Result<()> {
     let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
@@ -187,9 +196,5 @@ async fn a_cluster_goes_on_without_one_of_three_and_waits_without_two() -> Resul
     for strata in relays.iter_mut().chain(&mut members.all) {
         strata.stop().await?;
     }
-    scene::assert_orderly(&sink);
-    let ledger = sink.ledger();
-    compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE).with_context(|| statement.to_string())?;
-    println!("{} samples; {} requests came twice, under their own keys", ledger.records.all().len(), ledger.repeats);
-    Ok(())
+    whole(&sink, &exporters, &statement)
 }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::compare;
 use e2e::control_plane::in_namespace;
 use e2e::http_sink::HttpSink;
 use e2e::http1;
@@ -14,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use crate::cluster::{balanced, goes_on, stream_seen_by};
+use crate::cluster::{balanced, goes_on, stream_seen_by, whole};
 use crate::roles::Installation;
 use crate::scene;
 
@@ -124,10 +123,6 @@ fn a_member_that_is_cut_off_or_loses_its_disk_costs_nothing_that_was_collected()
         for strata in std::iter::once(&mut relay).chain(members.iter_mut().map(|member| &mut member.strata)) {
             strata.stop().await?;
         }
-        scene::assert_orderly(&sink);
-        let ledger = sink.ledger();
-        compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE).with_context(|| statement.to_string())?;
-        println!("{} samples; {} requests came twice, under their own keys", ledger.records.all().len(), ledger.repeats);
-        Ok(())
+        whole(&sink, &exporters, &statement)
     })
 }

@@ -116,6 +116,11 @@ async fn prometheus_3_keeps_what_was_exposed_in_version_2_through_every_fault() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn victoria_metrics_keeps_what_was_exposed_through_every_fault() -> Result<()> {
+    survives(&Database::victoria_metrics().await?, V1, "0.1.0").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn victoria_metrics_and_prometheus_2_get_version_1_where_version_2_is_asked_for() -> Result<()> {
     let exporters = exporters().await?;
     let (first, second, third) =

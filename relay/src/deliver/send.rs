@@ -86,6 +86,8 @@ struct Flight<'a> {
     batch: Cow<'a, Batch>,
     backoff: Backoff,
     tries: u64,
+    /// It was refused, and is left alone for a while before it is taken apart.
+    doubted: bool,
     due: Instant,
 }
 
@@ -96,6 +98,8 @@ type Flying<'a> = FuturesUnordered<BoxFuture<'a, (Flight<'a>, Answer)>>;
 struct Work<'a> {
     part: &'a Part,
     probing: bool,
+    /// It is the first of all. A sink that refuses that may refuse everything: it is not bothered with parts of a batch before it was left alone.
+    patient: bool,
     order: Vec<usize>,
     /// What no lane has begun.
     queues: VecDeque<Vec<Range>>,
@@ -117,13 +121,14 @@ impl<'a> Flight<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(part: &'a Part, probing: bool, lanes: &'a mut Lanes) -> Self {
+    fn new(part: &'a Part, probing: bool, patient: bool, lanes: &'a mut Lanes) -> Self {
         let Split { order, queues, unrouted } = Split::of(&part.batch, lanes.routes_apart(), lanes.request(), lanes.0.len());
         let last = unrouted.last().map_or_else(|| Arc::from(""), |(_, answer)| answer.clone());
         let offenders = unrouted.into_iter().map(|(item, answer)| Offender { item, answer }).collect();
         Self {
             part,
             probing,
+            patient,
             order,
             queues,
             // The last is taken first.
@@ -174,7 +179,7 @@ impl<'a> Work<'a> {
             let name = if key.is_empty() { format!("{from}-{to}") } else { key.clone() };
             Cow::Owned(self.part.batch.share(&self.order[*from..*to], &name))
         };
-        Some(Flight { lane, range, queue, batch, backoff: Backoff::default(), tries: 0, due: now })
+        Some(Flight { lane, range, queue, batch, backoff: Backoff::default(), tries: 0, doubted: false, due: now })
     }
 
     /// Takes the last word on a request; its lane is free again.
@@ -195,6 +200,7 @@ impl<'a> Work<'a> {
                 self.last = answer;
             }
             Word::Rejected { items: None, answer } => {
+                self.patient = false;
                 if items.len() <= 1 {
                     outcome.offenders.extend(items.iter().map(|item| Offender { item: *item, answer: answer.clone() }));
                 } else {
@@ -241,7 +247,9 @@ impl Deliver {
     /// Sends a part's items, taking it apart where the sink rejects. `probing`: a sink that takes nothing of it is not asked for every item.
     pub(super) async fn send(&mut self, part: &Part, probing: bool) -> Result<Sent, Halt> {
         let mut lanes = std::mem::take(&mut self.lanes);
-        let (mut work, mut flying) = (Work::new(part, probing, &mut lanes), Flying::new());
+        // Who replays was told to ask.
+        let patient = std::mem::take(&mut self.is_first) && self.seat.is_some();
+        let (mut work, mut flying) = (Work::new(part, probing, patient, &mut lanes), Flying::new());
         let ended = self.work(&mut work, &mut flying, part.seq()).await;
         self.half_sent |= ended.is_err() && (work.outcome.delivered > 0 || !flying.is_empty());
         drop(flying);
@@ -312,6 +320,14 @@ impl Deliver {
                 }
                 work.ended(flight, Word::Delivered);
                 return Ok(());
+            }
+            Answer::Reject { items: None, reason } if work.patient && !flight.doubted => {
+                flight.doubted = true;
+                (
+                    Activity::Held,
+                    format!("the sink refuses its first batch (it is taken apart after a pause): {reason}"),
+                    jitter(HELD_RETRY),
+                )
             }
             Answer::Reject { items, reason } => {
                 work.ended(flight, Word::Rejected { items, answer: reason.into() });

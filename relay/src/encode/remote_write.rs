@@ -114,7 +114,7 @@ impl Encode for RemoteWrite {
 
     fn histogram(&self, sample: &Sample<'_>, histogram: &NativeHistogram, out: &mut Vec<u8>) -> Encoded {
         if !self.0.native_histograms {
-            return Encoded::Nothing;
+            return Encoded::Inexpressible("native_histogram");
         }
         put_message(HISTOGRAM, out, |out| histogram::write(histogram, sample.timestamp_ms, out));
         self.rest(sample, out)

@@ -18,5 +18,6 @@ mod remote_writing;
 mod replaying;
 mod replays;
 mod resending;
+mod slots;
 mod standby;
 mod summing;

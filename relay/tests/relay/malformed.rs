@@ -122,7 +122,7 @@ const CASES: &[Case] = &[
         HTTP,
         Does::Says("HTTP/1.1 400 No\r\ncontent-length: 3\r\n\r\n\x01\x02\x03"),
         Held,
-        "rejects every sample",
+        "it is held: nothing is parked",
     ),
     case("closes_at_once", HTTP, Does::Closes, Retrying, NOT_HTTP),
     case("never_answers", HTTP, Does::Hangs, Retrying, NO_ANSWER),

@@ -57,6 +57,26 @@ async fn items_that_the_sink_names_are_parked_and_the_rest_is_not_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_batch_of_all_is_left_alone_before_it_is_taken_apart() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    setup.sink("one").set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let page = [("a", 1.0), ("bad", 1.0), ("c", 1.0)];
+    for k in 1..=4 {
+        producer.publish(&[scrape(1, k * SLOT, &page)]).await;
+    }
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(setup.sink("one").calls().len(), 1, "a sink that may refuse everything is not bothered");
+    let begun = tokio::time::Instant::now();
+    let after = passed(&twin, "one", 4).await;
+    assert_eq!((after.totals.delivered, after.totals.rejected), (8, 4));
+    assert!(begun.elapsed() < Duration::from_secs(10), "once only: {:?}", begun.elapsed());
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sink_that_rejects_everything_is_held_and_nothing_is_parked() {
     let twin = Twin::new(u64::MAX);
     let setup = Setup::one(&twin);

@@ -105,7 +105,7 @@ fn what_a_receiver_does_not_know_is_left_out() {
         start_ms: None,
         exemplars: &[],
     };
-    assert_eq!((encoder.histogram(&sample, &histogram, &mut out), out.len()), (Encoded::Nothing, 0));
+    assert_eq!((encoder.histogram(&sample, &histogram, &mut out), out.len()), (Encoded::Inexpressible("native_histogram"), 0));
 }
 
 #[test]

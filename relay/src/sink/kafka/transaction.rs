@@ -30,20 +30,15 @@ use super::reports::Reports;
 use crate::deliver::SUSPECTS_MAX;
 use crate::read::identity;
 use crate::sink::{Answer, Batch, Opening};
-
 /// How long one call into librdkafka waits before it is looked whether there is trouble. Larger: it is said later; smaller: more calls.
 const SLICE: Duration = Duration::from_millis(500);
-
 /// How long the coordinator of the group may take with a position: after that the transaction is begun anew. Larger: a coordinator that moves is
 /// waited for longer; smaller: a slow one is never waited for.
 const OFFSETS_WITHIN: Duration = Duration::from_secs(5);
-
 /// How long the position is asked for at a time.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
-
 /// Wait after an error that passes by itself.
 const PAUSE: Duration = Duration::from_millis(100);
-
 /// How long a clean stop waits for the end of what it leaves open. Larger: a stop takes longer; smaller: readers wait for the transaction's timeout.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -316,51 +311,80 @@ impl Link {
                 self.find(transactions).await?;
                 transactions.phase = Phase::Idle;
             }
-            Phase::Idle => {
-                if let Some(reached) = transactions.reached.as_ref().filter(|_| transactions.resuming) {
-                    if let Some(rejected) = reached.covers(batch) {
-                        self.call = None;
-                        let reason = reached.reason.clone();
-                        return Ok(Some(Answer::Before { rejected, reason }));
-                    }
-                    transactions.resuming = reached.is_open(batch);
-                }
-                producer.begin_transaction().map_err(|error| transactions.failure(&error))?;
-                self.call = Some(match self.call.take() {
-                    Some(call) => call.over(),
-                    None => Call::new(batch.key.clone(), items.clone()),
-                });
-                transactions.phase = Phase::Open;
-            }
+            Phase::Idle => return self.begin(&producer, transactions, batch, items),
             Phase::Open => return self.fill(&producer, transactions, batch, deadline).await,
-            Phase::Ending { placed } => {
-                let (rejected, reason) = self.call.as_ref().map(|call| (call.refused.clone(), call.reason.clone())).unwrap_or_default();
-                let reached = transactions.next(batch, &rejected, &reason);
-                if !placed {
-                    place(&producer, transactions, &reached).await?;
-                    transactions.phase = Phase::Ending { placed: true };
-                }
-                done(&producer, transactions, deadline, SLICE, |producer, slice| producer.commit_transaction(slice)).await?;
-                transactions.committed(batch, reached);
-                self.call = None;
-                return Ok(Some(if rejected.is_empty() { Answer::Delivered } else { Answer::Reject { items: Some(rejected), reason } }));
-            }
-            Phase::Aborting => {
-                let taken_back = done(&producer, transactions, deadline, SLICE, |producer, slice| producer.abort_transaction(slice)).await;
-                taken_back.map_err(|failure| match failure {
-                    Failure::Abort(reason) => Failure::Ended(reason),
-                    failure => failure,
-                })?;
-                let reports = Arc::clone(producer.context());
-                if !purged(&reports).await {
-                    return Err(Failure::Ended("its records are not accounted for".to_owned()));
-                }
-                drop(reports.take_failures());
-                transactions.phase = Phase::Idle;
-                return Ok(self.taken_back(transactions, batch));
-            }
+            Phase::Ending { placed } => return self.commit(&producer, transactions, batch, deadline, placed).await.map(Some),
+            Phase::Aborting => return self.abort(&producer, transactions, batch, deadline).await,
         }
         Ok(None)
+    }
+
+    /// Begins a transaction, unless what it is for was committed before.
+    fn begin(
+        &mut self,
+        producer: &ThreadedProducer<Reports>,
+        transactions: &mut Transactions,
+        batch: &Batch,
+        items: &Range<usize>,
+    ) -> Result<Option<Answer>, Failure> {
+        if let Some(reached) = transactions.reached.as_ref().filter(|_| transactions.resuming) {
+            if let Some(rejected) = reached.covers(batch) {
+                self.call = None;
+                let reason = reached.reason.clone();
+                return Ok(Some(Answer::Before { rejected, reason }));
+            }
+            transactions.resuming = reached.is_open(batch);
+        }
+        producer.begin_transaction().map_err(|error| transactions.failure(&error))?;
+        self.call = Some(match self.call.take() {
+            Some(call) => call.over(),
+            None => Call::new(batch.key.clone(), items.clone()),
+        });
+        transactions.phase = Phase::Open;
+        Ok(None)
+    }
+
+    /// Commits what was sent, with the position after it.
+    async fn commit(
+        &mut self,
+        producer: &ThreadedProducer<Reports>,
+        transactions: &mut Transactions,
+        batch: &Batch,
+        deadline: Instant,
+        placed: bool,
+    ) -> Result<Answer, Failure> {
+        let (rejected, reason) = self.call.as_ref().map(|call| (call.refused.clone(), call.reason.clone())).unwrap_or_default();
+        let reached = transactions.next(batch, &rejected, &reason);
+        if !placed {
+            place(producer, transactions, &reached).await?;
+            transactions.phase = Phase::Ending { placed: true };
+        }
+        done(producer, transactions, deadline, SLICE, |producer, slice| producer.commit_transaction(slice)).await?;
+        transactions.committed(batch, reached);
+        self.call = None;
+        Ok(if rejected.is_empty() { Answer::Delivered } else { Answer::Reject { items: Some(rejected), reason } })
+    }
+
+    /// Takes back what was sent.
+    async fn abort(
+        &mut self,
+        producer: &ThreadedProducer<Reports>,
+        transactions: &mut Transactions,
+        batch: &Batch,
+        deadline: Instant,
+    ) -> Result<Option<Answer>, Failure> {
+        let aborted = done(producer, transactions, deadline, SLICE, |producer, slice| producer.abort_transaction(slice)).await;
+        aborted.map_err(|failure| match failure {
+            Failure::Abort(reason) => Failure::Ended(reason),
+            failure => failure,
+        })?;
+        let reports = Arc::clone(producer.context());
+        if !purged(&reports).await {
+            return Err(Failure::Ended("its records are not accounted for".to_owned()));
+        }
+        drop(reports.take_failures());
+        transactions.phase = Phase::Idle;
+        Ok(self.taken_back(transactions, batch))
     }
 
     /// What is to be done after a transaction was taken back: the same without what was refused, at once; or an answer.

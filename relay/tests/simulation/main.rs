@@ -94,7 +94,9 @@ fn a_seed_is_the_same_each_time() {
 }
 
 /// Seeds in which a mutant must be found.
-const MUTANT_SEEDS: u64 = 200;
+const MUTANT_SEEDS: u64 = 2_000;
+/// Seeds among which everything that a relay may do must have been done.
+const TURN_SEEDS: u64 = 200;
 
 fn found(mutant: Mutant, expect: &str) {
     let told = |seed| world::run(seed, Some(mutant), false).broken.into_iter().find(|what| what.contains(expect));
@@ -132,7 +134,7 @@ fn a_purge_of_a_backlog_is_found() {
 #[test]
 fn relays_turn_and_are_killed_with_a_backlog() {
     let (mut turns, mut killed) = (0, 0);
-    for seed in 0..MUTANT_SEEDS {
+    for seed in 0..TURN_SEEDS {
         let outcome = world::run(seed, None, false);
         turns += outcome.turns;
         killed += outcome.killed_behind;

@@ -3,15 +3,18 @@
 //! `steady`: the second and later pages of a target, every series where it was (two pages in turn, a third of the values moved).
 //! `open-metrics`, `protobuf`: the same page again and again in those formats. `shuffled`: families in another order on every other page.
 //! `cold`, `cold-open-metrics`, `cold-protobuf`: the first page of a target. `one-new`: a steady page, but one series in its middle that
-//! comes for the one of the page before. The pages come from `STRATA_CORPORA` (default `../shared/corpora` beside the repository); without
+//! comes for the one of the page before. `framed-…` goes on to the compressed frames, all of them key frames where the page is a target's first.
+//! The pages come from `STRATA_CORPORA` (default `../shared/corpora` beside the repository); without
 //! it a page made on the spot is used, and its name says so.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use collector::parse::Format;
 use collector::series::{Options, SeriesCache};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use sample::{Encoder, Flags, Origin, TargetId};
 
 const PAGES: [&str; 7] = [
     "k8s-1.35/apiserver",
@@ -72,6 +75,30 @@ fn options() -> Options {
     Options { honor_timestamps: true, target_labels, ..Options::default() }
 }
 
+/// What makes the frames of a target's parts.
+#[derive(Default)]
+struct Framing {
+    encoders: Vec<Encoder>,
+    slot_ms: i64,
+    out: Vec<u8>,
+}
+
+impl Framing {
+    /// The frames of the last page.
+    fn frames(&mut self, cache: &SeriesCache) -> &[u8] {
+        self.slot_ms += 15_000;
+        self.out.clear();
+        let origin = || Arc::new(Origin { target: TargetId(1), ..Origin::default() });
+        for (index, part) in cache.parts().iter().enumerate() {
+            if index == self.encoders.len() {
+                self.encoders.push(Encoder::new(origin(), index as u16));
+            }
+            self.encoders[index].encode(self.slot_ms, 1, Flags::default(), &part.layout, &part.columns, &mut self.out);
+        }
+        &self.out
+    }
+}
+
 fn bench(criterion: &mut Criterion) {
     for (name, page) in pages() {
         let mut cache = SeriesCache::new(options());
@@ -84,6 +111,17 @@ fn bench(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     turn = !turn;
                     black_box(cache.page(black_box(if turn { &other } else { &page })))
+                });
+            });
+            group.finish();
+            let (mut framing, mut turn) = (Framing::default(), false);
+            let mut group = criterion.benchmark_group(format!("framed-{kind}"));
+            group.throughput(Throughput::Elements(samples));
+            group.bench_function(&name, |bencher| {
+                bencher.iter(|| {
+                    turn = !turn;
+                    cache.page(black_box(if turn { &other } else { &page })).expect("a real page");
+                    black_box(framing.frames(&cache).len())
                 });
             });
             group.finish();
@@ -100,6 +138,20 @@ fn bench_cold(criterion: &mut Criterion, kind: &str, name: &str, format: Format,
         bencher.iter_batched(
             || SeriesCache::new(options()),
             |mut cache| cache.page_in(format, black_box(page)).map(|_| cache),
+            BatchSize::LargeInput,
+        );
+    });
+    group.finish();
+    let mut group = criterion.benchmark_group(format!("framed-{kind}"));
+    group.throughput(Throughput::Elements(samples)).sample_size(20);
+    group.bench_function(name, |bencher| {
+        bencher.iter_batched(
+            || (SeriesCache::new(options()), Framing::default()),
+            |(mut cache, mut framing)| {
+                cache.page_in(format, black_box(page)).expect("a real page");
+                let bytes = framing.frames(&cache).len();
+                (cache, framing, bytes)
+            },
             BatchSize::LargeInput,
         );
     });
@@ -145,6 +197,16 @@ fn bench_formats(criterion: &mut Criterion) {
             let mut group = criterion.benchmark_group(kind);
             group.throughput(Throughput::Elements(samples));
             group.bench_function(&name, |bencher| bencher.iter(|| black_box(cache.page_in(format, black_box(&page)))));
+            group.finish();
+            let mut framing = Framing::default();
+            let mut group = criterion.benchmark_group(format!("framed-{kind}"));
+            group.throughput(Throughput::Elements(samples));
+            group.bench_function(&name, |bencher| {
+                bencher.iter(|| {
+                    cache.page_in(format, black_box(&page)).expect("a real page");
+                    black_box(framing.frames(&cache).len())
+                });
+            });
             group.finish();
             bench_cold(criterion, &format!("cold-{kind}"), &name, format, &page, samples);
         }

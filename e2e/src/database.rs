@@ -83,14 +83,15 @@ impl Database {
         Self::start(program, port, true, folder, &arguments, "/-/ready").await
     }
 
-    /// VictoriaMetrics, which takes 1.0.
+    /// VictoriaMetrics, which takes 1.0; `options` are more of its arguments.
     ///
     /// *Errors*: as [`Database::prometheus_2`].
-    pub async fn victoria_metrics() -> Result<Self> {
+    pub async fn victoria_metrics(options: &[&str]) -> Result<Self> {
         let folder = TempDir::with_prefix("strata-e2e-victoria-")?;
         let port = process::free_port()?;
         let data = folder.path().join("data");
-        let arguments = [format!("-httpListenAddr=127.0.0.1:{port}"), format!("-storageDataPath={}", data.display())];
+        let mut arguments = vec![format!("-httpListenAddr=127.0.0.1:{port}"), format!("-storageDataPath={}", data.display())];
+        arguments.extend(options.iter().map(|option| (*option).to_owned()));
         Self::start("debian-victoria-metrics-1.79.5/usr/bin/victoria-metrics", port, false, folder, &arguments, "/health").await
     }
 

@@ -68,6 +68,7 @@ const MEANT: &[Meant] = &[
     Meant { line: "nhcb_exemplars: exemplar om_requests_total{code=\"500\"}", than: BOTH_NEW, reason: ESCAPES },
     Meant { line: "text: sample twice{}", than: &[OLD], reason: TWICE },
     Meant { line: "open_metrics: sample om_twice{}", than: &[OLD], reason: TWICE },
+    Meant { line: "text: sample backwards{}", than: ALL, reason: TWO_TIMES },
     Meant { line: "text: sample forwards{}", than: ALL, reason: TWO_TIMES },
     Meant { line: "nhcb_text: histogram ", than: &[NEW], reason: NO_CUSTOM },
     Meant { line: "nhcb_text_both: histogram ", than: &[NEW], reason: NO_CUSTOM },

@@ -25,6 +25,8 @@ const V2: &str = "io.prometheus.write.v2.Request";
 const VERSIONS: [(&str, &str); 2] = [(V1, "0.1.0"), (V2, "2.0.0")];
 /// A sample that is taken, but not heard of, is taken a second time: by a database that takes older samples than its newest.
 const LATE: &str = "out_of_order_time_window: 10m";
+/// And kept twice, but by one that is told to keep one sample of one time.
+const ONCE: &str = "-dedup.minScrapeInterval=1ms";
 const TRICKY: &str = "# TYPE odd gauge\nodd{v=\"inf\"} +Inf\nodd{v=\"low\"} -Inf\nodd{v=\"small\"} 5e-324\nodd{v=\"third\"} 0.3333333333333333\n\
     odd{v=\"nan\"} NaN\nodd{v=\"big\"} 1.7976931348623157e308\nodd{v=\"negative\"} -0\nquoted{v=\"a\\\\b\\\"c\\nd\"} 7\n";
 
@@ -117,14 +119,14 @@ async fn prometheus_3_keeps_what_was_exposed_in_version_2_through_every_fault() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn victoria_metrics_keeps_what_was_exposed_through_every_fault() -> Result<()> {
-    survives(&Database::victoria_metrics().await?, V1, "0.1.0").await
+    survives(&Database::victoria_metrics(&[ONCE]).await?, V1, "0.1.0").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn victoria_metrics_and_prometheus_2_get_version_1_where_version_2_is_asked_for() -> Result<()> {
     let exporters = exporters().await?;
     let (first, second, third) =
-        (Database::victoria_metrics().await?, Database::victoria_metrics().await?, Database::prometheus_2("").await?);
+        (Database::victoria_metrics(&[]).await?, Database::victoria_metrics(&[]).await?, Database::prometheus_2("").await?);
     let url = |database: &Database| format!("http://127.0.0.1:{}", database.port());
     let relays = relay("one", &url(&first), V1) + &relay("two", &url(&second), V2) + &relay("three", &url(&third), V2);
     let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("1s", &exporters))).await?;

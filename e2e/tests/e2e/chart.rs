@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use crate::scene;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
+/// The nodes.
+const NODES: [&str; 2] = ["node-1", "node-2"];
 /// Where Strata's pod is.
 const POD: &str = "10.2.0.1";
 const PORT: u16 = 9600;
@@ -36,7 +38,7 @@ fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_
         ensure!(tried.code == 0, "{tried:?}");
         plane.helm(&[&["install"], &install[..]].concat()).await?;
 
-        let exporters = [annotated(plane).await?];
+        let exporters = [annotated(plane, 0).await?];
         let (http, mut kafka) = (HttpSink::start().await?, Kafka::start(4).await?);
         plane.apply(&relays(&http, &kafka)).await?;
         let mut pod = start(plane).await?;
@@ -83,16 +85,14 @@ const ROLES: [&str; 3] = ["10.2.0.11", "10.2.0.12", "10.2.0.13"];
 fn a_node_of_nats_that_is_gone_leaves_nothing_unexplained() -> Result<()> {
     control_plane::test(async |plane| {
         prepare(plane).await?;
-        seeds(plane).await?;
-        let split = ["--set", "roles.split=true,nats.seeds.existingSecret=seeds,relay.replicas=1,collector.replicas=1"];
-        let install = ["install", "strata", CHART, "--namespace", "metrics", "--set", VALUES];
-        plane.helm(&[&install[..], &split].concat()).await?;
-        let exporters = [annotated(plane).await?];
+        bring_seeds(plane).await?;
+        install(plane, "roles.split=true,nats.seeds.existingSecret=seeds,relay.replicas=1,collector.replicas=1").await?;
+        let exporters = [annotated(plane, 0).await?];
         let http = HttpSink::start().await?;
         plane.apply(&relay("team", &json!({ "http": { "url": http.url() } }))).await?;
-        let mut nats = role::<StatefulSet>(plane, "nats", ROLES[0]).await?;
-        let collector = role::<Deployment>(plane, "collector", ROLES[1]).await?;
-        let relay = role::<Deployment>(plane, "relay", ROLES[2]).await?;
+        let mut nats = role::<StatefulSet>(plane, "nats", (0, 0), ROLES[0]).await?;
+        let collector = role::<Deployment>(plane, "collector", (0, 0), ROLES[1]).await?;
+        let relay = role::<Deployment>(plane, "relay", (0, 0), ROLES[2]).await?;
         scene::more_rounds(&exporters, 5, WITHIN).await?;
         caught_up(&http, &exporters[0]).await?;
 
@@ -100,7 +100,7 @@ fn a_node_of_nats_that_is_gone_leaves_nothing_unexplained() -> Result<()> {
         let (away, begun) = (scene::away(AWAY)?, Instant::now());
         wait::until_true("the node is away", away * 2, || begun.elapsed() >= away).await?;
         plane.delete::<Pod>(nats.key()).await?;
-        nats = role::<StatefulSet>(plane, "nats", ROLES[0]).await?;
+        nats = role::<StatefulSet>(plane, "nats", (0, 0), ROLES[0]).await?;
         scene::more_rounds(&exporters, 5, WITHIN).await?;
         caught_up(&http, &exporters[0]).await?;
 
@@ -122,8 +122,13 @@ fn a_node_of_nats_that_is_gone_leaves_nothing_unexplained() -> Result<()> {
     })
 }
 
+/// Installs the chart with these values.
+async fn install(plane: &ControlPlane, set: &str) -> Result<()> {
+    plane.helm(&["install", "strata", CHART, "--namespace", "metrics", "--set", VALUES, "--set", set]).await.map(drop)
+}
+
 /// The seeds of an installation, as somebody makes them who keeps secrets elsewhere.
-async fn seeds(plane: &ControlPlane) -> Result<()> {
+async fn bring_seeds(plane: &ControlPlane) -> Result<()> {
     let folder = plane.folder().join("seeds");
     let config = plane.folder().join("seeds.yaml");
     std::fs::write(&config, format!("buffer: {{nats: {{urls: [\"nats://127.0.0.1:4222\"], seeds_dir: {}}}}}\n", folder.display()))?;
@@ -135,32 +140,42 @@ async fn seeds(plane: &ControlPlane) -> Result<()> {
     Ok(())
 }
 
-/// The first pod of a role, which listens at its own address: here all pods share one network.
-async fn role<K: Resource<DynamicType = ()>>(plane: &ControlPlane, role: &str, ip: &str) -> Result<RunningPod> {
+/// A pod of a role, by its number and that of its node. It listens at its own address: here all pods share one network.
+async fn role<K: Resource<DynamicType = ()>>(
+    plane: &ControlPlane,
+    role: &str,
+    (ordinal, node): (usize, usize),
+    ip: &str,
+) -> Result<RunningPod> {
     let listen = [("STRATA_SERVER__LISTEN", format!("{ip}:{PORT}")), ("STRATA_FEEDS__LISTEN", format!("{ip}:4222"))];
-    plane.run_pod::<K>(&format!("metrics/strata-{role}"), 0, ip.parse()?, &listen).await
+    plane.run_pod::<K>(&format!("metrics/strata-{role}"), ordinal, (NODES[node], ip.parse()?), &listen).await
 }
 
 /// The job that finds annotated objects.
 const JOB: &str = "kubernetes";
 
-/// Namespaces and a node; the definitions of the custom resources come with the chart.
+/// Namespaces and nodes; the definitions of the custom resources come with the chart.
 async fn prepare(plane: &ControlPlane) -> Result<()> {
     for namespace in ["metrics", "team"] {
         plane.namespace(namespace).await?;
     }
-    plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await.map(drop)
+    for (index, node) in NODES.iter().enumerate() {
+        plane.put::<Node>(&objects::node(node, format!("10.255.1.{}", index + 1).parse()?, 10250)).await?;
+    }
+    Ok(())
 }
 
-/// An annotated pod, and what it exposes.
-async fn annotated(plane: &ControlPlane) -> Result<Exporter> {
-    let ip: IpAddr = "10.1.0.1".parse()?;
+/// An annotated pod of a node, by the node's number, and what it exposes.
+async fn annotated(plane: &ControlPlane, node: usize) -> Result<Exporter> {
+    let ip: IpAddr = format!("10.1.0.{}", node + 1).parse()?;
+    let name = format!("web-{node}");
     let page = scene::pages(&["node_exporter"]).await?.into_iter().next().context("a page")?;
     let exporter = Exporter::start_at(page, SocketAddr::from((ip, 9100))).await?;
-    let mut pod = objects::pod("team/web-0", &[ip], &[("metrics", 9100)]);
+    let mut pod = objects::pod(&format!("team/{name}"), &[ip], &[("metrics", 9100)]);
+    pod["spec"]["nodeName"] = json!(NODES[node]);
     pod["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true" });
     plane.put::<Pod>(&pod).await?;
-    Ok(exporter.labelled("namespace", "team").labelled("pod", "web-0").labelled("container", "main").labelled("node", "node-1"))
+    Ok(exporter.labelled("namespace", "team").labelled("pod", &name).labelled("container", "main").labelled("node", NODES[node]))
 }
 
 /// A relay of Strata's own namespace to Kafka, and one of the team's to HTTP.
@@ -177,7 +192,7 @@ fn relay(namespace: &str, sink: &Value) -> String {
 }
 
 async fn start(plane: &ControlPlane) -> Result<RunningPod> {
-    let mut pod = plane.run_pod::<StatefulSet>("metrics/strata", 0, POD.parse()?, &[]).await?;
+    let mut pod = plane.run_pod::<StatefulSet>("metrics/strata", 0, (NODES[0], POD.parse()?), &[]).await?;
     pod.ready(PORT).await?;
     Ok(pod)
 }

@@ -34,7 +34,6 @@ subjects:
 {{/* What is looked at, in all namespaces or in each of a list. In: root, role. Out: rules, or nothing. */}}
 {{- define "strata.looks" -}}
 {{- $values := .root.Values }}
-{{- $kubernetes := $values.config.kubernetes | default dict }}
 {{- if ne .role "relay" }}
 {{- $core := list }}
 {{- if $values.rbac.pods }}{{ $core = append $core "pods" }}{{ end }}
@@ -63,13 +62,28 @@ subjects:
 {{- if $values.rbac.kubeletProxy }}
 - {apiGroups: [""], resources: [nodes/proxy], verbs: [get]}
 {{- end }}
-{{- if $kubernetes.prometheus_operator }}
-- {apiGroups: [monitoring.coreos.com], resources: [servicemonitors, podmonitors, probes, scrapeconfigs], verbs: [get, list, watch]}
 {{- end }}
+{{- with include "strata.objects" . | trim }}
+{{ . }}
+{{- end }}
+{{- if and (ne .role "relay") $values.rbac.extraRules }}
+{{ toYaml $values.rbac.extraRules }}
+{{- end }}
+{{- end }}
+
+{{/* Objects that become jobs and relays, and what they name. Of Strata's own namespace they are read in any case. In: root, role. Out: rules, or nothing. */}}
+{{- define "strata.objects" -}}
+{{- $values := .root.Values }}
+{{- $kubernetes := $values.config.kubernetes | default dict }}
+{{- $monitors := and $kubernetes.prometheus_operator (ne .role "relay") }}
+{{- if $monitors }}
+- {apiGroups: [monitoring.coreos.com], resources: [servicemonitors, podmonitors, probes, scrapeconfigs], verbs: [get, list, watch]}
 {{- end }}
 {{- if $kubernetes.resources }}
 - {apiGroups: [strata.ctx.sh], resources: [discoveries, collectors, relays], verbs: [get, list, watch]}
 - {apiGroups: [strata.ctx.sh], resources: [discoveries/status, collectors/status, relays/status], verbs: [patch]}
+{{- end }}
+{{- if or $kubernetes.resources $monitors }}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 {{- end }}
 {{- if $values.rbac.configMaps }}
@@ -78,14 +92,14 @@ subjects:
 {{- if $values.rbac.secrets }}
 - {apiGroups: [""], resources: [secrets], verbs: [get, list, watch]}
 {{- end }}
-{{- if and (ne .role "relay") $values.rbac.extraRules }}
-{{ toYaml $values.rbac.extraRules }}
-{{- end }}
 {{- end }}
 
 {{/* What is kept in Strata's own namespace. In: root, role. */}}
 {{- define "strata.keeps" -}}
 - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, patch, update, delete]}
+{{- if and (include "strata.namespaced" .root) (not (has .root.Release.Namespace .root.Values.config.kubernetes.namespaces)) }}
+{{ include "strata.objects" . | trim }}
+{{- end }}
 {{- if and .root.Values.webhook.enabled (eq .root.Values.webhook.certificate "strata") (eq .role (include "strata.webhookRole" .root)) }}
 # What is created has no name yet, so no rule can name it.
 - {apiGroups: [""], resources: [secrets], verbs: [create]}

@@ -10,13 +10,14 @@ use e2e::control_plane::{self, ControlPlane, RunningPod, objects};
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::kafka::Kafka;
+use e2e::page::Page;
 use e2e::{http1, strata, wait};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::Resource;
 use serde_json::{Value, json};
 
-use crate::scene;
+use crate::{kubernetes_resources, scene};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
 /// The nodes.
@@ -122,6 +123,72 @@ fn a_node_of_nats_that_is_gone_leaves_nothing_unexplained() -> Result<()> {
     })
 }
 
+/// What a team has that is scraped by an object in Strata's own namespace.
+const MONITORED: &str = "10.1.0.9";
+
+#[test]
+fn a_list_of_namespaces_needs_roles_in_these_and_for_objects_in_the_own_one() -> Result<()> {
+    control_plane::test(async |plane| {
+        prepare(plane).await?;
+        kubernetes_resources::operator_kinds(plane).await?;
+        install(plane, "config.kubernetes.namespaces={team},rbac.secrets=true,rbac.configMaps=true").await?;
+        let exporters = [annotated(plane, 0).await?];
+        let http = HttpSink::start().await?;
+        plane.apply(&named(&plane.authority().pem())).await?;
+        let password = json!({ "secret": { "name": "warehouse", "key": "password" } });
+        let sink = json!({ "http": { "url": http.url(), "basic_auth": { "username": "strata", "password": password } } });
+        plane.apply(&relay("metrics", &sink)).await?;
+        plane.apply(&monitor().to_string()).await?;
+        let ip: IpAddr = MONITORED.parse()?;
+        let page = Page::new("page", "up_since 1\n", 1)?;
+        let monitored = Exporter::start_at(page, SocketAddr::from((ip, 9100))).await?;
+        let mut pod = objects::pod("team/monitored-0", &[ip], &[("metrics", 9100)]);
+        pod["metadata"]["labels"] = json!({ "app": "monitored" });
+        plane.put::<Pod>(&pod).await?;
+
+        let strata = start(plane).await?;
+        scene::more_rounds(&exporters, 5, WITHIN).await?;
+        caught_up(&http, &exporters[0]).await?;
+        wait::until_true("what the monitor chooses is scraped", WITHIN, || monitored.next_round() > 1).await?;
+        wait::until("the relay's status says what it delivered", WITHIN, async || {
+            let object = kubernetes_resources::object(plane, "rx", "metrics/warehouse").await.ok()?;
+            (object["status"]["delivered"].as_u64()? > 0).then_some(())
+        })
+        .await?;
+        wait::until("an Event says that the monitor is read", WITHIN, async || {
+            let events = plane.kubectl(&["-n", "metrics", "get", "events"], "").await.ok()?.stdout;
+            events.contains("podmonitor/monitored").then_some(())
+        })
+        .await?;
+        let found = targets(&strata).await?;
+        let jobs: BTreeSet<_> = found.iter().filter_map(|target| target["job"].as_str()).collect();
+        assert_eq!(jobs, [JOB, "podMonitor/metrics/monitored/0"].into());
+        strata.stop(plane).await?;
+        assert_eq!(plane.refused().await?, 0.0, "what the chart's roles do not grant was asked for");
+        Ok(())
+    })
+}
+
+/// A Secret and a ConfigMap that objects of Strata's own namespace name.
+fn named(authority: &str) -> String {
+    let metadata = |name: &str| json!({ "name": name, "namespace": "metrics" });
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata("warehouse"), "stringData": { "password": "hush" } });
+    let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("authorities"), "data": { "ca.crt": authority } });
+    format!("{secret}\n---\n{map}\n")
+}
+
+/// A PodMonitor of Strata's own namespace that asks for all namespaces.
+fn monitor() -> Value {
+    let authority = json!({ "configMap": { "name": "authorities", "key": "ca.crt" } });
+    json!({
+        "apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": { "name": "monitored", "namespace": "metrics" },
+        "spec": {
+            "selector": { "matchLabels": { "app": "monitored" } }, "namespaceSelector": { "any": true },
+            "podMetricsEndpoints": [{ "port": "metrics", "interval": "1s", "tlsConfig": { "ca": authority } }],
+        },
+    })
+}
+
 /// Installs the chart with these values.
 async fn install(plane: &ControlPlane, set: &str) -> Result<()> {
     plane.helm(&["install", "strata", CHART, "--namespace", "metrics", "--set", VALUES, "--set", set]).await.map(drop)
@@ -215,6 +282,13 @@ async fn caught_up(sink: &HttpSink, exporter: &Exporter) -> Result<()> {
         (0..goal).all(|round| there.contains(&round))
     })
     .await
+}
+
+/// What a process scrapes, as it says itself.
+async fn targets(pod: &RunningPod) -> Result<Vec<Value>> {
+    let output = pod.exec(&["targets", "--output", "json"]).await?;
+    let found: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
+    Ok(found["targets"].as_array().context("targets")?.clone())
 }
 
 /// The stream of samples, as Strata's API shows it.

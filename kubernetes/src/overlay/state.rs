@@ -176,7 +176,7 @@ impl State {
             }
         }
         if let Some(reference) = unread {
-            let message = format!("{reference} was not read yet: Strata may need the right to get, list and watch it");
+            let message = format!("{reference} was not read yet: Strata may need the right to list and watch it");
             return self.refused(before, Refusal { reason: "Waiting", message }, file, is_same_file);
         }
         let contents: Vec<(Reference, String)> = contents.into_iter().collect();

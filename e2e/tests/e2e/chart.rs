@@ -49,6 +49,9 @@ fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_
         scene::more_rounds(&exporters, 5, WITHIN).await?;
         caught_up(&http, &exporters[0]).await?;
         let first = stream(&pod).await?;
+        let test = plane.helm(&["test", "strata", "--namespace", "metrics"]);
+        let (said, ()) = tokio::try_join!(test, plane.run_made("metrics/strata-test", (NODES[0], SHORT.parse()?)))?;
+        assert!(said.contains("Succeeded"), "{said}");
 
         plane.helm(&[&["upgrade"], &install[..], &["--set", "logLevel=debug", "--set", "config.buffer.replay_window=1h"]].concat()).await?;
         pod = roll(plane, pod, &exporters).await?;

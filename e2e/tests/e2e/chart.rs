@@ -11,8 +11,8 @@ use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::kafka::Kafka;
 use e2e::page::Page;
-use e2e::{http1, wait};
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use e2e::{http1, strata, wait};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::Resource;
@@ -86,7 +86,7 @@ fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_
 /// How long the node of the NATS server is away, at least.
 const AWAY: Duration = Duration::from_secs(60);
 /// Where the pods of the roles are.
-const ROLES: [&str; 3] = ["10.2.0.11", "10.2.0.12", "10.2.0.13"];
+const ROLES: [&str; 4] = ["10.2.0.11", "10.2.0.12", "10.2.0.13", "10.2.0.14"];
 
 #[test]
 fn a_node_of_nats_that_is_gone_leaves_nothing_unexplained() -> Result<()> {
@@ -122,6 +122,46 @@ fn a_node_of_nats_that_is_gone_leaves_nothing_unexplained() -> Result<()> {
         collector.stop(plane).await?;
         caught_up(&http, &exporters[0]).await?;
         compare::target(&http.ledger().records, &exporters[0], JOB)?;
+        relay.stop(plane).await?;
+        nats.stop(plane).await?;
+        scene::assert_orderly(&http);
+        assert_eq!(plane.refused().await?, 0.0, "what the chart's roles do not grant was asked for");
+        Ok(())
+    })
+}
+
+#[test]
+fn collectors_of_a_daemon_set_scrape_the_pods_of_their_nodes() -> Result<()> {
+    control_plane::test(async |plane| {
+        prepare(plane).await?;
+        bring_seeds(plane).await?;
+        install(plane, "roles.split=true,collector.kind=DaemonSet,relay.replicas=1,nats.seeds.existingSecret=seeds").await?;
+        let exporters = [annotated(plane, 0).await?, annotated(plane, 1).await?];
+        let http = HttpSink::start().await?;
+        plane.apply(&relay("metrics", &json!({ "http": { "url": http.url() } }))).await?;
+        let nats = role::<StatefulSet>(plane, "nats", (0, 0), ROLES[0]).await?;
+        let relay = role::<Deployment>(plane, "relay", (0, 0), ROLES[1]).await?;
+        let mut collectors = Vec::new();
+        for node in 0..NODES.len() {
+            collectors.push(role::<DaemonSet>(plane, "collector", (node, node), ROLES[2 + node]).await?);
+        }
+        scene::more_rounds(&exporters, 5, WITHIN).await?;
+        for exporter in &exporters {
+            caught_up(&http, exporter).await?;
+        }
+        for (collector, exporter) in collectors.iter().zip(&exporters) {
+            let found = targets(collector).await?;
+            let teams = found.iter().filter(|target| target["labels"]["namespace"] == "team");
+            let scraped: Vec<_> = teams.map(|target| target["labels"]["instance"].clone()).collect();
+            assert_eq!(scraped, [exporter.target()], "{} scrapes the pods of its node and no others", collector.key());
+        }
+        for collector in collectors {
+            collector.stop(plane).await?;
+        }
+        for exporter in &exporters {
+            caught_up(&http, exporter).await?;
+            compare::target(&http.ledger().records, exporter, JOB)?;
+        }
         relay.stop(plane).await?;
         nats.stop(plane).await?;
         scene::assert_orderly(&http);
@@ -206,6 +246,19 @@ async fn make_seeds(plane: &ControlPlane) -> Result<()> {
     let jobs = plane.kubectl(&["-n", "metrics", "get", "jobs", "--output", "name"], "").await?;
     let name = jobs.stdout.trim().strip_prefix("job.batch/").with_context(|| format!("no one Job: {jobs:?}"))?;
     plane.run_pod::<Job>(&format!("metrics/{name}"), 0, (NODES[0], SHORT.parse()?), &[]).await?.end().await
+}
+
+/// The seeds of an installation, as somebody makes them who keeps secrets elsewhere.
+async fn bring_seeds(plane: &ControlPlane) -> Result<()> {
+    let folder = plane.folder().join("seeds");
+    let config = plane.folder().join("seeds.yaml");
+    std::fs::write(&config, format!("buffer: {{nats: {{urls: [\"nats://127.0.0.1:4222\"], seeds_dir: {}}}}}\n", folder.display()))?;
+    let made = std::process::Command::new(strata::binary()?).args(["nats", "seeds", "-c"]).arg(config).output()?;
+    ensure!(made.status.success(), "{made:?}");
+    let from = format!("--from-file={}", folder.display());
+    let secret = plane.kubectl(&["-n", "metrics", "create", "secret", "generic", "seeds", &from], "").await?;
+    ensure!(secret.code == 0, "{secret:?}");
+    Ok(())
 }
 
 /// A pod of a role, by its number and that of its node. It listens at its own address: here all pods share one network.

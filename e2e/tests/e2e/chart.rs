@@ -18,9 +18,11 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::Resource;
 use serde_json::{Value, json};
 
+use crate::chart_templates::{self, parse};
 use crate::{kubernetes_resources, scene};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
+const KUSTOMIZE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/kustomize/base");
 /// The nodes.
 const NODES: [&str; 2] = ["node-1", "node-2"];
 /// Where Strata's pod is.
@@ -37,9 +39,6 @@ fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_
     control_plane::test(async |plane| {
         let install = ["strata", CHART, "--namespace", "metrics", "--set", VALUES];
         prepare(plane).await?;
-        let rendered = control_plane::helm(&[&["template"], &install[..]].concat()).await?;
-        let tried = plane.kubectl(&["apply", "--dry-run=server", "-f", "-"], &rendered).await?;
-        ensure!(tried.code == 0, "{tried:?}");
         plane.helm(&[&["install"], &install[..]].concat()).await?;
 
         let exporters = [annotated(plane, 0).await?];
@@ -234,6 +233,32 @@ fn monitor() -> Value {
             "podMetricsEndpoints": [{ "port": "metrics", "interval": "1s", "tlsConfig": { "ca": authority } }],
         },
     })
+}
+
+#[test]
+fn an_api_server_takes_what_is_rendered_from_any_values_and_the_kustomize_base() -> Result<()> {
+    control_plane::test(async |plane| {
+        for namespace in [chart_templates::NAMESPACE, "team-a", "team-b"] {
+            plane.namespace(namespace).await?;
+        }
+        let try_out = ["apply", "--dry-run=server"];
+        for (name, path) in chart_templates::cases()? {
+            let rendered = tokio::task::block_in_place(|| chart_templates::render(&["--values", &path]))?;
+            let is_ours = |document: &&str| parse(document).is_ok_and(|objects| !objects.iter().any(chart_templates::is_foreign));
+            let ours = rendered.split("\n---\n").filter(is_ours).collect::<Vec<_>>().join("\n---\n");
+            let output = plane.kubectl(&[&try_out[..], &["-f", "-"]].concat(), &ours).await?;
+            ensure!(output.code == 0 && taken(&output) == parse(&ours)?.len(), "{name}: {output:?}");
+        }
+        let output = plane.kubectl(&[&try_out[..], &["-k", KUSTOMIZE]].concat(), "").await?;
+        let count = parse(&chart_templates::read("charts/kustomize/base/strata.yaml")?)?.len();
+        ensure!(output.code == 0 && taken(&output) == count, "kustomize: {output:?}");
+        Ok(())
+    })
+}
+
+/// Objects that the API server would take.
+fn taken(output: &strata::Output) -> usize {
+    output.stdout.lines().filter(|line| line.ends_with("(server dry run)")).count()
 }
 
 /// Installs the chart with these values.

@@ -67,8 +67,10 @@ impl Objects {
     ///
     /// *Errors*: there is no cluster, or nothing can be remembered.
     pub(crate) async fn open(file: &Config, role: Role) -> anyhow::Result<Option<Self>> {
-        let Some(kubernetes) = file.kubernetes.clone().filter(|k| k.resources || k.prometheus_operator) else { return Ok(None) };
-        if !role.collects() && !role.relays() {
+        let Some(mut kubernetes) = file.kubernetes.clone().filter(|_| role.collects() || role.relays()) else { return Ok(None) };
+        // They become jobs alone, which are nothing to who does not scrape.
+        kubernetes.prometheus_operator &= role.collects();
+        if !kubernetes.resources && !kubernetes.prometheus_operator {
             return Ok(None);
         }
         let cluster = Cluster::open(&kubernetes).await.context("kubernetes")?;

@@ -26,7 +26,8 @@ pub struct Kubernetes {
     /// Strata's own namespace, where leases and made certificates are, and whose objects see all namespaces; default: that of the service
     /// account, or of the kubeconfig's context.
     pub namespace: Option<String>,
-    /// Namespaces that are looked at, for targets by annotation and for objects alike; empty: all, which needs a ClusterRole.
+    /// Namespaces that are looked at, for targets by annotation and for objects alike; empty: all, which needs a ClusterRole. Objects in Strata's own
+    /// namespace are read in any case; those that ask for all namespaces see these.
     pub namespaces: Vec<String>,
     /// Whether `Discovery`, `Collector` and `Relay` objects (`strata.ctx.sh/v1beta1`) become jobs and relays; default false.
     pub resources: bool,

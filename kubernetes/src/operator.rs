@@ -49,12 +49,12 @@ fn job(limits: &Map<String, Value>, client: &Client, own: Value) -> Map<String, 
 }
 
 impl NamespaceSelector {
-    /// The namespaces that are looked at; empty: all. What an object may not see is said in a note.
+    /// The namespaces that are looked at; empty: all there are. What an object may not see is said in a note.
     fn names(&self, object: &Object, around: Around<'_>, notes: &mut Vec<String>) -> Vec<String> {
         let own = around.sees(&object.id);
         if own.is_empty() {
             return match (self.any, self.match_names.is_empty()) {
-                (true, _) => Vec::new(),
+                (true, _) => around.namespaces.to_vec(),
                 (false, true) => vec![object.id.namespace.clone()],
                 (false, false) => self.match_names.clone(),
             };

@@ -202,7 +202,8 @@ impl Overlay {
 ///
 /// *Errors*: everything that is wrong, each with its field.
 pub fn validate(object: &Object, own_namespace: &str, options: &Options, file: &Config) -> Result<Vec<String>, Vec<String>> {
-    let becomes = match state::read(object, Around { objects: &Objects::new(), own_namespace }) {
+    let around = Around { objects: &Objects::new(), own_namespace, namespaces: &options.kubernetes.namespaces };
+    let becomes = match state::read(object, around) {
         Ok(becomes) => becomes,
         Err(Refusal { reason, .. }) if state::WISHED.contains(&reason) => return Ok(Vec::new()),
         Err(Refusal { message, .. }) => return Err(vec![message]),

@@ -285,7 +285,7 @@ impl Writing<'_> {
 
     /// The status of an object, and what an Event says of it.
     fn status(now: &Now<'_>, said: &Said, object: &Object, verdict: &Verdict, known: &mut Known) -> (Value, (bool, String, String)) {
-        let around = Around { objects: &said.objects, own_namespace: &said.own_namespace };
+        let around = Around { objects: &said.objects, own_namespace: &said.own_namespace, namespaces: &[] };
         let relay = matches!(object.id.kind, Kind::Collector | Kind::Relay).then(|| now.relay(&object.id.relay()));
         let conditions = conditions::of(object, verdict, relay, Timestamp::now());
         let told = conditions::told(&conditions);

@@ -1,7 +1,7 @@
 //! What a kubelet would make of a workload's pod: its volumes, its environment and its process, as root of nothing.
 //!
-//! *In*: a Deployment, StatefulSet or DaemonSet as the API server has it. *Out*: the pod as an object, and Strata as a process with the container's
-//! arguments, environment, user and mounts. *Bound*: one container; volumes of ConfigMaps, Secrets, claims and emptyDir. The root is read-only and holds the
+//! *In*: a Deployment, StatefulSet, DaemonSet or Job, or a pod by itself, as the API server has it. *Out*: the pod as an object, and Strata as a process with
+//! the container's arguments, environment, user and mounts. *Bound*: one container at a time; volumes of ConfigMaps, Secrets, claims and emptyDir. The root is read-only and holds the
 //! machine's `/usr`; of the network it has what the test has.
 
 use std::collections::BTreeMap;
@@ -15,8 +15,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use kube::api::ListParams;
 use kube::core::Resource;
+use kube::{Api, ResourceExt};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -26,10 +28,16 @@ use crate::{http1, process, strata, wait};
 
 /// Where the image has the binary.
 const PROGRAM: &str = "/usr/local/bin/strata";
+/// What the image is made by.
+const DOCKERFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../Dockerfile");
 const HOSTS: &str = "/etc/hosts";
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Last lines of the log that a failed test prints.
 const LOG_LINES: usize = 40;
+/// How long a pod that somebody makes may let wait for itself.
+const MADE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a pod that ends by itself may run.
+const ENDS_WITHIN: Duration = Duration::from_secs(90);
 /// Mounts what the arguments say, in pairs of source and target, with `ro` or `rw` before them, under a root that is read-only in the end.
 const MOUNTS: &str = r#"
 set -eu
@@ -71,48 +79,84 @@ struct Mount {
 }
 
 impl ControlPlane {
-    /// Makes pod number `ordinal` of a workload (`namespace/name`), and starts its process. More than one at a time need `environment` to give each an
-    /// address of its own to listen at: all share the test's network.
+    /// Makes pod number `ordinal` of a workload (`namespace/name`) on a node, and starts its process. More than one at a time need `environment` to give
+    /// each an address of its own to listen at: all share the test's network.
     ///
     /// *Errors*: the server has no such workload, or lacks what its volumes name.
     pub async fn run_pod<K: Resource<DynamicType = ()>>(
         &self,
         workload: &str,
         ordinal: usize,
-        ip: IpAddr,
+        (node, ip): (&str, IpAddr),
         environment: &[(&str, String)],
     ) -> Result<RunningPod> {
         let found = self.get::<K>(workload).await?;
         let key = format!("{workload}-{ordinal}");
         let mut template = found["spec"]["template"].clone();
-        template["spec"]["nodeName"] = json!("node-1");
+        template["spec"]["nodeName"] = json!(node);
         claim(&mut template, &found["spec"]["volumeClaimTemplates"], objects::split(&key).1);
         let pod = self.pod_of(&key, &template, ip);
         self.put::<Pod>(&pod).await?;
+        if let (Some(service), (Some(namespace), name)) = (found["spec"]["serviceName"].as_str(), objects::split(&key)) {
+            self.name(&format!("{name}.{service}.{namespace}.svc"), ip)?;
+        }
+        self.container(key, &template["spec"], ip, environment).await
+    }
+
+    /// Runs the containers of a pod that is made by somebody else and of no workload, one after the other, each to its end; then the pod has succeeded.
+    ///
+    /// *Errors*: it is not made in time, or a container ends in an error, or not in time.
+    pub async fn run_made(&self, key: &str, (node, ip): (&str, IpAddr)) -> Result<()> {
+        let pod = wait::until(&format!("{key} is made"), MADE_WITHIN, async || self.get::<Pod>(key).await.ok()).await?;
+        self.name_services(objects::split(key).0.context("namespace/name")?).await?;
+        for container in list(&pod["spec"]["containers"]) {
+            let mut spec = pod["spec"].clone();
+            (spec["nodeName"], spec["containers"]) = (json!(node), json!([container]));
+            self.container(key.to_owned(), &spec, ip, &[]).await?.end().await.with_context(|| container["args"].to_string())?;
+        }
+        self.patch_status::<Pod>(key, &json!({ "status": { "phase": "Succeeded" } })).await.map(drop)
+    }
+
+    /// Starts the container of a pod.
+    async fn container(&self, key: String, spec: &Value, ip: IpAddr, environment: &[(&str, String)]) -> Result<RunningPod> {
         let folder = self.folder().join("pods").join(key.replace('/', "."));
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }
-        self.name(&key, &found["spec"]["serviceName"], ip)?;
-        let mut running = RunningPod { key, ip, folder, child: None, grace: grace(&template["spec"]), environment: Vec::new() };
-        let mounts = self.mounts(&running, &template["spec"]).await?;
-        running.start(&template["spec"], &mounts, environment)?;
+        let mut running = RunningPod { key, ip, folder, child: None, grace: grace(spec), environment: Vec::new() };
+        let mounts = self.mounts(&running, spec).await?;
+        running.start(spec, &mounts, environment)?;
         Ok(running)
     }
 
-    /// Lets every pod find this one by the name that its headless service gives it.
-    fn name(&self, key: &str, service: &Value, ip: IpAddr) -> Result<()> {
-        let (Some(namespace), name) = objects::split(key) else { bail!("namespace/name") };
+    /// What pods find by name.
+    fn hosts(&self) -> Result<PathBuf> {
         let path = self.folder().join("hosts");
         if !path.exists() {
             fs::copy("/etc/hosts", &path)?;
         }
-        let Some(service) = service.as_str() else { return Ok(()) };
+        Ok(path)
+    }
+
+    /// Lets every pod find an address by this name, as the cluster's DNS does.
+    fn name(&self, full: &str, ip: IpAddr) -> Result<()> {
+        let (path, end) = (self.hosts()?, format!(" {full}"));
         let others = fs::read_to_string(&path)?;
-        let full = format!("{name}.{service}.{namespace}.svc");
-        let others = others.lines().filter(|line| !line.ends_with(&full)).map(|line| format!("{line}\n"));
+        let others = others.lines().filter(|line| !line.ends_with(&end)).map(|line| format!("{line}\n"));
         // Written in place: pods that run have this very file.
-        Ok(fs::write(&path, others.chain([format!("{ip} {full}\n")]).collect::<String>())?)
+        Ok(fs::write(&path, others.chain([format!("{ip}{end}\n")]).collect::<String>())?)
+    }
+
+    /// Lets every pod find the services of a namespace that have an address. Here it is this machine's: there is no proxy to the pods behind it.
+    async fn name_services(&self, namespace: &str) -> Result<()> {
+        let services: Api<Service> = Api::namespaced(self.client(), namespace);
+        for service in services.list(&ListParams::default()).await? {
+            let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()?.parse().ok());
+            if let Some(ip) = address {
+                self.name(&format!("{}.{namespace}.svc", service.name_any()), ip)?;
+            }
+        }
+        Ok(())
     }
 
     fn pod_of(&self, key: &str, template: &Value, ip: IpAddr) -> Value {
@@ -155,7 +199,7 @@ impl ControlPlane {
             account.own(owner)?;
             mounts.push(Mount { source: account.folder, target: TOKEN.to_owned(), is_read_only: true });
         }
-        mounts.push(Mount { source: self.folder().join("hosts"), target: HOSTS.to_owned(), is_read_only: true });
+        mounts.push(Mount { source: self.hosts()?, target: HOSTS.to_owned(), is_read_only: true });
         Ok(mounts)
     }
 
@@ -212,7 +256,9 @@ impl RunningPod {
             command.arg(if mount.is_read_only { "ro" } else { "rw" }).arg(&mount.source).arg(&mount.target);
         }
         command.arg("--").args(list(&container["args"]).map(|argument| argument.as_str().unwrap_or_default()));
-        self.environment = self.environment(spec)?;
+        self.environment = image_environment()?;
+        self.environment.push(("HOSTNAME".to_owned(), objects::split(&self.key).1.to_owned()));
+        self.environment.extend(self.environment(spec)?);
         self.environment.extend(ENVIRONMENT.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         self.environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         self.environment.push(("PATH".to_owned(), "/usr/local/bin:/usr/bin:/usr/sbin".to_owned()));
@@ -222,7 +268,7 @@ impl RunningPod {
         Ok(())
     }
 
-    /// The container's environment, with what it takes from the pod.
+    /// The container's own environment, with what it takes from the pod.
     fn environment(&self, spec: &Value) -> Result<Vec<(String, String)>> {
         let (namespace, name) = objects::split(&self.key);
         let variables = list(&spec["containers"][0]["env"]).map(|variable| {
@@ -284,6 +330,21 @@ impl RunningPod {
         Ok(fs::remove_dir_all(&self.folder)?)
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// *Errors*: it does so in an error, or not in time.
+    pub async fn end(mut self) -> Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        let ended = wait::until("the pod ends by itself", ENDS_WITHIN, async || child.try_wait().ok().flatten()).await;
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let status = ended.with_context(|| self.log_tail(LOG_LINES))?;
+        ensure!(status.success(), "{} ended with {status}: {}", self.key, self.log_tail(LOG_LINES));
+        Ok(())
+    }
+
     /// Ends it with SIGKILL, as a node that is gone; the object stays.
     ///
     /// *Errors*: it does not run, or a child of it lives on.
@@ -330,6 +391,14 @@ impl Drop for RunningPod {
             drop(child.wait());
         }
     }
+}
+
+/// Strata's variables that the image brings along.
+fn image_environment() -> Result<Vec<(String, String)>> {
+    let text = fs::read_to_string(DOCKERFILE)?;
+    let line = text.lines().rev().find_map(|line| line.strip_prefix("ENV ")).context("no ENV in the Dockerfile")?;
+    let variables = line.split_whitespace().filter_map(|variable| variable.split_once('='));
+    Ok(variables.filter(|(name, _)| name.starts_with("STRATA_")).map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
 /// Gives a pod of a StatefulSet its claims as volumes.

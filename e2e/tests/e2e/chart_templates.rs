@@ -15,14 +15,14 @@ mod objects;
 mod values;
 
 /// Where releases of these tests go.
-const NAMESPACE: &str = "metrics";
+pub const NAMESPACE: &str = "metrics";
 
 /// A file of the repository.
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-fn read(path: &str) -> Result<String> {
+pub fn read(path: &str) -> Result<String> {
     fs::read_to_string(repository(path)).with_context(|| path.to_owned())
 }
 
@@ -50,7 +50,7 @@ fn helm(arguments: &[&str]) -> Result<Output> {
 /// What the chart renders with these arguments more.
 ///
 /// *Errors*: helm's.
-fn render(arguments: &[&str]) -> Result<String> {
+pub fn render(arguments: &[&str]) -> Result<String> {
     let mut all = vec!["template", "strata", "strata", "--namespace", NAMESPACE];
     all.extend(arguments);
     let output = helm(&all)?;
@@ -65,7 +65,7 @@ fn refusal(arguments: &[&str]) -> Result<String> {
 }
 
 /// The files of values that the chart is tested with: their names, and their paths.
-fn cases() -> Result<Vec<(String, String)>> {
+pub fn cases() -> Result<Vec<(String, String)>> {
     let mut cases = Vec::new();
     for entry in fs::read_dir(repository("charts/strata/ci"))? {
         let path = entry?.path();
@@ -78,7 +78,7 @@ fn cases() -> Result<Vec<(String, String)>> {
 }
 
 /// The objects of a rendered text.
-fn parse(text: &str) -> Result<Vec<Value>> {
+pub fn parse(text: &str) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for document in serde_yaml::Deserializer::from_str(text) {
         let object: Value = serde::Deserialize::deserialize(document)?;
@@ -104,6 +104,11 @@ fn list<'v>(value: &'v Value, path: &str) -> &'v [Value] {
 
 fn words(value: &Value, path: &str) -> BTreeSet<String> {
     list(value, path).iter().map(|one| one.as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// Whether an object is of a kind that others define.
+pub fn is_foreign(object: &Value) -> bool {
+    ["Certificate", "Issuer", "ServiceMonitor", "PrometheusRule"].contains(&word(object, "kind"))
 }
 
 fn of_kind<'o>(objects: &'o [Value], kind: &str) -> Vec<&'o Value> {
@@ -139,14 +144,13 @@ fn a_second_render_is_the_same_byte_for_byte() -> Result<()> {
 
 #[test]
 fn every_object_is_valid_by_the_published_schemas() -> Result<()> {
-    /// Kinds of others, which have no schema there.
-    const FOREIGN: [&str; 4] = ["Certificate", "Issuer", "ServiceMonitor", "PrometheusRule"];
     let python = tool("python.sh", &[])?;
     let folder = tempfile::tempdir()?;
     let (mut files, mut count) = (Vec::new(), 0);
     for (name, path) in cases()? {
         let text = render(&["--values", &path])?;
-        count += parse(&text)?.iter().filter(|object| !FOREIGN.contains(&word(object, "kind"))).count();
+        // There is no schema of others' kinds.
+        count += parse(&text)?.iter().filter(|object| !is_foreign(object)).count();
         files.push(folder.path().join(format!("{name}.yaml")));
         fs::write(&files[files.len() - 1], text)?;
     }

@@ -207,8 +207,8 @@ fn operator(kind: &str, plural: &str, version: &str) -> Value {
     })
 }
 
-/// The same, and the Prometheus Operator's kinds.
-pub async fn with_operator(plane: &ControlPlane) -> Result<()> {
+/// The API server knows the Prometheus Operator's kinds.
+pub async fn operator_kinds(plane: &ControlPlane) -> Result<()> {
     let kinds = [
         ("ServiceMonitor", "servicemonitors", "v1"),
         ("PodMonitor", "podmonitors", "v1"),
@@ -218,12 +218,17 @@ pub async fn with_operator(plane: &ControlPlane) -> Result<()> {
     for (kind, plural, version) in kinds {
         plane.apply(&operator(kind, plural, version).to_string()).await?;
     }
-    prepared(plane).await?;
     wait::until("the kinds are served", LIMIT, async || {
         let listed = plane.kubectl(&["get", "servicemonitors,podmonitors,probes,scrapeconfigs", "-A"], "").await.ok()?;
         (listed.code == 0).then_some(())
     })
     .await
+}
+
+/// Both.
+pub async fn with_operator(plane: &ControlPlane) -> Result<()> {
+    prepared(plane).await?;
+    operator_kinds(plane).await
 }
 
 async fn exporter(name: &str) -> Result<Exporter> {

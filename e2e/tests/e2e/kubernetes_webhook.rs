@@ -137,7 +137,7 @@ async fn start(plane: &ControlPlane) -> Result<RunningPod> {
     let service = plane.get::<Service>("metrics/strata-webhook").await?;
     let ip = service["spec"]["clusterIP"].as_str().context("an address")?;
     let listen = [("STRATA_KUBERNETES__WEBHOOK__LISTEN", format!("{ip}:443"))];
-    let mut pod = plane.run_pod::<StatefulSet>("metrics/strata", 0, POD.parse()?, &listen).await?;
+    let mut pod = plane.run_pod::<StatefulSet>("metrics/strata", 0, ("node-1", POD.parse()?), &listen).await?;
     pod.ready(PORT).await?;
     let mut said = String::new();
     let asked = wait::until("the webhook answers", WITHIN, async || {

@@ -200,19 +200,23 @@ impl DnsSd {
 impl KubernetesSd {
     fn value(&self, object: &Object, around: Around<'_>, notes: &mut Vec<String>) -> Value {
         let sees = around.sees(&object.id);
-        let (mut names, mut own_namespace) = (self.namespaces.names.clone(), false);
+        let mut names = self.namespaces.names.clone();
         if self.namespaces.own_namespace {
             // That of the object, which is who asks.
             names.push(object.id.namespace.clone());
         }
-        if !sees.is_empty() && written(&self.api_server).is_none() {
-            if names != sees {
+        if written(&self.api_server).is_none() {
+            if !sees.is_empty() && names != sees {
                 notes.push(format!(
                     "spec.kubernetesSDConfigs: an object outside of Strata's own namespace '{}' sees its own namespace only",
                     around.own_namespace
                 ));
             }
-            (names, own_namespace) = (sees, false);
+            if !sees.is_empty() {
+                names = sees;
+            } else if names.is_empty() {
+                names = around.namespaces.to_vec();
+            }
         }
         let selector = |selector: &Selector| json!({ "role": selector.role.to_lowercase(), "label": written(&selector.label), "field": written(&selector.field) });
         let mut all: Map<String, Value> = match written(&self.api_server) {
@@ -224,7 +228,7 @@ impl KubernetesSd {
             None => Map::new(),
         };
         all.insert("role".to_owned(), json!(self.role.to_lowercase()));
-        all.insert("namespaces".to_owned(), json!({ "names": names, "own_namespace": own_namespace }));
+        all.insert("namespaces".to_owned(), json!({ "names": names }));
         all.insert("selectors".to_owned(), self.selectors.iter().map(selector).collect());
         let attach = self.attach_metadata.as_ref().map(|attach| json!({ "node": attach.node, "namespace": attach.namespace }));
         all.insert("attach_metadata".to_owned(), json!(attach));

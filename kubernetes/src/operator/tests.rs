@@ -4,9 +4,14 @@ use super::*;
 use crate::overlay::object::Id;
 
 fn becomes(kind: Kind, namespace: &str, spec: Value) -> Result<Becomes, Refusal> {
+    becomes_within(&[], kind, namespace, spec)
+}
+
+/// The same, where Strata looks at these namespaces only.
+fn becomes_within(namespaces: &[String], kind: Kind, namespace: &str, spec: Value) -> Result<Becomes, Refusal> {
     let id = Id { kind, namespace: namespace.to_owned(), name: "web".to_owned() };
     let object = Object { id, uid: String::new(), generation: 1, version: String::new(), spec, status: Value::Null };
-    read(&object, Around { objects: &Default::default(), own_namespace: "strata" })
+    read(&object, Around { objects: &Default::default(), own_namespace: "strata", namespaces })
 }
 
 /// Each job, typed by the configuration as it would be in the file.
@@ -87,6 +92,25 @@ fn outside_of_stratas_own_namespace_an_object_sees_its_own_only() {
             (&expect.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()[..], notes),
             "{namespace} {selector}"
         );
+    }
+}
+
+#[test]
+fn what_asks_for_all_namespaces_sees_those_that_strata_looks_at() {
+    let looked_at = ["a", "b"].map(str::to_owned);
+    let any = json!({ "any": true });
+    let monitor = json!({ "selector": {}, "namespaceSelector": any, "endpoints": [{ "port": "http" }] });
+    let probe = json!({ "prober": { "url": "blackbox:9115" }, "targets": { "ingress": { "namespaceSelector": any } } });
+    let scrape = |more: Value| json!({ "kubernetesSDConfigs": [more] });
+    for (kind, spec, expect) in [
+        (Kind::ServiceMonitor, monitor, &["a", "b"][..]),
+        (Kind::Probe, probe, &["a", "b"]),
+        (Kind::ScrapeConfig, scrape(json!({ "role": "Pod" })), &["a", "b"]),
+        (Kind::ScrapeConfig, scrape(json!({ "role": "Pod", "namespaces": { "names": ["c"] } })), &["c"]),
+        (Kind::ScrapeConfig, scrape(json!({ "role": "Pod", "apiServer": "https://other.example" })), &[]),
+    ] {
+        let becomes = becomes_within(&looked_at, kind, "strata", spec.clone()).expect("a job");
+        assert_eq!(jobs(&becomes)[0].kubernetes_sd_configs[0].namespaces.names, expect, "{spec}");
     }
 }
 

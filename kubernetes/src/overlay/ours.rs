@@ -16,6 +16,8 @@ pub struct Around<'a> {
     pub objects: &'a Objects,
     /// Strata's own namespace.
     pub own_namespace: &'a str,
+    /// Namespaces that Strata looks at; empty: all.
+    pub namespaces: &'a [String],
 }
 
 impl Around<'_> {

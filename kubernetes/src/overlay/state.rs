@@ -28,6 +28,7 @@ pub(super) struct State {
     variables: BTreeMap<String, String>,
     allows_files: bool,
     own_namespace: String,
+    namespaces: Vec<String>,
     folder: PathBuf,
     objects: Objects,
     /// By namespace, store and name; none: there is no such thing.
@@ -52,6 +53,7 @@ impl State {
             variables: options.variables.clone(),
             allows_files: options.kubernetes.allow_local_files,
             own_namespace,
+            namespaces: options.kubernetes.namespaces.clone(),
             folder,
             objects: BTreeMap::new(),
             contents: BTreeMap::new(),
@@ -118,7 +120,7 @@ impl State {
         if !is_same_file {
             self.file = Some(Arc::new(file.clone()));
         }
-        let around = Around { objects: &self.objects, own_namespace: &self.own_namespace };
+        let around = Around { objects: &self.objects, own_namespace: &self.own_namespace, namespaces: &self.namespaces };
         let (mut good, mut verdicts, mut references) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         for object in self.objects.values().map(Arc::as_ref) {
             let becomes = read(object, around);
@@ -174,7 +176,7 @@ impl State {
             }
         }
         if let Some(reference) = unread {
-            let message = format!("{reference} was not read yet: Strata may need the right to get, list and watch it");
+            let message = format!("{reference} was not read yet: Strata may need the right to list and watch it");
             return self.refused(before, Refusal { reason: "Waiting", message }, file, is_same_file);
         }
         let contents: Vec<(Reference, String)> = contents.into_iter().collect();

@@ -52,22 +52,22 @@ fn rights(objects: &[Value]) -> BTreeSet<String> {
 #[test]
 fn rights_are_those_that_are_needed_and_no_others() -> Result<()> {
     let expect: BTreeSet<String> = [
-        "ClusterRole /endpoints get,list,watch",
-        "ClusterRole /pods get,list,watch",
-        "ClusterRole /services get,list,watch",
-        "ClusterRole discovery.k8s.io/endpointslices get,list,watch",
+        "ClusterRole /endpoints list,watch",
+        "ClusterRole /pods list,watch",
+        "ClusterRole /services list,watch",
+        "ClusterRole discovery.k8s.io/endpointslices list,watch",
         "ClusterRole events.k8s.io/events create,patch",
-        "ClusterRole monitoring.coreos.com/podmonitors get,list,watch",
-        "ClusterRole monitoring.coreos.com/probes get,list,watch",
-        "ClusterRole monitoring.coreos.com/scrapeconfigs get,list,watch",
-        "ClusterRole monitoring.coreos.com/servicemonitors get,list,watch",
-        "ClusterRole strata.ctx.sh/collectors get,list,watch",
+        "ClusterRole monitoring.coreos.com/podmonitors list,watch",
+        "ClusterRole monitoring.coreos.com/probes list,watch",
+        "ClusterRole monitoring.coreos.com/scrapeconfigs list,watch",
+        "ClusterRole monitoring.coreos.com/servicemonitors list,watch",
+        "ClusterRole strata.ctx.sh/collectors list,watch",
         "ClusterRole strata.ctx.sh/collectors/status patch",
-        "ClusterRole strata.ctx.sh/discoveries get,list,watch",
+        "ClusterRole strata.ctx.sh/discoveries list,watch",
         "ClusterRole strata.ctx.sh/discoveries/status patch",
-        "ClusterRole strata.ctx.sh/relays get,list,watch",
+        "ClusterRole strata.ctx.sh/relays list,watch",
         "ClusterRole strata.ctx.sh/relays/status patch",
-        "Role coordination.k8s.io/leases create,delete,get,list,patch,update,watch",
+        "Role coordination.k8s.io/leases create,get,update",
     ]
     .map(str::to_owned)
     .into();
@@ -79,10 +79,23 @@ fn rights_are_those_that_are_needed_and_no_others() -> Result<()> {
         ensure!(!rights.iter().any(|right| right.contains('*')), "{name}: a wildcard in {rights:?}");
         let secrets: Vec<_> = rights.iter().filter(|right| right.contains("/secrets ")).collect();
         // To make one needs no name; to read one does, unless it was switched on.
-        let is_open = |right: &&&String| right.ends_with("get,list,watch");
+        let is_open = |right: &&&String| right.ends_with(" list,watch");
         let is_on = at(&values, "rbac.secrets").as_bool() == Some(true);
         ensure!(secrets.iter().any(|right| is_open(&right)) == is_on, "{name}: {secrets:?}");
         ensure!(secrets.iter().all(|right| is_open(&right) || !right.starts_with("Cluster")), "{name}: {secrets:?}");
+    }
+    let split = parse(&render(&["--set", "roles.split=true"])?)?;
+    for (role, statuses, leases) in [
+        ("collector", "discoveries/status", "create,delete,get,list,patch,update,watch"),
+        ("relay", "collectors/status relays/status", "create,get,update"),
+    ] {
+        let names = [format!("metrics-strata-{role}"), format!("strata-{role}")];
+        let own: Vec<_> = split.iter().filter(|object| names.iter().any(|name| word(object, "metadata.name") == name)).cloned().collect();
+        let rights = rights(&own);
+        let written = rights.iter().filter_map(|right| right.strip_prefix("ClusterRole strata.ctx.sh/")?.strip_suffix(" patch"));
+        ensure!(written.collect::<Vec<_>>().join(" ") == statuses, "{role}: {rights:?}");
+        ensure!(rights.contains(&format!("Role coordination.k8s.io/leases {leases}")), "{role}: {rights:?}");
+        ensure!(rights.iter().any(|right| right.contains("monitoring.coreos.com")) == (role == "collector"), "{role}: {rights:?}");
     }
     let namespaced = parse(&render(&["--set", "config.kubernetes.namespaces={team-a,team-b}"])?)?;
     ensure!(of_kind(&namespaced, "ClusterRole").is_empty(), "a ClusterRole in spite of a list of namespaces");

@@ -12,7 +12,7 @@ fn object(kind: Kind, namespace: &str, name: &str, spec: Value) -> Object {
 #[track_caller]
 fn check(objects: &[Object], expect: Result<Value, &str>) {
     let all = objects.iter().map(|object| (object.id.clone(), Arc::new(object.clone()))).collect();
-    let (around, first) = (Around { objects: &all, own_namespace: "strata" }, &objects[0]);
+    let (around, first) = (Around { objects: &all, own_namespace: "strata", namespaces: &[] }, &objects[0]);
     let becomes = match first.id.kind {
         Kind::Discovery => discovery(first, around),
         Kind::Collector => collector(first, around),

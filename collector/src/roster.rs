@@ -45,6 +45,19 @@ pub struct Changes {
     pub unchanged: usize,
 }
 
+/// The targets of one job, whoever scrapes them: the same in every member that finds the same, but for what is in flight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sum {
+    /// The job's name.
+    pub job: String,
+    /// Those that were found.
+    pub targets: u64,
+    /// Those that this process is scraping now.
+    pub in_flight: u64,
+    /// Another number where the targets are others.
+    pub fingerprint: u64,
+}
+
 /// Every job's targets and their tasks.
 pub(crate) struct Roster {
     floor: Floor,
@@ -132,7 +145,13 @@ impl Roster {
     /// How many targets were found that are others'.
     pub(crate) fn elsewhere(&self) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.jobs.iter().map(Entry::elsewhere).sum()
+        state.jobs.iter().map(|entry| entry.elsewhere().len()).sum()
+    }
+
+    /// What each job has, whoever scrapes it, in the configuration's order.
+    pub(crate) fn sums(&self) -> Vec<Sum> {
+        let (state, now_ms) = (self.state.lock().unwrap_or_else(PoisonError::into_inner), self.floor.shared.now_ms());
+        state.jobs.iter().map(|entry| entry.sum(now_ms)).collect()
     }
 
     /// Waits until every discovery has said what it finds.

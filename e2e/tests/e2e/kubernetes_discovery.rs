@@ -45,7 +45,7 @@ pub fn ip(index: usize) -> IpAddr {
 }
 
 /// An annotated pod at an address, whose exporter listens at 9100.
-fn annotated(key: &str, address: IpAddr) -> Value {
+pub fn annotated(key: &str, address: IpAddr) -> Value {
     let mut pod = objects::pod(key, &[address], &[("metrics", 9100)]);
     pod["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true" });
     pod

@@ -58,6 +58,15 @@ pub struct Sum {
     pub fingerprint: u64,
 }
 
+/// A target that was found and is another member's.
+#[derive(Debug, Clone)]
+pub struct Other {
+    /// The target.
+    pub target: Arc<Target>,
+    /// Who scrapes it; none: nobody is known to be there.
+    pub owner: Option<String>,
+}
+
 /// Every job's targets and their tasks.
 pub(crate) struct Roster {
     floor: Floor,
@@ -146,6 +155,14 @@ impl Roster {
     pub(crate) fn elsewhere(&self) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.jobs.iter().map(|entry| entry.elsewhere().len()).sum()
+    }
+
+    /// The targets that were found and are others', with those whose they are now.
+    pub(crate) fn others(&self) -> Vec<Other> {
+        let Some(members) = self.floor.members() else { return Vec::new() };
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = |target: &Arc<Target>| Other { target: Arc::clone(target), owner: members.owner(target.id).map(str::to_owned) };
+        state.jobs.iter().flat_map(Entry::elsewhere).map(other).collect()
     }
 
     /// What each job has, whoever scrapes it, in the configuration's order.

@@ -1,7 +1,7 @@
 //! Three collectors that share thirty targets by their leases: one is killed, all are restarted one after the other, one sleeps, the API server is away,
 //! the token is another one. At the sink no slot is missed but those that nobody could know to take over, none comes twice, and the audit says so.
 //!
-//! What is said of the targets is said of all of them, whichever member is asked: the status of a Discovery.
+//! What is said of the targets is said of all of them, whichever member is asked: the status of a Discovery, and `strata why`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,6 +21,7 @@ use crate::kubernetes_discovery::{Seen, annotated, ip};
 use crate::kubernetes_resources::{self, object};
 use crate::roles::{Installation, asked};
 use crate::scene;
+use crate::why::{has, why_in};
 
 const LIMIT: Duration = Duration::from_secs(90);
 const TARGETS: usize = 30;
@@ -315,7 +316,7 @@ async fn discovered(plane: &ControlPlane, targets: usize, collectors: usize) -> 
 }
 
 #[test]
-fn a_discoverys_status_tells_of_the_targets_of_all_members() -> Result<()> {
+fn a_discoverys_status_and_why_tell_of_the_targets_of_all_members() -> Result<()> {
     control_plane::test(async |plane| {
         kubernetes_resources::prepared(plane).await?;
         let _seen = Seen::start("up_since 1\n").await?;
@@ -333,6 +334,7 @@ fn a_discoverys_status_tells_of_the_targets_of_all_members() -> Result<()> {
         let shares = pods_shared(&members).await?;
         ensure!(shares.iter().all(|share| share.len() < PODS), "{shares:?}");
         let last = discovered(plane, PODS, 1).await?;
+        why_asks_who_knows(&members, &shares, &relay).await?;
 
         // Another share is no other target: who leads goes on, and writes the status anew.
         let lease = object(plane, "lease", "strata/strata-collector").await?;
@@ -350,4 +352,35 @@ fn a_discoverys_status_tells_of_the_targets_of_all_members() -> Result<()> {
         relay.stop().await?;
         server.stop().await
     })
+}
+
+/// Of one target: a member that does not scrape it names the one that does, that one says where the relays are, and a relay knows what it makes of it.
+async fn why_asks_who_knows(members: &[Strata], shares: &[BTreeSet<String>], relay: &Strata) -> Result<()> {
+    let owner = shares.iter().position(|share| !share.is_empty()).context("a share")?;
+    let address = shares[owner].first().context("a target")?;
+    let pod = (0..PODS).find(|pod| *address == format!("{}:9100", ip(*pod + 1))).context("its pod")?;
+    let pod = format!("pod/web-{pod}");
+    let stranger = &members[(owner + 1) % 3];
+    for subject in [&[address.as_str()][..], &[&pod, "-n", "team"]] {
+        let (code, steps) = why_in(stranger, subject).await?;
+        let text = format!("and '{}' scrapes it", name(owner));
+        ensure!(code == 1 && has(&steps, "elsewhere target", &text) && !steps.iter().any(|step| step.starts_with("bad")), "{steps:#?}");
+
+        wait::until("its first scrape", LIMIT, async || {
+            let (_, steps) = why_in(&members[owner], subject).await.ok()?;
+            (has(&steps, "good scrape", address) && has(&steps, "elsewhere relay", "relays run in `strata relay`")).then_some(())
+        })
+        .await?;
+        wait::until("its samples are acknowledged", LIMIT, async || {
+            let (code, steps) = why_in(relay, subject).await.ok()?;
+            let is_followed = has(&steps, "good stream", "are in the stream") && has(&steps, "good relay", "relay 'http'");
+            (code == 0 && is_followed && has(&steps, "note target", "targets are scraped in `strata collector`")).then_some(())
+        })
+        .await?;
+    }
+    let (code, steps) = why_in(stranger, &["up"]).await?;
+    ensure!(code == 1 && has(&steps, "elsewhere stream", "ask a `strata relay`"), "{steps:#?}");
+    let (code, steps) = why_in(relay, &["127.0.0.1:1"]).await?;
+    ensure!(code == 1 && has(&steps, "bad stream", "ask a `strata collector`"), "{steps:#?}");
+    Ok(())
 }

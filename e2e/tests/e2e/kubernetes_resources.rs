@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,7 @@ use e2e::strata::Strata;
 use e2e::{http1, process, wait};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 /// Within what a change is in a status.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -289,6 +291,46 @@ fn a_teams_relay_sees_its_namespace_a_bad_one_stops_no_other_and_the_audit_balan
         let deleted = plane.kubectl(&["-n", "team", "delete", "rx", "mine"], "").await?;
         assert_eq!(deleted.code, 0, "{deleted:?}");
         wait::until_true("the relay is gone", LIMIT, || strata.log_tail(50).contains("relay removed: team_mine")).await?;
+        strata.stop().await
+    })
+}
+
+#[test]
+fn a_list_that_a_team_serves_puts_no_target_into_another_namespace() -> Result<()> {
+    control_plane::test(async |plane| {
+        with_operator(plane).await?;
+        plane.namespace("other").await?;
+        let team = exporter("team").await?;
+        let list = json!([{ "targets": [team.target()], "labels": { "__meta_kubernetes_namespace": "other" } }]).to_string();
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}/list", listener.local_addr()?);
+        tokio::spawn(http1::accept(listener, Arc::new(list), |mut connection, list| async move {
+            while http1::read(&mut connection).await?.is_some() {
+                http1::respond(&mut connection, 200, &[("content-type", "application/json".to_owned())], list.as_bytes()).await?;
+            }
+            Ok(())
+        }));
+        let mut listed = scraped("team", &team);
+        listed["spec"] = json!({ "httpSDConfigs": [{ "url": url }], "scrapeInterval": "1s" });
+        plane.apply(&listed.to_string()).await?;
+        let mut strata = Strata::prepare("")?;
+        strata.configure(&configuration(plane, "").replace("resources: true", "resources: true, allow_local_files: true"))?;
+        strata.launch()?;
+        strata.ready().await?;
+        for namespace in ["team", "other"] {
+            let sink = json!({ "sink": { "file": { "path": file(&strata, namespace) } }, "start": "earliest" });
+            plane.apply(&relay(namespace, "mine", &sink).to_string()).await?;
+            until(plane, "rx", &format!("{namespace}/mine"), ("Ready", "True", "Running")).await?;
+        }
+        wait::until_true("the team's file has its own", LIMIT, || !written(&file(&strata, "team")).is_empty()).await?;
+        // The other relay has read as far, and none of it was for it.
+        let read = async |relay: &str| {
+            let relays: Value = serde_json::from_slice(&http1::get(strata.port(), "/api/v1/relays").await.ok()?.body).ok()?;
+            relays["relays"].as_array()?.iter().find(|one| one["name"] == relay)?["position"].as_u64()
+        };
+        let far = read("team_mine").await.context("a position")?;
+        wait::until("the other one is as far", LIMIT, async || (read("other_mine").await? >= far).then_some(())).await?;
+        assert_eq!((written(&file(&strata, "team")), written(&file(&strata, "other"))), (vec!["of_team".to_owned()], Vec::new()));
         strata.stop().await
     })
 }

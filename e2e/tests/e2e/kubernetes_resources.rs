@@ -346,12 +346,24 @@ fn what_objects_say_holds_without_the_api_server_and_secrets_are_read_again() ->
             })
         };
         let asked = json!({ "sink": { "http": { "url": sink.url(), "basic_auth": { "username": "me", "password": { "secret": { "name": "warehouse", "key": "password" } } } } } });
-        let mut strata = Strata::start(&configuration(plane, "")).await?;
+        let mut strata = Strata::prepare(&configuration(plane, ""))?;
+        strata.set("STRATA_LOG_LEVEL", "info,kubernetes=debug");
+        strata.launch()?;
+        strata.ready().await?;
         plane.apply(&relay("team", "out", &asked)).await?;
         let message = until(plane, "rx", "team/out", ("Ready", "False", "Invalid")).await?;
         assert!(message.contains("key 'password' of the Secret 'warehouse' is not there"), "{message}");
         plane.apply(&secret("hush-one").to_string()).await?;
         until(plane, "rx", "team/out", ("Ready", "True", "Running")).await?;
+        // The objects and the Secrets come as targets do: streamed, and in pages where the API server says that it has no such lists.
+        for of in ["/apis/strata.ctx.sh/v1beta1/relays", "/api/v1/namespaces/team/secrets"] {
+            let resource = of.rsplit('/').next().unwrap_or_default();
+            let is_refused = |line: &str| line.contains("does not stream lists") && line.contains(of);
+            ensure!(
+                plane.streamed(resource).await? || strata.log_tail(usize::MAX).lines().any(is_refused),
+                "{of} was not asked for as a stream"
+            );
+        }
         plane.apply(&secret("hush-two").to_string()).await?;
         wait::until_true("the relay has the new one", LIMIT, || strata.log_tail(50).contains("relay restarted: team_out")).await?;
         plane.apply(&relay("team", "local", &json!({ "sink": { "file": { "path": "/tmp/x" } } }))).await?;

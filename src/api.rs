@@ -36,7 +36,7 @@ use tokio::sync::Semaphore;
 use crate::reload::Outcome;
 use crate::token;
 
-use model::{Changed, Check, Failure, PauseRequest, Relay, Replay, ReplayState, Status};
+use model::{Changed, Check, Failure, Others, PauseRequest, Relay, Replay, ReplayState, Status};
 use routes::{Access, ROUTES};
 
 pub(crate) use routes::no_relay;
@@ -61,6 +61,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// Targets with their health.
     fn targets(&self) -> Value;
+    /// Targets that other members scrape.
+    fn others(&self) -> Others;
     /// Relays with their lag.
     fn relays(&self) -> Vec<Relay>;
     /// What became of the last reload.

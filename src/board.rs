@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::api::audit::AuditQuery;
 use crate::api::dead::{Discard, Resend, SamplesQuery};
 use crate::api::model::{
-    Acknowledged, Changed, Check, Collection, Durability, Filter, Lag, Nats, PastTrouble, Pause, PauseRequest, Relay, Replay, ReplayState,
+    Changed, Check, Collection, Durability, Filter, Lag, Nats, Others, PastTrouble, Pause, PauseRequest, Relay, Replay, ReplayState,
     Status, Store, Stream, Totals, Trouble,
 };
 use crate::api::{Backend, Later, Refusal, no_relay};
@@ -179,6 +179,7 @@ impl Board {
         Relay {
             state: word(status.activity),
             owner: status.owner.clone(),
+            position: status.position,
             lag: pulse.lag(&status),
             retention: pulse.retention(&status.name, &config.hold),
             rates: pulse.rates(&status.name),
@@ -284,7 +285,7 @@ impl Backend for Board {
             uptime_seconds: self.started.elapsed().as_secs(),
             is_ready: ready.iter().all(|check| check.ok),
             ready,
-            durability: durability(promise),
+            durability: Durability::of(promise),
             nats,
             stream: pulse.stream.map(|info| stream(&info, in_bytes_per_second)),
             dead_letters: pulse.dead.map(store),
@@ -300,6 +301,11 @@ impl Backend for Board {
         let jobs = config.scrape_configs.iter().filter(|_| self.role.collects());
         let annotated = jobs.filter_map(|job| Some(Annotated { job: job.job_name.clone(), options: job.kubernetes_annotations.clone()? }));
         json!({ "targets": targets, "dropped": dropped, "elsewhere": elsewhere, "annotated": annotated.collect::<Vec<_>>() })
+    }
+
+    fn others(&self) -> Others {
+        let others = self.with_parts(|parts| parts.collector.as_ref().map(Collector::others)).flatten().unwrap_or_default();
+        Others::of(&others, &self.config())
     }
 
     fn relays(&self) -> Vec<Relay> {
@@ -425,16 +431,6 @@ fn nats(state: &ServerState, pid: Option<u32>) -> Nats {
         ServerState::Stopped => ("stopped", None),
     };
     Nats { state: state.to_owned(), reason, pid }
-}
-
-fn durability(promise: Option<Promise>) -> Durability {
-    let acknowledged_means = match promise {
-        Some(Promise::Fsynced { .. }) => Acknowledged::Fsynced,
-        Some(Promise::Buffered) => Acknowledged::Buffered,
-        Some(Promise::Assumed { .. }) => Acknowledged::Assumed,
-        None => Acknowledged::Unknown,
-    };
-    Durability { acknowledged_means, promise: promise.map_or("the server has not said yet what it does", Promise::promise).to_owned() }
 }
 
 fn collection(telemetry: &collector::telemetry::Telemetry) -> Collection {

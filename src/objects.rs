@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use collector::{Collector, Sum};
 use config::{Config, Kinds};
 use kubernetes::client::Cluster;
 use kubernetes::overlay::{Layer, Options, Overlay, Receivers};
@@ -19,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use crate::board::Board;
 use crate::check;
 use crate::role::Role;
-use crate::times;
 
 /// How the reloader and the overlay know of each other.
 pub(crate) struct Laid {
@@ -98,16 +98,9 @@ impl Objects {
 
 impl Numbers for Board {
     fn jobs(&self) -> HashMap<String, Counts> {
-        let targets = self.with_parts(|parts| parts.collector.as_ref().map(collector::Collector::targets)).flatten().unwrap_or_default();
-        let now_ms = times::now_ms();
-        let mut jobs: HashMap<String, Counts> = HashMap::new();
-        for target in targets {
-            let job = jobs.entry(target.job).or_default();
-            job.targets += 1;
-            job.in_flight += u64::from(target.next_scrape_ms.is_some_and(|slot_ms| slot_ms <= now_ms));
-            job.fingerprint ^= target.id.0;
-        }
-        jobs
+        let sums = self.with_parts(|parts| parts.collector.as_ref().map(Collector::sums)).flatten().unwrap_or_default();
+        let counts = |Sum { job, targets, in_flight, fingerprint }| (job, Counts { targets, in_flight, fingerprint });
+        sums.into_iter().map(counts).collect()
     }
 
     fn relays(&self) -> HashMap<String, Sent> {

@@ -19,6 +19,11 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    /// By its subcommand.
+    pub(crate) fn of(name: &str) -> Option<Self> {
+        [Self::Run, Self::Nats, Self::Collector, Self::Relay].into_iter().find(|role| role.name() == name)
+    }
+
     /// The subcommand.
     pub(crate) const fn name(self) -> &'static str {
         match self {

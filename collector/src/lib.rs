@@ -20,7 +20,7 @@ pub mod survey;
 pub mod target;
 pub mod telemetry;
 
-pub use roster::Changes;
+pub use roster::{Changes, Other, Sum};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,6 +156,16 @@ impl Collector {
     /// How many targets were found that other members scrape.
     pub fn elsewhere(&self) -> usize {
         self.roster.elsewhere()
+    }
+
+    /// The targets that were found and that other members scrape.
+    pub fn others(&self) -> Vec<Other> {
+        self.roster.others()
+    }
+
+    /// How many targets each job has, whoever scrapes them, in the configuration's order.
+    pub fn sums(&self) -> Vec<Sum> {
+        self.roster.sums()
     }
 
     /// Waits until every discovery has said what it finds: from then on others may rely on this process.

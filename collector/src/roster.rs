@@ -45,6 +45,28 @@ pub struct Changes {
     pub unchanged: usize,
 }
 
+/// The targets of one job, whoever scrapes them: the same in every member that finds the same, but for what is in flight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sum {
+    /// The job's name.
+    pub job: String,
+    /// Those that were found.
+    pub targets: u64,
+    /// Those that this process is scraping now.
+    pub in_flight: u64,
+    /// Another number where the targets are others.
+    pub fingerprint: u64,
+}
+
+/// A target that was found and is another member's.
+#[derive(Debug, Clone)]
+pub struct Other {
+    /// The target.
+    pub target: Arc<Target>,
+    /// Who scrapes it; none: nobody is known to be there.
+    pub owner: Option<String>,
+}
+
 /// Every job's targets and their tasks.
 pub(crate) struct Roster {
     floor: Floor,
@@ -132,7 +154,21 @@ impl Roster {
     /// How many targets were found that are others'.
     pub(crate) fn elsewhere(&self) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.jobs.iter().map(Entry::elsewhere).sum()
+        state.jobs.iter().map(|entry| entry.elsewhere().len()).sum()
+    }
+
+    /// The targets that were found and are others', with those whose they are now.
+    pub(crate) fn others(&self) -> Vec<Other> {
+        let Some(members) = self.floor.members() else { return Vec::new() };
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = |target: &Arc<Target>| Other { target: Arc::clone(target), owner: members.owner(target.id).map(str::to_owned) };
+        state.jobs.iter().flat_map(Entry::elsewhere).map(other).collect()
+    }
+
+    /// What each job has, whoever scrapes it, in the configuration's order.
+    pub(crate) fn sums(&self) -> Vec<Sum> {
+        let (state, now_ms) = (self.state.lock().unwrap_or_else(PoisonError::into_inner), self.floor.shared.now_ms());
+        state.jobs.iter().map(|entry| entry.sum(now_ms)).collect()
     }
 
     /// Waits until every discovery has said what it finds.

@@ -28,7 +28,7 @@ pub use config::Reason;
 /// Dropped targets remembered per job where `keep_dropped_targets` sets nothing. Larger: discovery of everything, kept in part, takes
 /// memory; smaller: a person who looks for a missing target may not see it.
 pub const DROPPED_MAX: usize = 10_000;
-/// The label whose value is the attribute `namespace` of a target's origin, whatever rules make of it.
+/// The label whose value is the attribute `namespace` of a target's origin, whatever rules make of it, unless the job is of a namespace itself.
 const NAMESPACE: &str = "__meta_kubernetes_namespace";
 
 /// One `scrape_configs` entry, with what all its targets share.
@@ -350,7 +350,8 @@ impl Job {
     /// The target that labels make, or the number of the rule that dropped them.
     fn target(&self, mut labels: Labels) -> Result<Result<Target, usize>, Error> {
         let discovered_labels = labels.sorted().into();
-        let namespace = labels.get(NAMESPACE).to_owned();
+        // A list that a team serves says what it likes: whose a team's targets are is not for it to say.
+        let namespace = self.scrape.namespace.clone().unwrap_or_else(|| labels.get(NAMESPACE).to_owned());
         let written = labels.get("__address__").to_owned();
         let rules = &self.scrape.relabel_configs;
         if let Some(rule) = rules.iter().position(|rule| !relabel::apply(std::slice::from_ref(rule), &mut labels)) {

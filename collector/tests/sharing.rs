@@ -141,6 +141,11 @@ async fn who_comes_and_goes_moves_its_share_and_no_slot_is_missed() {
     pass(INTERVAL * 8).await;
     let ((ones, elsewhere), (twos, _)) = (one.share(), two.share());
     assert!(ones.is_disjoint(&twos) && ones.len() + twos.len() == TARGETS && elsewhere == twos.len() && !twos.is_empty());
+    // Both know how many there are in all, and that they are the same.
+    let sums = |member: &Member| member.collector.sums().into_iter().map(|sum| (sum.job, sum.targets, sum.fingerprint)).collect::<Vec<_>>();
+    let all = ones.iter().chain(&twos).fold(0, |fingerprint, target| fingerprint ^ target.0);
+    assert_eq!(sums(&one), [("j".to_owned(), TARGETS as u64, all)]);
+    assert_eq!(sums(&two), sums(&one));
     let members = Members::new("one", names(&["one", "two"]));
     assert!(ones.iter().all(|target| members.owns(*target)) && twos.iter().all(|target| !members.owns(*target)));
     let seen = scene.seen();

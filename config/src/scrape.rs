@@ -126,6 +126,10 @@ pub struct ScrapeConfig {
     /// Rules for series, applied when a series is first seen, before anything is stored.
     #[serde(default)]
     pub metric_relabel_configs: Vec<RelabelConfig>,
+    /// The namespace whose all its targets are, whatever discovery says of them. No user writes it: it is of a job that an object of that namespace became.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub namespace: Option<String>,
 }
 
 fn metrics_path() -> String {

@@ -112,9 +112,22 @@ impl ControlPlane {
     ///
     /// *Errors*: it does not answer, or with something else.
     pub async fn refused(&self) -> Result<f64> {
-        let page = self.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
+        let page = self.metrics().await?;
         let refused = |line: &&str| line.starts_with("authorization_attempts_total{") && !line.contains("result=\"allowed\"");
         page.lines().filter(refused).map(|line| Ok(line.rsplit_once(' ').context("a value")?.1.parse::<f64>()?)).sum()
+    }
+
+    /// Whether a list of these was streamed since the API server's start.
+    ///
+    /// *Errors*: it does not answer.
+    pub async fn streamed(&self, resource: &str) -> Result<bool> {
+        let label = format!("resource=\"{resource}\"");
+        let is_it = |line: &str| line.starts_with("apiserver_watch_list_duration_seconds_count{") && line.contains(&label);
+        Ok(self.metrics().await?.lines().any(is_it))
+    }
+
+    async fn metrics(&self) -> Result<String> {
+        Ok(self.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?)
     }
 
     /// Ends the API server with SIGKILL.

@@ -44,6 +44,8 @@ pub enum Verdict {
     Bad,
     /// Neither: it is only said.
     Note,
+    /// Another process knows.
+    Elsewhere,
 }
 
 /// A kind of object that becomes targets.
@@ -78,6 +80,11 @@ impl Step {
     /// A reason why samples are missing, and what to do.
     pub fn bad(stage: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { verdict: Verdict::Bad, fix: Some(fix.into()), ..Self::good(stage, text) }
+    }
+
+    /// Something that another process knows, and how to ask it.
+    pub fn elsewhere(stage: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Elsewhere, ..Self::bad(stage, text, fix) }
     }
 }
 

@@ -10,6 +10,7 @@ mod monitors;
 mod probe;
 mod rules;
 mod scrape_config;
+mod unknown;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};

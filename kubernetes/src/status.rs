@@ -40,9 +40,9 @@ const CONTROLLER: &str = "strata.ctx.sh";
 /// Numbers of one job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Its targets.
+    /// Its targets, whichever member scrapes them.
     pub targets: u64,
-    /// Those that are being scraped.
+    /// Those that this process is scraping now.
     pub in_flight: u64,
     /// Another number where the targets are others.
     pub fingerprint: u64,

@@ -1,20 +1,23 @@
 //! Watches: one per kind, namespace and selector, shared by all who ask for the same.
 //!
-//! *In*: an API server. *Out*: a [`Store`] that follows it. *Bound*: one connection per watch; [`RETRY_MAX`] between attempts. *When full*: does
-//! not apply.
+//! *In*: an API server. *Out*: a [`Store`] that follows it, or what is seen as it comes ([`follow`]). *Bound*: one connection per watch; [`RETRY_MAX`]
+//! between attempts. *When full*: a watch waits for who listens.
 //!
 //! The first list comes as a stream where the server has that, in pages where it does not. A watch that breaks goes on where it was; where the
 //! server has forgotten that place (410), everything is listed anew and the difference is what changed.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
+use std::fmt::Debug;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::Api;
 use kube::runtime::watcher::{self, Event, InitialListStrategy};
+use kube::{Api, Resource};
 use rand::Rng as _;
+use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -90,8 +93,12 @@ impl Watches {
             Some(namespace) => Api::namespaced_with(client, namespace, &()),
             None => Api::all_with(client, &()),
         };
-        let follow = Follow::new(api, &key.1, Arc::clone(&store));
-        self.tasks.spawn(stop.clone().run_until_cancelled_owned(follow.run()));
+        let asked = Asked { plural: K::plural(&()).into_owned(), group: K::group(&()).into_owned(), namespace: key.1.namespace.clone() };
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (label_selector, field_selector) = (some(&key.1.label), some(&key.1.field));
+        let config = watcher::Config { label_selector, field_selector, ..watcher::Config::default() };
+        let follow = follow(api, config, Some, Keeper { asked, store: Arc::clone(&store) });
+        self.tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
         let watch = Arc::new(Watch { store, _stop: stop.drop_guard() });
         let erased: Arc<dyn Any + Send + Sync> = watch.clone();
         known.insert(key, Arc::downgrade(&erased));
@@ -106,46 +113,70 @@ enum End {
     Refused,
     /// Its place is forgotten: it begins anew.
     Gone,
+    /// Nobody listens any more.
+    Unheard,
 }
 
-/// Keeps a store as the API server says.
-struct Follow<K: Object> {
-    api: Api<K>,
-    asked: Asked,
-    config: watcher::Config,
-    store: Arc<Store<K>>,
-    retry: Duration,
+/// What a watch saw.
+pub(crate) enum Saw<T> {
+    /// All there are.
+    Listed(Vec<T>),
+    /// One that is new or another one.
+    Changed(T),
+    /// One that is no more.
+    Gone(T),
+    /// Nothing, for now: it is tried again.
+    Failed(watcher::Error),
 }
 
-impl<K: Object> Follow<K> {
-    fn new(api: Api<K>, selection: &Selection, store: Arc<Store<K>>) -> Self {
-        let asked =
-            Asked { plural: K::plural(&()).into_owned(), group: K::group(&()).into_owned(), namespace: selection.namespace.clone() };
-        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let config = watcher::Config {
-            label_selector: some(&selection.label),
-            field_selector: some(&selection.field),
-            initial_list_strategy: InitialListStrategy::StreamingList,
-            ..watcher::Config::default()
-        };
-        Self { api, asked, config, store, retry: RETRY_MIN }
-    }
+/// Who hears what a watch saw.
+pub(crate) trait Listener<T>: Send {
+    /// Takes what was seen; whether it wants to hear more.
+    fn hear(&mut self, saw: Saw<T>) -> impl Future<Output = bool> + Send;
+}
 
-    async fn run(mut self) {
-        loop {
-            if self.until_ended().await == End::Refused {
-                tracing::debug!(asked = %self.asked, "the API server does not stream lists: they are asked for in pages");
-                self.config.initial_list_strategy = InitialListStrategy::ListWatch;
+/// Follows objects of one kind. `keep`: what of an object is kept, while a list comes too; none: the object is passed over.
+pub(crate) async fn follow<K, T, L>(api: Api<K>, config: watcher::Config, keep: impl Fn(K) -> Option<T> + Send, listener: L)
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    T: Send,
+    L: Listener<T>,
+{
+    let config = watcher::Config { initial_list_strategy: InitialListStrategy::StreamingList, ..config };
+    let mut follow = Follow { api, config, keep, listener, retry: RETRY_MIN, kept: PhantomData };
+    loop {
+        match follow.until_ended().await {
+            End::Refused => {
+                tracing::debug!(url = follow.api.resource_url(), "the API server does not stream lists: they are asked for in pages");
+                follow.config.initial_list_strategy = InitialListStrategy::ListWatch;
             }
+            End::Gone => {}
+            End::Unheard => return,
         }
     }
+}
 
+struct Follow<K, F, L, T> {
+    api: Api<K>,
+    config: watcher::Config,
+    keep: F,
+    listener: L,
+    retry: Duration,
+    kept: PhantomData<fn() -> T>,
+}
+
+impl<K, F, L, T> Follow<K, F, L, T>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    F: Fn(K) -> Option<T>,
+    L: Listener<T>,
+{
     /// Follows the watch as long as it can go on.
     async fn until_ended(&mut self) -> End {
         let is_streamed = self.config.initial_list_strategy == InitialListStrategy::StreamingList;
         let mut events = std::pin::pin!(watcher::watcher(self.api.clone(), self.config.clone()));
         // What a list brought so far; none: it is over.
-        let mut listed: Option<Vec<K>> = None;
+        let mut listed: Option<Vec<T>> = None;
         loop {
             let next = events.next();
             let next = match listed.is_some() && is_streamed {
@@ -156,36 +187,68 @@ impl<K: Object> Follow<K> {
                 false => next.await,
             };
             let Some(event) = next else { return End::Gone };
-            match event {
+            let saw = match event {
                 Ok(Event::Init) => {
                     listed = Some(Vec::new());
                     continue;
                 }
-                Ok(Event::InitApply(object)) => listed.get_or_insert_default().push(object),
-                Ok(Event::InitDone) => self.store.replace(listed.take().unwrap_or_default()),
-                Ok(Event::Apply(object)) => self.store.apply(object),
-                Ok(Event::Delete(object)) => self.store.remove(&object),
+                Ok(Event::InitApply(object)) => {
+                    listed.get_or_insert_default().extend((self.keep)(object));
+                    self.retry = RETRY_MIN;
+                    continue;
+                }
+                Ok(Event::InitDone) => Some(Saw::Listed(listed.take().unwrap_or_default())),
+                Ok(Event::Apply(object)) => (self.keep)(object).map(Saw::Changed),
+                Ok(Event::Delete(object)) => (self.keep)(object).map(Saw::Gone),
                 Err(error) if is_streamed && does_not_stream(&error, listed.is_some()) => return End::Refused,
                 Err(error) => {
-                    self.fail(&error).await;
                     // Within a watch it is listed anew by itself.
-                    if matches!(&error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410) {
+                    let is_gone = matches!(&error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410);
+                    if !self.listener.hear(Saw::Failed(error)).await {
+                        return End::Unheard;
+                    }
+                    self.pause().await;
+                    if is_gone {
                         return End::Gone;
                     }
                     continue;
                 }
-            }
+            };
             self.retry = RETRY_MIN;
+            if let Some(saw) = saw
+                && !self.listener.hear(saw).await
+            {
+                return End::Unheard;
+            }
         }
     }
 
-    async fn fail(&mut self, error: &watcher::Error) {
-        let failure = Failure::watch(&self.asked, error);
-        tracing::debug!(reason = failure.reason, "{failure}");
-        self.store.fail(failure);
+    async fn pause(&mut self) {
         let spread = rand::rng().random_range(0.5..1.0);
         sleep(self.retry.mul_f64(spread)).await;
         self.retry = (self.retry * 2).min(RETRY_MAX);
+    }
+}
+
+/// Keeps a store as the API server says.
+struct Keeper<K> {
+    asked: Asked,
+    store: Arc<Store<K>>,
+}
+
+impl<K: Object> Listener<K> for Keeper<K> {
+    async fn hear(&mut self, saw: Saw<K>) -> bool {
+        match saw {
+            Saw::Listed(objects) => self.store.replace(objects),
+            Saw::Changed(object) => self.store.apply(object),
+            Saw::Gone(object) => self.store.remove(&object),
+            Saw::Failed(error) => {
+                let failure = Failure::watch(&self.asked, &error);
+                tracing::debug!(reason = failure.reason, "{failure}");
+                self.store.fail(failure);
+            }
+        }
+        true
     }
 }
 

@@ -6,10 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use kubernetes::examine::Annotated;
+use bundled_nats::Durability as Promise;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+mod targets;
+
+pub(crate) use targets::{Dropped, Elsewhere, Others, Target, Targets};
 
 /// Why a request is not done.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -70,6 +74,18 @@ pub(crate) struct Durability {
     pub(crate) acknowledged_means: Acknowledged,
     /// The same in a sentence.
     pub(crate) promise: String,
+}
+
+impl Durability {
+    pub(crate) fn of(promise: Option<Promise>) -> Self {
+        let acknowledged_means = match promise {
+            Some(Promise::Fsynced { .. }) => Acknowledged::Fsynced,
+            Some(Promise::Buffered) => Acknowledged::Buffered,
+            Some(Promise::Assumed { .. }) => Acknowledged::Assumed,
+            None => Acknowledged::Unknown,
+        };
+        Self { acknowledged_means, promise: promise.map_or("the server has not said yet what it does", Promise::promise).to_owned() }
+    }
 }
 
 /// What the server does before it acknowledges.
@@ -170,67 +186,6 @@ pub(crate) struct CollectionHistory {
     pub(crate) scraped_samples: Vec<f64>,
 }
 
-/// Targets with their health.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Targets {
-    /// Those that are scraped, in the configuration's order.
-    pub(crate) targets: Vec<Target>,
-    /// Those that were found and are not scraped; a job shows only the first of them.
-    pub(crate) dropped: Vec<Dropped>,
-    /// How many were found that other members scrape.
-    #[serde(default)]
-    pub(crate) elsewhere: u64,
-    /// The jobs that find targets by annotation: those of the file, and Discovery objects.
-    #[serde(default)]
-    pub(crate) annotated: Vec<Annotated>,
-}
-
-/// One target; [scraping.md](scraping.md) tells of all its fields.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Target {
-    /// Its identity.
-    pub(crate) id: String,
-    /// Its job.
-    pub(crate) job: String,
-    /// Where it is scraped.
-    pub(crate) url: String,
-    /// `up`, `down`, `unknown`.
-    pub(crate) health: String,
-    /// Why the last scrape failed.
-    pub(crate) last_error: Option<String>,
-    /// Slot of the last scrape.
-    pub(crate) last_scrape_ms: Option<i64>,
-    /// How long the last request took, seconds.
-    pub(crate) last_duration_s: f64,
-    /// Samples on the last page.
-    pub(crate) samples: u64,
-    /// Slots missed since the start.
-    pub(crate) missed: u64,
-    /// Slot of the first of the failures that last; none: the last scrape did not fail.
-    pub(crate) down_since_ms: Option<i64>,
-    /// Its own labels.
-    pub(crate) labels: BTreeMap<String, String>,
-    /// Its labels before relabeling.
-    pub(crate) discovered_labels: BTreeMap<String, String>,
-    /// The rest.
-    #[serde(flatten)]
-    pub(crate) more: serde_json::Map<String, Value>,
-}
-
-/// A target that was found and is not scraped.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Dropped {
-    /// Its job.
-    pub(crate) job: String,
-    /// Its labels before relabeling.
-    pub(crate) discovered_labels: BTreeMap<String, String>,
-    /// `relabeled` (a rule dropped it), `duplicate` (same URL and labels as another one, or the same pod), `invalid` (its labels or annotations make no
-    /// target), `unready` (it is not there for now).
-    pub(crate) reason: String,
-    /// The rule, or what is wrong.
-    pub(crate) detail: String,
-}
-
 /// All relays.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Relays {
@@ -248,6 +203,9 @@ pub(crate) struct Relay {
     pub(crate) state: String,
     /// The process that runs it, while this one stands by: host and process id.
     pub(crate) owner: Option<String>,
+    /// Sequence of the last message of the stream that it is done with; of the newest samples, where they go first.
+    #[serde(default)]
+    pub(crate) position: u64,
     /// What it has not delivered.
     pub(crate) lag: Lag,
     /// How long nothing of that is lost.

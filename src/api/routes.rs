@@ -17,7 +17,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::model::{Changed, PauseRequest, Relay, Relays, Replay, ReplayState, Replays, Status, Targets};
+use super::model::{Changed, Others, PauseRequest, Relay, Relays, Replay, ReplayState, Replays, Status, Targets};
 use super::{Refusal, Shared, audit, console, dead, openapi, tap};
 
 /// Who may ask.
@@ -205,6 +205,14 @@ pub(crate) const ROUTES: &[Route] = &[
         summary: "What is scraped and how it is doing, and what was left out and why.",
         answers: &[(200, "All targets.", Content::Json(schema::<Targets>))],
         handler: || get(async |State(s): State<Arc<Shared>>| Json(s.backend.targets())),
+        ..READ
+    },
+    Route {
+        path: "/api/v1/targets/elsewhere",
+        id: "targets_elsewhere",
+        summary: "Which targets were found that other members scrape, and by which.",
+        answers: &[(200, "All of them.", Content::Json(schema::<Others>))],
+        handler: || get(async |State(s): State<Arc<Shared>>| Json(s.backend.others())),
         ..READ
     },
     Route {
@@ -471,8 +479,7 @@ async fn start_replay(
 ) -> Result<(StatusCode, Json<ReplayState>), Refusal> {
     let Json(replay) = body?;
     tracing::info!(?replay, "a replay was asked for");
-    let started = Arc::clone(&shared.backend).start_replay(replay).await?;
-    Ok((StatusCode::ACCEPTED, Json(started)))
+    Ok((StatusCode::ACCEPTED, Json(Arc::clone(&shared.backend).start_replay(replay).await?)))
 }
 
 async fn replays(State(shared): State<Arc<Shared>>) -> Result<Json<Replays>, Refusal> {

@@ -75,6 +75,10 @@ impl Backend for One {
             "last_duration_s": 0.5, "samples": 3, "missed": 0, "down_since_ms": null, "labels": {"job": "j"}, "discovered_labels": {"__address__": "h"},
         }], "dropped": [{ "job": "j", "discovered_labels": {"__address__": "i"}, "reason": "relabeled", "detail": "rule 0" }], "elsewhere": 0, "annotated": [{ "job": "a", "options": config::KubernetesAnnotations::default() }] })
     }
+    fn others(&self) -> Others {
+        let other = json!({ "id": "0b", "job": "j", "url": "http://i/metrics", "labels": {}, "discovered_labels": {}, "owner": "two" });
+        serde_json::from_value(json!({ "targets": [other] })).expect("targets")
+    }
     fn relays(&self) -> Vec<Relay> {
         vec![relay("one")]
     }

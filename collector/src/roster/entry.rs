@@ -11,7 +11,7 @@ use sample::TargetId;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Earlier, Ending, Floor};
+use super::{Earlier, Ending, Floor, Sum};
 use crate::discovery::{Discoverer, Key, Spec, TargetGroup, statics};
 use crate::scrape::{Halt, Status};
 use crate::target::{Dropped, Found, Job, Resolved, Target};
@@ -33,7 +33,7 @@ pub(super) struct Entry {
     running: Vec<Running>,
     duplicates: Vec<Dropped>,
     /// Targets that were found and are other members'.
-    elsewhere: usize,
+    elsewhere: Vec<Arc<Target>>,
     dropped_count: usize,
     /// What was logged of targets that cannot be built.
     told: HashSet<String>,
@@ -71,7 +71,7 @@ impl Entry {
             resolved: Vec::new(),
             running: Vec::new(),
             duplicates: Vec::new(),
-            elsewhere: 0,
+            elsewhere: Vec::new(),
             dropped_count: 0,
             told: HashSet::new(),
         }
@@ -94,8 +94,23 @@ impl Entry {
         self.job.dropped(&self.resolved, &self.duplicates)
     }
 
-    pub(super) fn elsewhere(&self) -> usize {
-        self.elsewhere
+    pub(super) fn elsewhere(&self) -> &[Arc<Target>] {
+        &self.elsewhere
+    }
+
+    /// All its targets, whoever scrapes them.
+    pub(super) fn sum(&self, now_ms: i64) -> Sum {
+        let is_in_flight = |running: &&Running| {
+            let status = running.status.lock().unwrap_or_else(PoisonError::into_inner);
+            status.next_scrape_ms.is_some_and(|slot_ms| slot_ms <= now_ms)
+        };
+        let targets = self.running.iter().map(|running| &running.target).chain(&self.elsewhere);
+        Sum {
+            job: self.name().to_owned(),
+            targets: (self.running.len() + self.elsewhere.len()) as u64,
+            in_flight: self.running.iter().filter(is_in_flight).count() as u64,
+            fingerprint: targets.fold(0, |fingerprint, target| fingerprint ^ target.id.0),
+        }
     }
 
     /// Whether each of its discoveries has said what it finds.
@@ -170,12 +185,12 @@ impl Entry {
     fn run(&mut self, targets: Vec<Arc<Target>>, floor: &Floor, ending: &mut Ending) {
         let mut before: HashMap<TargetId, Running> = self.running.drain(..).map(|running| (running.target.id, running)).collect();
         let members = if self.job.is_of_node() { None } else { floor.members() };
-        let elsewhere = std::mem::take(&mut self.elsewhere);
+        let before_elsewhere = std::mem::take(&mut self.elsewhere).len();
         for target in targets {
             let running = before.remove(&target.id);
             if members.as_ref().is_some_and(|members| !members.owns(target.id)) {
-                self.elsewhere += 1;
                 ending.extend(running.map(|running| (target.id, floor.let_go(running))));
+                self.elsewhere.push(target);
                 continue;
             }
             let running = match running {
@@ -196,7 +211,7 @@ impl Entry {
             };
             self.running.push(running);
         }
-        floor.telemetry().targets_elsewhere.add(self.elsewhere as i64 - elsewhere as i64);
+        floor.telemetry().targets_elsewhere.add(self.elsewhere.len() as i64 - before_elsewhere as i64);
         end_all(before.into_values(), ending);
     }
 
@@ -206,7 +221,7 @@ impl Entry {
         self.discoveries.iter().for_each(|discovery| discovery.uncount(telemetry));
         telemetry.discovery_targets.with_label_values(&[STATIC]).sub(count(&self.statics));
         telemetry.targets_dropped.sub(self.dropped_count as i64);
-        telemetry.targets_elsewhere.sub(self.elsewhere as i64);
+        telemetry.targets_elsewhere.sub(self.elsewhere.len() as i64);
         end_all(self.running, ending);
     }
 }

@@ -177,6 +177,17 @@ fn the_namespace_of_a_target_is_where_it_was_found_whatever_rules_say() {
 }
 
 #[test]
+fn targets_of_an_object_are_its_namespaces_whatever_a_list_says() {
+    let mut scrape: ScrapeConfig = serde_json::from_str(r#"{"job_name": "node"}"#).expect("a job");
+    scrape.namespace = Some("team".to_owned());
+    let job = Job::new(&global(), scrape);
+    for found in [&[][..], &[("__meta_kubernetes_namespace", "other")]] {
+        let target = one(&job, &group(&["a:9100"], found));
+        assert_eq!(target.origin.attribute("namespace"), Some("team"), "{found:?}");
+    }
+}
+
+#[test]
 fn what_discovery_left_out_is_told_with_its_labels() {
     let left_out = LeftOut {
         labels: BTreeMap::from([("pod".to_owned(), "web".to_owned())]),

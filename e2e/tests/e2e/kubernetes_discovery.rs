@@ -15,7 +15,7 @@ use e2e::page::Page;
 use e2e::process;
 use e2e::strata::Strata;
 use e2e::wait;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -45,7 +45,7 @@ pub fn ip(index: usize) -> IpAddr {
 }
 
 /// An annotated pod at an address, whose exporter listens at 9100.
-fn annotated(key: &str, address: IpAddr) -> Value {
+pub fn annotated(key: &str, address: IpAddr) -> Value {
     let mut pod = objects::pod(key, &[address], &[("metrics", 9100)]);
     pod["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true" });
     pod
@@ -119,6 +119,25 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
         assert!(code == 1 && has(&steps, "bad annotation", "kubectl annotate -n shop pod quiet-0 prometheus.io/scrape=true"), "{steps:#?}");
         let (code, steps) = why_in(&strata, &["pod/web", "-n", "shop"]).await?;
         assert!(code == 1 && has(&steps, "bad object", "did you mean web-0?"), "{steps:#?}");
+
+        let address: IpAddr = "10.96.7.7".parse()?;
+        let behind = Exporter::start_at(Page::new("page", "front_since 1\n", 1)?, SocketAddr::new(address, 9100)).await?;
+        let mut service = objects::service("shop/front", Some(address), &[("metrics", 9100)]);
+        plane.put::<Service>(&service).await?;
+        let (code, steps) = why_in(&strata, &["svc/front", "-n", "shop"]).await?;
+        assert!(
+            code == 1 && has(&steps, "bad annotation", "kubectl annotate -n shop service front prometheus.io/scrape=true"),
+            "{steps:#?}"
+        );
+        service["metadata"]["annotations"] = json!({ "prometheus.io/scrape": "true" });
+        plane.patch::<Service>("shop/front", &json!({ "metadata": service["metadata"] })).await?;
+        wait::until_true("the service is scraped", LIMIT, || behind.next_round() > 3).await?;
+        let (code, steps) = why_in(&strata, &["service/front", "-n", "shop"]).await?;
+        let is_whole = has(&steps, "good object", "service 'front' is there") && has(&steps, "good annotation", "job 'annotated' takes it");
+        assert!(
+            code == 0 && is_whole && has(&steps, "good scrape", "10.96.7.7:9100") && has(&steps, "good relay", "relay 'all'"),
+            "{steps:#?}"
+        );
         strata.stop().await
     })
 }

@@ -1,5 +1,7 @@
 //! Three collectors that share thirty targets by their leases: one is killed, all are restarted one after the other, one sleeps, the API server is away,
 //! the token is another one. At the sink no slot is missed but those that nobody could know to take over, none comes twice, and the audit says so.
+//!
+//! What is said of the targets is said of all of them, whichever member is asked: the status of a Discovery, and `strata why`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,10 +14,14 @@ use e2e::page::{Page, ROUND};
 use e2e::process;
 use e2e::strata::Strata;
 use e2e::wait;
+use k8s_openapi::api::core::v1::Pod;
 use nix::sys::signal::Signal;
 
+use crate::kubernetes_discovery::{Seen, annotated, ip};
+use crate::kubernetes_resources::{self, object};
 use crate::roles::{Installation, asked};
 use crate::scene;
+use crate::why::{has, why_in};
 
 const LIMIT: Duration = Duration::from_secs(90);
 const TARGETS: usize = 30;
@@ -58,17 +64,7 @@ fn now_ms() -> i64 {
 
 impl Scene {
     async fn start(installation: &Installation, exporters: Vec<Exporter>) -> Result<Self> {
-        let mut members = Vec::new();
-        for i in 0..3 {
-            let mut member = installation.prepare("collector")?;
-            member.set("HOSTNAME", &format!("strata-collector-{i}"));
-            members.push(member);
-        }
-        let mut scene = Self { exporters, members, windows: Vec::new() };
-        for i in 0..3 {
-            scene.members[i].launch()?;
-            scene.members[i].ready().await?;
-        }
+        let scene = Self { exporters, members: started(installation).await?, windows: Vec::new() };
         scene.shared(3).await?;
         Ok(scene)
     }
@@ -116,6 +112,24 @@ impl Scene {
     async fn rounds(&self, rounds: u64) -> Result<()> {
         scene::more_rounds(&self.exporters, rounds, LIMIT).await
     }
+}
+
+/// Three collectors that are ready.
+async fn started(installation: &Installation) -> Result<Vec<Strata>> {
+    let mut members = Vec::new();
+    for i in 0..3 {
+        let mut member = installation.prepare("collector")?;
+        member.set("HOSTNAME", &name(i));
+        member.launch()?;
+        member.ready().await?;
+        members.push(member);
+    }
+    Ok(members)
+}
+
+/// The host that a member takes itself for.
+fn name(i: usize) -> String {
+    format!("strata-collector-{i}")
 }
 
 fn instances(targets: &serde_json::Value) -> BTreeSet<String> {
@@ -261,5 +275,112 @@ async fn compare(scene: &Scene, sink: &HttpSink, relay: &Strata) -> Result<()> {
     ensure!(elsewhere == 0, "missed while somebody was there: {missing:?}");
     ensure!(told == missing.len() as u64, "the audit tells of others: {holes:#?}\n{missing:?}");
     ensure!(statement["collection"]["slots"].as_u64() == Some(slots as u64), "{}", statement["collection"]);
+    Ok(())
+}
+
+/// Pods that a Discovery finds.
+const PODS: usize = 12;
+const DISCOVERY: &str = "
+apiVersion: strata.ctx.sh/v1beta1
+kind: Discovery
+metadata: {name: web, namespace: team}
+spec: {collector: [{name: out}], intervalSeconds: 1}
+";
+
+/// Waits until these members have all pods between them, each pod once: the addresses of each member's share.
+async fn pods_shared(members: &[Strata]) -> Result<Vec<BTreeSet<String>>> {
+    wait::until("the pods are shared", LIMIT, async || {
+        let mut shares = Vec::new();
+        for member in members.iter().filter(|member| member.pid().is_ok()) {
+            let seen = asked(member, "/api/v1/targets").await.ok()?;
+            let own = instances(&seen);
+            (seen["elsewhere"].as_u64()? as usize + own.len() == PODS).then_some(())?;
+            shares.push(own);
+        }
+        let all: BTreeSet<&String> = shares.iter().flatten().collect();
+        (all.len() == PODS && shares.iter().map(BTreeSet::len).sum::<usize>() == PODS).then_some(shares)
+    })
+    .await
+}
+
+/// Waits until the status of the Discovery has these numbers; when its targets last changed.
+async fn discovered(plane: &ControlPlane, targets: usize, collectors: usize) -> Result<String> {
+    let mut seen = String::new();
+    let found = wait::until("the status is of all targets", LIMIT, async || {
+        let status = object(plane, "dx", "team/web").await.ok()?["status"].clone();
+        seen = status.to_string();
+        let is_so = status["discoveredResourcesCount"] == targets && status["totalCollectors"] == collectors;
+        is_so.then(|| status["lastDiscovered"].as_str().map(str::to_owned))?
+    });
+    found.await.with_context(|| seen)
+}
+
+#[test]
+fn a_discoverys_status_and_why_tell_of_the_targets_of_all_members() -> Result<()> {
+    control_plane::test(async |plane| {
+        kubernetes_resources::prepared(plane).await?;
+        let _seen = Seen::start("up_since 1\n").await?;
+        plane.put_all::<Pod>((0..PODS).map(|pod| annotated(&format!("team/web-{pod}"), ip(pod + 1)))).await?;
+        plane.apply(DISCOVERY).await?;
+        let sink = HttpSink::start().await?;
+        let cluster = format!(
+            "kubernetes: {{kubeconfig_file: '{}', namespace: strata, resources: true, share_targets: true}}\n",
+            plane.kubeconfig().display()
+        );
+        let installation = Installation::of(format!("{cluster}relays:\n{}", scene::http_relay("http", &sink, "")))?;
+        let mut server = installation.start("nats").await?;
+        let mut relay = installation.start("relay").await?;
+        let mut members = started(&installation).await?;
+        let shares = pods_shared(&members).await?;
+        ensure!(shares.iter().all(|share| share.len() < PODS), "{shares:?}");
+        let last = discovered(plane, PODS, 1).await?;
+        why_asks_who_knows(&members, &shares, &relay).await?;
+
+        // Another share is no other target: who leads goes on, and writes the status anew.
+        let lease = object(plane, "lease", "strata/strata-collector").await?;
+        let leader = lease["spec"]["holderIdentity"].as_str().context("a leader")?.to_owned();
+        let other = (0..3).find(|i| !leader.starts_with(&name(*i))).context("one that does not lead")?;
+        members[other].stop().await?;
+        pods_shared(&members).await?;
+        plane.apply(&DISCOVERY.replace("{name: out}", "{name: out}, {name: out2}")).await?;
+        let after = discovered(plane, PODS, 2).await?;
+        ensure!(after == last, "the targets are the same since {last}, not since {after}");
+
+        for member in members.iter_mut().filter(|member| member.pid().is_ok()) {
+            member.stop().await?;
+        }
+        relay.stop().await?;
+        server.stop().await
+    })
+}
+
+/// Of one target: a member that does not scrape it names the one that does, that one says where the relays are, and a relay knows what it makes of it.
+async fn why_asks_who_knows(members: &[Strata], shares: &[BTreeSet<String>], relay: &Strata) -> Result<()> {
+    let owner = shares.iter().position(|share| !share.is_empty()).context("a share")?;
+    let address = shares[owner].first().context("a target")?;
+    let pod = (0..PODS).find(|pod| *address == format!("{}:9100", ip(*pod + 1))).context("its pod")?;
+    let pod = format!("pod/web-{pod}");
+    let stranger = &members[(owner + 1) % 3];
+    for subject in [&[address.as_str()][..], &[&pod, "-n", "team"]] {
+        let (code, steps) = why_in(stranger, subject).await?;
+        let text = format!("and '{}' scrapes it", name(owner));
+        ensure!(code == 1 && has(&steps, "elsewhere target", &text) && !steps.iter().any(|step| step.starts_with("bad")), "{steps:#?}");
+
+        wait::until("its first scrape", LIMIT, async || {
+            let (_, steps) = why_in(&members[owner], subject).await.ok()?;
+            (has(&steps, "good scrape", address) && has(&steps, "elsewhere relay", "relays run in `strata relay`")).then_some(())
+        })
+        .await?;
+        wait::until("its samples are acknowledged", LIMIT, async || {
+            let (code, steps) = why_in(relay, subject).await.ok()?;
+            let is_followed = has(&steps, "good stream", "are in the stream") && has(&steps, "good relay", "relay 'http'");
+            (code == 0 && is_followed && has(&steps, "note target", "targets are scraped in `strata collector`")).then_some(())
+        })
+        .await?;
+    }
+    let (code, steps) = why_in(stranger, &["up"]).await?;
+    ensure!(code == 1 && has(&steps, "elsewhere stream", "ask a `strata relay`"), "{steps:#?}");
+    let (code, steps) = why_in(relay, &["127.0.0.1:1"]).await?;
+    ensure!(code == 1 && has(&steps, "bad stream", "ask a `strata collector`"), "{steps:#?}");
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,7 @@ use e2e::strata::Strata;
 use e2e::{http1, process, wait};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 /// Within what a change is in a status.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -299,6 +301,46 @@ fn a_teams_relay_sees_its_namespace_a_bad_one_stops_no_other_and_the_audit_balan
 }
 
 #[test]
+fn a_list_that_a_team_serves_puts_no_target_into_another_namespace() -> Result<()> {
+    control_plane::test(async |plane| {
+        with_operator(plane).await?;
+        plane.namespace("other").await?;
+        let team = exporter("team").await?;
+        let list = json!([{ "targets": [team.target()], "labels": { "__meta_kubernetes_namespace": "other" } }]).to_string();
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}/list", listener.local_addr()?);
+        tokio::spawn(http1::accept(listener, Arc::new(list), |mut connection, list| async move {
+            while http1::read(&mut connection).await?.is_some() {
+                http1::respond(&mut connection, 200, &[("content-type", "application/json".to_owned())], list.as_bytes()).await?;
+            }
+            Ok(())
+        }));
+        let mut listed = scraped("team", &team);
+        listed["spec"] = json!({ "httpSDConfigs": [{ "url": url }], "scrapeInterval": "1s" });
+        plane.apply(&listed.to_string()).await?;
+        let mut strata = Strata::prepare("")?;
+        strata.configure(&configuration(plane, "").replace("resources: true", "resources: true, allow_local_files: true"))?;
+        strata.launch()?;
+        strata.ready().await?;
+        for namespace in ["team", "other"] {
+            let sink = json!({ "sink": { "file": { "path": file(&strata, namespace) } }, "start": "earliest" });
+            plane.apply(&relay(namespace, "mine", &sink).to_string()).await?;
+            until(plane, "rx", &format!("{namespace}/mine"), ("Ready", "True", "Running")).await?;
+        }
+        wait::until_true("the team's file has its own", LIMIT, || !written(&file(&strata, "team")).is_empty()).await?;
+        // The other relay has read as far, and none of it was for it.
+        let read = async |relay: &str| {
+            let relays: Value = serde_json::from_slice(&http1::get(strata.port(), "/api/v1/relays").await.ok()?.body).ok()?;
+            relays["relays"].as_array()?.iter().find(|one| one["name"] == relay)?["position"].as_u64()
+        };
+        let far = read("team_mine").await.context("a position")?;
+        wait::until("the other one is as far", LIMIT, async || (read("other_mine").await? >= far).then_some(())).await?;
+        assert_eq!((written(&file(&strata, "team")), written(&file(&strata, "other"))), (vec!["of_team".to_owned()], Vec::new()));
+        strata.stop().await
+    })
+}
+
+#[test]
 fn what_objects_say_holds_without_the_api_server_and_secrets_are_read_again() -> Result<()> {
     control_plane::test(async |plane| {
         prepared(plane).await?;
@@ -309,12 +351,24 @@ fn what_objects_say_holds_without_the_api_server_and_secrets_are_read_again() ->
             })
         };
         let asked = json!({ "sink": { "http": { "url": sink.url(), "basic_auth": { "username": "me", "password": { "secret": { "name": "warehouse", "key": "password" } } } } } });
-        let mut strata = Strata::start(&configuration(plane, "")).await?;
+        let mut strata = Strata::prepare(&configuration(plane, ""))?;
+        strata.set("STRATA_LOG_LEVEL", "info,kubernetes=debug");
+        strata.launch()?;
+        strata.ready().await?;
         plane.apply(&relay("team", "out", &asked)).await?;
         let message = until(plane, "rx", "team/out", ("Ready", "False", "Invalid")).await?;
         assert!(message.contains("key 'password' of the Secret 'warehouse' is not there"), "{message}");
         plane.apply(&secret("hush-one").to_string()).await?;
         until(plane, "rx", "team/out", ("Ready", "True", "Running")).await?;
+        // The objects and the Secrets come as targets do: streamed, and in pages where the API server says that it has no such lists.
+        for of in ["/apis/strata.ctx.sh/v1beta1/relays", "/api/v1/namespaces/team/secrets"] {
+            let resource = of.rsplit('/').next().unwrap_or_default();
+            let is_refused = |line: &str| line.contains("does not stream lists") && line.contains(of);
+            ensure!(
+                plane.streamed(resource).await? || strata.log_tail(usize::MAX).lines().any(is_refused),
+                "{of} was not asked for as a stream"
+            );
+        }
         plane.apply(&secret("hush-two").to_string()).await?;
         wait::until_true("the relay has the new one", LIMIT, || strata.log_tail(50).contains("relay restarted: team_out")).await?;
         plane.apply(&relay("team", "local", &json!({ "sink": { "file": { "path": "/tmp/x" } } }))).await?;

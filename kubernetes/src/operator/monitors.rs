@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::NamespaceSelector;
 use super::client::{Client, written};
 use super::rules::{self, Relabeling};
+use super::unknown::Unknown;
 use crate::overlay::Around;
 use crate::overlay::object::{Becomes, Object, Refusal};
 use crate::resources::discovery::Selector;
@@ -27,14 +28,19 @@ struct Spec {
     pod_target_labels: Vec<String>,
     attach_metadata: Option<AttachMetadata>,
     service_discovery_role: Option<String>,
+    selector_mechanism: Option<String>,
     #[serde(flatten)]
     limits: Limits,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct AttachMetadata {
     node: Option<bool>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 /// Limits of a job, and what else all kinds have in common.
@@ -77,6 +83,8 @@ struct Endpoint {
     metric_relabelings: Vec<Relabeling>,
     #[serde(flatten)]
     client: Client,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 impl Limits {
@@ -104,6 +112,23 @@ impl Limits {
             "convert_classic_histograms_to_nhcb": self.convert_classic,
         });
         if let Value::Object(map) = all { map } else { Map::new() }
+    }
+}
+
+impl Spec {
+    /// What of it has no effect; `list`: how its endpoints are called.
+    fn notes(&self, list: &str, endpoints: &[Endpoint]) -> Vec<String> {
+        let mut notes: Vec<String> = self.unknown.notes("spec").collect();
+        if let Some(mechanism) = self.selector_mechanism.as_deref().filter(|mechanism| *mechanism == "RoleSelector") {
+            notes.push(format!(
+                "spec.selectorMechanism '{mechanism}' has no effect: Strata applies the selector itself, and the targets are the same"
+            ));
+        }
+        notes.extend(self.attach_metadata.iter().flat_map(|attach| attach.unknown.notes("spec.attachMetadata")));
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            notes.extend(endpoint.unknown.notes(&format!("spec.{list}[{index}]")));
+        }
+        notes
     }
 }
 
@@ -161,7 +186,7 @@ fn keep_container_port(port: &str) -> Value {
 pub(super) fn service(object: &Object, around: Around<'_>) -> Result<Becomes, Refusal> {
     let spec: Spec = config::options(&object.spec).map_err(|error| Refusal::spec(&error))?;
     spec.selector.words().map_err(|error| Refusal::spec(&error))?;
-    let mut notes = Vec::new();
+    let mut notes = spec.notes("endpoints", &spec.endpoints);
     let namespaces = spec.namespace_selector.names(object, around, &mut notes);
     let limits = spec.limits.entries(&mut notes);
     let role = match spec.service_discovery_role.as_deref() {
@@ -213,7 +238,7 @@ pub(super) fn service(object: &Object, around: Around<'_>) -> Result<Becomes, Re
 pub(super) fn pod(object: &Object, around: Around<'_>) -> Result<Becomes, Refusal> {
     let spec: Spec = config::options(&object.spec).map_err(|error| Refusal::spec(&error))?;
     spec.selector.words().map_err(|error| Refusal::spec(&error))?;
-    let mut notes = Vec::new();
+    let mut notes = spec.notes("podMetricsEndpoints", &spec.pod_metrics_endpoints);
     let namespaces = spec.namespace_selector.names(object, around, &mut notes);
     let limits = spec.limits.entries(&mut notes);
     let jobs = spec.pod_metrics_endpoints.iter().enumerate().map(|(index, endpoint)| {

@@ -12,6 +12,7 @@ use super::NamespaceSelector;
 use super::client::{Client, written};
 use super::monitors::Limits;
 use super::rules::{self, Relabeling};
+use super::unknown::Unknown;
 use crate::overlay::Around;
 use crate::overlay::object::{Becomes, Object, Refusal};
 use crate::resources::discovery::Selector;
@@ -31,6 +32,8 @@ struct Spec {
     client: Client,
     #[serde(flatten)]
     limits: Limits,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -40,6 +43,8 @@ struct Prober {
     scheme: Option<String>,
     path: Option<String>,
     proxy_url: Option<String>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,7 +89,7 @@ pub(super) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refus
             message: "spec.prober.url: a prober is missing, like 'blackbox-exporter:9115'".to_owned(),
         });
     }
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = spec.unknown.notes("spec").chain(spec.prober.unknown.notes("spec.prober")).collect();
     let limits = spec.limits.entries(&mut notes);
     let mut params: BTreeMap<&str, &[String]> = spec.params.iter().map(|param| (param.name.as_str(), param.values.as_slice())).collect();
     let module: Vec<String> = written(&spec.module).map(str::to_owned).into_iter().collect();

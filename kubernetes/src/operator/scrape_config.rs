@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::client::{Client, written};
 use super::monitors::Limits;
 use super::rules::{self, Relabeling};
+use super::unknown::{Unknown, no_effect};
 use crate::overlay::Around;
 use crate::overlay::object::{Becomes, Object, Refusal};
 
@@ -44,6 +45,8 @@ struct Spec {
     client: Client,
     #[serde(flatten)]
     limits: Limits,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -118,13 +121,11 @@ struct DnsSd {
 /// *Errors*: why it becomes nothing.
 pub(super) fn read(object: &Object, around: Around<'_>) -> Result<Becomes, Refusal> {
     let spec: Spec = config::options(&object.spec).map_err(|error| Refusal::spec(&error))?;
-    let mut notes = Vec::new();
-    let known = ["fileSDConfigs", "httpSDConfigs", "kubernetesSDConfigs", "dnsSDConfigs"];
-    let others = object.spec.as_object().into_iter().flatten().filter(|(key, value)| {
-        let is_some = value.as_array().is_some_and(|list| !list.is_empty());
-        key.ends_with("SDConfigs") && !known.contains(&key.as_str()) && is_some
-    });
-    notes.extend(others.map(|(key, _)| format!("spec.{key} has no effect: have the targets served for httpSDConfigs")));
+    let note = |key: &str| match key.ends_with("SDConfigs") {
+        true => format!("spec.{key} has no effect: have the targets served for httpSDConfigs"),
+        false => no_effect(&format!("spec.{key}")),
+    };
+    let mut notes: Vec<String> = spec.unknown.keys().map(note).collect();
     let limits = spec.limits.entries(&mut notes);
     let mut all = vec![rules::first()];
     all.extend(written(&spec.job_name).map(|name| rules::set("job", name)));

@@ -157,3 +157,39 @@ fn pods_probes_and_scrape_configs_become_jobs() {
     );
     assert_eq!(becomes.notes.len(), 2, "{:?}", becomes.notes);
 }
+
+#[test]
+fn a_field_that_nobody_knows_is_told_with_its_place() {
+    let endpoint = json!({ "port": "http", "proxyURL": "http://p", "sampleAge": "5m", "sampleLimit": 7, "empty": [] });
+    let more = json!({
+        "selector": {}, "attachMetadata": { "node": true, "namespace": true }, "selectorMechanism": "RoleSelector", "convertClassicHistogramsToNHCB": true,
+        "nativeHistogramMinBucketFactor": 1, "nothing": null,
+    });
+    let with = |key: &str, value: Value| {
+        let mut spec = more.clone();
+        spec[key] = value;
+        spec
+    };
+    let probe = json!({ "prober": { "url": "p:1", "noProxy": "x" }, "targets": { "staticConfig": { "static": ["a"] } }, "basicAuth": {}, "twice": true });
+    let scrape = json!({ "staticConfigs": [], "consulSDConfigs": [{}], "ec2SDConfigs": [], "enableHTTP2": false, "other": 0 });
+    for (kind, spec, expect) in [
+        (
+            Kind::ServiceMonitor,
+            with("endpoints", json!([endpoint])),
+            &[
+                "spec.nativeHistogramMinBucketFactor",
+                "spec.selectorMechanism 'RoleSelector'",
+                "spec.attachMetadata.namespace",
+                "spec.endpoints[0].sampleAge",
+                "spec.endpoints[0].sampleLimit",
+            ][..],
+        ),
+        (Kind::PodMonitor, json!({ "selector": {}, "podMetricsEndpoints": [{}, { "x": 1 }] }), &["spec.podMetricsEndpoints[1].x"]),
+        (Kind::Probe, probe, &["spec.twice", "spec.prober.noProxy"]),
+        (Kind::ScrapeConfig, scrape, &["spec.consulSDConfigs", "spec.other"]),
+    ] {
+        let notes = becomes(kind, "a", spec).expect("a job").notes;
+        let fields: Vec<&str> = notes.iter().filter_map(|note| Some(note.split_once(" has no effect: ")?.0)).collect();
+        assert!(fields == *expect && fields.len() == notes.len(), "{notes:#?}");
+    }
+}

@@ -214,7 +214,7 @@ impl State {
         (kept, Verdict { is_ready: false, reason, message, notes: Vec::new() })
     }
 
-    /// Checks what an object says, with these contents of Secrets, against a file.
+    /// Checks what an object says, with these contents of Secrets, against a file. Outside of Strata's own namespace its targets are its namespace's.
     pub(super) fn check(&self, id: &Id, entries: &Entries, contents: &[(Reference, String)], file: &Config) -> Result<Part, Vec<Problem>> {
         let is_trusted = is_trusted(id, &self.own_namespace, self.allows_files);
         let nothing = BTreeMap::new();
@@ -225,7 +225,11 @@ impl State {
             allows_files: is_trusted,
             folder: &self.folder,
         };
-        entries.check(&id.to_string(), &contents.iter().cloned().collect(), &ground)
+        let mut part = entries.check(&id.to_string(), &contents.iter().cloned().collect(), &ground)?;
+        if id.namespace != self.own_namespace {
+            part.jobs.iter_mut().for_each(|job| job.namespace = Some(id.namespace.clone()));
+        }
+        Ok(part)
     }
 }
 

@@ -6,11 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use config::object::Store;
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::DynamicObject;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -18,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::client::Cluster;
 use crate::overlay::object::{Id, Kind, Object};
+use crate::watch::{Listener, Saw, follow};
 
 /// What a watch saw.
 pub(super) enum Seen {
@@ -126,96 +125,86 @@ async fn objects(client: Client, kind: Kind, scope: Option<String>, seen: mpsc::
         None => (Api::all_with(client, &resource), String::new()),
         Some(namespace) => (Api::namespaced_with(client, namespace, &resource), format!(" of the namespace '{namespace}'")),
     };
-    let mut trouble = Trouble::of(format!("the {}.{}{place}", resource.plural, resource.group));
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
-    let mut list = Vec::new();
-    while let Some(event) = events.next().await {
-        let saw = match event {
-            Ok(Event::Init) => {
-                list.clear();
-                continue;
+    let trouble = Trouble::of(format!("the {}.{}{place}", resource.plural, resource.group));
+    // Of an object's metadata only its identity is kept, so what was managed by whom is gone before a list is whole.
+    follow(api, watcher::Config::default(), move |object| Object::of(kind, object), Objects { kind, scope, trouble, seen }).await;
+}
+
+/// Passes on what a watch of objects saw.
+struct Objects {
+    kind: Kind,
+    scope: Option<String>,
+    trouble: Trouble,
+    seen: mpsc::Sender<Seen>,
+}
+
+impl Listener<Object> for Objects {
+    async fn hear(&mut self, saw: Saw<Object>) -> bool {
+        let saw = match saw {
+            Saw::Listed(objects) => {
+                self.trouble.over();
+                Seen::Listed { kind: self.kind, scope: self.scope.clone(), objects }
             }
-            Ok(Event::InitApply(object)) => {
-                list.extend(Object::of(kind, object));
-                continue;
-            }
-            Ok(Event::InitDone) => {
-                trouble.over();
-                Some(Seen::Listed { kind, scope: scope.clone(), objects: std::mem::take(&mut list) })
-            }
-            Ok(Event::Apply(object)) => Object::of(kind, object).map(|object| Seen::Changed(Box::new(object))),
-            Ok(Event::Delete(object)) => Object::of(kind, object).map(|object| Seen::Gone(object.id)),
-            Err(error) => {
-                trouble.tell(&error);
-                Some(Seen::Unreadable { kind, scope: scope.clone() })
+            Saw::Changed(object) => Seen::Changed(Box::new(object)),
+            Saw::Gone(object) => Seen::Gone(object.id),
+            Saw::Failed(error) => {
+                self.trouble.tell(&error);
+                Seen::Unreadable { kind: self.kind, scope: self.scope.clone() }
             }
         };
-        let Some(saw) = saw else { continue };
-        if seen.send(saw).await.is_err() {
-            return;
-        }
+        self.seen.send(saw).await.is_ok()
     }
 }
 
 async fn contents(client: Client, named: Named, seen: mpsc::Sender<Seen>) {
     let (namespace, store, name) = &named;
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let trouble = Trouble::of(format!("{store:?} '{name}' of the namespace '{namespace}'"));
+    let (namespace, store) = (namespace.clone(), *store);
+    let named = Contents { named, trouble, seen };
     match store {
         Store::Secret => {
             let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
             let read = move |secret: Secret| {
                 let data = secret.data.unwrap_or_default();
-                data.into_iter().filter_map(|(key, value)| Some((key, text(value.0)?))).collect()
+                trimmed(data.into_iter().filter_map(|(key, value)| Some((key, text(value.0)?))))
             };
-            follow(Api::<Secret>::namespaced(client, namespace), only, &named, read, &seen).await;
+            follow(Api::<Secret>::namespaced(client, &namespace), only, read, named).await;
         }
         Store::ConfigMap => {
-            let read = |map: ConfigMap| map.data.unwrap_or_default();
-            follow(Api::<ConfigMap>::namespaced(client, namespace), only, &named, read, &seen).await;
+            let read = |map: ConfigMap| trimmed(map.data.unwrap_or_default());
+            follow(Api::<ConfigMap>::namespaced(client, &namespace), only, read, named).await;
         }
     }
 }
 
-async fn follow<K>(
-    api: Api<K>,
-    only: watcher::Config,
-    (namespace, store, name): &Named,
-    read: impl Fn(K) -> BTreeMap<String, String>,
-    seen: &mpsc::Sender<Seen>,
-) where
-    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    let mut trouble = Trouble::of(format!("{store:?} '{name}' of the namespace '{namespace}'"));
-    let mut events = watcher(api, only).default_backoff().boxed();
-    // A line's end behind a password is the editor's, not the password's.
-    let trimmed = |contents: BTreeMap<String, String>| {
-        contents.into_iter().map(|(key, text)| (key, text.trim_end_matches(['\n', '\r']).to_owned())).collect::<BTreeMap<_, _>>()
-    };
-    let mut listed = None;
-    while let Some(event) = events.next().await {
-        let contents = match event {
-            Ok(Event::Init) => {
-                listed = None;
-                continue;
+/// A line's end behind a password is the editor's, not the password's.
+fn trimmed(contents: impl IntoIterator<Item = (String, String)>) -> Option<BTreeMap<String, String>> {
+    Some(contents.into_iter().map(|(key, text)| (key, text.trim_end_matches(['\n', '\r']).to_owned())).collect())
+}
+
+/// Passes on what a watch of one Secret or ConfigMap saw.
+struct Contents {
+    named: Named,
+    trouble: Trouble,
+    seen: mpsc::Sender<Seen>,
+}
+
+impl Listener<BTreeMap<String, String>> for Contents {
+    async fn hear(&mut self, saw: Saw<BTreeMap<String, String>>) -> bool {
+        let contents = match saw {
+            Saw::Listed(mut all) => {
+                self.trouble.over();
+                all.pop()
             }
-            Ok(Event::InitApply(object)) => {
-                listed = Some(trimmed(read(object)));
-                continue;
-            }
-            Ok(Event::InitDone) => {
-                trouble.over();
-                listed.take()
-            }
-            Ok(Event::Apply(object)) => Some(trimmed(read(object))),
-            Ok(Event::Delete(_)) => None,
-            Err(error) => {
-                trouble.tell(&error);
-                continue;
+            Saw::Changed(contents) => Some(contents),
+            Saw::Gone(_) => None,
+            Saw::Failed(error) => {
+                self.trouble.tell(&error);
+                return true;
             }
         };
-        let saw = Seen::Contents { namespace: namespace.clone(), store: *store, name: name.clone(), contents };
-        if seen.send(saw).await.is_err() {
-            return;
-        }
+        let (namespace, store, name) = self.named.clone();
+        self.seen.send(Seen::Contents { namespace, store, name, contents }).await.is_ok()
     }
 }

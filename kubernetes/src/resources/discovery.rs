@@ -46,14 +46,14 @@ pub const INTERVAL_SECONDS: i64 = 10;
         name = "Discovered",
         type_ = "integer",
         json_path = ".status.discoveredResourcesCount",
-        description = "Its targets.",
+        description = "Its targets, whichever process scrapes them.",
         priority = 1
     ),
     printcolumn(
         name = "In Flight",
         type_ = "integer",
         json_path = ".status.inFlightResources",
-        description = "Its targets that are being scraped.",
+        description = "Its targets that the process which writes this status is scraping now.",
         priority = 1
     ),
     printcolumn(name = "Last", type_ = "date", json_path = ".status.lastDiscovered", description = "When its targets last changed."),
@@ -139,7 +139,7 @@ pub struct Resources {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DiscoveryStatus {
-    /// Its targets.
+    /// Its targets, whichever process scrapes them.
     pub discovered_resources_count: i64,
     /// When its targets last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -149,7 +149,7 @@ pub struct DiscoveryStatus {
     pub ready_collectors: i64,
     /// Collectors that it names.
     pub total_collectors: i64,
-    /// Its targets that are being scraped.
+    /// Its targets that the process which writes this status is scraping now: where several share targets, of its share alone.
     pub in_flight_resources: i64,
     /// Whether it does its work, and what is the matter.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -36,6 +36,12 @@ fn relay(name: &str, sink: Value) -> Object {
     Object { id, uid: "u".to_owned(), generation: 1, version: "1".to_owned(), spec, status: Value::Null }
 }
 
+fn scraped(namespace: &str) -> Object {
+    let id = Id { kind: Kind::ScrapeConfig, namespace: namespace.to_owned(), name: "list".to_owned() };
+    let spec = json!({ "httpSDConfigs": [{ "url": "http://list" }] });
+    Object { id, uid: "u".to_owned(), generation: 1, version: "1".to_owned(), spec, status: Value::Null }
+}
+
 fn names(layer: &Layer) -> Vec<(String, Value)> {
     let relays = layer.parts.iter().flat_map(|(_, part)| &part.relays);
     relays.map(|relay| (relay.name.clone(), relay.sink.options.clone())).collect()
@@ -57,6 +63,16 @@ fn one_that_is_wrong_stops_no_other_and_what_it_was_goes_on() {
     assert_eq!((good.is_ready, good.message.as_str()), (false, "spec.sink.post.lanes: too many; what it said before goes on"));
     state.gone(&relay("good", Value::Null).id);
     assert_eq!(names(&state.evaluate(&file)), []);
+}
+
+#[test]
+fn what_an_object_finds_is_its_namespaces_outside_of_stratas_own() {
+    let (mut state, file) = (state(), Config::default());
+    state.changed(scraped("a"));
+    state.changed(scraped("strata"));
+    let layer = state.evaluate(&file);
+    let namespaces: Vec<_> = layer.parts.iter().flat_map(|(_, part)| &part.jobs).map(|job| job.namespace.as_deref()).collect();
+    assert_eq!(namespaces, [Some("a"), None]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::now_ms;
 use crate::minutes::Open;
+use crate::newer;
 
 /// Time between two writes. Larger: a crash repeats more; smaller: more fsyncs.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
@@ -29,6 +30,11 @@ pub(crate) const VERSION: u32 = 1;
 
 /// Version of one with a backlog: a program that does not know of that must not go on from it.
 pub(crate) const VERSION_BEHIND: u32 = 2;
+
+/// Whether this program understands checkpoints of a version.
+pub(crate) const fn is_known(version: u32) -> bool {
+    matches!(version, VERSION | VERSION_BEHIND)
+}
 
 /// Key of a relay's checkpoint.
 pub fn key(relay: &str) -> String {
@@ -293,7 +299,7 @@ impl Checkpoint {
 
     /// Whether it is of a version that this program understands.
     pub(crate) const fn is_known(&self) -> bool {
-        matches!(self.version, VERSION | VERSION_BEHIND)
+        is_known(self.version)
     }
 }
 
@@ -431,7 +437,7 @@ impl<T: Stored> Store<T> {
         let stored: T = serde_json::from_slice(&entry.value).map_err(|e| self.foreign(e.to_string()))?;
         let checkpoint = stored.checkpoint();
         if !checkpoint.is_known() {
-            return Err(self.foreign(format!("version {} is newer than this program", checkpoint.version)));
+            return Err(self.foreign(newer::words("checkpoint", checkpoint.version.into())));
         }
         Ok(Some((stored, entry.revision)))
     }
@@ -485,6 +491,9 @@ mod tests {
             store.take(&Checkpoint { version, ..Checkpoint::at(1, 1) }).await.expect("nobody else writes");
             let opened = Store::open(twin.state.clone(), "one", "me".to_owned()).await;
             assert_eq!(opened.is_ok(), is_known, "{version}");
+            if let Err(error) = opened {
+                assert!(error.to_string().ends_with("(checkpoint version 3): run that version, or let it deliver what waits"), "{error}");
+            }
         }
     }
 }

@@ -27,6 +27,7 @@ mod lasting;
 pub mod lease;
 pub mod lines;
 pub mod minutes;
+pub mod newer;
 pub mod pause;
 pub mod pipeline;
 mod protobuf;

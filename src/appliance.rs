@@ -113,6 +113,7 @@ impl Appliance {
                 trim: Some(server.streams(User::Control)),
                 external_labels,
                 replay_window,
+                retired_hold: config.buffer.retired_hold.duration(),
                 build: relay::run::builder(server.feeds()),
                 applicant,
                 ..shared

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::port::{Error as PortError, State};
+use bundled_nats::port::{Error as PortError, Message, State};
 use bytes::Bytes;
 use sample::Envelope;
 use serde::de::DeserializeOwned;
@@ -290,6 +290,22 @@ impl Checkpoint {
     /// The last sequence up to which the relay is done with all.
     pub fn passed(&self) -> u64 {
         self.behind.as_ref().map_or(self.seq, |behind| behind.checkpoint.seq)
+    }
+
+    /// Moves past the next message without delivering it, for a relay that does not run. Its bases are about to go.
+    pub(crate) fn give_up(&mut self, message: &Message, envelope: Option<&Envelope>) {
+        let samples = envelope.map_or(0, |envelope| envelope.samples);
+        self.totals.read += samples;
+        self.totals.lost += samples;
+        let part = match self.behind.as_mut().filter(|behind| message.seq <= behind.end) {
+            Some(behind) => &mut behind.checkpoint,
+            None => &mut *self,
+        };
+        (part.seq, part.id, part.partial, part.warm_from) = (message.seq, None, None, message.seq + 1);
+        if let Some(envelope) = envelope {
+            part.positions.advance(envelope, &message.subject, message.time_ms);
+        }
+        self.behind.take_if(|behind| message.seq >= behind.end);
     }
 
     /// Whether the relay is done with a sequence.

@@ -4,7 +4,7 @@
 //! message at a time. *When full*: waits for the ledger.
 
 use bundled_nats::ledger::{Entry, Stage};
-use bundled_nats::port::{Error as PortError, Streams};
+use bundled_nats::port::{Error as PortError, Message, Streams};
 use sample::Envelope;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -56,33 +56,8 @@ pub async fn names(streams: &Streams) -> Result<Vec<String>, PortError> {
 pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) -> Result<Option<Forgotten>, Error> {
     let Some(found) = streams.state.get(&checkpoint::key(relay)).await? else { return Ok(None) };
     // Of one that cannot be read nobody knows what it had delivered.
-    let known = serde_json::from_slice::<Checkpoint>(&found.value).unwrap_or_else(|_| Checkpoint::at(0, 1));
-    let mut entry = Entry {
-        at_ms: now_ms(),
-        stage: Stage::Relay,
-        relay: Some(relay.to_owned()),
-        producer: None,
-        reason: FORGOTTEN.to_owned(),
-        samples: 0,
-        frames: 0,
-        seqs: None,
-        slots: None,
-        target: None,
-    };
-    let mut messages = Existing::open(&streams.raw, known.passed() + 1).await?;
-    while let Some(message) = messages.next().await? {
-        if known.is_past(message.seq) {
-            continue;
-        }
-        entry.frames += 1;
-        entry.seqs = Some((entry.seqs.map_or(message.seq, |(first, _)| first), message.seq));
-        if let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) {
-            entry.samples += envelope.samples;
-            let slots = entry.slots.unwrap_or((envelope.first_ms, envelope.last_ms));
-            entry.slots = Some((slots.0.min(envelope.first_ms), slots.1.max(envelope.last_ms)));
-        }
-        tokio::task::yield_now().await;
-    }
+    let mut known = serde_json::from_slice::<Checkpoint>(&found.value).unwrap_or_else(|_| Checkpoint::at(0, 1));
+    let entry = undelivered(streams, relay, &mut known, u64::MAX, FORGOTTEN).await?;
     if entry.frames > 0 {
         book::book(&streams.ledger, &book::subject_of("relay", relay, FORGOTTEN), &entry, stop).await?;
     }
@@ -92,4 +67,47 @@ pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) ->
         }
     }
     Ok(Some(Forgotten { relay: relay.to_owned(), lost_samples: entry.samples }))
+}
+
+/// What a relay that does not run has not delivered up to a sequence, of all jobs, and what no entry of this reason has yet; its checkpoint moves past it.
+pub(crate) async fn undelivered(streams: &Streams, relay: &str, known: &mut Checkpoint, to: u64, reason: &str) -> Result<Entry, PortError> {
+    let mut entry = Entry {
+        at_ms: now_ms(),
+        stage: Stage::Relay,
+        relay: Some(relay.to_owned()),
+        producer: None,
+        reason: reason.to_owned(),
+        samples: 0,
+        frames: 0,
+        seqs: None,
+        slots: None,
+        target: None,
+    };
+    let newest = streams.ledger.last(&book::subject_of("relay", relay, reason)).await?;
+    let booked = newest.and_then(|message| serde_json::from_slice::<Entry>(&message.payload).ok());
+    // Whoever was killed between the entry and what follows it makes no second one; a sequence that was stored after it is another message.
+    let is_booked = |message: &Message| {
+        let covers = |entry: &Entry| entry.seqs.is_some_and(|(_, to)| message.seq <= to) && message.time_ms <= entry.at_ms;
+        booked.as_ref().is_some_and(covers)
+    };
+    let mut messages = Existing::open(&streams.raw, known.passed() + 1).await?;
+    while let Some(message) = messages.next().await?.filter(|message| message.seq <= to) {
+        if known.is_past(message.seq) {
+            continue;
+        }
+        let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
+        known.give_up(&message, envelope.as_ref());
+        if is_booked(&message) {
+            continue;
+        }
+        entry.frames += 1;
+        entry.seqs = Some((entry.seqs.map_or(message.seq, |(first, _)| first), message.seq));
+        if let Some(envelope) = envelope {
+            entry.samples += envelope.samples;
+            let slots = entry.slots.unwrap_or((envelope.first_ms, envelope.last_ms));
+            entry.slots = Some((slots.0.min(envelope.first_ms), slots.1.max(envelope.last_ms)));
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(entry)
 }

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::now_ms;
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Place};
 use crate::dead::Stopped;
 use crate::existing::Existing;
+use crate::read::identity;
 use crate::{book, pause, trim};
 
 /// Why its samples are lost.
@@ -69,6 +70,16 @@ pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) ->
     Ok(Some(Forgotten { relay: relay.to_owned(), lost_samples: entry.samples }))
 }
 
+/// Where what a relay has not delivered begins. Sequences are not identity: where the stream was torn below its position, it may be anywhere.
+pub(crate) async fn begins(streams: &Streams, known: &Checkpoint) -> Result<u64, PortError> {
+    let Some(id) = &known.id else { return Ok(known.passed() + 1) };
+    let is_torn = match streams.raw.get(known.seq).await? {
+        Some(message) => identity(&message, Envelope::parse(|name| message.headers.get(name)).ok().as_ref()) != *id,
+        None => known.seq > streams.raw.info().await?.last_seq,
+    };
+    Ok(if is_torn { 1 } else { known.passed() + 1 })
+}
+
 /// What a relay that does not run has not delivered up to a sequence, of all jobs, and what no entry of this reason has yet; its checkpoint moves past it.
 pub(crate) async fn undelivered(streams: &Streams, relay: &str, known: &mut Checkpoint, to: u64, reason: &str) -> Result<Entry, PortError> {
     let mut entry = Entry {
@@ -84,18 +95,18 @@ pub(crate) async fn undelivered(streams: &Streams, relay: &str, known: &mut Chec
         target: None,
     };
     let newest = streams.ledger.last(&book::subject_of("relay", relay, reason)).await?;
-    let booked = newest.and_then(|message| serde_json::from_slice::<Entry>(&message.payload).ok());
+    let booked = newest.and_then(|message| Some((message.time_ms, serde_json::from_slice::<Entry>(&message.payload).ok()?.seqs?.1)));
     // Whoever was killed between the entry and what follows it makes no second one; a sequence that was stored after it is another message.
-    let is_booked = |message: &Message| {
-        let covers = |entry: &Entry| entry.seqs.is_some_and(|(_, to)| message.seq <= to) && message.time_ms <= entry.at_ms;
-        booked.as_ref().is_some_and(covers)
-    };
-    let mut messages = Existing::open(&streams.raw, known.passed() + 1).await?;
+    let is_booked = |message: &Message| booked.is_some_and(|(at_ms, to)| message.seq <= to && message.time_ms <= at_ms);
+    let begins = begins(streams, known).await?;
+    let is_torn = begins <= known.passed();
+    let mut messages = Existing::open(&streams.raw, begins).await?;
     while let Some(message) = messages.next().await?.filter(|message| message.seq <= to) {
-        if known.is_past(message.seq) {
+        let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
+        let is_another = |envelope: &Envelope| known.positions.knows(envelope) && known.positions.place(envelope) != Place::Seen;
+        if known.is_past(message.seq) && !(is_torn && envelope.as_ref().is_some_and(is_another)) {
             continue;
         }
-        let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
         known.give_up(&message, envelope.as_ref());
         if is_booked(&message) {
             continue;

@@ -57,7 +57,7 @@ impl Left {
     /// Books what it loses by a purge, and moves its checkpoint past that.
     pub async fn give_up(mut self, streams: &Streams, keep_from: u64) -> Result<(), Error> {
         let to = keep_from.saturating_sub(1).min(self.last_seq.unwrap_or(u64::MAX));
-        if self.checkpoint.passed() >= to {
+        if forget::begins(streams, &self.checkpoint).await? > to {
             return Ok(());
         }
         let relay = &self.relay;

@@ -64,7 +64,10 @@ impl Appliance {
         board.set_token(token::read_or_make(data_dir).context("buffer.data_dir").map_err(advise)?);
         let streams = server.streams(role.looks_as());
         let stop = CancellationToken::new();
-        let parts = Self::start_parts(&config, &board, &server, membership.as_ref(), &stop);
+        let parts = match newer(&streams, role).await {
+            None => Self::start_parts(&config, &board, &server, membership.as_ref(), &stop),
+            Some(error) => Err(error),
+        };
         if let (Ok(Parts { collector: Some(collector), .. }), Some(membership)) = (&parts, &mut membership) {
             membership.join_after(collector.found());
         }
@@ -110,6 +113,7 @@ impl Appliance {
                 trim: Some(server.streams(User::Control)),
                 external_labels,
                 replay_window,
+                retired_hold: config.buffer.retired_hold.duration(),
                 build: relay::run::builder(server.feeds()),
                 applicant,
                 ..shared
@@ -180,6 +184,21 @@ impl Appliance {
     fn behind(&self) -> Vec<String> {
         let statuses = self.board.with_parts(|parts| parts.relays.as_ref().map(Relays::status)).flatten().unwrap_or_default();
         statuses.into_iter().filter(|s| s.activity == Activity::Running && s.pending_samples > 0).map(|s| s.name).collect()
+    }
+}
+
+/// Why the relays must not start: a newer version of Strata wrote what they would lose.
+async fn newer(streams: &Streams, role: Role) -> Option<anyhow::Error> {
+    if !role.relays() {
+        return None;
+    }
+    match relay::newer::waits(streams).await {
+        Ok(waits) => waits.map(|waits| anyhow!(waits)),
+        Err(error) => {
+            // Each relay waits at such a message anyway.
+            tracing::info!(%error, "cannot see whether a newer version wrote to the streams");
+            None
+        }
     }
 }
 

@@ -176,9 +176,10 @@ fn describe(hole: &Hole) -> String {
         ("", "") => format!("target {}", hole.target.id),
         (job, instance) => format!("{job}/{instance}"),
     };
-    let amount = match hole.slots {
-        0 => format!("{} samples", hole.samples),
-        slots => format!("{slots} slots"),
+    let amount = match (hole.slots, hole.samples) {
+        (0, 0) => "nobody knows how many samples".to_owned(),
+        (0, samples) => format!("{samples} samples"),
+        (slots, _) => format!("{slots} slots"),
     };
     let span = if hole.from_ms == hole.to_ms {
         times::show(hole.from_ms)

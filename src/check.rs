@@ -365,6 +365,8 @@ mod tests {
         let warnings = check("sink: {remote_write: {url: 'http://h/'}}", fresh).expect("taken");
         assert!(matches!(&warnings[..], [one] if one.contains("out_of_order_time_window")), "{warnings:?}");
         assert_eq!(check("sink: stdout", fresh), Ok(Vec::new()));
+        let warnings = check("sink: stdout", "{rate: 20k/s}").expect("taken");
+        assert!(matches!(&warnings[..], [one] if one.contains("relays[0].catch_up.rate: has no effect in order")), "{warnings:?}");
         let short = check("batch_time: 10s\n    sink: stdout", "{order: fresh_first, after: 15s}").expect_err("refused");
         assert_eq!(short, ["relays[0].catch_up.after: 15s is too short: 20s or more"]);
         let none = check("sink: stdout", "{order: fresh_first, rate: 0}").expect_err("refused");

@@ -19,7 +19,7 @@ pub struct CatchUp {
     /// By how much what the sink takes must be older than the newest of the stream for the relay to turn to that; default 5m, at least 1s and twice `batch_time`.
     pub after: Millis,
     /// Samples per second of what was missed; default: as fast as the sink takes them. Lower: more of the sink is left to what is new, and the stream holds the
-    /// rest for longer.
+    /// rest for longer. Only with `fresh_first`: in order nothing goes beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
 }

@@ -324,6 +324,9 @@ impl<'a> Findings<'a> {
             self.problem(&at("after"), format!("{after} is too short: {least} or more"));
         }
         if !relay.catch_up.is_fresh_first() {
+            if relay.catch_up.rate.is_some() {
+                self.warning(&at("rate"), "has no effect in order: set catch_up.order to fresh_first, or leave it out");
+            }
             return;
         }
         match self.kinds.out_of_order.and_then(|says| says(relay)) {

@@ -75,6 +75,8 @@ pub const MEMORY: ByteSize = ByteSize::mib(128);
 pub const NATS_MEMORY: ByteSize = ByteSize::mib(48);
 /// Default of `buffer.replay_window`.
 pub const REPLAY_WINDOW: Millis = Millis::from_secs(24 * 3600);
+/// Default of `buffer.retired_hold`. Larger: a relay that was taken out by mistake loses nothing for longer; smaller: the stream has room earlier.
+pub const RETIRED_HOLD: Millis = Millis::from_secs(24 * 3600);
 /// Default of `buffer.linger`. Larger: fewer, larger messages; smaller: fresher samples.
 pub const LINGER: Millis = Millis(250);
 /// Default of `server.listen`: loopback, so that nothing is open to a network unless it was asked for.
@@ -168,6 +170,8 @@ pub struct Buffer {
     pub nats_memory: ByteSize,
     /// How long delivered samples are kept for a replay; a wish inside `max_bytes`.
     pub replay_window: Millis,
+    /// How long a relay that left the configuration holds its backlog, should it come back; afterwards what goes of it is booked as lost. 0: not at all.
+    pub retired_hold: Millis,
     /// How long frames wait to share a message while nothing is in flight.
     pub linger: Millis,
 }
@@ -304,6 +308,7 @@ impl Default for Buffer {
             memory: MEMORY,
             nats_memory: NATS_MEMORY,
             replay_window: REPLAY_WINDOW,
+            retired_hold: RETIRED_HOLD,
             linger: LINGER,
         }
     }

@@ -202,6 +202,27 @@ fn synthetic(records: &Records, exporter: &Exporter, job: &str, balance: &Balanc
     Ok(())
 }
 
+/// Rounds that are missing, but for what was on its way when Strata was stopped or killed; `grace` as in [`all`].
+pub fn unexcused(balance: &Balance, exporter: &Exporter, grace: Duration) -> Vec<u64> {
+    let (served, breaks) = (exporter.served(), exporter.breaks());
+    let is_excused = |round: &u64| {
+        let at = served.iter().find(|s| s.round == *round).map(|s| s.at);
+        at.is_some_and(|at| breaks.iter().any(|b| at <= b.at && b.at - at <= grace))
+    };
+    balance.missing.iter().copied().filter(|round| !is_excused(round)).collect()
+}
+
+/// Samples that a round is after the one before it: the page, what Strata adds, and a staleness marker for each series that went.
+///
+/// *Errors*: a page whose labels do not follow the format.
+pub fn samples(exporter: &Exporter, round: u64, job: &str) -> Result<usize> {
+    let page = exporter.expected(round, job)?;
+    let there: HashSet<&Identity> = page.iter().map(|(identity, ..)| identity).collect();
+    let before = if round == 0 { Vec::new() } else { exporter.expected(round - 1, job)? };
+    let gone = before.iter().filter(|(identity, _, timestamp)| timestamp.is_none() && !there.contains(identity)).count();
+    Ok(page.len() + SYNTHETIC.len() + gone)
+}
+
 /// Compares all targets; nothing may be missing but what was on its way when Strata was stopped or killed, and, where the machine is too busy, one in twenty
 /// pages that were served too late: then `up` says so, in a slot between those of the rounds around it.
 ///
@@ -212,11 +233,7 @@ pub fn all(records: &Records, exporters: &[Exporter], job: &str, grace: Duration
     let mut balances = Vec::new();
     for exporter in exporters {
         let balance = target(records, exporter, job)?;
-        let (served, breaks) = (exporter.served(), exporter.breaks());
-        let is_excused = |round: &u64| {
-            let at = served.iter().find(|s| s.round == *round).map(|s| s.at);
-            at.is_some_and(|at| breaks.iter().any(|b| at <= b.at && b.at - at <= grace))
-        };
+        let served = exporter.served();
         let failed = failed(records, exporter, job);
         let slots: BTreeMap<u64, i64> = balance.slots.iter().map(|(slot, round)| (*round, *slot)).collect();
         let is_said = |round: &u64| {
@@ -224,8 +241,7 @@ pub fn all(records: &Records, exporters: &[Exporter], job: &str, grace: Duration
             let after = slots.range(round..).next().map_or(i64::MAX, |(_, slot)| *slot);
             failed.range(before..after).next().is_some()
         };
-        let (late, lost): (Vec<&u64>, Vec<&u64>) =
-            balance.missing.iter().filter(|round| !is_excused(round)).partition(|round| is_said(round));
+        let (late, lost): (Vec<u64>, Vec<u64>) = unexcused(&balance, exporter, grace).into_iter().partition(is_said);
         if late.len() * 20 > served.len() {
             bail!("{} ({}): the scrapes of rounds {late:?} failed", exporter.target(), exporter.page().name);
         }

@@ -209,7 +209,7 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
             }
             booking = booked::next(&mut bookings, &valid).await?;
         } else if let Some(taken) = message.take() {
-            counted.take(&taken, &mut all, &mut slots, &mut scope, &mut collection);
+            counted.take(&taken, &mut all, &mut slots, &mut scope, &mut collection, &mut holes);
             let percent = taken.seq.saturating_sub(begin) * 100 / frames.last.saturating_sub(begin).max(1);
             if std::mem::replace(&mut told, percent) != percent {
                 progress(percent);
@@ -228,7 +228,8 @@ pub async fn audit(request: Request, streams: &Streams, progress: impl Fn(u64)) 
     }
     let counted_from = counted.finish(&streams.raw, &mut all, &scope, &mut holes).await?;
     slots.finish(&scope, |minute| counted.is_torn(minute), &mut collection, &mut holes);
-    let disagree = |of: &Of| holes.list.iter().any(|hole| !hole.accounted && hole.relay.as_deref() == Some(of.relay.name.as_str()));
+    let is_of = |hole: &Hole, of: &Of| hole.relay.as_deref().is_none_or(|relay| relay == of.relay.name);
+    let disagree = |of: &Of| holes.list.iter().any(|hole| !hole.accounted && is_of(hole, of));
     for of in &mut all {
         of.terms.rejected = of.terms.rejected.saturating_sub(of.no_longer_rejected);
         of.terms.balanced = of.terms.trouble.is_none() && !disagree(of);

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::port::{Error as PortError, State};
+use bundled_nats::port::{Error as PortError, Message, State};
 use bytes::Bytes;
 use sample::Envelope;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::now_ms;
 use crate::minutes::Open;
+use crate::newer;
 
 /// Time between two writes. Larger: a crash repeats more; smaller: more fsyncs.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
@@ -29,6 +30,11 @@ pub(crate) const VERSION: u32 = 1;
 
 /// Version of one with a backlog: a program that does not know of that must not go on from it.
 pub(crate) const VERSION_BEHIND: u32 = 2;
+
+/// Whether this program understands checkpoints of a version.
+pub(crate) const fn is_known(version: u32) -> bool {
+    matches!(version, VERSION | VERSION_BEHIND)
+}
 
 /// Key of a relay's checkpoint.
 pub fn key(relay: &str) -> String {
@@ -286,6 +292,22 @@ impl Checkpoint {
         self.behind.as_ref().map_or(self.seq, |behind| behind.checkpoint.seq)
     }
 
+    /// Moves past the next message without delivering it, for a relay that does not run. Its bases are about to go.
+    pub(crate) fn give_up(&mut self, message: &Message, envelope: Option<&Envelope>) {
+        let samples = envelope.map_or(0, |envelope| envelope.samples);
+        self.totals.read += samples;
+        self.totals.lost += samples;
+        let part = match self.behind.as_mut().filter(|behind| message.seq <= behind.end) {
+            Some(behind) => &mut behind.checkpoint,
+            None => &mut *self,
+        };
+        (part.seq, part.id, part.partial, part.warm_from) = (message.seq, None, None, message.seq + 1);
+        if let Some(envelope) = envelope {
+            part.positions.advance(envelope, &message.subject, message.time_ms);
+        }
+        self.behind.take_if(|behind| message.seq >= behind.end);
+    }
+
     /// Whether the relay is done with a sequence.
     pub fn is_past(&self, seq: u64) -> bool {
         seq <= self.seq && self.behind.as_ref().is_none_or(|behind| seq > behind.end || seq <= behind.checkpoint.seq)
@@ -293,7 +315,7 @@ impl Checkpoint {
 
     /// Whether it is of a version that this program understands.
     pub(crate) const fn is_known(&self) -> bool {
-        matches!(self.version, VERSION | VERSION_BEHIND)
+        is_known(self.version)
     }
 }
 
@@ -431,7 +453,7 @@ impl<T: Stored> Store<T> {
         let stored: T = serde_json::from_slice(&entry.value).map_err(|e| self.foreign(e.to_string()))?;
         let checkpoint = stored.checkpoint();
         if !checkpoint.is_known() {
-            return Err(self.foreign(format!("version {} is newer than this program", checkpoint.version)));
+            return Err(self.foreign(newer::words("checkpoint", checkpoint.version.into())));
         }
         Ok(Some((stored, entry.revision)))
     }
@@ -485,6 +507,9 @@ mod tests {
             store.take(&Checkpoint { version, ..Checkpoint::at(1, 1) }).await.expect("nobody else writes");
             let opened = Store::open(twin.state.clone(), "one", "me".to_owned()).await;
             assert_eq!(opened.is_ok(), is_known, "{version}");
+            if let Err(error) = opened {
+                assert!(error.to_string().ends_with("(checkpoint version 3): run that version, or let it deliver what waits"), "{error}");
+            }
         }
     }
 }

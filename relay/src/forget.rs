@@ -4,16 +4,17 @@
 //! message at a time. *When full*: waits for the ledger.
 
 use bundled_nats::ledger::{Entry, Stage};
-use bundled_nats::port::{Error as PortError, Streams};
+use bundled_nats::port::{Error as PortError, Message, Streams};
 use sample::Envelope;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::now_ms;
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Place};
 use crate::dead::Stopped;
 use crate::existing::Existing;
+use crate::read::identity;
 use crate::{book, pause, trim};
 
 /// Why its samples are lost.
@@ -56,33 +57,8 @@ pub async fn names(streams: &Streams) -> Result<Vec<String>, PortError> {
 pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) -> Result<Option<Forgotten>, Error> {
     let Some(found) = streams.state.get(&checkpoint::key(relay)).await? else { return Ok(None) };
     // Of one that cannot be read nobody knows what it had delivered.
-    let known = serde_json::from_slice::<Checkpoint>(&found.value).unwrap_or_else(|_| Checkpoint::at(0, 1));
-    let mut entry = Entry {
-        at_ms: now_ms(),
-        stage: Stage::Relay,
-        relay: Some(relay.to_owned()),
-        producer: None,
-        reason: FORGOTTEN.to_owned(),
-        samples: 0,
-        frames: 0,
-        seqs: None,
-        slots: None,
-        target: None,
-    };
-    let mut messages = Existing::open(&streams.raw, known.passed() + 1).await?;
-    while let Some(message) = messages.next().await? {
-        if known.is_past(message.seq) {
-            continue;
-        }
-        entry.frames += 1;
-        entry.seqs = Some((entry.seqs.map_or(message.seq, |(first, _)| first), message.seq));
-        if let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) {
-            entry.samples += envelope.samples;
-            let slots = entry.slots.unwrap_or((envelope.first_ms, envelope.last_ms));
-            entry.slots = Some((slots.0.min(envelope.first_ms), slots.1.max(envelope.last_ms)));
-        }
-        tokio::task::yield_now().await;
-    }
+    let mut known = serde_json::from_slice::<Checkpoint>(&found.value).unwrap_or_else(|_| Checkpoint::at(0, 1));
+    let entry = undelivered(streams, relay, &mut known, u64::MAX, FORGOTTEN).await?;
     if entry.frames > 0 {
         book::book(&streams.ledger, &book::subject_of("relay", relay, FORGOTTEN), &entry, stop).await?;
     }
@@ -92,4 +68,57 @@ pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) ->
         }
     }
     Ok(Some(Forgotten { relay: relay.to_owned(), lost_samples: entry.samples }))
+}
+
+/// Where what a relay has not delivered begins. Sequences are not identity: where the stream was torn below its position, it may be anywhere.
+pub(crate) async fn begins(streams: &Streams, known: &Checkpoint) -> Result<u64, PortError> {
+    let Some(id) = &known.id else { return Ok(known.passed() + 1) };
+    let is_torn = match streams.raw.get(known.seq).await? {
+        Some(message) => identity(&message, Envelope::parse(|name| message.headers.get(name)).ok().as_ref()) != *id,
+        None => known.seq > streams.raw.info().await?.last_seq,
+    };
+    Ok(if is_torn { 1 } else { known.passed() + 1 })
+}
+
+/// What a relay that does not run has not delivered up to a sequence, of all jobs, and what no entry of this reason has yet; its checkpoint moves past it.
+pub(crate) async fn undelivered(streams: &Streams, relay: &str, known: &mut Checkpoint, to: u64, reason: &str) -> Result<Entry, PortError> {
+    let mut entry = Entry {
+        at_ms: now_ms(),
+        stage: Stage::Relay,
+        relay: Some(relay.to_owned()),
+        producer: None,
+        reason: reason.to_owned(),
+        samples: 0,
+        frames: 0,
+        seqs: None,
+        slots: None,
+        target: None,
+    };
+    let newest = streams.ledger.last(&book::subject_of("relay", relay, reason)).await?;
+    let booked = newest.and_then(|message| Some((message.time_ms, serde_json::from_slice::<Entry>(&message.payload).ok()?.seqs?.1)));
+    // Whoever was killed between the entry and what follows it makes no second one; a sequence that was stored after it is another message.
+    let is_booked = |message: &Message| booked.is_some_and(|(at_ms, to)| message.seq <= to && message.time_ms <= at_ms);
+    let begins = begins(streams, known).await?;
+    let is_torn = begins <= known.passed();
+    let mut messages = Existing::open(&streams.raw, begins).await?;
+    while let Some(message) = messages.next().await?.filter(|message| message.seq <= to) {
+        let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
+        let is_another = |envelope: &Envelope| known.positions.knows(envelope) && known.positions.place(envelope) != Place::Seen;
+        if known.is_past(message.seq) && !(is_torn && envelope.as_ref().is_some_and(is_another)) {
+            continue;
+        }
+        known.give_up(&message, envelope.as_ref());
+        if is_booked(&message) {
+            continue;
+        }
+        entry.frames += 1;
+        entry.seqs = Some((entry.seqs.map_or(message.seq, |(first, _)| first), message.seq));
+        if let Some(envelope) = envelope {
+            entry.samples += envelope.samples;
+            let slots = entry.slots.unwrap_or((envelope.first_ms, envelope.last_ms));
+            entry.slots = Some((slots.0.min(envelope.first_ms), slots.1.max(envelope.last_ms)));
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(entry)
 }

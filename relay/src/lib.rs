@@ -27,6 +27,7 @@ mod lasting;
 pub mod lease;
 pub mod lines;
 pub mod minutes;
+pub mod newer;
 pub mod pause;
 pub mod pipeline;
 mod protobuf;
@@ -84,8 +85,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             external_labels: Vec::new(),
-            replay_window: Duration::from_secs(24 * 3600),
-            retired_hold: Duration::from_secs(24 * 3600),
+            replay_window: config::REPLAY_WINDOW.duration(),
+            retired_hold: config::RETIRED_HOLD.duration(),
             full: Arc::new(Notify::new()),
             trim: None,
             applicant: None,

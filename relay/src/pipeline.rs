@@ -184,7 +184,7 @@ impl Pipeline {
         match &envelope {
             Ok(envelope) => self.payload(&at, envelope, &message.payload, &mut tally, out).await?,
             Err(_) if mode == Mode::Silent => {}
-            Err(why) => tally.undecodable("corrupt", why.clone(), 0, None, None),
+            Err(why) => tally.undecodable("corrupt", why.to_string(), 0, None, None),
         }
         let clock = envelope.as_ref().map_or(message.time_ms, |e| e.last_ms.min(message.time_ms));
         while let Some(key) = self.held.older(clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64)) {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bundled_nats::port::{Error, Log, Message, Read};
-use sample::Envelope;
+use sample::{Envelope, EnvelopeError};
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
@@ -22,7 +22,7 @@ pub struct Incoming {
     /// The message.
     pub message: Message,
     /// Its envelope, or why it has none.
-    pub envelope: Result<Envelope, String>,
+    pub envelope: Result<Envelope, EnvelopeError>,
     /// It was delivered before, or lies before the relay's start: only learn from it.
     pub silent: bool,
     /// Messages are gone for good before it.
@@ -183,6 +183,11 @@ impl Reader {
         }
     }
 
+    /// For whom it reads.
+    pub fn relay(&self) -> &str {
+        &self.relay
+    }
+
     /// The last sequence of the stream now; none: it does not say.
     pub fn end(&self) -> impl Future<Output = Option<u64>> + Send + use<> {
         let log = Arc::clone(&self.log);
@@ -317,8 +322,8 @@ impl Bounds {
     }
 }
 
-fn envelope_of(message: &Message) -> Result<Envelope, String> {
-    Envelope::parse(|name| message.headers.get(name)).map_err(|e| e.to_string())
+fn envelope_of(message: &Message) -> Result<Envelope, EnvelopeError> {
+    Envelope::parse(|name| message.headers.get(name))
 }
 
 /// What tells a message from any other: producer, epoch and n; for a foreign one its subject and time.

@@ -402,7 +402,7 @@ impl Work {
             count: self.request.dry_run.then(|| by_job(self.jobs.clone())),
             checkpoint,
             control: control.clone(),
-            gauges,
+            gauges: gauges.clone(),
             trim: Arc::new(Notify::new()),
             stop: self.cancel.clone(),
             rate: self.request.rate,
@@ -410,7 +410,8 @@ impl Work {
             turn: None,
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
-        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &control, &self.cancel, Some(end)), deliver.run(received));
+        let reading = feed(reader, pipeline, steps, &control, Some(&gauges), &self.cancel, Some(end));
+        let ((), delivered) = tokio::join!(reading, deliver.run(received));
         delivered?;
         if self.cancel.is_cancelled() && self.progress.borrow().position < end { Err(Error::Stopped) } else { self.complete() }
     }

@@ -30,6 +30,7 @@ use crate::deliver::{self, HELD_RETRY, Lanes};
 use crate::encode::{self, Encode};
 use crate::filter::{self, Filter};
 use crate::lease::{self, Standing, Term};
+use crate::newer;
 use crate::pipeline::{self, Pipeline};
 use crate::read::{Incoming, Reader, identity};
 use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
@@ -335,12 +336,14 @@ enum Next {
     Over,
 }
 
-/// The reading task: messages through the pipeline until the token or the other end says stop, or the reader comes to its end. `end`: the last sequence of a replay.
+/// The reading task: messages through the pipeline until the token or the other end says stop, or the reader comes to its end. `gauges`: where it is shown
+/// that it waits; none: it never does. `end`: the last sequence of a replay.
 pub(crate) async fn feed(
     mut reader: Reader,
     mut pipeline: Pipeline,
     steps: mpsc::Sender<Step>,
     control: &Control,
+    gauges: Option<&Gauges>,
     stop: &CancellationToken,
     end: Option<u64>,
 ) {
@@ -370,6 +373,14 @@ pub(crate) async fn feed(
             }
             Next::Message(incoming) => {
                 let seq = incoming.message.seq;
+                if let Some(gauges) = gauges {
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return,
+                        () = steps.closed() => return,
+                        () = newer::wait(&incoming, reader.relay(), control, gauges) => {}
+                    }
+                }
                 let ended = reader.ended();
                 let done = match end.is_some_and(|end| seq > end) {
                     true => Ok(()),

@@ -130,7 +130,7 @@ impl Tap {
         let stop = stop.child_token();
         let task = tokio::spawn(async move {
             // Showing ends with the listener; that closes the steps, which ends the reading.
-            tokio::join!(feed(reader, pipeline, steps, &control, &stop, None), show.run(received));
+            tokio::join!(feed(reader, pipeline, steps, &control, None, &stop, None), show.run(received));
         });
         Ok(Self { chunks, task: task.abort_handle() })
     }

@@ -7,6 +7,7 @@
 
 mod floor;
 mod fold;
+mod left;
 mod unread;
 mod watch;
 
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::port::{Error, Info, Streams};
-use bytes::Bytes;
 use config::{OnFull, Relay};
 use prometheus::IntCounter;
 use sample::{Envelope, KEY_FRAME_PERIOD};
@@ -30,13 +30,17 @@ use crate::backoff::now_ms;
 use crate::checkpoint::{self, Checkpoint};
 use crate::control::{Control, Why};
 use crate::lasting::Lasting;
-use crate::replay;
 use crate::telemetry::Gauges;
+use crate::{forget, replay};
 
 pub use floor::{GIVE_UP_ABOVE, GIVE_UP_KEEPS, Shares, WINDOW_ABOVE};
 pub(crate) use fold::next;
 pub use fold::{FOLD_ABOVE, FOLDED, Fold, sums};
+pub use left::LEFT;
+pub(crate) use left::left_key;
 pub use watch::Watch;
+
+use left::Left;
 
 /// Time between two looks. Larger: a burst may fill the stream in between; smaller: more requests to the server.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
@@ -52,11 +56,6 @@ const LOWER_WALL_BELOW: f64 = 0.9;
 
 /// How long a lower wall is believed in. Larger: space stays unused after the volume has room again; smaller: it is met more often.
 const WALL_MEMORY: Duration = Duration::from_secs(600);
-
-/// Key under which it is kept since when a relay is not configured any more.
-pub(crate) fn left_key(relay: &str) -> String {
-    format!("left.{relay}")
-}
 
 /// A configured relay, as the trim sees it.
 #[derive(Clone)]
@@ -160,10 +159,13 @@ impl Trim {
             }
             return Ok(());
         };
-        let held = self.held(&info, &shares, &checkpoints).await?;
+        let (held, left) = self.held(&info, &shares, &checkpoints).await?;
         let window = self.window(&shares).await?;
         let keep_from = held.min(window);
         if keep_from > info.first_seq {
+            for left in left {
+                left.give_up(&self.streams, keep_from).await?;
+            }
             let purged = self.streams.raw.purge(keep_from).await?;
             self.trimmed.inc_by(purged);
         }
@@ -202,21 +204,20 @@ impl Trim {
         Ok(Some(all))
     }
 
-    /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs.
-    async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<u64, Error> {
+    /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs; and the relays that left.
+    async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<(u64, Vec<Left>), Error> {
         let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
         let configured: BTreeSet<String> = self.plan.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
         // At the wall a relay that left and a replay hold no more than what every relay may: ingest must not stop for them.
         let spared = if shares.at_wall() { shares.give_up_floor() } else { 0 };
-        for key in self.streams.state.keys("relay.").await? {
-            let name = key.trim_start_matches("relay.").to_owned();
+        let mut all_left = Vec::new();
+        for name in forget::names(&self.streams).await? {
             if configured.contains(&name) {
                 continue;
             }
-            if let Some(checkpoint) = checkpoint::stored(&*self.streams.state, &name).await?
-                && self.retired_holds(&name).await?
-            {
-                floor = floor.min(checkpoint.floor().max(spared));
+            if let Some(left) = self.left(name, info).await? {
+                floor = floor.min(left.floor().map_or(u64::MAX, |held| held.max(spared)));
+                all_left.push(left);
             }
         }
         for name in &configured {
@@ -233,32 +234,7 @@ impl Trim {
                 warn!(replay = key, "the stream is full: this replay lags too far behind and loses the oldest of what it wanted");
             }
         }
-        Ok(floor)
-    }
-
-    /// Whether a relay that left the configuration still holds space; notes since when it is gone.
-    async fn retired_holds(&mut self, name: &str) -> Result<bool, Error> {
-        let key = left_key(name);
-        let since = match self.streams.state.get(&key).await? {
-            Some(entry) => String::from_utf8_lossy(&entry.value).parse::<i64>().unwrap_or(0),
-            None => {
-                let now = now_ms();
-                self.streams.state.put(&key, Bytes::from(now.to_string()), 0).await?;
-                now
-            }
-        };
-        let holds = now_ms().saturating_sub(since) < self.retired_hold.as_millis() as i64;
-        let (note, other) = if holds { (name.to_owned(), format!("{name}!")) } else { (format!("{name}!"), name.to_owned()) };
-        self.named.remove(&other);
-        if self.named.insert(note) {
-            match holds {
-                true => warn!(relay = name, hold = ?self.retired_hold, "a relay left the configuration: it holds its backlog for so long"),
-                false => {
-                    warn!(relay = name, "a relay left the configuration too long ago: it holds no space any more, its backlog will go")
-                }
-            }
-        }
-        Ok(holds)
+        Ok((floor, all_left))
     }
 
     /// The first sequence of the replay window and what its slots need; higher where the stream is too full for the window.

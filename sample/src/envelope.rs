@@ -32,7 +32,7 @@ pub struct Envelope {
     pub crc32c: u32,
 }
 
-/// Why headers could not be read; the reader parks the message.
+/// Why headers could not be read; the reader parks the message, or waits where its writer is newer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// A header is not there.
@@ -41,9 +41,20 @@ pub enum EnvelopeError {
     /// A header does not have its form.
     #[error("cannot read the header \"{0}\"")]
     Malformed(&'static str),
-    /// The writer is newer than this reader.
+    /// The writer is newer than this reader, or older than any that it knows.
     #[error("cannot read wire version {0}")]
     Version(u64),
+}
+
+impl EnvelopeError {
+    /// The wire version, where the writer is newer than this reader.
+    #[must_use]
+    pub fn newer(&self) -> Option<u64> {
+        match self {
+            Self::Version(version) => Some(*version).filter(|version| *version > u64::from(WIRE_VERSION)),
+            Self::Missing(_) | Self::Malformed(_) => None,
+        }
+    }
 }
 
 const ID: &str = "Nats-Msg-Id";
@@ -86,7 +97,7 @@ impl Envelope {
 
     /// Reads the headers of a message.
     ///
-    /// *Errors*: [`EnvelopeError::Version`] first, as the others may follow from it; all of them park the message.
+    /// *Errors*: [`EnvelopeError::Version`] first, as the others may follow from it.
     pub fn parse<'h>(get: impl Fn(&str) -> Option<&'h str>) -> Result<Self, EnvelopeError> {
         let header = |name: &'static str| get(name).ok_or(EnvelopeError::Missing(name));
         let version = number(Some(header(VERSION)?), VERSION)?;
@@ -175,5 +186,7 @@ mod tests {
             let kept: Vec<_> = headers.iter().filter(|(name, _)| *name != headers[skipped].0).cloned().collect();
             assert_eq!(parse(&kept), Err(EnvelopeError::Missing(headers[skipped].0)));
         }
+        let newer = [EnvelopeError::Version(2), EnvelopeError::Version(0), EnvelopeError::Missing(VERSION)].map(|error| error.newer());
+        assert_eq!(newer, [Some(2), None, None]);
     }
 }

@@ -105,8 +105,7 @@ impl Writer {
             match opened {
                 Ok(last) => {
                     let now = u64::try_from(self.clock.now_ms()).unwrap_or(0);
-                    let before = last.as_ref().and_then(envelope).map_or(0, |envelope| envelope.epoch.saturating_add(1));
-                    self.epoch = now.max(before);
+                    self.epoch = now.max(last.as_ref().map_or(0, after));
                     tracing::info!(producer = self.producer, epoch = self.epoch, "publishing");
                     return Flow::On;
                 }
@@ -324,6 +323,27 @@ impl Writer {
     }
 }
 
+/// An epoch above that of a message; where that cannot be read, above the time at which it was stored.
+fn after(last: &Message) -> u64 {
+    envelope(last).map_or(u64::try_from(last.time_ms).unwrap_or(0), |envelope| envelope.epoch).saturating_add(1)
+}
+
 fn envelope(message: &Message) -> Option<Envelope> {
     Envelope::parse(|name| message.headers.get(name)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_above_what_is_there_even_if_that_cannot_be_read() {
+        let mut message = Message { seq: 1, subject: String::new(), headers: Headers::default(), payload: Bytes::new(), time_ms: 7 };
+        assert_eq!(after(&message), 8);
+        let envelope = Envelope { producer: "west".into(), epoch: 40, n: 1, ..Envelope::default() };
+        envelope.headers().into_iter().for_each(|(name, value)| message.headers.insert(name, value));
+        assert_eq!(after(&message), 41);
+        message.headers.insert("St-Version", "2");
+        assert_eq!(after(&message), 8);
+    }
 }

@@ -43,6 +43,8 @@ async fn an_external_server_is_killed_and_nothing_is_lost_or_doubled() -> Result
     }
     scene::more_rounds(&exporters, 6, LIMIT).await?;
     scene::caught_up(&sink, &exporters, LIMIT).await?;
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    ensure!(code == 0 && statement["balanced"] == true, "{statement}");
     scene::stop(&mut strata, &exporters).await?;
     scene::assert_orderly(&sink);
     ensure!(strata.log_tail(100_000).contains("external NATS is connected"), "the log states the promise");

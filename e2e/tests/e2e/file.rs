@@ -104,6 +104,8 @@ async fn files_hold_each_sample_once_and_whole_after_kills_at_every_step() -> Re
     for name in ["one", "zst", "gz", "lines"] {
         scene::drained(&strata, name, WITHIN).await?;
     }
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    assert!(code == 0 && statement["balanced"] == true, "{statement}");
     scene::stop(&mut strata, &exporters).await?;
 
     let followed = follower.end()?;
@@ -174,6 +176,8 @@ async fn a_full_volume_holds_its_relays_alone_and_nothing_is_lost() -> Result<()
     for name in ["one", "zst", "other"] {
         scene::drained(&strata, name, WITHIN).await?;
     }
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    assert!(code == 0 && statement["balanced"] == true, "{statement}");
     scene::stop(&mut strata, &exporters).await?;
 
     let followed = follower.end()?;

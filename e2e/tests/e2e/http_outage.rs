@@ -65,6 +65,8 @@ async fn an_outage_of_every_kind_loses_nothing_and_stalls_nobody() -> Result<()>
     scene::caught_up(&bad, &exporters, Duration::from_secs(90)).await?;
     flows(&bad, &exporters).await?;
     scene::caught_up(&good, &exporters, Duration::from_secs(30)).await?;
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    assert!(code == 0 && statement["balanced"] == true, "{statement}");
     scene::stop(&mut strata, &exporters).await?;
 
     for sink in [&good, &bad] {

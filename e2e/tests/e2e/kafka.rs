@@ -40,6 +40,8 @@ async fn a_broker_that_goes_away_gets_every_sample_once_in_order() -> Result<()>
         (strata.metric("strata_relay_lag_seconds", &["relay=\"kafka\""]).await.ok()? < 3.0).then_some(())
     })
     .await?;
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    assert!(code == 0 && statement["balanced"] == true, "{statement}");
     scene::stop(&mut strata, &exporters).await?;
 
     let topic = tokio::task::block_in_place(|| kafka.read("metrics"))?;

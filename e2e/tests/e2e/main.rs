@@ -40,6 +40,7 @@ mod kubernetes_roles;
 mod kubernetes_webhook;
 mod matrix;
 mod nats_secrets;
+mod newer;
 mod pages;
 mod power;
 mod prometheus;

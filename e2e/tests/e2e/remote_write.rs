@@ -97,6 +97,8 @@ async fn survives(database: &Database, message: &str, version: &str) -> Result<(
     scene::more_rounds(&exporters, 2, Duration::from_secs(30)).await?;
     let count = all_is_there(&exporters, &[database]).await?;
     let parked = Store::open(&strata).await?.bytes("STRATA_DEAD").await?;
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    assert!(code == 0 && statement["balanced"] == true, "{statement}");
     strata.stop().await?;
     assert_eq!(parked, 0, "nothing was refused");
     let seen = proxy.seen();

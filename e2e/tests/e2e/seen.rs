@@ -1,8 +1,8 @@
 //! What a person sees: the API over a live Strata, pauses over restarts, a tap, the screen in a real terminal, and few lines in the log.
 
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -191,6 +191,66 @@ async fn a_tap_and_the_screen_show_what_happens() -> Result<()> {
     // The screen before it is back.
     top.until(&["\u{1b}[?1049l"]).await?;
     assert!(top.ends().await?);
+    scene::stop(&mut strata, &exporters).await?;
+    Ok(())
+}
+
+/// The first lines of a tap into the last minute.
+async fn tapped(strata: &Strata, stage: &str, selector: &str, lines: usize) -> Result<Vec<Value>> {
+    let mut tap = Command::new(binary()?)
+        .arg("tap")
+        .arg("-c")
+        .arg(strata.config())
+        .args(["--at", "1 min ago", "--relay", "sink", "--stage", stage, "--match", selector, "--format", "ndjson"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut shown = BufReader::new(tap.stdout.take().context("piped")?).lines();
+    let mut read = Vec::new();
+    while read.len() < lines {
+        let line = tokio::time::timeout(LIMIT, shown.next_line()).await??.context("a line")?;
+        read.push(serde_json::from_str(&line)?);
+    }
+    process::signal(tap.id().context("it runs")?, Signal::SIGINT);
+    ensure!(tokio::time::timeout(LIMIT, tap.wait()).await??.success());
+    Ok(read)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tap_into_the_past_shows_what_the_sink_got() -> Result<()> {
+    const SLOTS: usize = 8;
+    const BOTH: &str = "{__name__=~\"up|scrape_series_added\"}";
+    let exporters = scene::exporters(&["etcd"]).await?;
+    let sink = HttpSink::start().await?;
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let bodies = Arc::clone(&taken);
+    sink.follow(move |_, body| {
+        bodies.lock().expect("no holder panics").push(String::from_utf8_lossy(body).into_owned());
+        Answer::Status(204)
+    });
+    // Raw samples are NDJSON: the relay's own encoder writes something else.
+    let relay = scene::http_relay("sink", &sink, "").replace("encode: ndjson", "filters: [{drop: scrape_series_added}], encode: influx");
+    let mut strata = Strata::start(&format!("{}relays:\n{relay}", scene::scrape("500ms", &exporters))).await?;
+    let is_up = |line: &&str| line.starts_with("up,") || line.starts_with("scrape_series_added,");
+    let items = || -> Vec<String> {
+        let bodies = taken.lock().expect("no holder panics");
+        bodies.iter().flat_map(|body| body.lines()).filter(is_up).map(str::to_owned).collect()
+    };
+    wait::until_true("slots have reached the sink", LIMIT, || items().len() >= SLOTS).await?;
+
+    let encoded = tapped(&strata, "encoded", BOTH, SLOTS).await?;
+    let encoded: Vec<&str> = encoded.iter().filter_map(|line| line["encoded"].as_str()).collect();
+    assert_eq!(encoded, items()[..SLOTS], "the same items of the same slots, in the same order");
+    let filtered = tapped(&strata, "filtered", BOTH, SLOTS).await?;
+    let raw = tapped(&strata, "raw", BOTH, 2 * SLOTS).await?;
+    let named = |lines: &[Value], name: &str| -> Vec<i64> {
+        lines.iter().filter(|line| line["name"] == name).filter_map(|line| line["timestamp"].as_i64()).collect()
+    };
+    let slots = named(&raw, "up");
+    assert_eq!((slots.len(), &slots), (SLOTS, &named(&raw, "scrape_series_added")), "what the filter drops is in the stream");
+    assert_eq!(named(&filtered, "up"), slots);
+    assert!(encoded.iter().zip(&slots).all(|(item, slot)| item.ends_with(&format!(" {slot}000000"))), "{encoded:?}, {slots:?}");
     scene::stop(&mut strata, &exporters).await?;
     Ok(())
 }

@@ -54,6 +54,8 @@ async fn a_window_that_a_kill_cuts_goes_out_again_as_it_was() -> Result<()> {
     for name in ["each", "windows", "small"] {
         scene::drained(&strata, name, LIMIT).await?;
     }
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    assert!(code == 0 && statement["balanced"] == true, "{statement}");
     strata.stop().await?;
 
     let counts = |sink: &HttpSink| {

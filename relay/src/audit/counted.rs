@@ -42,10 +42,18 @@ pub(super) struct Counted {
 
 impl Counted {
     /// Takes one message.
-    pub fn take(&mut self, message: &Message, all: &mut [Of], slots: &mut Slots, scope: &mut Scope, collection: &mut Collection) {
+    pub fn take(
+        &mut self,
+        message: &Message,
+        all: &mut [Of],
+        slots: &mut Slots,
+        scope: &mut Scope,
+        collection: &mut Collection,
+        holes: &mut Holes,
+    ) {
         self.partial.resize_with(all.len(), Partial::default);
         self.clocks.resize(all.len(), i64::MIN);
-        let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { return };
+        let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { return unreadable(message, scope, holes) };
         match self.positions.place(&envelope) {
             Place::After(_) => self.torn.push((minute_of(self.last_ms), minute_of(envelope.first_ms))),
             // What came before its first one is gone, from the front or with a tail that reached so far.
@@ -199,6 +207,21 @@ impl Of {
         self.terms.in_stream -= samples.unsigned_abs();
         self.differ(at, samples, 0);
     }
+}
+
+/// Nobody knows how many samples are in such a message, so no relay's equation can be said to hold.
+fn unreadable(message: &Message, scope: &Scope, holes: &mut Holes) {
+    let minute = minute_of(message.time_ms);
+    if !scope.holds(minute) {
+        return;
+    }
+    holes.add(Hole {
+        stage: "stream".to_owned(),
+        reason: "unreadable".to_owned(),
+        from_ms: minute * 60_000,
+        to_ms: (minute + 1) * 60_000,
+        ..Hole::default()
+    });
 }
 
 /// Counts samples for every relay that takes them.

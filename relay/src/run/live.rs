@@ -137,7 +137,7 @@ impl Life {
             count: None,
             checkpoint,
             control: control.clone(),
-            gauges,
+            gauges: gauges.clone(),
             trim: self.trim.clone(),
             stop: stop.clone(),
             rate,
@@ -146,7 +146,7 @@ impl Life {
         });
         let (steps, received) = mpsc::channel(STEPS_MAX);
         // Both end together: reading when the channel is closed or the token ends it, delivery when the steps end.
-        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &control, stop, None), deliver.run(received));
+        let ((), delivered) = tokio::join!(feed(reader, pipeline, steps, &control, Some(&gauges), stop, None), deliver.run(received));
         Ok(delivered?)
     }
 

@@ -226,8 +226,22 @@ async fn a_relay_that_left_the_configuration_holds_space_for_a_while() {
             assert_eq!(twin.raw.info().await.expect("up").first_seq, 1);
         }
     }
-    assert!(twin.raw.info().await.expect("up").first_seq > 60);
+    let first = twin.raw.info().await.expect("up").first_seq;
+    // It held for two hours; what came later is none of its loss.
+    let lost = left(&twin, "leaves", 1);
+    assert!((119..=125).contains(&lost) && lost < first, "{lost} messages are booked, the stream begins at {first}");
+    assert_eq!(checkpoint(&twin, "leaves").await.map(|known| known.totals.lost), Some(lost));
     relays.stop(Duration::from_secs(5)).await;
+}
+
+/// What is booked of a relay that left: range after range from the first message on, and nothing of anybody else; the last sequence of it.
+fn left(twin: &Twin, relay: &str, samples: u64) -> u64 {
+    ledger(twin).iter().fold(0, |before, entry| {
+        assert_eq!((entry.stage, entry.relay.as_deref(), entry.reason.as_str()), (Stage::Relay, Some(relay), "left"));
+        let (from, to) = entry.seqs.expect("it was in the stream");
+        assert_eq!((from, entry.frames, entry.samples), (before + 1, to - before, (to - before) * samples));
+        to
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -256,9 +270,50 @@ async fn neither_a_relay_that_left_nor_a_replay_that_hangs_stops_the_publisher()
     let last = twin.raw.info().await.expect("up");
     assert!(last.first_seq > 100, "{last:?}");
     balanced(&passed(&twin, "stays", last.last_seq).await);
-    assert_eq!(ledger(&twin), [], "the relay that is configured lost nothing");
+    // The relay that is configured lost nothing, and no message went that is not booked for the other.
+    let lost = left(&twin, "leaves", 200);
+    assert!(lost + 1 >= last.first_seq, "booked up to {lost}: {last:?}");
     assert_eq!(hung.progress().borrow().position, 0, "the replay hung all the time");
     relays.stop(Duration::from_secs(5)).await;
+    // It comes back: what was booked is no second loss.
+    setup.relays.push(relay("leaves"));
+    setup.sink("leaves").set(|_| Answer::Delivered);
+    let relays = setup.start();
+    let back = passed(&twin, "leaves", last.last_seq).await;
+    balanced(&back);
+    assert_eq!(back.totals.read, last.last_seq * 200);
+    assert!(ledger(&twin).iter().all(|entry| entry.reason != "rollback"), "{:?}", ledger(&twin));
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_forgotten_relay_had_not_delivered_is_booked_once() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    for k in 0..5 {
+        producer.publish(&[scrape(1, at + k * SLOT, &[("a", 1.0), ("b", 2.0)])]).await;
+        passed(&twin, "one", 2.min(k.unsigned_abs() + 1)).await;
+        if k == 1 {
+            setup.sink("one").set(|_| retry());
+        }
+    }
+    relays.stop(Duration::from_secs(5)).await;
+    let (streams, token) = (twin.streams(), tokio_util::sync::CancellationToken::new());
+    let position = streams.state.get("relay.one").await.expect("up").expect("there").value;
+    for life in 0..2 {
+        let forgotten = relay::forget::forget(&streams, "one", &token).await.expect("up").expect("it was there");
+        assert_eq!(forgotten.lost_samples, if life == 0 { 6 } else { 0 });
+        assert!(checkpoint(&twin, "one").await.is_none());
+        let booked: Vec<_> = ledger(&twin).into_iter().map(|entry| (entry.reason, entry.samples, entry.seqs, entry.slots)).collect();
+        assert_eq!(booked, [("forgotten".to_owned(), 6, Some((3, 5)), Some((at + 2 * SLOT, at + 4 * SLOT)))]);
+        // As if it had been killed before the position was gone.
+        streams.state.put("relay.one", position.clone(), 0).await.expect("up");
+    }
+    streams.state.delete("relay.one").await.expect("up");
+    assert_eq!(relay::forget::forget(&streams, "one", &token).await.expect("up"), None);
 }
 
 #[tokio::test(start_paused = true)]

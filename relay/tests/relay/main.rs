@@ -11,6 +11,7 @@ mod giving_up;
 mod harness;
 mod lanes;
 mod malformed;
+mod newer;
 mod once;
 mod reading;
 mod rejecting;

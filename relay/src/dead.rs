@@ -22,6 +22,7 @@ use tracing::{debug, error, warn};
 
 use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book;
+use crate::deliver::SUSPECTS_MAX;
 use crate::step::{Mark, Part};
 
 use letter::Parked;
@@ -111,7 +112,7 @@ impl Dead {
         let role = if replay.is_some() { Role::Replay } else { Role::Live };
         let (own, first_seq) = (subject(relay), log.info().await?.first_seq.max(1));
         let last_seq = log.last(&own).await?.map_or(0, |last| last.seq);
-        let mut there: BTreeMap<String, BTreeSet<Parked>> = BTreeMap::new();
+        let (mut there, mut below): (BTreeMap<String, BTreeSet<Parked>>, _) = (BTreeMap::new(), BTreeSet::new());
         for seq in (first_seq.max(last_seq.saturating_sub(LETTERS_MAX))..=last_seq).rev() {
             let Some(message) = log.get(seq).await?.filter(|message| message.subject == own) else { continue };
             let key = message.headers.get(KEY).unwrap_or_default();
@@ -123,10 +124,15 @@ impl Dead {
             if !is_own || message.headers.get(ATTEMPT).is_some() {
                 continue;
             }
-            if message.headers.get(SEQ).and_then(|seq| seq.parse::<u64>().ok()).is_none_or(|seq| seq <= position) {
-                break;
-            }
             let key = key.rsplit_once('#').filter(|(_, number)| *number != FRAMES).map_or(key, |(batch, _)| batch);
+            if message.headers.get(SEQ).and_then(|seq| seq.parse::<u64>().ok()).is_none_or(|seq| seq <= position) {
+                below.insert(key.to_owned());
+                // What waited for a judgement was parked after what came later.
+                if below.len() > SUSPECTS_MAX {
+                    break;
+                }
+                continue;
+            }
             let samples = Kept::of(&message).letter.into_iter().flat_map(|letter| letter.samples);
             there.entry(key.to_owned()).or_default().extend(samples.map(Parked::from));
         }

@@ -325,7 +325,11 @@ impl Writer {
 
 /// An epoch above that of a message; where that cannot be read, above the time at which it was stored.
 fn after(last: &Message) -> u64 {
-    envelope(last).map_or(u64::try_from(last.time_ms).unwrap_or(0), |envelope| envelope.epoch).saturating_add(1)
+    let epoch = match envelope(last) {
+        Some(envelope) => envelope.epoch,
+        None => u64::try_from(last.time_ms).unwrap_or(0),
+    };
+    epoch.saturating_add(1)
 }
 
 fn envelope(message: &Message) -> Option<Envelope> {

@@ -84,6 +84,6 @@ pub fn parts(encoder: &str) -> Parts {
 
 /// A message as the reader hands it out.
 pub fn incoming(message: &Message, silent: bool) -> Incoming {
-    let envelope = Envelope::parse(|name| message.headers.get(name)).map_err(|error| error.to_string());
+    let envelope = Envelope::parse(|name| message.headers.get(name));
     Incoming { message: message.clone(), envelope, silent, gap: None, restarted: false }
 }

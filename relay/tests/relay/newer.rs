@@ -72,7 +72,7 @@ async fn a_start_is_refused_over_what_waits_and_not_over_what_is_delivered() {
         twin.state.put("relay.one", checkpoint.into(), revision).await.expect("up");
         let found = waits(&twin.streams()).await.expect("up");
         assert!(
-            found.as_deref().map_or(expect.is_none(), |text| expect.is_some_and(|words| text.contains(words))),
+            found.as_deref().map_or_else(|| expect.is_none(), |text| expect.is_some_and(|words| text.contains(words))),
             "{found:?}, {expect:?}"
         );
     }

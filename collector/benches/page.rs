@@ -114,21 +114,33 @@ fn bench(criterion: &mut Criterion) {
                 });
             });
             group.finish();
-            let (mut framing, mut turn) = (Framing::default(), false);
-            let mut group = criterion.benchmark_group(format!("framed-{kind}"));
-            group.throughput(Throughput::Elements(samples));
-            group.bench_function(&name, |bencher| {
-                bencher.iter(|| {
-                    turn = !turn;
-                    cache.page(black_box(if turn { &other } else { &page })).expect("a real page");
-                    black_box(framing.frames(&cache).len())
-                });
-            });
-            group.finish();
+            bench_framed(criterion, kind, &name, (Format::Text, [&other, &page]), &mut cache, samples);
         }
         bench_cold(criterion, "cold", &name, Format::Text, &page, samples);
         bench_one_new(criterion, &name, page, samples);
     }
+}
+
+/// Two pages in turn, of a target that had them before, and their frames.
+fn bench_framed(
+    criterion: &mut Criterion,
+    kind: &str,
+    name: &str,
+    (format, pages): (Format, [&[u8]; 2]),
+    cache: &mut SeriesCache,
+    samples: u64,
+) {
+    let (mut framing, mut turn) = (Framing::default(), 0);
+    let mut group = criterion.benchmark_group(format!("framed-{kind}"));
+    group.throughput(Throughput::Elements(samples));
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            turn = 1 - turn;
+            cache.page_in(format, black_box(pages[turn])).expect("a real page");
+            black_box(framing.frames(cache).len())
+        });
+    });
+    group.finish();
 }
 
 fn bench_cold(criterion: &mut Criterion, kind: &str, name: &str, format: Format, page: &[u8], samples: u64) {
@@ -198,16 +210,7 @@ fn bench_formats(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(samples));
             group.bench_function(&name, |bencher| bencher.iter(|| black_box(cache.page_in(format, black_box(&page)))));
             group.finish();
-            let mut framing = Framing::default();
-            let mut group = criterion.benchmark_group(format!("framed-{kind}"));
-            group.throughput(Throughput::Elements(samples));
-            group.bench_function(&name, |bencher| {
-                bencher.iter(|| {
-                    cache.page_in(format, black_box(&page)).expect("a real page");
-                    black_box(framing.frames(&cache).len())
-                });
-            });
-            group.finish();
+            bench_framed(criterion, kind, &name, (format, [&page, &page]), &mut cache, samples);
             bench_cold(criterion, &format!("cold-{kind}"), &name, format, &page, samples);
         }
     }

@@ -47,12 +47,24 @@ pub async fn publish(log: &Arc<dyn Log>, subject: &str, headers: &Headers, paylo
     }
 }
 
-/// Books one entry and waits, as long as it takes, until it is stored.
-pub async fn book(log: &Arc<dyn Log>, subject: &str, entry: &Entry, stop: &CancellationToken) -> Result<(), Stopped> {
-    let payload = Bytes::from(serde_json::to_vec(entry).unwrap_or_default());
+/// An entry as a message: its headers and its payload.
+fn message(entry: &Entry) -> (Headers, Bytes) {
     let mut headers = Headers::default();
     headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, nonce()));
+    (headers, Bytes::from(serde_json::to_vec(entry).unwrap_or_default()))
+}
+
+/// Books one entry and waits, as long as it takes, until it is stored.
+pub async fn book(log: &Arc<dyn Log>, subject: &str, entry: &Entry, stop: &CancellationToken) -> Result<(), Stopped> {
+    let (headers, payload) = message(entry);
     store(log, subject, &headers, &payload, stop).await.map(|_| ())
+}
+
+/// Books one entry now, for who looks again later where it cannot; `operation`: what it is for.
+pub async fn book_now(log: &Arc<dyn Log>, subject: &str, entry: &Entry, operation: &'static str) -> Result<(), PortError> {
+    let (headers, payload) = message(entry);
+    let booked = publish(log, subject, &headers, payload).await;
+    booked.map(drop).map_err(|error| PortError::Unavailable { operation, reason: error.to_string() })
 }
 
 /// Publishes one message and waits, as long as it takes, until it is stored; says its sequence.

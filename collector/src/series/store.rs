@@ -437,6 +437,7 @@ pub(super) fn is_newer(timestamp_ms: Option<i64>, than: Option<i64>) -> bool {
     timestamp_ms.unwrap_or(i64::MAX) > than.unwrap_or(i64::MAX)
 }
 
+/// Another sample of a series that has one.
 #[cold]
 fn duplicate(columns: &mut Columns, index: usize, value: u64, timestamp_ms: Option<i64>) -> Put {
     let known = columns.timestamps.get(index).copied().filter(|time| *time != NO_TIME);

@@ -3,12 +3,12 @@
 //! *In*: their checkpoints, and since when they are gone. *Out*: one ledger entry per look that takes something of theirs, durable before the purge; their
 //! checkpoints move past it. *Bound*: one message at a time. *When full*: they hold no more than every relay may.
 
-use bundled_nats::port::{Error, Headers, Info, Streams};
+use bundled_nats::port::{Error, Info, Streams};
 use bytes::Bytes;
 use tracing::warn;
 
 use super::Trim;
-use crate::backoff::{nonce, now_ms};
+use crate::backoff::now_ms;
 use crate::checkpoint::{self, Checkpoint};
 use crate::{book, forget};
 
@@ -63,11 +63,8 @@ impl Left {
         let relay = &self.relay;
         let entry = forget::undelivered(streams, relay, &mut self.checkpoint, to, LEFT).await?;
         if entry.frames > 0 {
-            let mut headers = Headers::default();
-            headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, nonce()));
-            let payload = Bytes::from(serde_json::to_vec(&entry).unwrap_or_default());
-            let booked = book::publish(&streams.ledger, &book::subject_of("relay", relay, LEFT), &headers, payload).await;
-            booked.map_err(|error| Error::Unavailable { operation: "book what a relay that left loses", reason: error.to_string() })?;
+            let subject = book::subject_of("relay", relay, LEFT);
+            book::book_now(&streams.ledger, &subject, &entry, "book what a relay that left loses").await?;
             let (samples, seqs) = (entry.samples, entry.seqs);
             warn!(relay, samples, ?seqs, "a relay that left the configuration loses its backlog, booked in the ledger");
         }

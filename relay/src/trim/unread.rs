@@ -4,13 +4,12 @@
 //! all jobs, delivered before or not. *Bound*: [`MESSAGES_MAX`] messages a time. *When full*: does not apply.
 
 use bundled_nats::ledger::{Entry, Stage};
-use bundled_nats::port::{Error, Headers, Streams};
-use bytes::Bytes;
+use bundled_nats::port::{Error, Streams};
 use sample::Envelope;
 use tracing::warn;
 
 use super::Subject;
-use crate::backoff::{nonce, now_ms};
+use crate::backoff::now_ms;
 use crate::book;
 use crate::checkpoint::Checkpoint;
 use crate::control::Why;
@@ -64,11 +63,7 @@ pub(super) async fn give_up(streams: &Streams, subject: &Subject, from: u64, to:
             break;
         }
     }
-    let mut headers = Headers::default();
-    headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, nonce()));
-    let payload = Bytes::from(serde_json::to_vec(&entry).unwrap_or_default());
-    let booked = book::publish(&streams.ledger, &book::subject_of("relay", relay, why.as_str()), &headers, payload).await;
-    booked.map_err(|error| Error::Unavailable { operation: "book what is given up", reason: error.to_string() })?;
+    book::book_now(&streams.ledger, &book::subject_of("relay", relay, why.as_str()), &entry, "book what is given up").await?;
     subject.gauges.metrics.lost(why.as_str(), entry.samples);
     warn!(
         relay,

@@ -30,6 +30,7 @@ use super::reports::Reports;
 use crate::deliver::SUSPECTS_MAX;
 use crate::read::identity;
 use crate::sink::{Answer, Batch, Opening};
+
 /// How long one call into librdkafka waits before it is looked whether there is trouble. Larger: it is said later; smaller: more calls.
 const SLICE: Duration = Duration::from_millis(500);
 /// How long the coordinator of the group may take with a position: after that the transaction is begun anew. Larger: a coordinator that moves is
@@ -330,8 +331,7 @@ impl Link {
         if let Some(reached) = transactions.reached.as_ref().filter(|_| transactions.resuming) {
             if let Some(rejected) = reached.covers(batch) {
                 self.call = None;
-                let reason = reached.reason.clone();
-                return Ok(Some(Answer::Before { rejected, reason }));
+                return Ok(Some(Answer::Before { rejected, reason: reached.reason.clone() }));
             }
             transactions.resuming = reached.is_open(batch);
         }

@@ -401,6 +401,7 @@ impl Deliver {
         let filtered: u64 = mark.filtered.iter().map(|(_, n)| n).sum();
         mark.filtered.iter().filter(|(_, n)| *n > 0).for_each(|(reason, n)| metrics.filtered(reason, *n));
         mark.left_alone.iter().for_each(|(filter, n)| metrics.left_alone(filter, *n));
+        metrics.simplified(mark.simplified);
         let delivered = progress.delivered + mark.nothing;
         metrics.delivered.inc_by(delivered);
         metrics.rejected.inc_by(progress.rejected);

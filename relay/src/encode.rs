@@ -135,6 +135,12 @@ pub trait Encode: Send + Sync {
         Encoded::Inexpressible("native_histogram")
     }
 
+    /// Whether it has words of its own for native histograms and exemplars. Else a native histogram that it says is in its nearest classic form,
+    /// and exemplars are left out.
+    fn is_complete(&self) -> bool {
+        false
+    }
+
     /// How items become a body.
     fn framing(&self) -> Framing;
 

@@ -208,6 +208,7 @@ impl Pipeline {
             given_up: tally.given_up,
             filtered: tally.filtered(self.resolver.chain()),
             left_alone: tally.left_alone(self.resolver.chain()),
+            simplified: tally.simplified,
             lines: tally.lines,
             losses: tally.losses,
             payload: if tally.undecodable.is_empty() { Bytes::new() } else { message.payload },

@@ -148,6 +148,15 @@ pub struct Undecodable {
     pub slot_ms: Option<i64>,
 }
 
+/// What an encoder had no words of its own for, of samples that went out all the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Simplified {
+    /// Native histograms, in their nearest classic form.
+    pub histograms: u64,
+    /// Exemplars, left out.
+    pub exemplars: u64,
+}
+
 /// The end of a message.
 #[derive(Debug, Default)]
 pub struct Mark {
@@ -185,6 +194,8 @@ pub struct Mark {
     pub lines: Vec<Line>,
     /// Samples that filters left alone, by filter.
     pub left_alone: Vec<(Arc<str>, u64)>,
+    /// What went out in a poorer form than it came.
+    pub simplified: Simplified,
     /// What is lost with it.
     pub losses: Vec<Loss>,
     /// What of it cannot be decoded.

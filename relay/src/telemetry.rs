@@ -17,10 +17,14 @@ use crate::chain::COLLISION;
 use crate::checkpoint::{Checkpoint, Positions, Totals};
 use crate::control::Control;
 use crate::pause::Pause;
+use crate::step::Simplified;
 
 /// Why samples are dropped without a filter: late, delivered under the same slot, under the name of another series, or nothing that the encoder
 /// or the path has a form for.
 const FILTERED: [&str; 7] = ["late", "twin", COLLISION, "stale", "nan", "inf", "native_histogram"];
+
+/// What an encoder may have no words for, of a sample that goes out.
+const PARTS: [&str; 2] = ["native_histogram", "exemplar"];
 
 /// The metrics of all relays of a process.
 #[derive(Clone)]
@@ -30,6 +34,7 @@ pub struct Metrics {
     lost: IntCounterVec,
     filtered: IntCounterVec,
     left_alone: IntCounterVec,
+    simplified: IntCounterVec,
     retries: IntCounterVec,
     repeated: IntCounterVec,
     pending: IntGaugeVec,
@@ -70,6 +75,11 @@ impl Metrics {
                 "Samples of cumulative series that a value filter does not touch.",
                 &["relay", "filter"],
             )?,
+            simplified: counter(
+                "strata_relay_simplified_total",
+                "Native histograms sent in a classic form, and exemplars left out, as the encoder has no words for them.",
+                &["relay", "part"],
+            )?,
             retries: counter("strata_relay_retries_total", "Tries after the first one of a batch.", &["relay"])?,
             repeated: counter(
                 "strata_relay_repeated_samples_total",
@@ -96,7 +106,7 @@ impl Metrics {
 
     /// Takes the metrics of a relay that is gone out of the registry.
     pub(crate) fn forget(&self, relay: &str) {
-        forget(&[&self.delivered, &self.rejected, &self.lost, &self.filtered, &self.left_alone], relay);
+        forget(&[&self.delivered, &self.rejected, &self.lost, &self.filtered, &self.left_alone, &self.simplified], relay);
         forget(&[&self.retries, &self.repeated, &self.starts], relay);
         forget(&[&self.pending, &self.behind, &self.up, &self.paused, &self.standby], relay);
         forget(&[&self.lag], relay);
@@ -108,6 +118,9 @@ impl Metrics {
     pub fn relay<'a>(&self, name: &str, filters: impl IntoIterator<Item = &'a str>) -> RelayMetrics {
         for reason in REASONS {
             self.lost.with_label_values(&[name, reason]);
+        }
+        for part in PARTS {
+            self.simplified.with_label_values(&[name, part]);
         }
         let names: Vec<String> = filters.into_iter().map(str::to_owned).collect();
         for reason in FILTERED.into_iter().chain(names.iter().map(String::as_str)) {
@@ -203,6 +216,12 @@ impl RelayMetrics {
 
     pub(crate) fn left_alone(&self, filter: &str, samples: u64) {
         self.all.left_alone.with_label_values(&[self.name.as_str(), filter]).inc_by(samples);
+    }
+
+    pub(crate) fn simplified(&self, Simplified { histograms, exemplars }: Simplified) {
+        for (part, n) in PARTS.into_iter().zip([histograms, exemplars]) {
+            self.all.simplified.with_label_values(&[self.name.as_str(), part]).inc_by(n);
+        }
     }
 }
 

@@ -267,6 +267,20 @@ async fn arrived(receiver: &Receiver, jobs: &BTreeSet<String>, instance: &str) -
     wait::until_true("some scrapes of every page", WITHIN, all).await
 }
 
+/// Waits until as many native histograms count as said in a classic form as a file of lines has.
+async fn simplified(strata: &Strata, file: &Path) -> Result<()> {
+    let agreed = wait::until("histograms in a classic form and their counter", WITHIN, async || {
+        let counted = strata.metric("strata_relay_simplified_total", &["relay=\"lines\"", "part=\"native_histogram\""]).await.ok()?;
+        let exemplars = strata.metric("strata_relay_simplified_total", &["relay=\"lines\"", "part=\"exemplar\""]).await.ok()?;
+        let text = std::fs::read_to_string(file).ok()?;
+        let there = text.lines().filter(|line| line.contains("\"histogram\":{")).count();
+        (there > 0 && counted == there as f64 && exemplars > 0.0).then_some((there, exemplars))
+    });
+    let (histograms, exemplars) = agreed.await?;
+    println!("lines: {histograms} native histograms in a classic form, {exemplars} exemplars left out");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_format_says_to_strata_what_it_says_to_prometheus_2_and_3() -> Result<()> {
     let now_ms = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
@@ -279,7 +293,9 @@ async fn every_format_says_to_strata_what_it_says_to_prometheus_2_and_3() -> Res
         prometheus(folder.path(), OLD, &configuration(&stage, &[&old], OLD))?,
         prometheus(folder.path(), NEW, &configuration(&stage, &[&new, &new_2], NEW))?,
     ];
-    let mut strata = Strata::start(&configuration(&stage, &[&ours, &ours_2], NEW)).await?;
+    let lines = folder.path().join("lines.ndjson");
+    let relay = format!("relays:\n  - {{name: lines, start: earliest, sink: {{file: {{path: '{}'}}}}}}\n", lines.display());
+    let mut strata = Strata::start(&(configuration(&stage, &[&ours, &ours_2], NEW) + &relay)).await?;
     let names = |version: &str| -> BTreeSet<String> {
         let schemes = SCHEMES.iter().filter(|_| version != OLD).map(|scheme| format!("escaped_{scheme}"));
         stage.asked.jobs.iter().filter(|job| job.is_old || version != OLD).map(|job| job.name.to_owned()).chain(schemes).collect()
@@ -291,6 +307,7 @@ async fn every_format_says_to_strata_what_it_says_to_prometheus_2_and_3() -> Res
             arrived(receiver, &names(version), &instance).await.with_context(|| format!("compared with {version}"))?;
         }
     }
+    simplified(&strata, &lines).await?;
     strata.stop().await?;
     drop(programs);
     let mut surprising = Vec::new();

@@ -120,6 +120,10 @@ impl Encode for RemoteWrite {
         self.rest(sample, out)
     }
 
+    fn is_complete(&self) -> bool {
+        true
+    }
+
     fn framing(&self) -> Framing {
         Framing { open: b"", separator: b"", close: b"", form: Form::Unnamed { metadata: self.0.metadata } }
     }

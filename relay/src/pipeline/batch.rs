@@ -13,7 +13,7 @@ use crate::encode::{Encode, Encoded, Form, Sample, classic};
 use crate::filter::Series;
 use crate::resolve::Resolved;
 use crate::sink::{Batch, Item, Limits};
-use crate::step::{Line, Loss, Part, Section, Undecodable};
+use crate::step::{Line, Loss, Part, Section, Simplified, Undecodable};
 use crate::template::Route;
 
 use super::window::Window;
@@ -31,6 +31,7 @@ pub(super) struct Tally {
     pub losses: Vec<Loss>,
     pub undecodable: Vec<Undecodable>,
     pub lines: Vec<Line>,
+    pub simplified: Simplified,
     by_filter: Vec<u64>,
     alone: Vec<u64>,
     others: Vec<(&'static str, u64)>,
@@ -56,6 +57,7 @@ impl Tally {
             losses: Vec::new(),
             undecodable: Vec::new(),
             lines: Vec::new(),
+            simplified: Simplified::default(),
             by_filter: vec![0; filters],
             alone: vec![0; filters],
             others: Vec::new(),
@@ -68,6 +70,12 @@ impl Tally {
             Some((_, n)) => *n += samples,
             None => self.others.push((reason, samples)),
         }
+    }
+
+    /// An item of an encoder that has neither native histograms nor exemplars.
+    fn simplify(&mut self, state: State, exemplars: usize) {
+        self.simplified.histograms += u64::from(state == State::Histogram);
+        self.simplified.exemplars += exemplars as u64;
     }
 
     pub fn loss(&mut self, loss: Loss) {
@@ -210,6 +218,7 @@ impl Building {
         let framing = encoder.framing();
         let around = framing.open.len() + framing.close.len();
         let columns = page.columns;
+        let complete = encoder.is_complete();
         let unnamed = matches!(framing.form, Form::Unnamed { .. });
         let names = page.resolved.names.clone();
         let section = self.sections.len().saturating_sub(1) as u32;
@@ -266,6 +275,9 @@ impl Building {
                 }
             }
             tally.items += 1;
+            if !complete {
+                tally.simplify(state, exemplars.len());
+            }
             let mut item = Item { end: self.bytes.len() as u32, section, series: row.hash, index: i as u32, route: 0 };
             let own_body = self.bytes.len() - start + framing.form.beside(&names, i);
             let body = around + self.body + own_body + framing.separator.len() * self.items.len();

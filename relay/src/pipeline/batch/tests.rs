@@ -143,6 +143,19 @@ fn filters_drop_histograms_by_their_series_and_leave_their_values_alone() {
 }
 
 #[test]
+fn what_goes_out_in_a_poorer_form_is_counted() {
+    let simplified = |encoder: &str| {
+        let encoder = crate::encode::build(&Component { name: encoder.to_owned(), options: json!(null) }).expect("a name");
+        let Simplified { histograms, exemplars } = filled(Vec::new(), Arc::from(encoder)).simplified;
+        (histograms, exemplars)
+    };
+    assert_eq!(simplified("ndjson"), (1, 3));
+    // It says no histogram at all, which counts as filtered.
+    assert_eq!(simplified("strata_v1"), (0, 2));
+    assert_eq!(simplified("remote_write"), (0, 0));
+}
+
+#[test]
 fn an_encoder_without_native_histograms_says_so_once_per_sample() {
     let first = crate::encode::build(&Component { name: "strata_v1".to_owned(), options: json!(null) }).expect("a name");
     let tally = filled(Vec::new(), Arc::from(first));

@@ -20,7 +20,7 @@ use crate::secrets::{self, Found};
 use crate::tree::{self, Content, Entry, Map, Node, Step, steps};
 use crate::words::{self, About};
 use crate::yaml;
-use crate::{Config, Millis};
+use crate::{Config, Millis, ValidationScheme};
 
 /// Rounds of typing; far above [`PROBLEMS_MAX`], so it ends even where taking out never helps.
 const ROUNDS_MAX: usize = 2000;
@@ -271,6 +271,10 @@ fn settle(config: &mut Config, tree: &Node) {
         }
         scrape.metric_name_validation_scheme = scrape.metric_name_validation_scheme.or(global.metric_name_validation_scheme);
         scrape.metric_name_escaping_scheme = scrape.metric_name_escaping_scheme.or(global.metric_name_escaping_scheme);
+        let is_legacy = scrape.metric_name_validation_scheme == Some(ValidationScheme::Legacy);
+        for rule in scrape.relabel_configs.iter_mut().chain(&mut scrape.metric_relabel_configs) {
+            rule.is_legacy = is_legacy;
+        }
     }
 }
 

@@ -30,6 +30,9 @@ pub struct RelabelConfig {
     pub replacement: String,
     /// What is done; default `replace`.
     pub action: RelabelAction,
+    /// Whether labels have letters, digits and `_` in their names only: its job's `metric_name_validation_scheme` is `legacy`.
+    #[serde(skip)]
+    pub is_legacy: bool,
 }
 
 /// What a relabeling rule does.
@@ -71,6 +74,7 @@ impl Default for RelabelConfig {
             target_label: String::new(),
             replacement: "$1".to_owned(),
             action: RelabelAction::default(),
+            is_legacy: false,
         }
     }
 }
@@ -123,6 +127,9 @@ impl RelabelConfig {
         if self.action == LabelMap && self.replacement.is_empty() {
             return Some(("replacement", "action 'labelmap' needs a label name here, like '$1'".to_owned()));
         }
+        if let Some(mistake) = self.not_legacy() {
+            return Some(mistake);
+        }
         if matches!(self.action, Lowercase | Uppercase) && self.replacement != default.replacement {
             return Some(("replacement", format!("action '{action}' writes the values themselves: take 'replacement' out")));
         }
@@ -140,5 +147,19 @@ impl RelabelConfig {
         unwanted.extend(rest);
         let (field, _) = unwanted.into_iter().find(|(_, set)| *set)?;
         Some((field, format!("action '{action}' takes {only} only: take '{field}' out")))
+    }
+
+    /// A name that it writes and `legacy` does not allow.
+    fn not_legacy(&self) -> Option<(&'static str, String)> {
+        let (field, name) = match self.action {
+            RelabelAction::LabelMap => ("replacement", &self.replacement),
+            _ => ("target_label", &self.target_label),
+        };
+        let expands = matches!(self.action, RelabelAction::Replace | RelabelAction::LabelMap);
+        if !self.is_legacy || name.is_empty() || engine::is_legacy_name(name, expands) {
+            return None;
+        }
+        let message = format!("'{name}' is no label name under `metric_name_validation_scheme: legacy`: use letters, digits and '_'");
+        Some((field, message))
     }
 }

@@ -129,9 +129,26 @@ fn joined(rule: &RelabelConfig, labels: &Labels) -> String {
 fn replace(rule: &RelabelConfig, labels: &mut Labels, value: &str) {
     let Some(captures) = rule.regex.captures(value) else { return };
     let target = expand(&rule.target_label, &captures);
-    if !target.is_empty() {
+    if !target.is_empty() && (!rule.is_legacy || is_legacy_name(&target, false)) {
         labels.set(&target, expand(&rule.replacement, &captures));
     }
+}
+
+/// Whether a label name has letters, digits and `_` only, none of the digits first; with `variables`, `$1` and `${name}` may stand in it.
+pub(super) fn is_legacy_name(name: &str, variables: bool) -> bool {
+    let mut rest = name;
+    while let Some(first) = rest.chars().next() {
+        let is_first = rest.len() == name.len();
+        if first.is_ascii_alphabetic() || first == '_' || (first.is_ascii_digit() && !is_first) {
+            rest = &rest[1..];
+            continue;
+        }
+        match rest.strip_prefix('$').filter(|_| variables).and_then(variable) {
+            Some((variable, after)) if variable.is_ascii() => rest = after,
+            _ => return false,
+        }
+    }
+    !name.is_empty()
 }
 
 /// The last 8 bytes of the MD5 sum, as Prometheus shards by them.

@@ -202,8 +202,8 @@ fn rule(random: &mut StdRng) -> Value {
             set("regex", json!(REGEXES.choose(random)));
             if action == "replace" {
                 if random.random_bool(0.1) {
-                    // The name is part of what matched: words only, so that it is a name, and never an empty replacement.
-                    set("regex", json!(r"([a-z]+)(.*)"));
+                    // The name is part of what matched, which may be no name; and never an empty replacement.
+                    set("regex", json!([r"([a-z]+)(.*)", "(.+)(.*)"].choose(random)));
                     set("target_label", json!(["${1}", "x_$1", "${1}_y"].choose(random)));
                     set("replacement", json!("v$2"));
                 } else {
@@ -379,11 +379,13 @@ async fn generated_rules_give_the_targets_and_labels_that_promtool_gives() -> Re
     let mut random = StdRng::seed_from_u64(SEED);
     let jobs: Vec<Value> = (0..CONFIGURATIONS).map(|number| job(&mut random, number)).collect();
     let strata = Strata::prepare("")?;
-    // JSON is YAML.
-    std::fs::write(
-        strata.config(),
-        serde_json::to_vec(&json!({ "scrape_configs": jobs, "relays": [{ "name": "a", "sink": "stdout" }] }))?,
-    )?;
+    // JSON is YAML. This promtool knows legacy names only.
+    let configuration = json!({
+        "global": { "metric_name_validation_scheme": "legacy" },
+        "scrape_configs": jobs,
+        "relays": [{ "name": "a", "sink": "stdout" }],
+    });
+    std::fs::write(strata.config(), serde_json::to_vec(&configuration)?)?;
     let answer = strata.command(&["targets", "--find", "--output", "json"]).await?;
     assert_eq!(answer.code, 0, "{}", answer.stderr);
     let mut ours = ours(&serde_json::from_str(&answer.stdout)?)?;

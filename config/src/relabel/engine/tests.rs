@@ -114,3 +114,52 @@ fn of_two_labels_mapped_to_one_name_the_one_written_last_before_wins() {
 fn an_empty_label_is_no_label() {
     assert_eq!(Labels::new([("a", ""), ("b", "1"), ("b", "2")]).sorted(), [("b".to_owned(), "2".to_owned())]);
 }
+
+#[test]
+fn legacy_names_are_what_prometheus_2_took() {
+    for (template, is_name) in [
+        ("-label", false),
+        ("label", true),
+        ("label${1}", true),
+        ("${1}label", true),
+        ("${1}", true),
+        ("$1", true),
+        ("asd${2}asd", true),
+        ("_${1}_", true),
+        ("foo${bar}foo", true),
+        ("a1", true),
+        ("${", false),
+        ("$", false),
+        ("${}", false),
+        ("foo${", false),
+        ("-${1}-", false),
+        ("1a", false),
+        ("a.b", false),
+        ("\u{e9}", false),
+        ("", false),
+    ] {
+        assert_eq!(is_legacy_name(template, true), is_name, "{template}");
+    }
+    assert!(!is_legacy_name("${1}", false));
+}
+
+#[test]
+fn a_job_of_legacy_names_writes_and_takes_no_others() {
+    let rule = |text: &str| RelabelConfig { is_legacy: true, ..serde_json::from_str(text).expect("a rule") };
+    let written = rule(r#"{"source_labels":["a"],"target_label":"${1}","replacement":"x"}"#);
+    let of = |value: &str| {
+        let mut labels = Labels::new([("a".to_owned(), value.to_owned())]);
+        assert!(apply(std::slice::from_ref(&written), &mut labels));
+        labels.sorted().len()
+    };
+    assert_eq!((of("b"), of("b.c"), of("1b")), (2, 1, 1));
+    for text in [
+        r#"{"target_label":"a.b","replacement":"x"}"#,
+        r#"{"action":"hashmod","target_label":"$1","modulus":2}"#,
+        r#"{"action":"labelmap","replacement":"x-$1"}"#,
+    ] {
+        let mistake = rule(text).mistake().map(|(_, message)| message);
+        assert!(mistake.is_some_and(|message| message.contains("metric_name_validation_scheme: legacy")), "{text}");
+        assert_eq!(serde_json::from_str::<RelabelConfig>(text).expect("a rule").mistake(), None, "{text}");
+    }
+}

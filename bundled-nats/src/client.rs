@@ -115,10 +115,6 @@ impl NatsLog {
         let subject = subject.to_owned();
         Ok(Some(Message { seq, subject, headers: delivered_headers(headers), payload: answer.payload, time_ms }))
     }
-
-    async fn at_or_after(&self, seq: u64) -> Result<Option<Message>, Error> {
-        self.stored("find a time", json!({"seq": seq, "next_by_subj": ">"})).await
-    }
 }
 
 #[async_trait]
@@ -157,6 +153,10 @@ impl Log for NatsLog {
         self.stored("read the last message", json!({"last_by_subj": subject})).await
     }
 
+    async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Message>, Error> {
+        self.stored("read the next message", json!({"seq": from.max(1), "next_by_subj": subject})).await
+    }
+
     async fn get(&self, seq: u64) -> Result<Option<Message>, Error> {
         // Sequence 0 would be read as "not set" and refused.
         if seq == 0 { Ok(None) } else { self.stored("read a message", json!({"seq": seq})).await }
@@ -193,7 +193,7 @@ impl Log for NatsLog {
         let (mut low, mut high, mut found) = (info.first_seq, info.last_seq + 1, info.last_seq + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.at_or_after(middle).await? {
+            match self.next_of(">", middle).await? {
                 Some(message) if message.time_ms < time_ms => low = message.seq + 1,
                 message => {
                     found = message.map_or(found, |message| message.seq);

@@ -127,6 +127,9 @@ pub trait Log: Send + Sync + 'static {
     /// The newest message of one subject.
     async fn last(&self, subject: &str) -> Result<Option<Message>, Error>;
 
+    /// The first message of one subject at or after a sequence.
+    async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Message>, Error>;
+
     /// The message at a sequence, if it is there.
     async fn get(&self, seq: u64) -> Result<Option<Message>, Error>;
 

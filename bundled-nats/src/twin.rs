@@ -311,6 +311,11 @@ impl Log for TwinLog {
         Ok(content.last_by_subject.get(subject).and_then(|seq| content.messages.get(seq)).cloned())
     }
 
+    async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Message>, Error> {
+        let content = self.core.up("read the next message")?;
+        Ok(content.messages.range(from..).map(|(_, message)| message).find(|message| message.subject == subject).cloned())
+    }
+
     async fn get(&self, seq: u64) -> Result<Option<Message>, Error> {
         Ok(self.core.up("read a message")?.messages.get(&seq).cloned())
     }

@@ -346,6 +346,10 @@ mod cases {
         let headers: Vec<_> = fifth.headers.iter().collect();
         ensure!(headers == [("Nats-Msg-Id", "00000005"), ("St-Batch", "a 1 00000005")], "{headers:?}");
         ensure!(raw.last(SUBJECT).await?.context("the last")?.seq == 30);
+        for (from, seq) in [(0, Some(1)), (7, Some(7)), (30, Some(30)), (31, None)] {
+            ensure!(raw.next_of(SUBJECT, from).await?.map(|message| message.seq) == seq, "from {from}");
+        }
+        ensure!(raw.next_of("strata.raw.0.none", 1).await?.is_none());
         let found = raw.seq_at(fifth.time_ms).await?;
         ensure!((1..=5).contains(&found) && raw.get(found).await?.is_some_and(|found| found.time_ms == fifth.time_ms));
         ensure!(found == 1 || raw.get(found - 1).await?.is_some_and(|before| before.time_ms < fifth.time_ms));

@@ -24,7 +24,8 @@ const CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// no slot that the backlog has, and decodes whatever such a relay would.
 pub(crate) async fn turn(raw: &Arc<dyn Log>, old: Checkpoint) -> Result<Checkpoint, Error> {
     let first = raw.info().await?.last_seq + 1;
-    let mut marks = Marks { after: old.seq, ..Marks::default() };
+    // Who is not in the stream now was met all the same.
+    let mut marks = Marks { after: old.seq, positions: old.positions.clone(), ..Marks::default() };
     for subject in raw.subjects().await?.into_keys() {
         if let Some(message) = raw.last(&subject).await? {
             marks.take(&message);
@@ -45,12 +46,13 @@ pub(crate) async fn turn(raw: &Arc<dyn Log>, old: Checkpoint) -> Result<Checkpoi
     let warm_from = raw.seq_at(since_ms.saturating_sub(SLOT_MEMORY_MS + CLOCK_SLACK.as_millis() as i64)).await?.max(old.warm_from);
     let end = last.seq;
     info!(position = old.seq, end, "far behind: the newest samples go first");
-    let Checkpoint { totals, minutes, pace, .. } = old.clone();
+    let Checkpoint { totals, minutes, pace, newcomers_from, .. } = old.clone();
     let backlog = Backlog { checkpoint: Checkpoint { totals: Totals::default(), minutes: None, version: VERSION, ..old }, end, until };
     Ok(Checkpoint {
         version: VERSION_BEHIND,
         id: Some(identity(&last, envelope.as_ref())),
         positions,
+        newcomers_from,
         pace,
         totals,
         minutes,

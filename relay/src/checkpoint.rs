@@ -4,7 +4,8 @@
 //! [`CHECKPOINT_INTERVAL`], one entry per producer seen within [`PRODUCER_MEMORY`]. *When full*: does not apply; while the state store is
 //! away the relay goes on and repeats more after a crash.
 
-use std::collections::BTreeMap;
+mod positions;
+
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +20,10 @@ use crate::backoff::now_ms;
 use crate::minutes::Open;
 use crate::newer;
 
+pub use positions::{Gap, Mark, PRODUCER_MEMORY, Place, Positions};
+
 /// Time between two writes. Larger: a crash repeats more; smaller: more fsyncs.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How long a producer that says nothing stays in the checkpoint. Larger: a larger value; smaller: a gap after a long silence is not seen.
-pub const PRODUCER_MEMORY: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Version of a checkpoint that is one position.
 pub(crate) const VERSION: u32 = 1;
@@ -49,120 +49,6 @@ pub async fn stored(state: &dyn State, relay: &str) -> Result<Option<Checkpoint>
 /// Who wrote a relay's checkpoint last; none: there is none, or none that can be understood.
 pub(crate) async fn owner(state: &dyn State, relay: &str) -> Result<Option<String>, PortError> {
     Ok(stored(state, relay).await?.map(|checkpoint| checkpoint.owner))
-}
-
-/// The last message of one producer and partition.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// Life of the producer.
-    pub epoch: u64,
-    /// Number of the message in it.
-    pub n: u64,
-    /// Samples published so far, this message included.
-    pub samples: u64,
-    /// Subject the messages come on.
-    pub subject: String,
-    /// When the message was stored, ms.
-    pub at_ms: i64,
-}
-
-/// Messages and samples that are missing before a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
-    /// Missing messages.
-    pub messages: u64,
-    /// Missing samples, from the cumulative totals.
-    pub samples: u64,
-}
-
-/// Where a message stands relative to what was seen of its producer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Seen before.
-    Seen,
-    /// The one that comes next, or the first one seen of its producer.
-    Next,
-    /// Messages are missing before it.
-    After(Gap),
-}
-
-/// Per producer and partition: the last message.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Positions(BTreeMap<String, Mark>);
-
-impl Positions {
-    fn key(envelope: &Envelope) -> String {
-        format!("{}/{}", envelope.partition, envelope.producer)
-    }
-
-    /// Where a message stands.
-    pub fn place(&self, envelope: &Envelope) -> Place {
-        let Some(mark) = self.0.get(&Self::key(envelope)) else { return Place::Next };
-        if (envelope.epoch, envelope.n) <= (mark.epoch, mark.n) {
-            return Place::Seen;
-        }
-        let before = envelope.samples_total.saturating_sub(envelope.samples);
-        let (messages, samples) = if envelope.epoch == mark.epoch {
-            (envelope.n - mark.n - 1, before.saturating_sub(mark.samples))
-        } else {
-            (envelope.n.saturating_sub(1), before)
-        };
-        if messages == 0 { Place::Next } else { Place::After(Gap { messages, samples }) }
-    }
-
-    /// Whether the producer of a message was ever seen.
-    pub fn knows(&self, envelope: &Envelope) -> bool {
-        self.0.contains_key(&Self::key(envelope))
-    }
-
-    /// Moves to a message; an older one changes nothing.
-    pub fn advance(&mut self, envelope: &Envelope, subject: &str, at_ms: i64) {
-        let mark = Mark { epoch: envelope.epoch, n: envelope.n, samples: envelope.samples_total, subject: subject.to_owned(), at_ms };
-        match self.0.get_mut(&Self::key(envelope)) {
-            Some(old) if (old.epoch, old.n) >= (mark.epoch, mark.n) => {}
-            Some(old) => *old = mark,
-            None => {
-                self.0.insert(Self::key(envelope), mark);
-            }
-        }
-    }
-
-    /// Drops producers that were silent for [`PRODUCER_MEMORY`].
-    pub fn forget(&mut self, now_ms: i64) {
-        self.0.retain(|_, mark| now_ms.saturating_sub(mark.at_ms) < PRODUCER_MEMORY.as_millis() as i64);
-    }
-
-    /// Whether for every producer of others its mark is reached, or something that came after it was seen.
-    pub(crate) fn reach(&self, others: &Self, seen: &Self) -> bool {
-        others.0.iter().all(|(key, mark)| seen.0.contains_key(key) || self.lacks(key, mark).is_none())
-    }
-
-    /// What is missing of others, with the marks it is missing before.
-    pub(crate) fn missing<'o>(&self, others: &'o Self) -> impl Iterator<Item = (&'o Mark, Gap)> {
-        others.0.iter().filter_map(|(key, mark)| Some((mark, self.lacks(key, mark)?)))
-    }
-
-    fn lacks(&self, key: &str, mark: &Mark) -> Option<Gap> {
-        match self.0.get(key) {
-            Some(own) if (own.epoch, own.n) >= (mark.epoch, mark.n) => None,
-            Some(own) if own.epoch == mark.epoch => {
-                Some(Gap { messages: mark.n - own.n, samples: mark.samples.saturating_sub(own.samples) })
-            }
-            // Of lives in between nothing is known.
-            _ => Some(Gap { messages: mark.n, samples: mark.samples }),
-        }
-    }
-
-    /// The mark of the producer on a subject.
-    pub(crate) fn of(&self, subject: &str) -> Option<&Mark> {
-        self.iter().find(|mark| mark.subject == subject)
-    }
-
-    /// All marks.
-    pub fn iter(&self) -> impl Iterator<Item = &Mark> {
-        self.0.values()
-    }
 }
 
 /// Samples that the checkpoint has passed, by what became of them: `read = delivered + filtered + rejected + lost`.
@@ -221,6 +107,10 @@ pub struct Checkpoint {
     pub id: Option<String>,
     /// The last message of each producer and partition.
     pub positions: Positions,
+    /// A producer that is not among them came after the relay began if its life did not begin before this: all its messages are the relay's. None:
+    /// that is known of nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newcomers_from: Option<u64>,
     /// Lowest sequence that still holds a base.
     pub warm_from: u64,
     /// What is already done of the message after `seq`.
@@ -254,6 +144,7 @@ impl Checkpoint {
             seq,
             id: None,
             positions: Positions::default(),
+            newcomers_from: None,
             warm_from: warm_from.min(seq + 1),
             partial: None,
             config: String::new(),
@@ -279,6 +170,12 @@ impl Checkpoint {
         self.owner = owner.to_owned();
         self.at_ms = now_ms();
         std::mem::replace(&mut self.clean, false)
+    }
+
+    /// Drops producers that were silent for [`PRODUCER_MEMORY`]: who comes back is no newcomer.
+    pub(crate) fn forget(&mut self) {
+        let above = self.positions.forget(self.at_ms);
+        self.newcomers_from = self.newcomers_from.map(|from| from.max(above));
     }
 
     /// The lowest sequence that must stay in the stream for this relay.
@@ -473,11 +370,6 @@ mod tests {
 
     use super::*;
 
-    fn positions(marks: &[(&str, u64, u64, u64)]) -> Positions {
-        let mark = |(epoch, n, samples)| Mark { epoch, n, samples, subject: String::new(), at_ms: 0 };
-        Positions(marks.iter().map(|(key, epoch, n, samples)| ((*key).to_owned(), mark((*epoch, *n, *samples)))).collect())
-    }
-
     #[test]
     fn a_backlog_holds_its_place_and_nothing_of_it_is_passed() {
         let backlog = Backlog { checkpoint: Checkpoint::at(10, 4), end: 50, until: Positions::default() };
@@ -490,13 +382,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_of_a_backlog_is_told_by_producer() {
-        let until = positions(&[("a", 1, 9, 90), ("b", 2, 3, 30), ("c", 1, 5, 50)]);
-        let own = positions(&[("a", 1, 7, 70), ("b", 1, 8, 80), ("c", 2, 1, 5)]);
-        let missing: Vec<_> = own.missing(&until).map(|(_, gap)| (gap.messages, gap.samples)).collect();
-        assert_eq!(missing, [(2, 20), (3, 30)], "of b's earlier life nobody knows more");
-        assert!(!own.reach(&until, &positions(&[("a", 1, 12, 0)])));
-        assert!(own.reach(&until, &positions(&[("a", 1, 12, 0), ("b", 3, 1, 0)])), "both have gone on");
+    fn who_comes_back_after_it_was_forgotten_is_no_newcomer() {
+        let mut checkpoint = Checkpoint { newcomers_from: Some(5), ..Checkpoint::at(1, 1) };
+        for (epoch, at_ms) in [(7, 0), (9, checkpoint.at_ms)] {
+            let envelope = Envelope { producer: format!("p{epoch}"), epoch, n: 1, ..Envelope::default() };
+            checkpoint.positions.advance(&envelope, "strata.raw.0.p", at_ms);
+        }
+        checkpoint.forget();
+        assert_eq!((checkpoint.positions.iter().count(), checkpoint.newcomers_from), (1, Some(8)));
     }
 
     #[tokio::test]

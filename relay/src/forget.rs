@@ -70,14 +70,18 @@ pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) ->
     Ok(Some(Forgotten { relay: relay.to_owned(), lost_samples: entry.samples }))
 }
 
-/// Where what a relay has not delivered begins. Sequences are not identity: where the stream was torn below its position, it may be anywhere.
+/// Whether the stream was torn below a position: sequences are not identity, and what has those up to there now was not delivered.
+pub(crate) async fn is_torn(streams: &Streams, known: &Checkpoint) -> Result<bool, PortError> {
+    Ok(match (&known.id, streams.raw.get(known.seq).await?) {
+        (Some(id), Some(message)) => identity(&message, Envelope::parse(|name| message.headers.get(name)).ok().as_ref()) != *id,
+        (None, Some(_)) => false,
+        (_, None) => known.seq > streams.raw.info().await?.last_seq,
+    })
+}
+
+/// Where what a relay has not delivered begins; anywhere, where the stream was torn.
 pub(crate) async fn begins(streams: &Streams, known: &Checkpoint) -> Result<u64, PortError> {
-    let Some(id) = &known.id else { return Ok(known.passed() + 1) };
-    let is_torn = match streams.raw.get(known.seq).await? {
-        Some(message) => identity(&message, Envelope::parse(|name| message.headers.get(name)).ok().as_ref()) != *id,
-        None => known.seq > streams.raw.info().await?.last_seq,
-    };
-    Ok(if is_torn { 1 } else { known.passed() + 1 })
+    Ok(if is_torn(streams, known).await? { 1 } else { known.passed() + 1 })
 }
 
 /// What a relay that does not run has not delivered up to a sequence, of all jobs, and what no entry of this reason has yet; its checkpoint moves past it.

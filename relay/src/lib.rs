@@ -31,6 +31,7 @@ pub mod newer;
 pub mod pause;
 pub mod pipeline;
 mod protobuf;
+mod reached;
 pub mod read;
 mod registry;
 mod relays;

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::checkpoint::{Backlog, Checkpoint, Gap, Place, Positions};
+use crate::reached::Reached;
 use crate::step::{Loss, Mark};
 
 /// Bytes that wait between server and relay. Larger: memory per relay; smaller: round trips show.
@@ -36,6 +37,10 @@ pub struct Reader {
     log: Arc<dyn Log>,
     relay: String,
     positions: Positions,
+    /// As in [`Checkpoint`].
+    newcomers_from: Option<u64>,
+    /// How far lives had come that have ended.
+    reached: Reached,
     /// The last message handed out (or the checkpoint's).
     seq: u64,
     id: Option<String>,
@@ -93,6 +98,8 @@ impl Reader {
             log,
             relay: relay.to_owned(),
             positions: checkpoint.positions.clone(),
+            newcomers_from: checkpoint.newcomers_from,
+            reached: Reached::default(),
             seq: checkpoint.seq,
             id: None,
             silent_to: checkpoint.seq,
@@ -113,6 +120,12 @@ impl Reader {
         let Backlog { checkpoint, end, until } = backlog;
         let bounds = Bounds { end: *end, until: until.clone(), beyond: Positions::default(), is_torn: false, is_confirmed: false };
         Self { bounds: Some(bounds), ..Self::new(log, relay, checkpoint) }
+    }
+
+    /// The same, which also finds out what is missing at the end of lives.
+    #[must_use]
+    pub fn knowing(self, reached: &Reached) -> Self {
+        Self { reached: reached.clone(), ..self }
     }
 
     /// The end of a backlog, once all of it was handed out, with what of it is gone.
@@ -265,6 +278,23 @@ impl Reader {
         Ok(if is_known { warm_from } else { 1 })
     }
 
+    /// Where a message stands, after all that was ever the relay's own of its producer.
+    fn place(&self, envelope: &Envelope) -> Place {
+        let (own, from) = (self.positions.before(envelope), self.newcomers_from);
+        let before = match self.positions.place(envelope) {
+            Place::Seen => return Place::Seen,
+            Place::After(gap) => gap,
+            Place::Next if own.is_none() && from.is_some_and(|from| envelope.epoch >= from) => {
+                Gap { messages: envelope.n.saturating_sub(1), samples: envelope.samples_total.saturating_sub(envelope.samples) }
+            }
+            Place::Next => Gap::default(),
+        };
+        match before + self.reached.missing(envelope, own, from) {
+            Gap { messages: 0, .. } => Place::Next,
+            gap => Place::After(gap),
+        }
+    }
+
     /// Says what a message is to the relay.
     fn judge(&mut self, message: &Message, envelope: Option<&Envelope>) -> Seen {
         if let Some((seq, id)) = self.resume.take() {
@@ -285,7 +315,7 @@ impl Reader {
             self.reopen = Reopen::Here;
             return Seen::Pass(true, None);
         }
-        let place = envelope.map(|envelope| self.positions.place(envelope));
+        let place = envelope.map(|envelope| self.place(envelope));
         let below = message.seq <= self.silent_to;
         let seen = match place {
             _ if below => Seen::Pass(true, None),

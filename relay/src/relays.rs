@@ -26,6 +26,7 @@ use crate::control::Control;
 use crate::lasting::last;
 use crate::lease::{self, Elected, Guarded, Standing};
 use crate::pause::{self, Pause};
+use crate::reached::Reached;
 use crate::replays::{Replays, Serving};
 use crate::run::{Build, Life};
 use crate::telemetry::{Activity, Gauges, Metrics, Shared, Status};
@@ -84,6 +85,7 @@ struct Ground {
     build: Build,
     metrics: Metrics,
     layouts: Arc<Interner>,
+    reached: Reached,
     trim: Arc<Notify>,
     standing: watch::Receiver<Standing>,
 }
@@ -144,7 +146,8 @@ impl Relays {
         let streams = Streams { dead: guarded(streams.dead), ledger: guarded(streams.ledger), ..streams };
         let replays = Arc::new(Replays::new(streams.clone(), options, standing.clone()));
         let (plan, planned) = watch::channel(Plan::default());
-        let ground = Ground { streams: streams.clone(), build, metrics, layouts, trim: Arc::new(Notify::new()), standing };
+        let (reached, trimming) = (Reached::default(), Arc::new(Notify::new()));
+        let ground = Ground { streams: streams.clone(), build, metrics, layouts, reached: reached.clone(), trim: trimming, standing };
         let wake = ground.trim.clone();
         let (look, seen) = watch::channel(None);
         let (state, tasks, stop) = (Arc::default(), Mutex::default(), token.child_token());
@@ -153,7 +156,7 @@ impl Relays {
         drop(relays.configure(Configuration { relays: configs.to_vec(), external_labels, replay_window }));
         {
             let (mut tasks, stop) = (relays.tasks(), &relays.stop);
-            tasks.spawn(last(trim::Watch::new(streams.clone(), planned.clone(), look), stop.clone()));
+            tasks.spawn(last(trim::Watch::new(streams.clone(), planned.clone(), look, reached), stop.clone()));
             let serving = Elected { task: Serving(relays.replays.clone()), standing: relays.ground.standing.clone() };
             tasks.spawn(last(serving, stop.clone()));
             if let Some(Streams { raw, ledger, .. }) = trim {
@@ -229,7 +232,7 @@ impl Relays {
 
     /// Starts a relay once the one before it has ended.
     fn begin(&self, relay: Relay, external_labels: &[(String, String)], earlier: Option<Task>, tasks: &mut JoinSet<()>) -> Running {
-        let Ground { streams, build, metrics, layouts, trim, standing } = &self.ground;
+        let Ground { streams, build, metrics, layouts, reached, trim, standing } = &self.ground;
         let (control, behind) = (Arc::new(Control::default()), Arc::new(Control::default()));
         let metrics = metrics.relay(&relay.name, relay.filters.iter().map(|filter| filter.name.as_str()));
         metrics.starts.inc();
@@ -244,6 +247,7 @@ impl Relays {
             control: control.clone(),
             behind: behind.clone(),
             gauges: gauges.clone(),
+            reached: reached.clone(),
             trim: trim.clone(),
             standing: standing.clone(),
             stop: stop.clone(),

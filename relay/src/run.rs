@@ -3,6 +3,7 @@
 //! *In*: a configuration and the streams. *Out*: delivered samples. *Bound*: the reader's bytes in flight and a few batches.
 //! *When full*: see [`crate::read`] and [`crate::deliver`].
 
+mod first;
 mod live;
 
 use std::ops::Range;
@@ -13,9 +14,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
 use bundled_nats::port::{Error as PortError, Streams};
-use config::{OptionsError, OutOfOrder, Relay, Start};
+use config::{OptionsError, OutOfOrder, Relay};
 use futures::FutureExt as _;
-use sample::{Envelope, Interner, KEY_FRAME_PERIOD};
+use sample::Interner;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,8 @@ use crate::filter::{self, Filter};
 use crate::lease::{self, Standing, Term};
 use crate::newer;
 use crate::pipeline::{self, Pipeline};
-use crate::read::{Incoming, Reader, identity};
+use crate::reached::Reached;
+use crate::read::{Incoming, Reader};
 use crate::sink::{self, Answer, Batch, Files, Limits, Place, Sink};
 use crate::step::Step;
 use crate::takes::Takes;
@@ -43,9 +45,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often a relay that stands by looks how far it is. Larger: its lag is shown later; smaller: more requests.
 const FOLLOW: Duration = Duration::from_secs(1);
-
-/// How far before its start a new relay reads silently: every live target has sent a base since.
-const WARM_BEFORE: Duration = Duration::from_secs(KEY_FRAME_PERIOD.as_secs() + 60);
 
 /// What a relay delivers with.
 pub struct Components {
@@ -155,6 +154,7 @@ pub(crate) struct Life {
     /// Of its backlog, while it has one.
     pub behind: Arc<Control>,
     pub gauges: Gauges,
+    pub reached: Reached,
     pub trim: Arc<Notify>,
     pub standing: watch::Receiver<Standing>,
     pub stop: CancellationToken,
@@ -301,29 +301,6 @@ impl Life {
     /// Whether anything above a position is to be given up.
     fn skips(&self, passed: u64) -> bool {
         self.control.skipped().max(self.behind.skipped()) > passed
-    }
-
-    /// Where a relay without a checkpoint begins.
-    async fn first(&self) -> Result<Checkpoint, Error> {
-        let raw = &self.streams.raw;
-        let info = raw.info().await?;
-        let (seq, warm_from) = match self.relay.start {
-            Start::Now => (info.last_seq, raw.seq_at(now_ms() - WARM_BEFORE.as_millis() as i64).await?),
-            Start::Earliest => (info.first_seq.saturating_sub(1), info.first_seq),
-            Start::Ago(back) => {
-                let from = now_ms().saturating_sub(i64::try_from(back.0).unwrap_or(i64::MAX));
-                let warm = from.saturating_sub(WARM_BEFORE.as_millis() as i64);
-                (raw.seq_at(from).await?.saturating_sub(1), raw.seq_at(warm).await?)
-            }
-        };
-        let id = match raw.get(seq).await? {
-            Some(message) => {
-                let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
-                Some(identity(&message, envelope.as_ref()))
-            }
-            None => None,
-        };
-        Ok(Checkpoint { id, ..Checkpoint::at(seq, warm_from) })
     }
 }
 

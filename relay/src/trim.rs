@@ -94,6 +94,8 @@ pub struct Trim {
     returned: HashSet<String>,
     /// Configured relays whose checkpoint is there and cannot be understood.
     unreadable: HashSet<String>,
+    /// Configured relays whose checkpoint is of before the stream was torn.
+    torn: HashSet<String>,
     blocked: bool,
     /// The last look saw nothing that could become urgent before [`CALM_INTERVAL`] is over.
     calm: bool,
@@ -124,6 +126,7 @@ impl Trim {
             named: HashSet::new(),
             returned: HashSet::new(),
             unreadable: HashSet::new(),
+            torn: HashSet::new(),
             blocked: false,
             calm: false,
             before: None,
@@ -179,10 +182,11 @@ impl Trim {
         let is_configured = |name: &str| self.plan.subjects.iter().any(|subject| subject.relay.name == name);
         self.returned.retain(|name| is_configured(name));
         self.unreadable.retain(|name| is_configured(name));
+        self.torn.retain(|name| is_configured(name));
         self.named.retain(|note| !is_configured(note.trim_end_matches('!')));
     }
 
-    /// The configured relays' checkpoints, or what stands for one that is unreadable; `None`: one is missing.
+    /// The configured relays' checkpoints, or what stands for one that is unreadable, or of before the stream was torn; `None`: one is missing.
     async fn checkpoints(&mut self, info: &Info) -> Result<Option<Vec<Checkpoint>>, Error> {
         let mut all = Vec::with_capacity(self.plan.subjects.len());
         for subject in self.plan.subjects.clone().iter() {
@@ -191,7 +195,14 @@ impl Trim {
             match serde_json::from_slice::<Checkpoint>(&entry.value) {
                 Ok(checkpoint) if checkpoint.is_known() => {
                     self.unreadable.remove(name);
-                    all.push(checkpoint);
+                    // What is there now at its sequences was not delivered: until the relay has found its place again it needs all.
+                    let is_torn = forget::is_torn(&self.streams, &checkpoint).await?;
+                    if is_torn {
+                        self.torn.insert(name.clone())
+                    } else {
+                        self.torn.remove(name)
+                    };
+                    all.push(if is_torn { Checkpoint::at(info.first_seq.saturating_sub(1), info.first_seq) } else { checkpoint });
                 }
                 _ => {
                     if self.unreadable.insert(name.clone()) {
@@ -290,7 +301,10 @@ impl Trim {
         }
         let floor = shares.give_up_floor();
         // What is delivered but not yet in the checkpoint needs no giving up, only the next write.
-        let position = |subject: &Subject, checkpoint: &Checkpoint| checkpoint.passed().max(subject.gauges.shared.live().passed());
+        let position = |subject: &Subject, checkpoint: &Checkpoint| match self.torn.contains(&subject.relay.name) {
+            true => checkpoint.passed(),
+            false => checkpoint.passed().max(subject.gauges.shared.live().passed()),
+        };
         // What has been asked of a backlog is asked of the rest too, as far as that lags as well.
         let is_asked = |subject: &Subject, checkpoint: &Checkpoint, to: u64| match &checkpoint.behind {
             Some(behind) => subject.behind.skipped() >= to.min(behind.end) && (checkpoint.seq >= to || subject.control.skipped() >= to),

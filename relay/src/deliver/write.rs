@@ -33,7 +33,7 @@ impl Deliver {
         checkpoint.at_ms = now_ms();
         // The end of a backlog is told by what was passed of each producer, however long ago.
         if !is_behind {
-            checkpoint.positions.forget(checkpoint.at_ms);
+            checkpoint.forget();
         }
         checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(1);
         let progress = &self.progress;

@@ -108,6 +108,10 @@ impl Log for Guarded {
         self.log.last(subject).await
     }
 
+    async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Message>, Error> {
+        self.log.next_of(subject, from).await
+    }
+
     async fn get(&self, seq: u64) -> Result<Option<Message>, Error> {
         self.log.get(seq).await
     }

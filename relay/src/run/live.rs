@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::first::{first, newcomers_from};
 use super::{Components, Error, Life, config_hash, feed, refusing};
 use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book::Book;
@@ -78,7 +79,7 @@ impl Life {
             self.behind(*backlog, dead, other, rate)
         });
         let head = Delivery {
-            reader: Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint),
+            reader: Reader::new(self.streams.raw.clone(), &self.relay.name, &checkpoint).knowing(&self.reached),
             checkpoint,
             seat,
             dead,
@@ -110,7 +111,7 @@ impl Life {
     fn behind(&self, backlog: Backlog, dead: Dead, seat: Seat, rate: Option<u64>) -> Delivery {
         let shared = Arc::new(Shared::default());
         let gauges = Gauges { shared: shared.clone(), metrics: self.gauges.metrics.beside() };
-        let reader = Reader::behind(self.streams.raw.clone(), &self.relay.name, &backlog);
+        let reader = Reader::behind(self.streams.raw.clone(), &self.relay.name, &backlog).knowing(&self.reached);
         let Backlog { checkpoint, end, until } = backlog;
         info!(relay = self.relay.name, position = checkpoint.seq, end, rate, "delivers its backlog beside what is new");
         shared.live().at(&checkpoint);
@@ -184,8 +185,11 @@ impl Life {
         self.gauges.metrics.paused.set(i64::from(pause.is_some()));
         let mut checkpoint = match found {
             Some(checkpoint) => checkpoint,
-            None => self.first().await?,
+            None => first(&*self.streams.raw, self.relay.start).await?,
         };
+        // One of an earlier version knows whom it has met: who begins from now on is another one.
+        checkpoint.newcomers_from.get_or_insert_with(|| newcomers_from(false));
+        self.reached.load(&**state).await?;
         if far.load(Ordering::Acquire) && self.relay.catch_up.is_fresh_first() && checkpoint.behind.is_none() {
             checkpoint = catch_up::turn(&self.streams.raw, checkpoint).await?;
         }

@@ -1,6 +1,6 @@
-//! The watch: how far each relay is behind.
+//! The watch: how far each relay is behind, and how far the stream had come.
 //!
-//! *In*: the newest message of each known producer. *Out*: pending samples and lag per relay. *Bound*: one look per second, one request per
+//! *In*: the newest message of each known producer. *Out*: pending samples and lag per relay; [`Reached`]. *Bound*: one look per second, one request per
 //! producer and partition, and a search of at most [`GETS_MAX`] messages per life of a producer that is new to it. *When full*: does not
 //! apply; while the stream is away the old numbers stay, and the lag grows.
 
@@ -12,16 +12,25 @@ use async_trait::async_trait;
 use bundled_nats::port::{Error, Info, Log, Streams};
 use sample::Envelope;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::{Plan, Subject};
 use crate::backoff::now_ms;
 use crate::checkpoint::Positions;
 use crate::lasting::Lasting;
+use crate::reached::Reached;
 use crate::telemetry::{Behind, Live};
 
 /// Time between two looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time between two writes of how far the stream had come. Larger: less is known of what a damaged store loses after a kill; smaller: more fsyncs.
+const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the last look at a stop may take: it is worth no more where the server is away.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(1);
 
 /// Lives of a producer that are told apart. Larger: more searching at the start; smaller: what a relay lags behind in older ones is not counted.
 const EPOCHS_MAX: usize = 64;
@@ -36,6 +45,8 @@ struct Heads {
     /// When the last message was stored, ms.
     last_ms: Option<i64>,
     heads: HashMap<String, BTreeMap<u64, u64>>,
+    /// The newest messages at the last look, and when they were stored: noted one look later, when a relay in step has written that it delivered them.
+    fresh: Vec<(Envelope, i64)>,
 }
 
 /// Keeps pending samples and lag up to date.
@@ -43,13 +54,30 @@ pub struct Watch {
     streams: Streams,
     planned: watch::Receiver<Plan>,
     seen: watch::Sender<Option<Info>>,
+    reached: Reached,
     heads: Heads,
 }
 
 impl Watch {
-    /// `streams`: where relays read; `seen`: what the stream last said of itself.
-    pub fn new(streams: Streams, planned: watch::Receiver<Plan>, seen: watch::Sender<Option<Info>>) -> Self {
-        Self { streams, planned, seen, heads: Heads::default() }
+    /// `streams`: where relays read; `seen`: what the stream last said of itself; `reached`: where it is noted how far that had come.
+    pub(crate) fn new(streams: Streams, planned: watch::Receiver<Plan>, seen: watch::Sender<Option<Info>>, reached: Reached) -> Self {
+        Self { streams, planned, seen, reached, heads: Heads::default() }
+    }
+
+    /// Looks, and shows what relays have not delivered.
+    async fn look(&mut self) {
+        let Plan { subjects, .. } = self.planned.borrow().clone();
+        // Unreachable: the old heads, and lag by the clock.
+        let reachable = self.heads.look(&self.streams, &subjects, &self.seen).await.is_ok();
+        for subject in subjects.iter() {
+            self.heads.show(subject, reachable);
+        }
+    }
+
+    async fn keep(&self) {
+        if let Err(error) = self.reached.store(&*self.streams.state).await {
+            debug!(%error, "how far the stream had come is kept in memory for now");
+        }
     }
 }
 
@@ -58,22 +86,35 @@ impl Lasting for Watch {
     const NAME: &'static str = "watch";
 
     async fn run(&mut self, stop: &CancellationToken) {
-        let Self { streams, planned, seen, heads } = self;
+        let mut kept = Instant::now();
         loop {
-            let Plan { subjects, .. } = planned.borrow().clone();
-            // Unreachable: the old heads, and lag by the clock.
-            let reachable = heads.look(streams, &subjects, seen).await.is_ok();
-            for subject in subjects.iter() {
-                heads.show(subject, reachable);
+            self.heads.note(&self.reached);
+            self.look().await;
+            if kept.elapsed() >= KEEP_INTERVAL {
+                self.keep().await;
+                kept = Instant::now();
             }
             if stop.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await.is_none() {
-                return;
+                break;
             }
+        }
+        let last = async {
+            self.look().await;
+            self.heads.note(&self.reached);
+            self.keep().await;
+        };
+        if timeout(LAST_LOOK_MAX, last).await.is_err() {
+            debug!("how far the stream had come in the end could not be kept");
         }
     }
 }
 
 impl Heads {
+    /// Notes what was there at the last look.
+    fn note(&mut self, reached: &Reached) {
+        self.fresh.drain(..).for_each(|(envelope, at_ms)| reached.note(&envelope, at_ms));
+    }
+
     async fn look(&mut self, streams: &Streams, subjects: &[Subject], seen: &watch::Sender<Option<Info>>) -> Result<(), Error> {
         let info = streams.raw.info().await?;
         seen.send_replace(Some(info));
@@ -111,6 +152,7 @@ impl Heads {
                     }
                 }
                 epochs.insert(envelope.epoch, envelope.samples_total);
+                self.fresh.push((envelope.clone(), message.time_ms));
                 // Newer ones were rolled back.
                 epochs.retain(|epoch, _| *epoch <= envelope.epoch);
                 while epochs.len() > EPOCHS_MAX {

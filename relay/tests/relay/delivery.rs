@@ -349,7 +349,7 @@ async fn what_is_pending_is_counted_over_the_lives_of_a_producer() {
     publish("q", 1, 0..3).await;
     publish("p", 2, 7..12).await;
     let relays = setup.start();
-    until("two lives of p", || status(&relays, "one").pending_samples == 24).await;
+    until("two lives of p, and q", || status(&relays, "one").pending_samples == 30).await;
     publish("q", 3, 3..5).await;
     until("two lives of q", || status(&relays, "one").pending_samples == 34).await;
     publish("p", 4, 12..13).await;

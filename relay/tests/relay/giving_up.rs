@@ -123,6 +123,40 @@ async fn a_relay_that_blocks_stops_the_publisher_until_it_moves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_stored_where_the_stream_was_torn_is_not_taken_for_delivered() {
+    for on_full in [config::OnFull::Block, config::OnFull::Drop] {
+        let twin = Twin::new(WALL);
+        let mut setup = Setup::new(&twin, &[relay("one")]);
+        setup.relays[0].hold.on_full = on_full;
+        setup.options.trim = Some(twin.streams());
+        let (full, sink) = (setup.options.full.clone(), setup.sink("one"));
+        let mut producer = Producer::new(&twin, "p", 1);
+        let (names, at) = (names(200), slot(0));
+        for k in 0..5 {
+            producer.rebase();
+            producer.publish(&[page(&names, 1, at + k * SLOT, k)]).await;
+        }
+        let relays = setup.start();
+        assert_eq!(passed(&twin, "one", 5).await.floor(), 5);
+        relays.stop(Duration::from_secs(5)).await;
+        twin.raw.tear(5);
+        producer.rebase();
+        sink.set(|_| retry());
+        let relays = setup.start();
+        let (mut since, mut k) = (0, 5);
+        while k < 300 && patiently(&mut producer, &twin, &full, &[page(&names, 1, at + k * SLOT, k)], &mut since).await {
+            k += 1;
+        }
+        assert_eq!(k == 300, on_full == config::OnFull::Drop, "{k} messages are there or given up");
+        sink.set(|_| Answer::Delivered);
+        let booked = || ledger(&twin).iter().map(|entry| entry.samples).sum::<u64>();
+        until("all is delivered or booked", || sink.delivered().len() as u64 + booked() == 200 * k.unsigned_abs()).await;
+        assert_eq!(booked() > 0, on_full == config::OnFull::Drop);
+        relays.stop(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn hold_gives_up_what_is_too_old_even_in_the_middle_of_a_retry() {
     let twin = Twin::new(u64::MAX);
     let mut short = relay("short");

@@ -1,6 +1,7 @@
 //! Relays over the in-memory twin: the collector's side is the `sample` crate, the sinks follow a script.
 
 mod auditing;
+mod beginning;
 mod catching_up;
 mod changing;
 mod chaos;

@@ -97,6 +97,8 @@ pub struct Model {
     pub outlets: BTreeMap<String, Outlet>,
     /// Values of relays' keys: who wrote, and what. Each start is another owner.
     pub written: BTreeMap<String, Vec<(String, Bytes)>>,
+    /// When each relay began: it had written its first position.
+    pub begun: BTreeMap<String, i64>,
     /// Up to where relays said that they need nothing any more.
     pub floors: BTreeMap<String, u64>,
     pub entries: BTreeMap<u64, Entry>,
@@ -210,6 +212,7 @@ impl Model {
     pub fn wrote(&mut self, key: &str, value: &Bytes) {
         let Some(relay) = key.strip_prefix("relay.") else { return };
         let Ok(checkpoint) = serde_json::from_slice::<Checkpoint>(value) else { return };
+        self.begun.entry(relay.to_owned()).or_insert_with(now_ms);
         let floor = self.floors.entry(relay.to_owned()).or_default();
         *floor = checkpoint.floor().max(*floor);
         let behind = |value: &Bytes| serde_json::from_slice::<Checkpoint>(value).ok().and_then(|checkpoint| checkpoint.behind);
@@ -260,11 +263,10 @@ impl Model {
     }
 
     /// Whether a message is gone and nothing tells so: nobody was told that it is stored; it went with the end of its producer's life, which no later number follows, or before the
-    /// relay had met that producer.
+    /// relay began.
     pub fn is_unknowable(&self, relay: &str, message: &Stored) -> bool {
         let Some(torn_ms) = message.torn_ms else { return message.straggles };
-        let first_ms = self.outlets.get(relay).and_then(|outlet| outlet.taken.values().flatten().map(|taken| taken.at_ms).min());
         let is_followed = |other: &Stored| other.torn_ms.is_none() && other.epoch == message.epoch && other.n >= message.n;
-        first_ms.is_none_or(|first_ms| torn_ms <= first_ms) || !self.messages.iter().any(is_followed)
+        self.begun.get(relay).is_none_or(|begun_ms| torn_ms <= *begun_ms) || !self.messages.iter().any(is_followed)
     }
 }

@@ -214,6 +214,12 @@ impl Log for Line {
         self.client.ask("last", what, async move { log.last(&subject).await }, |found| seq_of(found.as_ref())).await
     }
 
+    async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Message>, Error> {
+        let (log, subject) = (self.log.clone(), subject.to_owned());
+        let what = format!("of {subject} from {from}");
+        self.client.ask("next", what, async move { log.next_of(&subject, from).await }, |found| seq_of(found.as_ref())).await
+    }
+
     async fn get(&self, seq: u64) -> Result<Option<Message>, Error> {
         let log = self.log.clone();
         self.client.ask("get", format!("{} {seq}", self.name), async move { log.get(seq).await }, |found| seq_of(found.as_ref())).await

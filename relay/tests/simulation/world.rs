@@ -403,10 +403,7 @@ impl Running {
         }
         sleep(if self.former.is_some() { DECIDES } else { SETTLES }).await;
         self.one_of_two();
-        let Some(collecting) = self.collecting.take() else { return };
-        let telemetry = collecting.telemetry();
-        let left = collecting.stop(Duration::from_secs(60)).await;
-        check::stopped(&self.sim, left, Collecting::counted(&telemetry));
+        self.stop_collecting().await;
         self.wait().await;
         if let Some(process) = self.process.take() {
             check::statuses(&self.sim, &process.relays.status());
@@ -432,17 +429,47 @@ impl Running {
     }
 
     /// Until every relay has passed everything.
-    async fn wait(&self) {
-        let Some(process) = &self.process else { return };
+    async fn wait(&mut self) {
+        for _ in 0..20 {
+            if self.has_passed_all().await {
+                return;
+            }
+            if self.wants_something_new() {
+                self.sim.log(|| "a sink that refused all of what came last is given something new".to_owned());
+                self.collect();
+                sleep(SETTLES).await;
+                self.stop_collecting().await;
+            }
+        }
         let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
-        for _ in 0..1_200 {
+        self.sim.broken(format!("the relays never came to {last}: {:?}", self.process.as_ref().map(|process| process.relays.status())));
+    }
+
+    /// Whether every relay has passed everything within half a minute.
+    async fn has_passed_all(&self) -> bool {
+        let Some(process) = &self.process else { return true };
+        let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
+        for _ in 0..60 {
             let status = process.relays.status();
             if status.iter().all(|status| status.position >= last && status.pending_samples == 0 && status.behind.is_none()) {
-                return;
+                return true;
             }
             sleep(Duration::from_millis(500)).await;
         }
-        self.sim.broken(format!("the relays never came to {last}: {:?}", process.relays.status()));
+        false
+    }
+
+    /// Whether a backlog waits until its sink has taken something else.
+    fn wants_something_new(&self) -> bool {
+        let behind = self.process.iter().flat_map(|process| process.relays.status()).filter_map(|status| status.behind?.last_error);
+        behind.into_iter().any(|error| error.contains("rejects every sample"))
+    }
+
+    async fn stop_collecting(&mut self) {
+        let Some(collecting) = self.collecting.take() else { return };
+        let telemetry = collecting.telemetry();
+        let left = collecting.stop(Duration::from_secs(60)).await;
+        check::stopped(&self.sim, left, Collecting::counted(&telemetry));
     }
 }
 

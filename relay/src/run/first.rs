@@ -1,0 +1,66 @@
+//! Where a relay without a checkpoint begins, and what came before it.
+//!
+//! *In*: its `start`. *Out*: a checkpoint that knows which messages of each producer are not its own, so that a gap before the first one that it reads is
+//! one. *Bound*: two requests per producer and partition. *When full*: does not apply.
+
+use std::time::Duration;
+
+use bundled_nats::port::{Error, Log};
+use config::Start;
+use sample::{Envelope, KEY_FRAME_PERIOD};
+
+use crate::backoff::now_ms;
+use crate::checkpoint::{Checkpoint, Positions};
+use crate::read::identity;
+
+/// How far before its start a new relay reads silently: every live target has sent a base since.
+const WARM_BEFORE: Duration = Duration::from_secs(KEY_FRAME_PERIOD.as_secs() + 60);
+
+/// How far clocks of collectors and relays may differ.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
+/// The first checkpoint.
+pub(super) async fn first(raw: &dyn Log, start: Start) -> Result<Checkpoint, Error> {
+    let info = raw.info().await?;
+    let (seq, warm_from) = match start {
+        Start::Now => (info.last_seq, raw.seq_at(now_ms() - WARM_BEFORE.as_millis() as i64).await?),
+        Start::Earliest => (info.first_seq.saturating_sub(1), info.first_seq),
+        Start::Ago(back) => {
+            let from = now_ms().saturating_sub(i64::try_from(back.0).unwrap_or(i64::MAX));
+            let warm = from.saturating_sub(WARM_BEFORE.as_millis() as i64);
+            (raw.seq_at(from).await?.saturating_sub(1), raw.seq_at(warm).await?)
+        }
+    };
+    let id = match raw.get(seq).await? {
+        Some(message) => {
+            let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
+            Some(identity(&message, envelope.as_ref()))
+        }
+        None => None,
+    };
+    let positions = begun(raw, seq).await?;
+    Ok(Checkpoint { id, positions, newcomers_from: Some(newcomers_from(info.last_seq == 0)), ..Checkpoint::at(seq, warm_from) })
+}
+
+/// The last message of each producer that is not a relay's own which begins after a sequence.
+async fn begun(raw: &dyn Log, seq: u64) -> Result<Positions, Error> {
+    let mut positions = Positions::default();
+    for subject in raw.subjects().await?.into_keys() {
+        let next = raw.next_of(&subject, seq + 1).await?;
+        let is_next = next.is_some();
+        let message = if is_next { next } else { raw.last(&subject).await? };
+        let Some(message) = message else { continue };
+        let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { continue };
+        match is_next {
+            true => positions.begin_at(&envelope, &subject, message.time_ms),
+            false => positions.advance(&envelope, &subject, message.time_ms),
+        }
+    }
+    Ok(positions)
+}
+
+/// From which epoch on a producer without a message in the stream came after now. In a stream that never had a message (`is_new`) nobody came before.
+pub(super) fn newcomers_from(is_new: bool) -> u64 {
+    let (now_ms, slack_ms) = (now_ms(), CLOCK_SLACK.as_millis() as i64);
+    u64::try_from(if is_new { now_ms - slack_ms } else { now_ms + slack_ms }).unwrap_or(0)
+}

@@ -1,0 +1,148 @@
+//! What a damaged store takes before a relay has read anything of it, or of the end of a life, is booked; what was never the relay's own is not.
+
+use std::time::Duration;
+
+use bundled_nats::ledger::Stage;
+use bundled_nats::port::Log as _;
+use bundled_nats::twin::Twin;
+use relay::backoff::now_ms;
+
+use crate::harness::{Producer, SLOT, Setup, balanced, checkpoint, ledger, passed, retry, scrape, slot};
+
+/// A relay that has begun, and delivers nothing yet.
+async fn waiting(twin: &Twin) -> (Setup, relay::Relays) {
+    let setup = Setup::one(twin);
+    setup.sink("one").set(|_| retry());
+    let relays = setup.start();
+    passed(twin, "one", 0).await;
+    (setup, relays)
+}
+
+async fn publish(producer: &mut Producer, messages: u64) {
+    producer.rebase();
+    for _ in 0..messages {
+        let slot_ms = slot(0) + producer.n as i64 * SLOT + producer.epoch as i64 % SLOT;
+        producer.publish(&[scrape(1, slot_ms, &[("a", 1.0), ("b", 0.0)])]).await;
+    }
+}
+
+/// The next life of a producer.
+fn again(producer: &mut Producer) {
+    (producer.epoch, producer.n, producer.total) = (producer.epoch + 1, 0, 0);
+}
+
+/// Waits until the relay has passed a sequence, and says what it delivered and lost; the ledger says the same.
+async fn outcome(setup: &Setup, seq: u64) -> (u64, u64) {
+    setup.sink("one").set(|_| relay::sink::Answer::Delivered);
+    let after = passed(&setup.twin, "one", seq).await;
+    balanced(&after);
+    let booked = ledger(&setup.twin);
+    assert!(booked.iter().all(|entry| (entry.stage, entry.reason.as_str()) == (Stage::Stream, "rollback")), "{booked:?}");
+    assert_eq!(booked.iter().map(|entry| entry.samples).sum::<u64>(), after.totals.lost);
+    assert_eq!(booked.iter().map(|entry| entry.frames).sum::<u64>() * 2, after.totals.lost, "two samples a message");
+    (after.totals.delivered, after.totals.lost)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_of_a_producer_that_began_later_is_booked() {
+    for (epoch, lost) in [(now_ms() as u64, 6), (1, 0)] {
+        let twin = Twin::new(u64::MAX);
+        let (setup, relays) = waiting(&twin).await;
+        let mut producer = Producer::new(&twin, "p", epoch);
+        publish(&mut producer, 3).await;
+        twin.raw.tear(3);
+        publish(&mut producer, 1).await;
+        assert_eq!(outcome(&setup, 1).await, (2, lost), "of epoch {epoch}");
+        relays.stop(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_there_before_a_relay_began_is_not_its_own() {
+    for (start, lost) in [(config::Start::Earliest, 4), (config::Start::Now, 0)] {
+        let twin = Twin::new(u64::MAX);
+        let mut producer = Producer::new(&twin, "p", now_ms() as u64);
+        publish(&mut producer, 3).await;
+        publish(&mut producer, 2).await;
+        twin.raw.purge(4).await.expect("up");
+        let mut setup = Setup::one(&twin);
+        setup.relays[0].start = start;
+        setup.sink("one").set(|_| retry());
+        let relays = setup.start();
+        passed(&twin, "one", 0).await;
+        drop(relays);
+        twin.raw.tear(2);
+        publish(&mut producer, 4).await;
+        let relays = setup.start();
+        assert_eq!(outcome(&setup, 7).await, (8, lost), "of {start:?}");
+        relays.stop(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_of_the_end_of_a_life_is_booked_when_the_next_one_is_met() {
+    for killed in [false, true] {
+        let twin = Twin::new(u64::MAX);
+        let (setup, relays) = waiting(&twin).await;
+        let mut producer = Producer::new(&twin, "p", now_ms() as u64);
+        publish(&mut producer, 4).await;
+        setup.sink("one").script(|script| script.answers.extend([relay::sink::Answer::Delivered]));
+        passed(&twin, "one", 1).await;
+        match killed {
+            true => {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                drop(relays);
+            }
+            false => relays.stop(Duration::from_secs(5)).await,
+        }
+        twin.raw.tear(4);
+        again(&mut producer);
+        publish(&mut producer, 2).await;
+        let relays = setup.start();
+        assert_eq!(outcome(&setup, 2).await, (2 + 4, 3 * 2), "killed: {killed}");
+        relays.stop(Duration::from_secs(5)).await;
+        publish(&mut producer, 1).await;
+        let relays = setup.start();
+        assert_eq!(outcome(&setup, 3).await, (2 + 6, 3 * 2), "nothing is booked twice");
+        relays.stop(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_life_that_went_whole_is_booked() {
+    let twin = Twin::new(u64::MAX);
+    let (setup, relays) = waiting(&twin).await;
+    let mut producer = Producer::new(&twin, "p", now_ms() as u64);
+    publish(&mut producer, 4).await;
+    relays.stop(Duration::from_secs(5)).await;
+    assert_eq!(checkpoint(&twin, "one").await.expect("written").seq, 0);
+    twin.raw.tear(4);
+    again(&mut producer);
+    publish(&mut producer, 1).await;
+    let relays = setup.start();
+    assert_eq!(outcome(&setup, 1).await, (2, 8));
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_turns_knows_whom_it_had_met() {
+    let twin = Twin::new(u64::MAX);
+    let mut setup = Setup::one(&twin);
+    setup.relays[0].catch_up = config::CatchUp { order: config::CatchUpOrder::FreshFirst, after: config::Millis(1_000), rate: None };
+    let relays = setup.start();
+    passed(&twin, "one", 0).await;
+    let (mut silent, mut other) = (Producer::new(&twin, "silent", now_ms() as u64), Producer::new(&twin, "other", now_ms() as u64));
+    publish(&mut silent, 3).await;
+    passed(&twin, "one", 3).await;
+    twin.raw.purge_of(&silent.subject(), 4).await.expect("up");
+    setup.sink("one").set(|_| retry());
+    for _ in 0..5 {
+        publish(&mut other, 1).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    setup.sink("one").set(|_| relay::sink::Answer::Delivered);
+    passed(&twin, "one", 8).await;
+    publish(&mut silent, 1).await;
+    assert_eq!(outcome(&setup, 9).await.1, 0);
+    relays.stop(Duration::from_secs(5)).await;
+}

@@ -157,6 +157,12 @@ impl HttpSink {
         self.state.ledger.lock().expect("no holder panics")
     }
 
+    /// Whether somebody is connected: if not, all that was sent whole is in the ledger.
+    pub fn has_client(&self) -> bool {
+        // One is held here, one by the listener, and one by each connection.
+        Arc::strong_count(&self.state) > 2
+    }
+
     /// Ends the listener and every connection.
     pub async fn close(&mut self) {
         if let Some(task) = self.task.take() {

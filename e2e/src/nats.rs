@@ -12,7 +12,11 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use gate::{Gate, Kept, Stop};
+
 use crate::process;
+
+mod gate;
 
 /// The server.
 pub struct Nats {
@@ -59,6 +63,13 @@ impl Nats {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Its process id.
+    ///
+    /// *Errors*: it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("it does not run")?.id())
     }
 
     /// Where it listens.

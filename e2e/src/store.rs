@@ -37,6 +37,22 @@ impl Store {
         Ok(Self { context: jetstream::new(options.connect(url).await?) })
     }
 
+    /// Connects to a server of somebody else's that asks for nothing.
+    ///
+    /// *Errors*: it does not run.
+    pub async fn foreign(port: u16) -> Result<Self> {
+        Ok(Self { context: jetstream::new(async_nats::connect(format!("127.0.0.1:{port}")).await?) })
+    }
+
+    /// A relay's checkpoint as it is stored now.
+    ///
+    /// *Errors*: there is none.
+    pub async fn checkpoint(&self, relay: &str) -> Result<Value> {
+        let state = self.stream("KV_STRATA_STATE").await?;
+        let stored = state.get_last_raw_message_by_subject(&format!("$KV.STRATA_STATE.relay.{relay}")).await?;
+        Ok(serde_json::from_slice(&stored.payload)?)
+    }
+
     async fn stream(&self, name: &str) -> Result<Stream> {
         Ok(self.context.get_stream(name).await?)
     }

@@ -44,6 +44,7 @@ mod newer;
 mod pages;
 mod power;
 mod prometheus;
+mod protocol;
 mod relabeling;
 mod reload;
 mod reload_files;

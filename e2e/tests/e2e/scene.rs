@@ -4,13 +4,14 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::page::Page;
 use e2e::record::Records;
 use e2e::strata::Strata;
 use e2e::{compare, corpus, http1, wait};
+use serde_json::{Value, json};
 
 /// The job of all exporters here.
 pub const JOB: &str = "e2e";
@@ -102,7 +103,7 @@ pub async fn drained(strata: &Strata, relay: &str, limit: Duration) -> Result<()
     relay_is(strata, relay, "drained", limit, |status| status["lag"]["messages"] == 0).await
 }
 
-async fn relay_is(strata: &Strata, relay: &str, what: &str, limit: Duration, is: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+async fn relay_is(strata: &Strata, relay: &str, what: &str, limit: Duration, is: impl Fn(&Value) -> bool) -> Result<()> {
     wait::until(&format!("'{relay}' is {what}"), limit, async || {
         let answer = http1::get(strata.port(), &format!("/api/v1/relays/{relay}")).await.ok()?;
         is(&serde_json::from_slice(&answer.body).ok()?).then_some(())
@@ -133,16 +134,37 @@ pub async fn start_again(strata: &mut Strata) -> Result<()> {
 }
 
 /// What `strata audit` says of the last hour up to so long ago, and its exit code.
-pub async fn audit(strata: &Strata, to: &str) -> Result<(serde_json::Value, i32)> {
+pub async fn audit(strata: &Strata, to: &str) -> Result<(Value, i32)> {
     let output = strata.command(&["audit", "--output", "json", "--to", to]).await?;
-    anyhow::ensure!(output.code < 2 && !output.stdout.is_empty(), "{}", output.stderr);
+    ensure!(output.code < 2 && !output.stdout.is_empty(), "{}", output.stderr);
     Ok((serde_json::from_str(&output.stdout)?, output.code))
 }
 
 /// One relay's terms in a statement.
-pub fn terms<'s>(statement: &'s serde_json::Value, relay: &str) -> &'s serde_json::Value {
+pub fn terms<'s>(statement: &'s Value, relay: &str) -> &'s Value {
     let all = statement["relays"].as_array().into_iter().flatten();
-    all.into_iter().find(|terms| terms["relay"] == relay).unwrap_or(&serde_json::Value::Null)
+    all.into_iter().find(|terms| terms["relay"] == relay).unwrap_or(&Value::Null)
+}
+
+/// What one relay gave up for a full stream is what it lacks of another's samples: booked once, audited, and named by target. Says how much it is.
+///
+/// *Errors*: one of them says something else.
+pub fn assert_given_up(relay: &str, entries: &[Value], statement: &Value, whole: &HttpSink, part: &HttpSink) -> Result<u64> {
+    let (whole, part) = (whole.ledger(), part.ledger());
+    // Giving up may go on while the backlog goes out, and in the middle of a message: what arrived may have holes.
+    compare::within(&part.records, &whole.records)?;
+    let owed = (whole.records.all().len() - part.records.all().len()) as u64;
+    let booked: u64 = entries.iter().filter(|entry| entry["relay"] == relay).filter_map(|entry| entry["samples"].as_u64()).sum();
+    ensure!(booked == owed, "{owed} samples were given up, the ledger's entries say {booked}");
+    let audited = &terms(statement, relay)["lost"];
+    ensure!(*audited == json!({ "full": owed }), "{owed} samples were given up, the audit says {audited}");
+    let holes = statement["holes"].as_array().into_iter().flatten().filter(|hole| hole["stage"] != "scrape");
+    let named: u64 = holes
+        .filter(|hole| hole["reason"] == "full" && hole["target"]["job"] == JOB)
+        .filter_map(|hole| hole["samples"].as_u64())
+        .sum();
+    ensure!(named == owed, "{owed} samples were given up, {named} are named by target");
+    Ok(owed)
 }
 
 /// No conflicts, and every series in order.

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::chart_templates::{self, parse};
 use crate::{kubernetes_resources, scene};
 
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
+pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
 const KUSTOMIZE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/kustomize/base");
 /// The nodes.
 const NODES: [&str; 2] = ["node-1", "node-2"];

@@ -17,6 +17,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::chart::CHART;
+
 /// Within what a change is in a status.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -74,6 +76,13 @@ pub async fn prepared(plane: &ControlPlane) -> Result<()> {
         (listed.code == 0).then_some(())
     })
     .await
+}
+
+/// What the chart gives its accounts with these values.
+pub async fn granted(plane: &ControlPlane, values: &str) -> Result<()> {
+    let template = ["template", "strata", CHART, "--namespace", "strata", "--set", values];
+    let shown = ["--show-only", "templates/accounts.yaml", "--show-only", "templates/rbac.yaml"];
+    plane.apply(&control_plane::helm(&[&template[..], &shown].concat()).await?).await
 }
 
 pub fn configuration(plane: &ControlPlane, rest: &str) -> String {

@@ -33,6 +33,7 @@ mod kills;
 mod kubernetes_discovery;
 mod kubernetes_faults;
 mod kubernetes_members;
+mod kubernetes_members_faults;
 mod kubernetes_outside;
 mod kubernetes_predecessor;
 mod kubernetes_resources;

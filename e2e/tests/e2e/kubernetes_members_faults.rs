@@ -1,0 +1,98 @@
+//! Three collectors that share annotated pods, and an API server that is cut off, killed, forgetful and takes their token no more: nobody's share moves, what
+//! comes and goes meanwhile is known afterwards, and every page that was served is at the sink, once.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use e2e::control_plane::{self, ControlPlane};
+use e2e::strata::Strata;
+use e2e::wait;
+use e2e::wire::Wire;
+
+use crate::kubernetes_members::{LIMIT, Scene, VALID, prepared};
+
+/// How long the first token is taken; a client reads its file again after a minute at most.
+const TOKEN_LASTS: Duration = Duration::from_secs(30);
+
+/// Waits until each member was told so by the API server.
+async fn told(members: &[Strata], reason: &str) -> Result<()> {
+    let reason = format!("reason=\"{reason}\"");
+    for member in members {
+        wait::until(&format!("a member is told: {reason}"), LIMIT, async || {
+            (member.metric("strata_discovery_failures_total", &[&reason]).await.ok()? > 0.0).then_some(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// The API server is killed and comes back, one pod is made, one deleted, and etcd forgets what was before; nobody hears of it.
+async fn behind_their_backs(plane: &mut ControlPlane, scene: &mut Scene, wire: &Wire) -> Result<()> {
+    wire.break_off();
+    plane.kill()?;
+    plane.resume().await?;
+    scene.add(plane).await?;
+    scene.remove(plane).await?;
+    plane.compact().await
+}
+
+#[test]
+fn nobodys_share_moves_while_the_api_server_is_away_forgets_or_refuses() -> Result<()> {
+    control_plane::test_with(&["--watch-cache=false"], async |plane| {
+        let account = prepared(plane).await?;
+        let mut wire = Wire::to("10.96.0.1:443".parse()?).await?;
+        let kubeconfig = account.by_way_of(&format!("https://{}", wire.address()))?;
+        account.rotate(&plane.short_token("strata/strata-collector", TOKEN_LASTS).await?)?;
+        let begun = Instant::now();
+        let mut scene = Scene::start(plane, &kubeconfig).await?;
+
+        // The overlap of the moves at the start is over: from here on each page is somebody's own.
+        scene.rounds(5).await?;
+        let settled = scene.next_rounds();
+
+        // Every connection is cut.
+        for _ in 0..2 {
+            wire.cut();
+            scene.add(plane).await?;
+            scene.shared(3).await?;
+        }
+        let before = scene.shares().await?;
+
+        // It is away for longer than a lease holds, and when it is back the token has ended.
+        plane.kill()?;
+        let away = Instant::now();
+        wait::until_true("leases and the token are over", LIMIT, || away.elapsed() > 2 * VALID && begun.elapsed() > TOKEN_LASTS).await?;
+        ensure!(scene.shares().await? == before, "a share moved while the API server was away");
+        plane.resume().await?;
+        told(&scene.members, "unauthorized").await?;
+        ensure!(scene.shares().await? == before, "a share moved while the token was refused");
+        account.rotate(&plane.token("strata/strata-collector").await?)?;
+        scene.add(plane).await?;
+        scene.shared(3).await?;
+        println!("all work with another token {:?} after the first one was made for {TOKEN_LASTS:?}", begun.elapsed());
+
+        let before = scene.shares().await?;
+        behind_their_backs(plane, &mut scene, &wire).await?;
+        ensure!(scene.shares().await? == before, "a share moved while nothing was heard");
+        wire.mend();
+        let since = Instant::now();
+        scene.shared(3).await?;
+        println!("what came and went behind their backs is known after {:?}", since.elapsed());
+        told(&scene.members, "expired").await?;
+        scene.rounds(3).await?;
+
+        let ended = scene.next_rounds();
+        let counted = scene.end().await?;
+        ensure!(counted.missed == 0, "{} slots missed", counted.missed);
+        for (target, absent) in &counted.absent {
+            let at = |rounds: &BTreeMap<String, u64>, or| rounds.get(target).copied().unwrap_or(or);
+            let meanwhile = at(&settled, 0)..at(&ended, u64::MAX);
+            ensure!(
+                !absent.iter().any(|round| meanwhile.contains(round)),
+                "{target}: served and not at the sink: {absent:?} of {meanwhile:?}"
+            );
+        }
+        Ok(())
+    })
+}

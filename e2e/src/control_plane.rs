@@ -138,6 +138,11 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// More flags of the API server, from its next start on.
+    pub fn set(&mut self, flags: impl IntoIterator<Item = String>) {
+        self.flags.extend(flags);
+    }
+
     /// Starts the API server and waits until it is ready.
     ///
     /// *Errors*: it is absent, or not ready in time.

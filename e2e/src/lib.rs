@@ -15,6 +15,7 @@ pub mod documented;
 pub mod exporter;
 pub mod faults;
 pub mod folder;
+pub mod guarded;
 pub mod http1;
 pub mod http_sink;
 pub mod kafka;

@@ -109,12 +109,24 @@ impl Authority {
 ///
 /// *Errors*: the identity is none.
 pub fn acceptor(identity: &Identity, clients: Option<&Authority>) -> Result<TlsAcceptor> {
+    acceptor_of(identity, clients, true)
+}
+
+/// A server with this identity that takes clients without a certificate, and those that this authority signed.
+///
+/// *Errors*: the identity is none.
+pub fn acceptor_of_any(identity: &Identity, clients: &Authority) -> Result<TlsAcceptor> {
+    acceptor_of(identity, Some(clients), false)
+}
+
+fn acceptor_of(identity: &Identity, clients: Option<&Authority>, is_needed: bool) -> Result<TlsAcceptor> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = match clients {
         None => builder.with_no_client_auth(),
         Some(authority) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider);
+            let verifier = if is_needed { verifier } else { verifier.allow_unauthenticated() };
             builder.with_client_cert_verifier(verifier.build()?)
         }
     };

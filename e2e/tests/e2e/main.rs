@@ -30,6 +30,7 @@ mod kafka_cluster;
 mod kafka_once;
 mod kafka_secure;
 mod kills;
+mod kubernetes_columns;
 mod kubernetes_discovery;
 mod kubernetes_faults;
 mod kubernetes_kubelet;

@@ -20,7 +20,7 @@ use crate::kubernetes_discovery::{NOWHERE, configuration, ip, targets};
 
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Objects of the comparison, and how many of them change.
+/// How many pods, services and EndpointSlices there are, each.
 const OBJECTS: usize = 2_000;
 /// The roles.
 const ROLES: [&str; 6] = ["pod", "service", "endpoints", "endpointslice", "node", "ingress"];
@@ -62,7 +62,7 @@ async fn prometheus(folder: &Path, jobs: &str) -> Result<(Program, u16)> {
 async fn differences(strata: &Strata, port: u16, roles: &[&str]) -> Option<String> {
     let ours = targets(strata).await.ok()?;
     let ours = by_job(&ours["dropped"], "discovered_labels", |target| Some(target["job"].as_str()?.to_owned()))?;
-    let theirs: Value = serde_json::from_slice(&http1::get(port, "/api/v1/targets?state=dropped").await.ok()?.body).ok()?;
+    let theirs: Value = serde_json::from_slice(&http1::get_large(port, "/api/v1/targets?state=dropped").await.ok()?.body).ok()?;
     let theirs = by_job(&theirs["data"]["droppedTargets"], "discoveredLabels", |target| {
         Some(target["discoveredLabels"]["job"].as_str()?.to_owned())
     })?;
@@ -94,7 +94,7 @@ async fn alike(strata: &Strata, port: u16, roles: &[&str], count: usize) -> Resu
 
 /// Many objects of all kinds; some of each are odd.
 async fn populate(plane: &ControlPlane) -> Result<()> {
-    let count = OBJECTS / 4;
+    let count = OBJECTS;
     plane.put_all::<Node>((0..10).map(|index| objects::node(&format!("node-{index}"), ip(60_000 + index), 10250))).await?;
     plane
         .put_all::<Pod>((0..count).map(|index| {
@@ -224,7 +224,7 @@ async fn churn(plane: &ControlPlane, strata: &Strata, port: u16, round: usize) -
     change_pods(plane, round).await?;
     alike(strata, port, &["pod"], 1).await?;
     change_the_rest(plane, round).await?;
-    alike(strata, port, &ROLES, OBJECTS / 2).await
+    alike(strata, port, &ROLES, 2 * OBJECTS).await
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn every_role_has_the_targets_and_labels_of_prometheus_through_churn() -> Result
         let jobs = |more: &str| roles(more).replace("KUBECONFIG", &kubeconfig);
         let strata = Strata::start(&configuration(&plane.kubeconfig(), &jobs("    keep_dropped_targets: 100000\n"), NOWHERE)).await?;
         let (_prometheus, port) = prometheus(plane.folder(), &jobs("")).await?;
-        alike(&strata, port, &ROLES, OBJECTS).await?;
+        alike(&strata, port, &ROLES, 3 * OBJECTS).await?;
         for round in 0..3 {
             churn(plane, &strata, port, round).await?;
         }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::now_ms;
 use crate::minutes::Open;
 use crate::newer;
+use crate::reached::Reached;
 
 pub use positions::{Gap, Mark, PRODUCER_MEMORY, Place, Positions};
 
@@ -172,6 +173,11 @@ impl Checkpoint {
         std::mem::replace(&mut self.clean, false)
     }
 
+    /// Whether a message is of a producer that was met, or came after the relay began.
+    pub(crate) fn is_own(&self, envelope: &Envelope) -> bool {
+        self.positions.knows(envelope) || self.newcomers_from.is_some_and(|from| envelope.epoch >= from)
+    }
+
     /// Drops producers that were silent for [`PRODUCER_MEMORY`]: who comes back is no newcomer.
     pub(crate) fn forget(&mut self) {
         let above = self.positions.forget(self.at_ms);
@@ -189,20 +195,26 @@ impl Checkpoint {
         self.behind.as_ref().map_or(self.seq, |behind| behind.checkpoint.seq)
     }
 
-    /// Moves past the next message without delivering it, for a relay that does not run. Its bases are about to go.
-    pub(crate) fn give_up(&mut self, message: &Message, envelope: Option<&Envelope>) {
-        let samples = envelope.map_or(0, |envelope| envelope.samples);
-        self.totals.read += samples;
-        self.totals.lost += samples;
+    /// Moves past the next message without delivering it, for a relay that does not run; says what is missing before it. Its bases are about to go.
+    pub(crate) fn give_up(&mut self, message: &Message, envelope: Option<&Envelope>, reached: &Reached) -> Gap {
+        let newcomers_from = self.newcomers_from;
         let part = match self.behind.as_mut().filter(|behind| message.seq <= behind.end) {
             Some(behind) => &mut behind.checkpoint,
             None => &mut *self,
         };
         (part.seq, part.id, part.partial, part.warm_from) = (message.seq, None, None, message.seq + 1);
+        let mut gap = Gap::default();
         if let Some(envelope) = envelope {
+            if let Place::After(missing) = reached.place(envelope, &part.positions, newcomers_from) {
+                gap = missing;
+            }
             part.positions.advance(envelope, &message.subject, message.time_ms);
         }
+        let samples = envelope.map_or(0, |envelope| envelope.samples) + gap.samples;
+        self.totals.read += samples;
+        self.totals.lost += samples;
         self.behind.take_if(|behind| message.seq >= behind.end);
+        gap
     }
 
     /// Whether the relay is done with a sequence.

@@ -14,6 +14,7 @@ use crate::backoff::now_ms;
 use crate::checkpoint::{self, Checkpoint, Place};
 use crate::dead::Stopped;
 use crate::existing::Existing;
+use crate::reached::Reached;
 use crate::read::identity;
 use crate::{book, pause, trim};
 
@@ -104,18 +105,21 @@ pub(crate) async fn undelivered(streams: &Streams, relay: &str, known: &mut Chec
     let is_booked = |message: &Message| booked.is_some_and(|(at_ms, to)| message.seq <= to && message.time_ms <= at_ms);
     let begins = begins(streams, known).await?;
     let is_torn = begins <= known.passed();
+    let reached = Reached::default();
+    reached.load(&*streams.state).await?;
     let mut messages = Existing::open(&streams.raw, begins).await?;
     while let Some(message) = messages.next().await?.filter(|message| message.seq <= to) {
         let envelope = Envelope::parse(|name| message.headers.get(name)).ok();
-        let is_another = |envelope: &Envelope| known.positions.knows(envelope) && known.positions.place(envelope) != Place::Seen;
+        let is_another = |envelope: &Envelope| known.is_own(envelope) && known.positions.place(envelope) != Place::Seen;
         if known.is_past(message.seq) && !(is_torn && envelope.as_ref().is_some_and(is_another)) {
             continue;
         }
-        known.give_up(&message, envelope.as_ref());
+        let gap = known.give_up(&message, envelope.as_ref(), &reached);
         if is_booked(&message) {
             continue;
         }
-        entry.frames += 1;
+        entry.frames += 1 + gap.messages;
+        entry.samples += gap.samples;
         entry.seqs = Some((entry.seqs.map_or(message.seq, |(first, _)| first), message.seq));
         if let Some(envelope) = envelope {
             entry.samples += envelope.samples;

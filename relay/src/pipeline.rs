@@ -305,7 +305,8 @@ impl Pipeline {
                     let reason = if matches!(error, sample::DecodeError::NoBase { .. }) { "no_base" } else { "corrupt" };
                     tally.undecodable(reason, error.to_string(), u64::from(frame.samples), Some(frame.target), Some(frame.slot_ms));
                 }
-                return Ok(());
+                let is_part = frame.parts > 1 && !frame.flags.contains(Flags::PUSHED) && !frame.flags.contains(Flags::END);
+                return if is_part && wanted { self.part(at, envelope, frame, None, tally, out).await } else { Ok(()) };
             }
         };
         if !self.resolver.resolve(&envelope.producer, &decoded) {
@@ -321,7 +322,7 @@ impl Pipeline {
             return result;
         }
         if frame.parts > 1 {
-            return self.part(at, envelope, frame, decoded, tally, out).await;
+            return self.part(at, envelope, frame, Some(decoded), tally, out).await;
         }
         match self.fate(&envelope.producer, frame, true) {
             Fate::Take { late } => {
@@ -335,29 +336,29 @@ impl Pipeline {
         Ok(())
     }
 
-    /// One part of a slot: held until the others are there.
+    /// One part of a slot: held until the others are there. None: it cannot be decoded, and they do not wait for it.
     async fn part(
         &mut self,
         at: &Message,
         envelope: &Envelope,
         frame: &FrameRef<'_>,
-        decoded: Decoded,
+        decoded: Option<Decoded>,
         tally: &mut Tally,
         out: &mpsc::Sender<Step>,
     ) -> Result<(), Closed> {
-        let key = HeldKey { producer: envelope.producer.clone(), epoch: envelope.epoch, target: frame.target, slot_ms: frame.slot_ms };
+        let key = HeldKey::of(envelope, frame);
         let complete = self.held.completes(&key, frame.part, frame.parts);
-        let columns = std::mem::take(&mut self.columns);
-        let part = HeldPart { decoded, columns, failed: frame.flags.contains(Flags::FAILED) };
+        let failed = frame.flags.contains(Flags::FAILED);
+        let part = decoded.map(|decoded| HeldPart { decoded, columns: std::mem::take(&mut self.columns), failed });
         match self.fate(&envelope.producer, frame, complete) {
-            Fate::Hold => self.held.put(key, at.seq, part),
+            Fate::Hold => self.held.put(key, at.seq, frame.part, part),
             Fate::Twin => {
                 let siblings = self.held.take(&key);
-                at.twin(tally, siblings.iter().chain([&part]).map(|part| &part.decoded));
+                at.twin(tally, siblings.iter().chain(&part).map(|part| &part.decoded));
             }
             Fate::Take { late } => {
                 let mut parts = self.held.take(&key);
-                parts.push(part);
+                parts.extend(part);
                 self.parts(at, parts, late, tally, out).await?;
             }
         }

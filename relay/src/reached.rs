@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sample::Envelope;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Gap, Mark, PRODUCER_MEMORY, Positions};
+use crate::checkpoint::{Gap, Mark, PRODUCER_MEMORY, Place, Positions};
 
 /// Where it is kept.
 const KEY: &str = "reached";
@@ -77,9 +77,27 @@ impl Reached {
         Ok((kept, entry.revision))
     }
 
+    /// Where a message stands, after all of its producer that was ever the own of who is at these positions; `from`: as in
+    /// [`Checkpoint::newcomers_from`](crate::checkpoint::Checkpoint::newcomers_from).
+    pub(crate) fn place(&self, envelope: &Envelope, positions: &Positions, from: Option<u64>) -> Place {
+        let own = positions.before(envelope);
+        let before = match positions.place(envelope) {
+            Place::Seen => return Place::Seen,
+            Place::After(gap) => gap,
+            Place::Next if own.is_none() && from.is_some_and(|from| envelope.epoch >= from) => {
+                Gap { messages: envelope.n.saturating_sub(1), samples: envelope.samples_total.saturating_sub(envelope.samples) }
+            }
+            Place::Next => Gap::default(),
+        };
+        match before + self.missing(envelope, own, from) {
+            Gap { messages: 0, .. } => Place::Next,
+            gap => Place::After(gap),
+        }
+    }
+
     /// What is missing of the lives before that of a message. `own`: the last message of its producer that was read; where there is none, lives that began
     /// at `from` or later are missing whole (none: nobody knows of any).
-    pub(crate) fn missing(&self, envelope: &Envelope, own: Option<&Mark>, from: Option<u64>) -> Gap {
+    fn missing(&self, envelope: &Envelope, own: Option<&Mark>, from: Option<u64>) -> Gap {
         let mut gap = Gap::default();
         let (Some(first), ends) = (own.map_or(from, |own| Some(own.epoch)), self.ends()) else { return gap };
         if first >= envelope.epoch {

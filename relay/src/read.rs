@@ -278,23 +278,6 @@ impl Reader {
         Ok(if is_known { warm_from } else { 1 })
     }
 
-    /// Where a message stands, after all that was ever the relay's own of its producer.
-    fn place(&self, envelope: &Envelope) -> Place {
-        let (own, from) = (self.positions.before(envelope), self.newcomers_from);
-        let before = match self.positions.place(envelope) {
-            Place::Seen => return Place::Seen,
-            Place::After(gap) => gap,
-            Place::Next if own.is_none() && from.is_some_and(|from| envelope.epoch >= from) => {
-                Gap { messages: envelope.n.saturating_sub(1), samples: envelope.samples_total.saturating_sub(envelope.samples) }
-            }
-            Place::Next => Gap::default(),
-        };
-        match before + self.reached.missing(envelope, own, from) {
-            Gap { messages: 0, .. } => Place::Next,
-            gap => Place::After(gap),
-        }
-    }
-
     /// Says what a message is to the relay.
     fn judge(&mut self, message: &Message, envelope: Option<&Envelope>) -> Seen {
         if let Some((seq, id)) = self.resume.take() {
@@ -315,7 +298,7 @@ impl Reader {
             self.reopen = Reopen::Here;
             return Seen::Pass(true, None);
         }
-        let place = envelope.map(|envelope| self.place(envelope));
+        let place = envelope.map(|envelope| self.reached.place(envelope, &self.positions, self.newcomers_from));
         let below = message.seq <= self.silent_to;
         let seen = match place {
             _ if below => Seen::Pass(true, None),

@@ -69,7 +69,8 @@ impl Components {
             external_labels: external_labels.to_vec(),
             config: at.config.clone(),
             warm_from: at.warm_from,
-            position: at.seq,
+            // A message that is begun needs its bases once more as well.
+            position: at.seq + u64::from(at.partial.is_some()),
             layouts: Arc::default(),
             batch_time: relay.batch_time.duration(),
             replay: None,

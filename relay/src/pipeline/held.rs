@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use sample::{Columns, Decoded, TargetId};
+use sample::{Columns, Decoded, Envelope, FrameRef, TargetId};
 
 /// One producer's try at one slot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,13 @@ pub(super) struct HeldKey {
     pub slot_ms: i64,
 }
 
+impl HeldKey {
+    /// That of a part of it.
+    pub fn of(envelope: &Envelope, frame: &FrameRef<'_>) -> Self {
+        Self { target: frame.target, producer: envelope.producer.clone(), epoch: envelope.epoch, slot_ms: frame.slot_ms }
+    }
+}
+
 pub(super) struct HeldPart {
     pub decoded: Decoded,
     pub columns: Columns,
@@ -24,7 +31,8 @@ pub(super) struct HeldPart {
 
 struct Slot {
     first_seq: u64,
-    parts: BTreeMap<u16, HeldPart>,
+    /// None: it came and cannot be decoded.
+    parts: BTreeMap<u16, Option<HeldPart>>,
 }
 
 #[derive(Default)]
@@ -39,13 +47,14 @@ impl Held {
         there + 1 >= usize::from(parts)
     }
 
-    pub fn put(&mut self, key: HeldKey, seq: u64, part: HeldPart) {
+    /// Keeps a part; none: it cannot be decoded.
+    pub fn put(&mut self, key: HeldKey, seq: u64, number: u16, part: Option<HeldPart>) {
         let slot = self.slots.entry(key).or_insert_with(|| Slot { first_seq: seq, parts: BTreeMap::new() });
-        slot.parts.insert(part.decoded.part, part);
+        slot.parts.insert(number, part);
     }
 
     pub fn take(&mut self, key: &HeldKey) -> Vec<HeldPart> {
-        self.slots.remove(key).map(|slot| slot.parts.into_values().collect()).unwrap_or_default()
+        self.slots.remove(key).map(|slot| slot.parts.into_values().flatten().collect()).unwrap_or_default()
     }
 
     /// Another slot of the same producer and target that will never be complete.

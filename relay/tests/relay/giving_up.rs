@@ -335,6 +335,8 @@ async fn what_a_forgotten_relay_had_not_delivered_is_booked_once() {
         }
     }
     relays.stop(Duration::from_secs(5)).await;
+    // What is gone from between is lost for it as well.
+    twin.raw.corrupt(4);
     let (streams, token) = (twin.streams(), tokio_util::sync::CancellationToken::new());
     let position = streams.state.get("relay.one").await.expect("up").expect("there").value;
     for life in 0..2 {

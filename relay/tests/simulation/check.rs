@@ -25,7 +25,7 @@ pub async fn purge(sim: &Sim, twin: &Twin, keep_from: u64) {
         let broken = sim.with(|world| {
             let model = &world.model;
             let floor = model.floors.get(relay).copied().unwrap_or(0);
-            if keep_from > floor {
+            if keep_from > floor && !model.is_away(relay) {
                 return Some(format!("what '{relay}' needs from {floor} on is purged up to {keep_from}"));
             }
             // Positions that were older ones again may have come back to what had gone.
@@ -56,9 +56,14 @@ pub fn stopped(sim: &Sim, left: Left, (scraped, published, dropped): (u64, u64, 
     }
 }
 
-/// What relays that have settled say of themselves.
+/// What relays that have settled say of themselves. One that gave up all that its sink would not have has not tried it since.
 pub fn statuses(sim: &Sim, all: &[Status]) {
-    for status in all.iter().filter(|status| status.activity != Activity::Running || status.pending_samples != 0) {
+    let has_settled = |status: &&Status| match status.activity {
+        Activity::Running => true,
+        Activity::Held => status.lost.get("full").is_some_and(|lost| *lost > 0),
+        _ => false,
+    };
+    for status in all.iter().filter(|status| !has_settled(status) || status.pending_samples != 0) {
         sim.broken(format!("'{}' has not settled: {status:?}", status.name));
     }
 }
@@ -84,6 +89,11 @@ fn replay(model: &Model, status: &replays::Status) -> Vec<String> {
         // A sink may refuse all of what came last; a full stream holds no replay, and the trim may be faster than the registration; what a tear took is waited for.
         (Some(Outcome::Failed), Some(error)) if error.contains("rejects every sample") => return found,
         (Some(Outcome::Failed), Some(error)) if error.contains("gone") => return found,
+        (Some(Outcome::Failed), Some(error))
+            if error.contains("is not configured any more") && model.returned.contains(&status.request.relay) =>
+        {
+            return found;
+        }
         _ if !model.tears.is_empty() => return found,
         (outcome, error) => found.push(format!("it came to {outcome:?}, {error:?}")),
     }
@@ -262,12 +272,15 @@ fn repeats(model: &Model, relay: &str, found: &mut Vec<String>) {
             let [before, after] = pair else { continue };
             // A window that begins elsewhere, or holds other messages, has other keys; so has one whose bases an older position finds gone.
             // So has what one sends that was taken over, and whose bases its successor has trimmed.
-            let is_moved = model.rewinds > 0 || after.life < before.life || relay.starts_with(PICKY) && !model.tears.is_empty();
+            let is_moved = model.rewinds > 0
+                || model.returned.contains(relay)
+                || after.life < before.life
+                || relay.starts_with(PICKY) && !model.tears.is_empty();
             if whole(&before.key) != whole(&after.key) && !is_moved {
                 found.push(format!("{id} came as {} and as {}", before.key, after.key));
             }
             // One that turns reads its position again, which may be an older one.
-            let is_read_again = model.rewinds > 0 && model.turns.contains_key(relay);
+            let is_read_again = model.rewinds > 0 && model.turns.contains_key(relay) || model.returned.contains(relay);
             if before.life == after.life && !before.unanswered && !is_read_again {
                 found.push(format!("{id} came twice in life {} without a reason", after.life));
             }

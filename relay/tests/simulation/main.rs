@@ -96,7 +96,7 @@ fn a_seed_is_the_same_each_time() {
 /// Seeds in which a mutant must be found.
 const MUTANT_SEEDS: u64 = 2_000;
 /// Seeds among which everything that a relay may do must have been done.
-const TURN_SEEDS: u64 = 300;
+const TURN_SEEDS: u64 = 500;
 
 fn found(mutant: Mutant, expect: &str) {
     let told = |seed| world::run(seed, Some(mutant), false).broken.into_iter().find(|what| what.contains(expect));

@@ -15,6 +15,9 @@ use sample::Envelope;
 use crate::sink::{number, whose};
 use crate::world::{PICKY, WINDOW_MS};
 
+/// How long one look of the trim may take.
+const LOOK_MS: i64 = 10_000;
+
 /// A target, its slot, a part of its page.
 pub type Place = (u64, i64, u16);
 
@@ -95,6 +98,12 @@ pub struct Model {
     /// Messages in the stream, by sequence.
     pub live: BTreeMap<u64, usize>,
     pub outlets: BTreeMap<String, Outlet>,
+    /// A relay that is not configured: of its backlog no more is held than of any other, and of its bases nothing.
+    left: Option<String>,
+    /// When the last of these came back.
+    back_ms: Option<i64>,
+    /// Relays that were such a one. What they had sent of an open window goes again when they come back.
+    pub returned: BTreeSet<String>,
     /// Values of relays' keys: who wrote, and what. Each start is another owner.
     pub written: BTreeMap<String, Vec<(String, Bytes)>>,
     /// When each relay began: it had written its first position.
@@ -208,13 +217,26 @@ impl Model {
         self.upsets += 1;
     }
 
+    /// A relay is not configured any more; none: all are.
+    pub fn leaves(&mut self, relay: Option<&str>) {
+        self.back_ms = self.left.as_ref().filter(|_| relay.is_none()).map(|_| now_ms()).or(self.back_ms);
+        self.left = relay.map(str::to_owned);
+        self.returned.extend(self.left.clone());
+    }
+
+    /// Whether a relay holds no bases: it is not configured, or was not when a look of the trim that may go on still began.
+    pub fn is_away(&self, relay: &str) -> bool {
+        let is_coming = self.back_ms.is_some_and(|back_ms| now_ms() - back_ms < LOOK_MS) && self.returned.contains(relay);
+        is_coming || self.left.as_deref() == Some(relay)
+    }
+
     /// A key has another value.
     pub fn wrote(&mut self, key: &str, value: &Bytes) {
         let Some(relay) = key.strip_prefix("relay.") else { return };
         let Ok(checkpoint) = serde_json::from_slice::<Checkpoint>(value) else { return };
         self.begun.entry(relay.to_owned()).or_insert_with(now_ms);
         let floor = self.floors.entry(relay.to_owned()).or_default();
-        *floor = checkpoint.floor().max(*floor);
+        *floor = needs(&checkpoint).max(*floor);
         let behind = |value: &Bytes| serde_json::from_slice::<Checkpoint>(value).ok().and_then(|checkpoint| checkpoint.behind);
         let had = self.written.get(key).and_then(|written| written.last()).is_some_and(|(_, value)| behind(value).is_some());
         if checkpoint.behind.is_some() && !had {
@@ -269,4 +291,10 @@ impl Model {
         let is_followed = |other: &Stored| other.torn_ms.is_none() && other.epoch == message.epoch && other.n >= message.n;
         self.begun.get(relay).is_none_or(|begun_ms| torn_ms <= *begun_ms) || !self.messages.iter().any(is_followed)
     }
+}
+
+/// The lowest sequence that must stay for a position. Where it is nobody's message, that need not be there.
+fn needs(checkpoint: &Checkpoint) -> u64 {
+    let own = checkpoint.warm_from.min(if checkpoint.id.is_some() { checkpoint.seq.max(1) } else { checkpoint.seq + 1 });
+    checkpoint.behind.as_ref().map_or(own, |behind| own.min(needs(&behind.checkpoint)))
 }

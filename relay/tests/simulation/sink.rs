@@ -117,8 +117,9 @@ impl Model {
             Mood::Fine => return Answer::Reject { items: None, reason: "bad".to_owned() },
         };
         let known = outlet.bodies.entry(key.to_owned()).or_insert_with(|| body.to_vec());
-        // A position that is older than what was trimmed finds the bases gone; so does one that was taken over, of what its successor has sent.
-        if known != body && self.rewinds == 0 && life >= outlet.life {
+        // A position that is older than what was trimmed finds the bases gone; so does one that was taken over, of what its successor has sent; and one that
+        // came back, of what a full stream could not hold for it.
+        if known != body && self.rewinds == 0 && life >= outlet.life && !self.returned.contains(relay) {
             self.broken.push(format!("'{relay}' got other bytes under the key {key}"));
         }
         outlet.life = outlet.life.max(life);

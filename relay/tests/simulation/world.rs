@@ -1,5 +1,7 @@
 //! One seed: a world is made, disturbed, left alone until it has settled, and then held against what was promised.
 
+mod settle;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +13,13 @@ use prometheus::Registry;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use relay::replay::{Bound, Request};
-use relay::replays::Status;
 use relay::run::Components;
 use relay::sink::Limits;
-use relay::{Activity, Options, Relays};
+use relay::{Configuration, Options, Relays};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::check;
 use crate::collecting::{Collecting, NOISE, Shape};
 use crate::model::Mood;
 use crate::net::Client;
@@ -33,12 +33,6 @@ pub const PICKY: &str = "picky";
 
 /// How long those are that share one.
 pub const WINDOW_MS: i64 = 2_000;
-
-/// How long a world is left alone before its collector stops.
-const SETTLES: Duration = Duration::from_secs(10);
-
-/// The same where two processes have the same relays: longer than any wait between two tries.
-const DECIDES: Duration = Duration::from_secs(40);
 
 /// What differs from world to world.
 #[derive(Debug, Clone)]
@@ -67,6 +61,8 @@ pub struct Running {
     full: Arc<Notify>,
     lives: u32,
     collecting: Option<Collecting>,
+    /// A relay that left the configuration.
+    left: Option<String>,
     process: Option<Process>,
     /// A process that was taken over from, and does not know it yet.
     former: Option<Process>,
@@ -152,7 +148,7 @@ impl Running {
         let twin = Twin::new(setup.shape.max_bytes);
         sim.log(|| format!("{setup:?}"));
         let full = Arc::default();
-        Self { sim: sim.clone(), twin, setup, full, lives: 0, collecting: None, process: None, former: None }
+        Self { sim: sim.clone(), twin, setup, full, lives: 0, collecting: None, left: None, process: None, former: None }
     }
 
     fn client(&mut self, who: &str) -> Client {
@@ -186,8 +182,12 @@ impl Running {
             replay_window: Duration::ZERO,
             ..Options::default()
         };
-        let relays = Relays::start(&self.setup.relays, streams, options, &Registry::new(), &CancellationToken::new());
+        let relays = Relays::start(&self.configured(), streams, options, &Registry::new(), &CancellationToken::new());
         self.process = Some(Process { client, relays: relays.expect("a registry of its own") });
+    }
+
+    fn configured(&self) -> Vec<config::Relay> {
+        self.setup.relays.iter().filter(|relay| self.left.as_ref() != Some(&relay.name)).cloned().collect()
     }
 
     fn chance(&self, share: f64) -> bool {
@@ -225,7 +225,7 @@ impl Running {
     }
 
     async fn disturb(&mut self) {
-        let kinds = if self.setup.tears { 17 } else { 15 };
+        let kinds = if self.setup.tears { 19 } else { 17 };
         let kind = self.sim.with(|world| world.random.random_range(0..kinds));
         match kind {
             0 | 1 => self.kill_relays(),
@@ -248,6 +248,7 @@ impl Running {
             11 => self.take_over(),
             12 => self.state_back().await,
             13 | 14 => self.replay().await,
+            15 | 16 => self.leave().await,
             _ => self.tear().await,
         }
     }
@@ -321,7 +322,7 @@ impl Running {
 
     /// A second process runs the same relays, while the first does not know it.
     fn take_over(&mut self) {
-        if self.process.is_some() && self.former.is_none() {
+        if self.process.is_some() && self.former.is_none() && self.left.is_none() {
             self.upset();
             self.former = self.process.take();
             self.relay();
@@ -350,6 +351,29 @@ impl Running {
                 });
             }
         }
+    }
+
+    /// A relay leaves the configuration, or comes back.
+    async fn leave(&mut self) {
+        if self.process.is_none() || self.former.is_some() {
+            return;
+        }
+        self.left = match self.left.take() {
+            Some(_) => None,
+            None => self.sim.with(|world| self.setup.relays.choose(&mut world.random).map(|relay| relay.name.clone())),
+        };
+        // What hangs on a base that went with a backlog cannot be read when it comes back.
+        self.sim.with(|world| world.model.walls += 1);
+        self.upset();
+        self.configure().await;
+    }
+
+    async fn configure(&self) {
+        let Some(process) = &self.process else { return };
+        self.sim.log(|| format!("left the configuration: {:?}", self.left));
+        self.sim.with(|world| world.model.leaves(self.left.as_deref()));
+        let wanted = Configuration { relays: self.configured(), external_labels: Vec::new(), replay_window: Duration::ZERO };
+        process.relays.configure(wanted).1.await;
     }
 
     /// All that is in the stream goes to a relay once more.
@@ -381,107 +405,4 @@ impl Running {
         self.sim.with(|world| world.model.torn(last));
         self.sim.log(|| format!("{count} messages are torn off, up to {last} is there"));
     }
-
-    /// Everything is well again; what waits is delivered.
-    async fn settle(&mut self) {
-        self.sim.with(|world| {
-            world.faults = 0.0;
-            world.model.outlets.values_mut().for_each(|outlet| outlet.mood = Mood::Fine);
-        });
-        self.sim.log(|| "all is well".to_owned());
-        self.twin.set_down(false);
-        self.twin.raw.set_bytes_max(self.setup.shape.max_bytes);
-        for client in [self.process.as_ref().map(|p| &p.client), self.former.as_ref().map(|p| &p.client)].into_iter().flatten() {
-            client.cut(false);
-        }
-        match &self.collecting {
-            Some(collecting) => collecting.client.cut(false),
-            None => self.collect(),
-        }
-        if self.process.is_none() {
-            self.relay();
-        }
-        sleep(if self.former.is_some() { DECIDES } else { SETTLES }).await;
-        self.one_of_two();
-        self.stop_collecting().await;
-        self.wait().await;
-        if let Some(process) = self.process.take() {
-            check::statuses(&self.sim, &process.relays.status());
-            check::replayed(&self.sim, &replayed(&process.relays).await);
-            process.relays.stop(Duration::from_secs(30)).await;
-        }
-        check::world(self).await;
-    }
-
-    /// Of two processes with the same relays each relay runs in one, whichever took it over last.
-    fn one_of_two(&mut self) {
-        let (Some(former), Some(process)) = (self.former.take(), &self.process) else { return };
-        let runs = |process: &Process| -> Vec<bool> { process.relays.status().iter().map(|s| s.activity != Activity::Failed).collect() };
-        let (mut here, there) = (runs(process), runs(&former));
-        if here.iter().zip(&there).any(|(here, there)| here == there) {
-            self.sim.broken(format!("of two processes these relays run in the one, {there:?}, and in the other, {here:?}"));
-        }
-        drop(former);
-        if !here.drain(..).all(|runs| runs) {
-            self.process = None;
-            self.relay();
-        }
-    }
-
-    /// Until every relay has passed everything.
-    async fn wait(&mut self) {
-        for _ in 0..20 {
-            if self.has_passed_all().await {
-                return;
-            }
-            if self.wants_something_new() {
-                self.sim.log(|| "a sink that refused all of what came last is given something new".to_owned());
-                self.collect();
-                sleep(SETTLES).await;
-                self.stop_collecting().await;
-            }
-        }
-        let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
-        self.sim.broken(format!("the relays never came to {last}: {:?}", self.process.as_ref().map(|process| process.relays.status())));
-    }
-
-    /// Whether every relay has passed everything within half a minute.
-    async fn has_passed_all(&self) -> bool {
-        let Some(process) = &self.process else { return true };
-        let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
-        for _ in 0..60 {
-            let status = process.relays.status();
-            if status.iter().all(|status| status.position >= last && status.pending_samples == 0 && status.behind.is_none()) {
-                return true;
-            }
-            sleep(Duration::from_millis(500)).await;
-        }
-        false
-    }
-
-    /// Whether a backlog waits until its sink has taken something else.
-    fn wants_something_new(&self) -> bool {
-        let behind = self.process.iter().flat_map(|process| process.relays.status()).filter_map(|status| status.behind?.last_error);
-        behind.into_iter().any(|error| error.contains("rejects every sample"))
-    }
-
-    async fn stop_collecting(&mut self) {
-        let Some(collecting) = self.collecting.take() else { return };
-        let telemetry = collecting.telemetry();
-        let left = collecting.stop(Duration::from_secs(60)).await;
-        check::stopped(&self.sim, left, Collecting::counted(&telemetry));
-    }
-}
-
-/// All replays there were, once they have ended, or long after.
-async fn replayed(relays: &Relays) -> Vec<Status> {
-    for _ in 0..1_200 {
-        if let Ok(all) = relays.replays().list().await
-            && all.iter().all(|status| status.outcome.is_some())
-        {
-            break;
-        }
-        sleep(Duration::from_millis(500)).await;
-    }
-    relays.replays().list().await.unwrap_or_default()
 }

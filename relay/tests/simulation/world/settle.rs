@@ -1,0 +1,128 @@
+//! The end of a world: all is well again, what waits is delivered, and then it is held against what was promised.
+
+use std::time::Duration;
+
+use relay::replays::Status;
+use relay::{Activity, Relays};
+use tokio::time::sleep;
+
+use super::{Process, Running};
+use crate::check;
+use crate::collecting::Collecting;
+use crate::model::Mood;
+
+/// How long a world is left alone before its collector stops.
+const SETTLES: Duration = Duration::from_secs(10);
+
+/// The same where two processes have the same relays: longer than any wait between two tries.
+const DECIDES: Duration = Duration::from_secs(40);
+
+impl Running {
+    /// Everything is well again; what waits is delivered.
+    pub(super) async fn settle(&mut self) {
+        self.sim.with(|world| {
+            world.faults = 0.0;
+            world.model.outlets.values_mut().for_each(|outlet| outlet.mood = Mood::Fine);
+        });
+        self.sim.log(|| "all is well".to_owned());
+        self.twin.set_down(false);
+        self.twin.raw.set_bytes_max(self.setup.shape.max_bytes);
+        for client in [self.process.as_ref().map(|p| &p.client), self.former.as_ref().map(|p| &p.client)].into_iter().flatten() {
+            client.cut(false);
+        }
+        match &self.collecting {
+            Some(collecting) => collecting.client.cut(false),
+            None => self.collect(),
+        }
+        if self.left.take().is_some() {
+            self.configure().await;
+        }
+        if self.process.is_none() {
+            self.relay();
+        }
+        sleep(if self.former.is_some() { DECIDES } else { SETTLES }).await;
+        self.one_of_two();
+        self.stop_collecting().await;
+        self.wait().await;
+        if let Some(process) = self.process.take() {
+            check::statuses(&self.sim, &process.relays.status());
+            check::replayed(&self.sim, &replayed(&process.relays).await);
+            process.relays.stop(Duration::from_secs(30)).await;
+        }
+        check::world(self).await;
+    }
+
+    /// Of two processes with the same relays each relay runs in one, whichever took it over last.
+    fn one_of_two(&mut self) {
+        let (Some(former), Some(process)) = (self.former.take(), &self.process) else { return };
+        // One that still finds another's write between its look and its own has taken nothing over.
+        let is_running = |status: &relay::Status| !matches!(status.activity, Activity::Failed | Activity::Starting);
+        let runs = |process: &Process| -> Vec<bool> { process.relays.status().iter().map(is_running).collect() };
+        let (mut here, there) = (runs(process), runs(&former));
+        if here.iter().zip(&there).any(|(here, there)| here == there) {
+            self.sim.broken(format!("of two processes these relays run in the one, {there:?}, and in the other, {here:?}"));
+        }
+        drop(former);
+        if !here.drain(..).all(|runs| runs) {
+            self.process = None;
+            self.relay();
+        }
+    }
+
+    /// Until every relay has passed everything.
+    async fn wait(&mut self) {
+        for _ in 0..20 {
+            if self.has_passed_all().await {
+                return;
+            }
+            if self.wants_something_new() {
+                self.sim.log(|| "a sink that refused all of what came last is given something new".to_owned());
+                self.collect();
+                sleep(SETTLES).await;
+                self.stop_collecting().await;
+            }
+        }
+        let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
+        self.sim.broken(format!("the relays never came to {last}: {:?}", self.process.as_ref().map(|process| process.relays.status())));
+    }
+
+    /// Whether every relay has passed everything within half a minute.
+    async fn has_passed_all(&self) -> bool {
+        let Some(process) = &self.process else { return true };
+        let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
+        for _ in 0..60 {
+            let status = process.relays.status();
+            if status.iter().all(|status| status.position >= last && status.pending_samples == 0 && status.behind.is_none()) {
+                return true;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        false
+    }
+
+    /// Whether a backlog waits until its sink has taken something else.
+    fn wants_something_new(&self) -> bool {
+        let behind = self.process.iter().flat_map(|process| process.relays.status()).filter_map(|status| status.behind?.last_error);
+        behind.into_iter().any(|error| error.contains("rejects every sample"))
+    }
+
+    async fn stop_collecting(&mut self) {
+        let Some(collecting) = self.collecting.take() else { return };
+        let telemetry = collecting.telemetry();
+        let left = collecting.stop(Duration::from_secs(60)).await;
+        check::stopped(&self.sim, left, Collecting::counted(&telemetry));
+    }
+}
+
+/// All replays there were, once they have ended, or long after.
+async fn replayed(relays: &Relays) -> Vec<Status> {
+    for _ in 0..1_200 {
+        if let Ok(all) = relays.replays().list().await
+            && all.iter().all(|status| status.outcome.is_some())
+        {
+            break;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    relays.replays().list().await.unwrap_or_default()
+}

@@ -32,5 +32,6 @@ pub mod statsd;
 pub mod store;
 pub mod strata;
 pub mod tls;
+pub mod volume;
 pub mod wait;
 pub mod wire;

@@ -24,7 +24,7 @@ impl Store {
     ///
     /// *Errors*: no server runs, or it refuses.
     pub async fn open(strata: &Strata) -> Result<Self> {
-        let nats = strata.data_dir().join("nats");
+        let nats = strata.data_seen().join("nats");
         let seed = std::fs::read_to_string(nats.join("keys/control.seed")).context("the control role's seed")?;
         let pid = strata.nats_pid()?.to_string();
         let ports = std::fs::read_dir(nats.join("run"))?

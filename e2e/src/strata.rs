@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use crate::volume::Volume;
 use crate::{http1, process, wait};
 
 /// How long a start may take: extraction, the server, streams, the first acknowledgement.
@@ -34,6 +35,8 @@ pub struct Strata {
     mount: Option<(PathBuf, String)>,
     /// The network namespace that it runs in, as a file; none: that of who starts it.
     network: Option<String>,
+    /// The volume that its data folder is.
+    volume: Option<Volume>,
 }
 
 /// The binary under test.
@@ -76,7 +79,7 @@ impl Strata {
     pub fn prepare(configuration: &str) -> Result<Self> {
         let folder = TempDir::with_prefix("strata-e2e-")?;
         let port = process::free_port()?;
-        let strata = Self { folder, port, role: "run", child: None, environment: Vec::new(), mount: None, network: None };
+        let strata = Self { folder, port, role: "run", child: None, environment: Vec::new(), mount: None, network: None, volume: None };
         strata.configure(configuration)?;
         Ok(strata)
     }
@@ -109,6 +112,13 @@ impl Strata {
         self.mount = Some((folder.to_owned(), options.to_owned()));
     }
 
+    /// Makes the data folder a volume of so many MiB, which outlives the process.
+    ///
+    /// *Errors*: it cannot be mounted.
+    pub fn keep_on_volume(&mut self, mib: u64) -> Result<&Volume> {
+        Ok(self.volume.insert(Volume::at(&self.data_dir(), mib)?))
+    }
+
     /// Runs the next starts in a network namespace.
     pub fn within(&mut self, namespace: String) {
         self.network = Some(namespace);
@@ -123,7 +133,14 @@ impl Strata {
         }
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = match (&self.mount, &self.network) {
-            (None, None) => Command::new(binary()?),
+            (None, None) => match &self.volume {
+                None => Command::new(binary()?),
+                Some(volume) => {
+                    let mut command = volume.on();
+                    command.arg(binary()?);
+                    command
+                }
+            },
             (None, Some(namespace)) => {
                 // It becomes the binary, so the process is that.
                 let mut command = Command::new("nsenter");
@@ -299,6 +316,11 @@ impl Strata {
     /// Its data folder.
     pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// The same as the test sees it.
+    pub fn data_seen(&self) -> PathBuf {
+        self.volume.as_ref().map_or_else(|| self.data_dir(), Volume::path)
     }
 
     /// A folder for files of the test.

@@ -19,6 +19,7 @@ mod feeds;
 mod file;
 mod formats;
 mod full_stream;
+mod full_volume;
 mod fuzz;
 mod holes;
 mod http_options;

@@ -80,8 +80,7 @@ impl Scene {
 /// The value of a header of a request.
 fn header(request: &[u8], name: &str) -> Option<String> {
     let text = String::from_utf8_lossy(request);
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim).map(str::to_owned));
-    line
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim).map(str::to_owned))
 }
 
 /// Keys at a sink that the checkpoint of its relay does not cover: their requests come again after a kill.

@@ -54,7 +54,7 @@ lint:
 	"$$(tools/cargo_deny.sh)" --log-level error check licenses bans sources
 
 docs:
-	UPDATE_GOLDEN=1 cargo test --locked -p strata --bin strata -- the_reference_is_up_to_date the_page_lists_what_the_sources_declare the_definitions_and_their_page
+	UPDATE_GOLDEN=1 cargo test --locked -p strata --bin strata -- the_reference_is_up_to_date the_page_lists_what_the_sources_declare the_definitions_and_their_page the_charts_schema
 
 unit:
 	STRATA_PYTHON="$$(tools/python.sh)" cargo test --workspace --exclude e2e --locked

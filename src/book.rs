@@ -8,6 +8,7 @@ mod links;
 mod metrics;
 mod rules;
 mod snippets;
+mod values;
 
 use std::path::{Path, PathBuf};
 

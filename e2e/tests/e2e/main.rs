@@ -61,6 +61,7 @@ mod secrets;
 mod seen;
 mod staleness;
 mod statsd;
+mod statsd_kills;
 mod takeover;
 mod webhook_files;
 mod why;

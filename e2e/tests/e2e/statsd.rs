@@ -19,7 +19,7 @@ const COUNTERS: usize = 200;
 /// How long receivers and a loaded machine may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn page() -> Result<Page> {
+pub fn page() -> Result<Page> {
     let mut text = String::new();
     for number in 0..COUNTERS {
         writeln!(text, "# TYPE e2e_{number:03}_total counter\ne2e_{number:03}_total {}", number * 10)?;
@@ -29,7 +29,7 @@ fn page() -> Result<Page> {
 }
 
 /// How much each counter grew over the rounds that were served, by the statsd rule that a smaller value counts whole.
-fn growth(exporter: &Exporter) -> Result<BTreeMap<String, f64>> {
+pub fn growth(exporter: &Exporter) -> Result<BTreeMap<String, f64>> {
     let mut grown = BTreeMap::<String, f64>::new();
     let mut last = BTreeMap::<String, f64>::new();
     for served in exporter.served() {
@@ -44,7 +44,7 @@ fn growth(exporter: &Exporter) -> Result<BTreeMap<String, f64>> {
 }
 
 /// The daemon's sums by name, tags folded together.
-async fn sums(statsd: &Statsd) -> Result<BTreeMap<String, f64>> {
+pub async fn sums(statsd: &Statsd) -> Result<BTreeMap<String, f64>> {
     let mut sums = BTreeMap::<String, f64>::new();
     for (key, value) in statsd.ask("counters").await? {
         let name = key.split(';').next().unwrap_or_default();

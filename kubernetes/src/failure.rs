@@ -31,46 +31,64 @@ impl Failure {
 
     /// What became of a watch.
     pub(crate) fn watch(asked: &Asked, error: &watcher::Error) -> Self {
-        let (reason, text) = match error {
+        let text = match error {
             watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
                 asked.refused(error)
             }
             watcher::Error::WatchError(status) => asked.status(status.code, &status.message),
-            watcher::Error::NoResourceVersion => ("parse", "the answer has no resource version".to_owned()),
+            watcher::Error::NoResourceVersion => "the answer has no resource version".to_owned(),
         };
-        Self { reason, text: format!("cannot watch {asked}: {text}") }
+        Self { reason: word(error), text: format!("cannot watch {asked}: {text}") }
+    }
+}
+
+/// The word for what became of a watch. It stays the same where a path that is cut gives another text at each try.
+pub(crate) fn word(error: &watcher::Error) -> &'static str {
+    let code = match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+            match error {
+                kube::Error::Api(status) => status.code,
+                kube::Error::SerdeError(_) | kube::Error::LinesCodecMaxLineLengthExceeded => return "parse",
+                _ => return "connect",
+            }
+        }
+        watcher::Error::WatchError(status) => status.code,
+        watcher::Error::NoResourceVersion => return "parse",
+    };
+    match code {
+        401 => "unauthorized",
+        403 => "forbidden",
+        404 => "not_found",
+        410 => "expired",
+        _ => "api",
     }
 }
 
 impl Asked {
-    fn refused(&self, error: &kube::Error) -> (&'static str, String) {
+    fn refused(&self, error: &kube::Error) -> String {
         match error {
             kube::Error::Api(status) => self.status(status.code, &status.message),
-            kube::Error::SerdeError(_) | kube::Error::LinesCodecMaxLineLengthExceeded => ("parse", chain_once(error)),
             // Each level repeats the ones below it.
-            kube::Error::Service(error) => ("connect", chain_once(&**error)),
-            kube::Error::ReadEvents(error) => ("connect", chain_once(error)),
-            _ => ("connect", chain_once(error)),
+            kube::Error::Service(error) => chain_once(&**error),
+            kube::Error::ReadEvents(error) => chain_once(error),
+            _ => chain_once(error),
         }
     }
 
-    fn status(&self, code: u16, message: &str) -> (&'static str, String) {
+    fn status(&self, code: u16, message: &str) -> String {
         let Self { plural, group, namespace } = self;
         match code {
-            401 => (
-                "unauthorized",
-                "the API server does not know the credentials (401): is the token expired or of another cluster?".to_owned(),
-            ),
+            401 => "the API server does not know the credentials (401): is the token expired or of another cluster?".to_owned(),
             403 => {
                 let (kind, place) = match namespace {
                     Some(namespace) => ("Role", format!(" in namespace '{namespace}'")),
                     None => ("ClusterRole", String::new()),
                 };
-                ("forbidden", format!("a {kind} must grant the verbs list and watch on '{plural}' of the API group '{group}'{place} (403)"))
+                format!("a {kind} must grant the verbs list and watch on '{plural}' of the API group '{group}'{place} (403)")
             }
-            404 => ("not_found", format!("the API server has no '{plural}' of the API group '{group}' (404)")),
-            410 => ("expired", "the last version that was seen is gone (410): everything is listed anew".to_owned()),
-            _ => ("api", format!("{message} ({code})")),
+            404 => format!("the API server has no '{plural}' of the API group '{group}' (404)"),
+            410 => "the last version that was seen is gone (410): everything is listed anew".to_owned(),
+            _ => format!("{message} ({code})"),
         }
     }
 }

@@ -27,6 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Cluster;
+use crate::failure::word;
 use roll::{Gone, Roll, Seen};
 
 pub use roll::VALID;
@@ -154,7 +155,7 @@ impl Member {
         let selected = watcher::Config::default().labels(&format!("{PART_OF}=strata,{GROUP}={}", self.group));
         let mut roll = Roll::new(&self.name, Instant::now());
         let mut deletions = FuturesUnordered::new();
-        let (mut told, mut last_error) = (None, String::new());
+        let (mut told, mut last_error) = (None, None);
         loop {
             let mut events = pin!(watcher(self.leases.clone(), selected.clone()));
             loop {
@@ -162,7 +163,10 @@ impl Member {
                     // Its own renewals are seen too: a watch that shows none of them is broken.
                     event = timeout(VALID, events.next()) => match event {
                         Ok(Some(Ok(event))) => {
-                            last_error.clear();
+                            // That comes before the list was asked for.
+                            if !matches!(event, Event::Init) {
+                                last_error = None;
+                            }
                             let is_whole = !matches!(event, Event::Init | Event::InitApply(_));
                             deletions.extend(take(&mut roll, event).into_iter().map(|gone| self.delete(gone)));
                             let live = roll.live();
@@ -173,10 +177,8 @@ impl Member {
                             }
                         }
                         Ok(Some(Err(error))) => {
-                            let text = chain_once(&error);
-                            if text != last_error {
-                                tracing::warn!("the leases of the members cannot be watched, the last list stays: {text}");
-                                last_error = text;
+                            if last_error.replace(word(&error)) != Some(word(&error)) {
+                                tracing::warn!("the leases of the members cannot be watched, the last list stays: {}", chain_once(&error));
                             }
                             sleep(WATCH_PAUSE).await;
                         }

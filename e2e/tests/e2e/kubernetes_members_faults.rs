@@ -15,6 +15,9 @@ use crate::kubernetes_members::{LIMIT, Scene, VALID, prepared};
 /// How long the first token is taken; a client reads its file again after a minute at most.
 const TOKEN_LASTS: Duration = Duration::from_secs(30);
 
+/// How often a member's log may say that the leases cannot be watched: a few words for each time of trouble.
+const TOLD_MAX: usize = 12;
+
 /// Waits until each member was told so by the API server.
 async fn told(members: &[Strata], reason: &str) -> Result<()> {
     let reason = format!("reason=\"{reason}\"");
@@ -82,6 +85,12 @@ fn nobodys_share_moves_while_the_api_server_is_away_forgets_or_refuses() -> Resu
         told(&scene.members, "expired").await?;
         scene.rounds(3).await?;
 
+        // A log of each try would be one of every second.
+        for member in &scene.members {
+            let log = member.log_tail(usize::MAX);
+            let told = log.lines().filter(|line| line.contains("cannot be watched")).count();
+            ensure!((1..=TOLD_MAX).contains(&told), "the log tells {told} times that the members cannot be watched");
+        }
         let ended = scene.next_rounds();
         let counted = scene.end().await?;
         ensure!(counted.missed == 0, "{} slots missed", counted.missed);

@@ -15,6 +15,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{info, warn};
 
 use crate::client::Cluster;
+use crate::failure::word;
 use crate::overlay::object::{Id, Kind, Object};
 use crate::watch::{Listener, Saw, follow};
 
@@ -93,10 +94,10 @@ impl Watches {
     }
 }
 
-/// Says an error of a watch once, until it is another one.
+/// Says an error of a watch once, until it is one of another kind.
 struct Trouble {
     what: String,
-    last: Option<String>,
+    last: Option<&'static str>,
 }
 
 impl Trouble {
@@ -105,10 +106,8 @@ impl Trouble {
     }
 
     fn tell(&mut self, error: &watcher::Error) {
-        let text = http_client::chain(error);
-        if self.last.as_ref() != Some(&text) {
-            warn!(error = text, "cannot watch {}: what was seen of it before holds", self.what);
-            self.last = Some(text);
+        if self.last.replace(word(error)) != Some(word(error)) {
+            warn!(error = http_client::chain(error), "cannot watch {}: what was seen of it before holds", self.what);
         }
     }
 

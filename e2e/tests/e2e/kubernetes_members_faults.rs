@@ -89,6 +89,7 @@ fn nobodys_share_moves_while_the_api_server_is_away_forgets_or_refuses() -> Resu
         for member in &scene.members {
             let log = member.log_tail(usize::MAX);
             let told = log.lines().filter(|line| line.contains("cannot be watched")).count();
+            println!("the log tells {told} times that the members cannot be watched");
             ensure!((1..=TOLD_MAX).contains(&told), "the log tells {told} times that the members cannot be watched");
         }
         let ended = scene.next_rounds();

@@ -80,6 +80,16 @@ impl Scene {
         Ok(())
     }
 
+    /// While it is full what is stored is delivered, afterwards all goes on.
+    async fn goes_on(mut self, when: &str) -> Result<()> {
+        self.refuses("the volume of buffer.data_dir").await?;
+        self.away.reopen()?;
+        scene::drained(&self.strata, "away", LIMIT).await?;
+        self.free()?;
+        self.recovers(when).await?;
+        self.ends().await
+    }
+
     async fn ends(mut self) -> Result<()> {
         let (statement, code) = scene::audit(&self.strata, "now").await?;
         let dropped = self.strata.metric("strata_dropped_samples_total", &[]).await?;
@@ -114,12 +124,7 @@ async fn a_volume_that_is_full_before_the_start_is_named_and_one_that_is_almost_
 
     scene.fill_but(FEW_BYTES)?;
     scene.strata.launch()?;
-    scene.refuses("the volume of buffer.data_dir").await?;
-    scene.away.reopen()?;
-    scene::drained(&scene.strata, "away", LIMIT).await?;
-    scene.free()?;
-    scene.recovers("before the start").await?;
-    scene.ends().await
+    scene.goes_on("before the start").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,10 +139,5 @@ async fn a_volume_that_fills_up_while_the_server_recovers_and_right_after_is_wai
     scene.away.close().await;
     scene::more_rounds(&scene.exporters, 2, LIMIT).await?;
     scene.fill_but(0)?;
-    scene.refuses("the volume of buffer.data_dir").await?;
-    scene.away.reopen()?;
-    scene::drained(&scene.strata, "away", LIMIT).await?;
-    scene.free()?;
-    scene.recovers("right after").await?;
-    scene.ends().await
+    scene.goes_on("right after").await
 }

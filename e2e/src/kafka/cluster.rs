@@ -16,7 +16,7 @@ impl Cluster {
     /// Formats three stores and starts the brokers; new topics get this many partitions.
     ///
     /// *Errors*: as [`Kafka::start`].
-    pub async fn start(partitions: u32) -> Result<Self> {
+    pub async fn start(partitions: i32) -> Result<Self> {
         let mut ports = Vec::new();
         for _ in 0..NODES {
             ports.push((process::free_port()?, process::free_port()?));

@@ -72,13 +72,14 @@ impl Position {
     }
 }
 
-/// The broker that leads a partition.
+/// The broker that leads a partition, and how many have all that is in it.
 ///
 /// *Errors*: no such partition, or no answer.
-pub fn leader(brokers: &str, topic: &str, partition: i32) -> Result<i32> {
+pub fn leader(brokers: &str, topic: &str, partition: i32) -> Result<(i32, usize)> {
     let metadata = consumer(brokers, "e2e", true)?.fetch_metadata(Some(topic), TIMEOUT)?;
     let found = metadata.topics().first().context("no such topic")?;
-    Ok(found.partitions().iter().find(|found| found.id() == partition).context("no such partition")?.leader())
+    let found = found.partitions().iter().find(|found| found.id() == partition).context("no such partition")?;
+    Ok((found.leader(), found.isr().len()))
 }
 
 /// Reads a topic from its first to its present last message, or only what is committed of it.

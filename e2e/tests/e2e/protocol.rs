@@ -18,7 +18,7 @@ use crate::scene;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// How often each step is met.
-const ROUNDS: usize = 1;
+const ROUNDS: usize = 3;
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

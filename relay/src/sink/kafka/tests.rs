@@ -16,7 +16,11 @@ use crate::sink::tests::lines;
 pub(super) type Cluster = MockCluster<'static, DefaultProducerContext>;
 
 pub(super) fn cluster(partitions: i32) -> Cluster {
-    let cluster = MockCluster::new(1).expect("a mock cluster");
+    cluster_of(1, partitions)
+}
+
+pub(super) fn cluster_of(brokers: i32, partitions: i32) -> Cluster {
+    let cluster = MockCluster::new(brokers).expect("a mock cluster");
     cluster.create_topic("metrics", partitions, 1).expect("a topic");
     cluster
 }

@@ -7,9 +7,12 @@
 //! position is read that was committed last, and what comes again up to there is not sent. So an answer that did not come is no question either: a
 //! producer that ended is replaced, and the new one finds out.
 
+mod failure;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use bundled_nats::port::Log;
@@ -19,7 +22,7 @@ use rdkafka::producer::{Producer as _, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use sample::Envelope;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Link;
 use super::call::{Call, Step, With, behind, purged};
@@ -31,11 +34,17 @@ use crate::deliver::SUSPECTS_MAX;
 use crate::read::identity;
 use crate::sink::{Answer, Batch, Opening};
 
+use failure::{Failure, Flags, meaning};
+
 /// How long one call into librdkafka waits before it is looked whether there is trouble. Larger: it is said later; smaller: more calls.
 const SLICE: Duration = Duration::from_millis(500);
 /// How long the coordinator of the group may take with a position: after that the transaction is begun anew. Larger: a coordinator that moves is
 /// waited for longer; smaller: a slow one is never waited for.
 const OFFSETS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a call into librdkafka may take beyond its time, after that its producer is given up: one that waits for a coordinator that went away
+/// keeps no time, and may wait for ever. *Source*: librdkafka issues 5456 and 5511. Larger: such a loss takes longer; smaller: a busy machine loses
+/// producers.
+const HUNG_AFTER: Duration = Duration::from_secs(5);
 /// How long the position is asked for at a time.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
 /// Wait after an error that passes by itself.
@@ -77,30 +86,6 @@ enum Phase {
     Ending { placed: bool },
     /// What was sent must be taken back.
     Aborting,
-}
-
-/// What an error means for a transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The same again.
-    Later(String),
-    /// The transaction is lost: take it back, send the same again.
-    Abort(String),
-    /// The brokers want smaller requests, which another producer makes.
-    Smaller,
-    /// The producer is at its end; a new one finds out what was committed.
-    Ended(String),
-    /// Another one has the transactional id.
-    Fenced(String),
-    /// A human must change something.
-    Held(String),
-}
-
-/// What librdkafka says of an error.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Flags {
-    pub is_retriable: bool,
-    pub requires_abort: bool,
 }
 
 impl Transactions {
@@ -178,36 +163,6 @@ impl Transactions {
     }
 }
 
-/// What an error means for a transaction.
-pub(super) fn meaning(code: Code, flags: Flags, text: &str, id: &str, topic: &str) -> Failure {
-    let held = |fix: &str| Failure::Held(format!("{text} ({code}): {fix}"));
-    match code {
-        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => Failure::Fenced(format!(
-            "fenced off by Kafka ({text}): another producer has begun with 'transactional_id' '{id}', or a transaction was open for longer \
-             than 'transaction.timeout.ms'; nothing more is delivered until it is clear that the relay is this process' own. If no other process runs \
-             it, give the other program an id of its own"
-        )),
-        Code::TransactionalIdAuthorizationFailed => held(&format!("allow WRITE and DESCRIBE on the transactional id '{id}'")),
-        Code::GroupAuthorizationFailed => held(&format!("allow READ on the consumer group '{id}'")),
-        Code::TopicAuthorizationFailed => {
-            held(&format!("allow WRITE and DESCRIBE on the topics that are written to, and READ on '{topic}', which carries the position"))
-        }
-        Code::ClusterAuthorizationFailed => held("allow IDEMPOTENT_WRITE on the cluster"),
-        Code::InvalidTransactionTimeout => {
-            held("'transaction.timeout.ms' in 'options' is above the brokers' transaction.max.timeout.ms: make it smaller")
-        }
-        Code::UnknownTopicOrPartition | Code::UnknownTopic if flags.requires_abort => {
-            held(&format!("create the topic '{topic}', which carries the position"))
-        }
-        Code::OffsetMetadataTooLarge => held("the brokers' offset.metadata.max.bytes must be 4096 (their default) or more"),
-        Code::UnsupportedVersion | Code::UnsupportedFeature => held("the brokers know no transactions: Kafka 2.5 or later is needed"),
-        Code::Authentication | Code::SaslAuthenticationFailed => held("check 'sasl' or 'oauth2'"),
-        _ if flags.is_retriable => Failure::Later(format!("{text} ({code})")),
-        _ if flags.requires_abort => Failure::Abort(format!("{text} ({code})")),
-        _ => Failure::Ended(format!("{text} ({code})")),
-    }
-}
-
 /// Calls into librdkafka until it has done it, time is up, or it cannot be done.
 async fn done(
     producer: &ThreadedProducer<Reports>,
@@ -220,10 +175,15 @@ async fn done(
     reports.begin();
     loop {
         let (own, call) = (producer.clone(), call.clone());
-        let error = match tokio::task::spawn_blocking(move || call(&own, slice)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error,
-            Err(error) => return Err(Failure::Ended(error.to_string())),
+        let (answer, answered) = oneshot::channel();
+        // Not one of the runtime's, which ends after all of its threads: this one ends, with its producer, when a broker comes or goes.
+        let calling = thread::Builder::new().name("kafka call".to_owned()).spawn(move || answer.send(call(&own, slice)));
+        calling.map_err(|error| Failure::Later(error.to_string()))?;
+        let error = match timeout(slice + HUNG_AFTER, answered).await {
+            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(error)) => return Err(Failure::Ended(error.to_string())),
+            Err(_) => return Err(Failure::Ended("a coordinator went away while it was waited for".to_owned())),
         };
         match transactions.failure(&error) {
             Failure::Later(reason) => {
@@ -437,7 +397,7 @@ impl Link {
         let (answer, answered) = oneshot::channel();
         let topic = transactions.topic.clone();
         // Not one of the runtime's threads: tokens are waited for on it.
-        let asking = std::thread::Builder::new()
+        let asking = thread::Builder::new()
             .name("kafka position".to_owned())
             .spawn(move || position::ask(&config, login, &topic, ASK_WITHIN, answer));
         asking.map_err(|error| Failure::Later(error.to_string()))?;

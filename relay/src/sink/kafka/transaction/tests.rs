@@ -3,10 +3,11 @@ use bundled_nats::twin::Twin;
 use bytes::Bytes;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::mocking::MockCoordinator;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Err};
 use serde_json::{Value, json};
 
-use super::super::tests::{Cluster, answered, built, cluster, payloads, stored};
+use super::super::tests::{Cluster, answered, built, cluster, cluster_of, payloads, stored};
 use super::*;
 use crate::sink::tests::lines;
 use crate::sink::{Sink as _, Stretch};
@@ -188,6 +189,21 @@ async fn a_stream_that_is_away_is_waited_for_before_anything_is_sent() {
 }
 
 #[tokio::test]
+async fn a_coordinator_that_goes_away_while_it_is_waited_for_costs_a_producer_and_not_the_relay() {
+    let cluster = cluster_of(2, 1);
+    cluster.partition_leader("metrics", 0, Some(1)).expect("set");
+    cluster.coordinator(MockCoordinator::Transaction(ID.to_owned()), 1).expect("set");
+    cluster.coordinator(MockCoordinator::Group(ID.to_owned()), 2).expect("set");
+    let mut sink = once(&cluster);
+    assert_eq!(answered(&mut sink, &of(1, &["a"])).await, Answer::Delivered);
+    cluster.broker_down(2).expect("down");
+    let answer = timeout(OFFSETS_WITHIN + 2 * HUNG_AFTER, sink.send(&of(2, &["b"]), 0..1)).await.expect("it does not wait for ever");
+    assert!(matches!(&answer, Answer::Retry { reason, .. } if reason.contains("a coordinator went away")), "{answer:?}");
+    cluster.coordinator(MockCoordinator::Group(ID.to_owned()), 1).expect("set");
+    assert_eq!(answered(&mut sink, &of(2, &["b"])).await, Answer::Delivered);
+}
+
+#[tokio::test]
 async fn a_clean_stop_takes_back_what_is_open() {
     let cluster = cluster(1);
     let mut sink = built(&cluster, &json!({"transactional_id": ID, "timeout": "300ms"}));
@@ -235,26 +251,4 @@ fn two_relays_cannot_have_one_id() {
     let owned = |options: Value| (super::super::KIND.owns.expect("it owns something"))(&options).map(|owned| owned.thing);
     assert_eq!(owned(json!({"transactional_id": "x"})).as_deref(), Some("x"));
     assert_eq!(owned(json!({"topic": "x"})), None);
-}
-
-#[test]
-fn every_error_has_a_meaning() {
-    let retriable = Flags { is_retriable: true, requires_abort: false };
-    let abortable = Flags { is_retriable: false, requires_abort: true };
-    for (code, flags, expect) in [
-        (Code::OperationTimedOut, retriable, "Later"),
-        (Code::CoordinatorNotAvailable, retriable, "Later"),
-        (Code::IllegalGeneration, abortable, "Abort"),
-        (Code::InvalidProducerIdMapping, Flags::default(), "Ended"),
-        (Code::Fenced, Flags::default(), "Fenced"),
-        (Code::InvalidProducerEpoch, abortable, "Fenced"),
-        (Code::TransactionalIdAuthorizationFailed, abortable, "Held"),
-        (Code::UnknownTopicOrPartition, abortable, "Held"),
-        (Code::InvalidTransactionTimeout, Flags::default(), "Held"),
-        (Code::OffsetMetadataTooLarge, abortable, "Held"),
-        (Code::UnsupportedVersion, Flags::default(), "Held"),
-    ] {
-        let failure = format!("{:?}", meaning(code, flags, "text", "id", "topic"));
-        assert!(failure.starts_with(expect), "{code}: {failure}");
-    }
 }

@@ -11,13 +11,14 @@ mod left;
 mod unread;
 mod watch;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::port::{Error, Info, Streams};
 use config::{OnFull, Relay};
+use futures::FutureExt as _;
 use prometheus::IntCounter;
 use sample::{Envelope, KEY_FRAME_PERIOD};
 use tokio::sync::Notify;
@@ -96,6 +97,8 @@ pub struct Trim {
     unreadable: HashSet<String>,
     /// Configured relays whose checkpoint is of before the stream was torn.
     torn: HashSet<String>,
+    /// Relays whose bases alone held what is to go, and since when they are asked to forget them.
+    asked: HashMap<String, Instant>,
     blocked: bool,
     /// The last look saw nothing that could become urgent before [`CALM_INTERVAL`] is over.
     calm: bool,
@@ -127,6 +130,7 @@ impl Trim {
             returned: HashSet::new(),
             unreadable: HashSet::new(),
             torn: HashSet::new(),
+            asked: HashMap::new(),
             blocked: false,
             calm: false,
             before: None,
@@ -171,6 +175,8 @@ impl Trim {
             }
             let purged = self.streams.raw.purge(keep_from).await?;
             self.trimmed.inc_by(purged);
+            // Whoever was refused before this tries again, and says so if it still is.
+            let _refused = self.full.notified().now_or_never();
         }
         self.holds(&info, &shares, &checkpoints).await?;
         self.at_wall(&shares, &checkpoints).await
@@ -183,6 +189,7 @@ impl Trim {
         self.returned.retain(|name| is_configured(name));
         self.unreadable.retain(|name| is_configured(name));
         self.torn.retain(|name| is_configured(name));
+        self.asked.retain(|name, _| is_configured(name));
         self.named.retain(|note| !is_configured(note.trim_end_matches('!')));
     }
 
@@ -217,10 +224,11 @@ impl Trim {
 
     /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs; and the relays that left.
     async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<(u64, Vec<Left>), Error> {
-        let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
         let configured: BTreeSet<String> = self.plan.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
         // At the wall a relay that left and a replay hold no more than what every relay may: ingest must not stop for them.
         let spared = if shares.at_wall() { shares.give_up_floor() } else { 0 };
+        let floors = self.plan.subjects.iter().zip(checkpoints).map(|(subject, checkpoint)| self.floor(subject, checkpoint, spared));
+        let mut floor = floors.min().unwrap_or(info.last_seq + 1);
         let mut all_left = Vec::new();
         for name in forget::names(&self.streams).await? {
             if configured.contains(&name) {
@@ -246,6 +254,13 @@ impl Trim {
             }
         }
         Ok((floor, all_left))
+    }
+
+    /// The lowest sequence that a relay needs. One that was asked to forget bases and waits for its sink cannot answer: they do not hold what is to go.
+    /// It has them in memory, and a life after this one finds those of all that it did not deliver, which are at most an eighth of the stream old.
+    fn floor(&self, subject: &Subject, checkpoint: &Checkpoint, spared: u64) -> u64 {
+        let is_silent = self.asked.get(&subject.relay.name).is_some_and(|since| since.elapsed() >= TRIM_INTERVAL);
+        if is_silent && checkpoint.passed() >= spared { checkpoint.floor().max(spared) } else { checkpoint.floor() }
     }
 
     /// The first sequence of the replay window and what its slots need; higher where the stream is too full for the window.
@@ -295,6 +310,7 @@ impl Trim {
 
     /// At the wall: the relay that lags most gives up; the others are looked at again once it has.
     async fn at_wall(&mut self, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<(), Error> {
+        let before = std::mem::take(&mut self.asked);
         if !shares.at_wall() {
             self.blocked = false;
             return Ok(());
@@ -324,20 +340,22 @@ impl Trim {
             self.give_up(subject, checkpoint, to, Why::Full).await?;
         }
         // Bases of targets that are gone must not hold what nobody else needs.
-        if let Some(message) = self.streams.raw.get(floor).await?
-            && let Ok(envelope) = Envelope::parse(|name| message.headers.get(name))
-        {
-            for (subject, _) in self
-                .plan
-                .subjects
-                .iter()
-                .zip(checkpoints)
-                .filter(|(s, c)| c.floor() < floor && (position(s, c) >= to || is_asked(s, c, to)))
-            {
+        let Some(message) = self.streams.raw.get(floor).await? else { return Ok(()) };
+        let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { return Ok(()) };
+        let done = |(s, c): &(&Subject, &Checkpoint)| c.floor() < floor && (position(s, c) >= to || is_asked(s, c, to));
+        self.asked = self
+            .plan
+            .subjects
+            .iter()
+            .zip(checkpoints)
+            .filter(done)
+            .map(|(subject, _)| {
                 subject.control.forget_before(envelope.first_ms);
                 subject.behind.forget_before(envelope.first_ms);
-            }
-        }
+                let name = &subject.relay.name;
+                (name.clone(), before.get(name).copied().unwrap_or_else(Instant::now))
+            })
+            .collect();
         Ok(())
     }
 }

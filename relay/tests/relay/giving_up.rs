@@ -123,6 +123,30 @@ async fn a_relay_that_blocks_stops_the_publisher_until_it_moves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bases_of_targets_that_are_gone_stop_no_publisher_while_a_sink_is_away() {
+    let twin = Twin::new(WALL);
+    let mut setup = Setup::one(&twin);
+    setup.options.trim = Some(twin.streams());
+    let (full, sink) = (setup.options.full.clone(), setup.sink("one"));
+    sink.set(|_| retry());
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let (names, at) = (names(1200), slot(0));
+    let mut since = 0;
+    // Each target is there once. No more is given up at a time than what waits for the sink already, with bases that were needed when it was read.
+    for k in 1..=100_i64 {
+        let one = page(&names, k.unsigned_abs(), at + k * SLOT, k);
+        assert!(patiently(&mut producer, &twin, &full, &[one], &mut since).await, "the stream stays full at {k}");
+    }
+    sink.set(|_| Answer::Delivered);
+    let after = passed(&twin, "one", 100).await;
+    balanced(&after);
+    assert_eq!((after.totals.read, sink.delivered().len() as u64), (120_000, after.totals.delivered));
+    assert!(ledger(&twin).iter().all(|entry| entry.reason == "full"), "{:?}", ledger(&twin));
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_stored_where_the_stream_was_torn_is_not_taken_for_delivered() {
     for on_full in [config::OnFull::Block, config::OnFull::Drop] {
         let twin = Twin::new(WALL);

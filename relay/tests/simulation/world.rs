@@ -243,7 +243,7 @@ impl Running {
             }
             7 => self.cut(),
             8 => self.sim.with(|world| world.faults = if world.faults > 0.0 { 0.0 } else { self.setup.faults }),
-            9 => self.moods(),
+            9 => self.moods(None),
             10 => self.fill().await,
             11 => self.take_over(),
             12 => self.state_back().await,
@@ -298,12 +298,13 @@ impl Running {
         }
     }
 
-    fn moods(&mut self) {
+    /// All sinks are in this mood; none: each is in some.
+    fn moods(&mut self, all: Option<Mood>) {
         let names: Vec<String> = self.setup.relays.iter().map(|relay| relay.name.clone()).collect();
         for name in names {
             let mood = self.sim.with(|world| {
-                let mood =
-                    [Mood::Fine, Mood::Busy, Mood::Refusing, Mood::Forbidding].choose(&mut world.random).copied().unwrap_or_default();
+                let any = [Mood::Fine, Mood::Busy, Mood::Refusing, Mood::Forbidding];
+                let mood = all.or_else(|| any.choose(&mut world.random).copied()).unwrap_or_default();
                 world.model.outlets.entry(name.clone()).or_default().mood = mood;
                 mood
             });

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bundled_nats::port::Log as _;
+use config::OnFull;
 use relay::replays::Status;
 use relay::{Activity, Relays};
 use tokio::time::sleep;
@@ -17,13 +19,33 @@ const SETTLES: Duration = Duration::from_secs(10);
 /// The same where two processes have the same relays: longer than any wait between two tries.
 const DECIDES: Duration = Duration::from_secs(40);
 
+/// Stretches of time for which all sinks are away, in each of which something is stored. Smaller: a stream that comes to a stand later is not seen.
+const HELD_OUT: usize = 4;
+const STORES: Duration = Duration::from_secs(10);
+
 impl Running {
     /// Everything is well again; what waits is delivered.
     pub(super) async fn settle(&mut self) {
-        self.sim.with(|world| {
-            world.faults = 0.0;
-            world.model.outlets.values_mut().for_each(|outlet| outlet.mood = Mood::Fine);
-        });
+        self.mend().await;
+        if self.chance(0.3) {
+            self.hold_out().await;
+        }
+        self.moods(Some(Mood::Fine));
+        sleep(if self.former.is_some() { DECIDES } else { SETTLES }).await;
+        self.one_of_two();
+        self.stop_collecting().await;
+        self.wait().await;
+        if let Some(process) = self.process.take() {
+            check::statuses(&self.sim, &process.relays.status());
+            check::replayed(&self.sim, &replayed(&process.relays).await);
+            process.relays.stop(Duration::from_secs(30)).await;
+        }
+        check::world(self).await;
+    }
+
+    /// Everything runs, and nothing but sinks is in trouble.
+    async fn mend(&mut self) {
+        self.sim.with(|world| world.faults = 0.0);
         self.sim.log(|| "all is well".to_owned());
         self.twin.set_down(false);
         self.twin.raw.set_bytes_max(self.setup.shape.max_bytes);
@@ -40,16 +62,24 @@ impl Running {
         if self.process.is_none() {
             self.relay();
         }
-        sleep(if self.former.is_some() { DECIDES } else { SETTLES }).await;
-        self.one_of_two();
-        self.stop_collecting().await;
-        self.wait().await;
-        if let Some(process) = self.process.take() {
-            check::statuses(&self.sim, &process.relays.status());
-            check::replayed(&self.sim, &replayed(&process.relays).await);
-            process.relays.stop(Duration::from_secs(30)).await;
+    }
+
+    /// Where no relay may block it, the stream takes what comes however long all sinks are away.
+    async fn hold_out(&mut self) {
+        if self.former.is_some() || self.setup.relays.iter().any(|relay| relay.hold.on_full == OnFull::Block) {
+            return;
         }
-        check::world(self).await;
+        self.moods(Some(Mood::Busy));
+        sleep(SETTLES).await;
+        let end = async || self.twin.raw.info().await.map_or(0, |info| info.last_seq);
+        for _ in 0..HELD_OUT {
+            let before = end().await;
+            sleep(STORES).await;
+            if end().await == before {
+                self.sim.broken(format!("nothing comes after {before} within {STORES:?} while the sinks are away"));
+                return;
+            }
+        }
     }
 
     /// Of two processes with the same relays each relay runs in one, whichever took it over last.

@@ -19,6 +19,9 @@ const SETTLES: Duration = Duration::from_secs(10);
 /// The same where two processes have the same relays: longer than any wait between two tries.
 const DECIDES: Duration = Duration::from_secs(40);
 
+/// How often it is looked whether a relay has started, at most.
+const STARTS: usize = 25;
+
 /// Stretches of time for which all sinks are away, in each of which something is stored. Smaller: a stream that comes to a stand later is not seen.
 const HELD_OUT: usize = 4;
 const STORES: Duration = Duration::from_secs(10);
@@ -32,7 +35,7 @@ impl Running {
         }
         self.moods(Some(Mood::Fine));
         sleep(if self.former.is_some() { DECIDES } else { SETTLES }).await;
-        self.one_of_two();
+        self.one_of_two().await;
         self.stop_collecting().await;
         self.wait().await;
         if let Some(process) = self.process.take() {
@@ -83,17 +86,25 @@ impl Running {
     }
 
     /// Of two processes with the same relays each relay runs in one, whichever took it over last.
-    fn one_of_two(&mut self) {
+    async fn one_of_two(&mut self) {
         let (Some(former), Some(process)) = (self.former.take(), &self.process) else { return };
         // One that still finds another's write between its look and its own has taken nothing over.
         let is_running = |status: &relay::Status| !matches!(status.activity, Activity::Failed | Activity::Starting);
         let runs = |process: &Process| -> Vec<bool> { process.relays.status().iter().map(is_running).collect() };
-        let (mut here, there) = (runs(process), runs(&former));
-        if here.iter().zip(&there).any(|(here, there)| here == there) {
+        let is_one = |(here, there): (&bool, &bool)| here != there;
+        // One that turns to the newest samples starts anew.
+        for _ in 0..STARTS {
+            if runs(process).iter().zip(&runs(&former)).all(is_one) {
+                break;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        let (here, there) = (runs(process), runs(&former));
+        if !here.iter().zip(&there).all(is_one) {
             self.sim.broken(format!("of two processes these relays run in the one, {there:?}, and in the other, {here:?}"));
         }
         drop(former);
-        if !here.drain(..).all(|runs| runs) {
+        if !here.iter().all(|runs| *runs) {
             self.process = None;
             self.relay();
         }

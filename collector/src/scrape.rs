@@ -373,6 +373,7 @@ impl Scrape {
                     let seconds = slot_ms.saturating_sub(since) / 1000;
                     tracing::info!(job = status.job, url = status.url, seconds, "the target is up again");
                 }
+                telemetry.searched_samples.inc_by(counts.searched);
                 for (defect, count) in counts.defects.found() {
                     telemetry.defects_tolerated.with_label_values(&[defect.as_str()]).inc_by(u64::from(count));
                 }

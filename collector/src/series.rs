@@ -279,6 +279,7 @@ impl SeriesCache {
     ) -> Result<(Slot, Put), PageError> {
         self.diverge(reading);
         reading.counts.scraped += 1;
+        reading.counts.searched += 1;
         if reading.is_over(self.options.sample_limit) {
             // The page is refused already: what else is on it is counted, not kept.
             let is_left = identity(&self.options)?.is_some();

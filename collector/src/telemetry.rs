@@ -19,6 +19,8 @@ use crate::slot::Missed;
 pub struct Telemetry {
     /// Samples put into frames, synthetic ones and staleness markers included.
     pub scraped_samples: IntCounter,
+    /// Samples whose series was not where the page before had it.
+    pub searched_samples: IntCounter,
     /// Samples in acknowledged messages.
     pub published_samples: IntCounter,
     /// Samples dropped, by stage and reason.
@@ -77,6 +79,10 @@ impl Telemetry {
             scraped_samples: counter(
                 "strata_scraped_samples_total",
                 "Samples put into frames, synthetic ones and staleness markers included.",
+            )?,
+            searched_samples: counter(
+                "strata_scrape_searched_samples_total",
+                "Samples whose series does not stand where the page before had it, new ones included: they cost many times what others do.",
             )?,
             published_samples: counter("strata_published_samples_total", "Samples in messages that the stream acknowledged.")?,
             dropped_samples: {

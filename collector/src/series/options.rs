@@ -52,6 +52,8 @@ pub struct Counts {
     pub post_relabel: u64,
     /// Series that the page before did not have: `scrape_series_added`.
     pub added: u64,
+    /// Samples whose series does not stand where the page before had it: it is looked for, and what is new is read. Of all others the bytes are compared only.
+    pub searched: u64,
     /// Samples dropped because their series has another one on this page. Of two with the same time (or none) the first stays; of two with
     /// different explicit timestamps the last on the page, because a frame holds one sample per series.
     pub duplicates: u64,

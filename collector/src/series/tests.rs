@@ -10,6 +10,7 @@ use crate::parse;
 
 mod edits;
 pub(super) mod formats;
+mod moves;
 
 /// A series as `name{label=value,…}`.
 pub(super) fn key(series: sample::Series<'_>) -> String {

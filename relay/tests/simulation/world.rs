@@ -361,7 +361,11 @@ impl Running {
         }
         self.left = match self.left.take() {
             Some(_) => None,
-            None => self.sim.with(|world| self.setup.relays.choose(&mut world.random).map(|relay| relay.name.clone())),
+            // One that has not begun has nothing in the stream yet.
+            None => self.sim.with(|world| {
+                let name = self.setup.relays.choose(&mut world.random).map(|relay| relay.name.clone());
+                name.filter(|name| world.model.begun.contains_key(name))
+            }),
         };
         // What hangs on a base that went with a backlog cannot be read when it comes back.
         self.sim.with(|world| world.model.walls += 1);

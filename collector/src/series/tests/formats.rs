@@ -339,25 +339,6 @@ fn a_metric_without_its_value_is_no_sample() {
     assert_eq!(counts.defects.found().collect::<Vec<_>>(), [(Defect::ValueMissing, 2)]);
 }
 
-#[test]
-fn families_that_move_stay_on_the_fast_path() {
-    let gauge = |name: &str, value: f64| {
-        let metrics: Vec<Vec<u8>> =
-            (0..40).map(|x| [label("x", &x.to_string()), message(2, &double(1, value + f64::from(x)))].concat()).collect();
-        family(name, 1, &metrics.iter().map(Vec::as_slice).collect::<Vec<_>>())
-    };
-    let mut cache = SeriesCache::new(options());
-    let (a, b, c) = (gauge("a", 1.0), gauge("b", 2.0), gauge("c", 3.0));
-    cache.page_in(Format::Protobuf, &[a.clone(), b.clone(), c.clone()].concat()).expect("a good page");
-    let first = said(&cache);
-    for page in [[&c, &a, &b], [&b, &c, &a], [&a, &b, &c]] {
-        let counts = cache.page_in(Format::Protobuf, &page.map(Clone::clone).concat()).expect("a good page");
-        assert_eq!((said(&cache), counts.added), (first.clone(), 0));
-    }
-    let counts = cache.page_in(Format::Protobuf, &[a, gauge("new", 9.0), c].concat()).expect("a good page");
-    assert_eq!((counts.added, counts.scraped), (40, 120));
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 

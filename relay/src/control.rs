@@ -1,7 +1,7 @@
 //! Control: what the trim and people ask of a running relay.
 //!
-//! *In*: a sequence to give up to, a slot to forget before, a pause. *Out*: wake-ups for the relay's two tasks. *Bound*: one of each, the highest wins.
-//! *When full*: does not apply.
+//! *In*: a sequence to give up to, a slot to forget before, a sequence that bases are needed from, a pause. *Out*: wake-ups for the relay's two tasks.
+//! *Bound*: one of each, the highest wins. *When full*: does not apply.
 
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -40,6 +40,7 @@ pub struct Control {
     skip_to: AtomicU64,
     why: AtomicU8,
     forget_before: AtomicI64,
+    based_from: AtomicU64,
     pause: Mutex<Option<Pause>>,
     /// Wakes the reading task.
     pub reader: Notify,
@@ -53,6 +54,7 @@ impl Default for Control {
             skip_to: AtomicU64::new(0),
             why: AtomicU8::new(0),
             forget_before: AtomicI64::new(i64::MIN),
+            based_from: AtomicU64::new(0),
             pause: Mutex::default(),
             reader: Notify::new(),
             sender: Notify::new(),
@@ -83,6 +85,7 @@ impl Control {
     /// The stream was rolled back: sequences asked for before mean other messages now.
     pub fn void(&self) {
         self.skip_to.store(0, Ordering::Release);
+        self.based_from.store(0, Ordering::Release);
     }
 
     /// Why it is given up.
@@ -98,6 +101,17 @@ impl Control {
     pub fn forget_before(&self, slot_ms: i64) {
         self.forget_before.fetch_max(slot_ms, Ordering::AcqRel);
         self.reader.notify_one();
+    }
+
+    /// Asks the relay to need no base below a sequence that it has passed, whatever is still seen of its target.
+    pub fn base_from(&self, seq: u64) {
+        self.based_from.fetch_max(seq, Ordering::AcqRel);
+        self.sender.notify_one();
+    }
+
+    /// The sequence from which on bases may be needed.
+    pub fn based_from(&self) -> u64 {
+        self.based_from.load(Ordering::Acquire)
     }
 
     /// Pauses the relay, or lets it go on.

@@ -206,6 +206,7 @@ impl Deliver {
         let control = self.control.clone();
         loop {
             self.rest(self.checkpoint.seq + 1).await?;
+            self.let_bases_go().await?;
             let step = if self.broken() {
                 let at = self.retry_suspects_at.unwrap_or_else(Instant::now);
                 tokio::select! {
@@ -432,7 +433,7 @@ impl Deliver {
         }
         self.checkpoint.seq = mark.seq;
         self.checkpoint.id = Some(mark.id.clone());
-        self.checkpoint.warm_from = mark.warm_from;
+        self.checkpoint.warm_from = mark.warm_from.max(self.based_from(mark.seq));
         let mut live = self.gauges.shared.live();
         if let Some(envelope) = &mark.envelope {
             self.checkpoint.positions.advance(envelope, &mark.subject, mark.at_ms);

@@ -218,9 +218,9 @@ impl Life {
                     shared.trouble(Activity::Failed, error.to_string(), 0);
                     // What must be given up meanwhile stops the others: then, and only then, it is tried once more.
                     let asked = async {
-                        let mut passed = shared.live().passed();
+                        let mut known = (shared.live().passed(), 0);
                         loop {
-                            if !self.skips(passed) {
+                            if !self.holds(known) {
                                 tokio::select! {
                                     () = self.control.sender.notified() => {}
                                     () = self.behind.sender.notified() => {}
@@ -230,8 +230,8 @@ impl Life {
                             tokio::time::sleep(HELD_RETRY).await;
                             // A process that took it over and lives has given up itself: to begin again would end it there.
                             let Ok(stored) = self.stored_position().await else { continue };
-                            passed = stored;
-                            if self.skips(passed) {
+                            known = stored;
+                            if self.holds(known) {
                                 return;
                             }
                         }
@@ -241,7 +241,7 @@ impl Life {
                         () = term.over() => continue,
                         () = asked => {}
                     }
-                    warn!(relay = name, "the relay has ended but must give up samples: it starts again");
+                    warn!(relay = name, "the relay has ended but holds what must go: it starts again");
                 }
                 Err(_) => {
                     tracing::error!(
@@ -293,15 +293,16 @@ impl Life {
         }
     }
 
-    /// The position that is stored; 0: none that can be read.
-    async fn stored_position(&self) -> Result<u64, PortError> {
+    /// The position that is stored, and the lowest sequence that it needs; 0: none that can be read.
+    async fn stored_position(&self) -> Result<(u64, u64), PortError> {
         let checkpoint = checkpoint::stored(&*self.streams.state, &self.relay.name).await?;
-        Ok(checkpoint.map_or(0, |checkpoint| checkpoint.passed()))
+        Ok(checkpoint.map_or((0, 0), |checkpoint| (checkpoint.passed(), checkpoint.floor())))
     }
 
-    /// Whether anything above a position is to be given up.
-    fn skips(&self, passed: u64) -> bool {
-        self.control.skipped().max(self.behind.skipped()) > passed
+    /// Whether anything above a position is to be given up, or anything below it held no more.
+    fn holds(&self, (passed, floor): (u64, u64)) -> bool {
+        let based_from = self.control.based_from().max(self.behind.based_from());
+        self.control.skipped().max(self.behind.skipped()) > passed || floor < based_from && based_from <= passed
     }
 }
 

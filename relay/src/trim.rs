@@ -224,11 +224,10 @@ impl Trim {
 
     /// The lowest sequence that a relay, a replay, or a relay that left the configuration needs; and the relays that left.
     async fn held(&mut self, info: &Info, shares: &Shares, checkpoints: &[Checkpoint]) -> Result<(u64, Vec<Left>), Error> {
+        let mut floor = checkpoints.iter().map(Checkpoint::floor).min().unwrap_or(info.last_seq + 1);
         let configured: BTreeSet<String> = self.plan.subjects.iter().map(|subject| subject.relay.name.clone()).collect();
         // At the wall a relay that left and a replay hold no more than what every relay may: ingest must not stop for them.
         let spared = if shares.at_wall() { shares.give_up_floor() } else { 0 };
-        let floors = self.plan.subjects.iter().zip(checkpoints).map(|(subject, checkpoint)| self.floor(subject, checkpoint, spared));
-        let mut floor = floors.min().unwrap_or(info.last_seq + 1);
         let mut all_left = Vec::new();
         for name in forget::names(&self.streams).await? {
             if configured.contains(&name) {
@@ -254,13 +253,6 @@ impl Trim {
             }
         }
         Ok((floor, all_left))
-    }
-
-    /// The lowest sequence that a relay needs. One that was asked to forget bases and waits for its sink cannot answer: they do not hold what is to go.
-    /// It has them in memory, and a life after this one finds those of all that it did not deliver, which are at most an eighth of the stream old.
-    fn floor(&self, subject: &Subject, checkpoint: &Checkpoint, spared: u64) -> u64 {
-        let is_silent = self.asked.get(&subject.relay.name).is_some_and(|since| since.elapsed() >= TRIM_INTERVAL);
-        if is_silent && checkpoint.passed() >= spared { checkpoint.floor().max(spared) } else { checkpoint.floor() }
     }
 
     /// The first sequence of the replay window and what its slots need; higher where the stream is too full for the window.
@@ -343,17 +335,19 @@ impl Trim {
         let Some(message) = self.streams.raw.get(floor).await? else { return Ok(()) };
         let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { return Ok(()) };
         let done = |(s, c): &(&Subject, &Checkpoint)| c.floor() < floor && (position(s, c) >= to || is_asked(s, c, to));
-        self.asked = self
-            .plan
-            .subjects
-            .iter()
-            .zip(checkpoints)
-            .filter(done)
+        let based = self.plan.subjects.iter().zip(checkpoints).filter(done);
+        self.asked = based
             .map(|(subject, _)| {
-                subject.control.forget_before(envelope.first_ms);
-                subject.behind.forget_before(envelope.first_ms);
-                let name = &subject.relay.name;
-                (name.clone(), before.get(name).copied().unwrap_or_else(Instant::now))
+                let since = before.get(&subject.relay.name).copied().unwrap_or_else(Instant::now);
+                for control in [&subject.control, &subject.behind] {
+                    control.forget_before(envelope.first_ms);
+                    // Who waits for its sink cannot forget. It has in memory what it needs; a life after it finds the bases of all that it did not
+                    // deliver, which are at most an eighth of the stream old.
+                    if since.elapsed() >= TRIM_INTERVAL {
+                        control.base_from(floor);
+                    }
+                }
+                (subject.relay.name.clone(), since)
             })
             .collect();
         Ok(())

@@ -160,6 +160,7 @@ impl Deliver {
                 self.control.sender.notify_one();
                 return Ok(());
             }
+            self.let_bases_go().await?;
             let left = pause.until_ms.map(|until| Duration::from_millis(until.saturating_sub(now_ms()).max(1).unsigned_abs()));
             let look = left.map_or(PAUSE_LOOK, |left| left.min(PAUSE_LOOK));
             tokio::select! {

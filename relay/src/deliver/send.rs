@@ -266,6 +266,7 @@ impl Deliver {
             if flying.is_empty() {
                 self.rest(seq).await?;
             }
+            self.let_bases_go().await?;
             // What a stop meets waiting does not go again; what is on its way is waited for.
             let ending = stop.is_cancelled() && !work.waiting.is_empty();
             let skips = self.skips(seq);

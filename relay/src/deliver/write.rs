@@ -17,6 +17,23 @@ impl Deliver {
         }
     }
 
+    /// From where on bases may be needed, as the trim asked, of a position that has passed that.
+    pub(super) fn based_from(&self, seq: u64) -> u64 {
+        Some(self.control.based_from()).filter(|from| *from <= seq && self.seat.is_some()).unwrap_or(0)
+    }
+
+    /// Writes that no base below what the trim asks for is needed.
+    pub(super) async fn let_bases_go(&mut self) -> Result<(), Halt> {
+        let from = self.based_from(self.checkpoint.seq);
+        if from > self.checkpoint.warm_from {
+            self.checkpoint.warm_from = from;
+            self.dirty = true;
+            self.write().await?;
+            self.trim.notify_one();
+        }
+        Ok(())
+    }
+
     /// Writes before a wait that may be long.
     pub(super) async fn write_if_due(&mut self) -> Result<(), Halt> {
         if self.dirty && !self.skipping() { self.write().await } else { Ok(()) }

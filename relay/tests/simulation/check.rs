@@ -1,16 +1,15 @@
 //! What was promised, held against what happened.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bundled_nats::ambient::now_ms;
 use bundled_nats::ledger::Stage;
-use bundled_nats::port::{Log as _, State as _};
+use bundled_nats::port::State as _;
 use bundled_nats::twin::Twin;
 use collector::publish::Left;
 use relay::audit::{Request, audit};
 use relay::checkpoint::{Checkpoint, key};
 use relay::replay::Outcome;
-use relay::trim::WINDOW_ABOVE;
 use relay::{Activity, Status, replays};
 
 use crate::collecting::{NOISE, unstored};
@@ -19,20 +18,13 @@ use crate::sim::{START_MS, Sim};
 use crate::sink::whose;
 use crate::world::{PICKY, PLAIN, Running};
 
-/// How long after a refusal the trim may act on it.
-const REFUSED_MS: i64 = 5_000;
-
 /// A purge is about to run: what goes must be done with, or booked.
 pub async fn purge(sim: &Sim, twin: &Twin, keep_from: u64) {
-    let is_above = twin.raw.info().await.is_ok_and(|info| info.bytes as f64 > info.max_bytes as f64 * WINDOW_ABOVE);
     for relay in [PLAIN, PICKY] {
         let Ok(Some(_)) = twin.state.get(&key(relay)).await else { continue };
         let broken = sim.with(|world| {
             let model = &world.model;
-            let up_to = |known: &BTreeMap<String, u64>| known.get(relay).copied().unwrap_or(0);
-            // Bases alone hold no full stream. A wall that was met once is believed in for a while.
-            let is_full = is_above || model.walls > 0 || now_ms() - model.refused_ms < REFUSED_MS;
-            let floor = up_to(&model.floors).max(if is_full { up_to(&model.passed) } else { 0 });
+            let floor = model.floors.get(relay).copied().unwrap_or(0);
             if keep_from > floor && !model.is_away(relay) {
                 return Some(format!("what '{relay}' needs from {floor} on is purged up to {keep_from}"));
             }

@@ -110,8 +110,6 @@ pub struct Model {
     pub begun: BTreeMap<String, i64>,
     /// Up to where relays said that they need nothing any more.
     pub floors: BTreeMap<String, u64>,
-    /// The same but for bases.
-    pub passed: BTreeMap<String, u64>,
     pub entries: BTreeMap<u64, Entry>,
     /// Parked samples, by relay.
     pub parked: BTreeMap<String, BTreeMap<u64, u32>>,
@@ -120,8 +118,6 @@ pub struct Model {
     pub tears: Vec<(i64, Option<i64>)>,
     /// How often a position was an older one again.
     pub rewinds: u32,
-    /// When the stream last had no room for a message.
-    pub refused_ms: i64,
     /// How often there was less room than the stream should have.
     pub walls: u32,
     /// How often each relay turned to the newest samples.
@@ -241,8 +237,6 @@ impl Model {
         self.begun.entry(relay.to_owned()).or_insert_with(now_ms);
         let floor = self.floors.entry(relay.to_owned()).or_default();
         *floor = needs(&checkpoint).max(*floor);
-        let passed = self.passed.entry(relay.to_owned()).or_default();
-        *passed = checkpoint.passed().max(*passed);
         let behind = |value: &Bytes| serde_json::from_slice::<Checkpoint>(value).ok().and_then(|checkpoint| checkpoint.behind);
         let had = self.written.get(key).and_then(|written| written.last()).is_some_and(|(_, value)| behind(value).is_some());
         if checkpoint.behind.is_some() && !had {

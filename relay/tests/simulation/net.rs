@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bundled_nats::ambient::now_ms;
 use bundled_nats::port::{Entry, Error, Headers, Info, Log, Message, PublishError, Read, State, Streams};
 use bundled_nats::twin::{Twin, TwinLog, TwinState};
 use bytes::Bytes;
@@ -190,9 +189,8 @@ impl Log for Line {
         let effect = async move {
             let done = log.publish(&subject, &headers, payload.clone(), expect_last).await;
             let tears = sim.with(|world| {
-                match &done {
-                    Ok(seq) => world.model.took(name, *seq, &subject, &headers, &payload),
-                    Err(_) => world.model.refused_ms = now_ms(),
+                if let Ok(seq) = &done {
+                    world.model.took(name, *seq, &subject, &headers, &payload);
                 }
                 world.model.tears.len()
             });

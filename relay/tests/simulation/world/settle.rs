@@ -67,9 +67,11 @@ impl Running {
         }
     }
 
-    /// Where no relay may block it, the stream takes what comes however long all sinks are away.
+    /// Where no relay may block it, the stream takes what comes however long all sinks are away. Where it was torn, a relay finds its place again with
+    /// the next sample that its sink takes, and holds everything until then.
     async fn hold_out(&mut self) {
-        if self.former.is_some() || self.setup.relays.iter().any(|relay| relay.hold.on_full == OnFull::Block) {
+        let is_torn = self.sim.with(|world| !world.model.tears.is_empty());
+        if is_torn || self.former.is_some() || self.setup.relays.iter().any(|relay| relay.hold.on_full == OnFull::Block) {
             return;
         }
         self.moods(Some(Mood::Busy));

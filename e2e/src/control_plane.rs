@@ -27,11 +27,13 @@ use crate::tls::Authority;
 use crate::{http1, process, wait};
 
 mod accounts;
+mod gate;
 mod kubelet;
 mod namespace;
 pub mod objects;
 
 pub use accounts::Account;
+pub use gate::{Asked, Gate};
 pub use kubelet::RunningPod;
 pub use namespace::in_namespace;
 
@@ -342,6 +344,13 @@ impl ControlPlane {
         let namespace = objects::split(key).0.context("namespace/name")?;
         let folder = self.folder.path().join("accounts").join(key.replace('/', "."));
         Account::new(folder, SERVER, &self.authority.pem(), namespace, &self.token(key).await?)
+    }
+
+    /// A way to the API server on which requests are seen and may be held.
+    ///
+    /// *Errors*: no free port.
+    pub async fn gate(&self) -> Result<Gate> {
+        Gate::open(&self.authority).await
     }
 
     /// A token of a ServiceAccount, for an hour.

@@ -167,3 +167,6 @@ impl Candidate {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

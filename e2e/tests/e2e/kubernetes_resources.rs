@@ -12,8 +12,7 @@ use e2e::control_plane::{self, ControlPlane};
 use e2e::exporter::Exporter;
 use e2e::page::Page;
 use e2e::strata::Strata;
-use e2e::{http1, process, wait};
-use nix::sys::signal::Signal;
+use e2e::{http1, wait};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -429,36 +428,5 @@ fn a_service_monitor_becomes_jobs_and_what_it_may_not_is_an_event() -> Result<()
         .await?;
         assert!(!strata.log_tail(usize::MAX).contains("serviceMonitor/team/local/0"));
         strata.stop().await
-    })
-}
-
-#[test]
-fn a_leader_that_was_stopped_and_wakes_writes_nothing() -> Result<()> {
-    control_plane::test(async |plane| {
-        with_operator(plane).await?;
-        let scraped_by_one = exporter("one").await?;
-        let job = format!("scrape_configs: [{{job_name: one, static_configs: [{{targets: ['{}']}}]}}]\n", scraped_by_one.target());
-        plane.apply(&relay("strata", "out", &json!({ "sink": "stdout" }))).await?;
-        let delivered = async || Some(object(plane, "rx", "strata/out").await.ok()?["status"]["delivered"].as_i64().unwrap_or(0));
-        let mut first = Strata::start(&configuration(plane, &job)).await?;
-        wait::until("the first one leads", LIMIT, async || (delivered().await? > 0).then_some(())).await?;
-        let mut second = Strata::start(&configuration(plane, "")).await?;
-        process::signal(first.pid()?, Signal::SIGSTOP);
-        // The second one delivers nothing, and says so.
-        wait::until("the second one leads", 3 * LIMIT, async || (delivered().await? == 0).then_some(())).await?;
-        process::signal(first.pid()?, Signal::SIGCONT);
-        let mut looks = 0;
-        wait::until("the woken one knows that it does not lead", LIMIT, async || {
-            looks += 1;
-            assert_eq!(delivered().await?, 0, "the woken one wrote");
-            first.log_tail(20).contains("another process leads").then_some(())
-        })
-        .await?;
-        for _ in 0..5 {
-            assert_eq!(delivered().await, Some(0), "the woken one wrote, after {looks} looks");
-        }
-        second.stop().await?;
-        wait::until("the first one leads again, at once", LIMIT, async || (delivered().await? > 0).then_some(())).await?;
-        first.stop().await
     })
 }

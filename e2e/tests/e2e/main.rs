@@ -35,6 +35,7 @@ mod kubernetes_columns;
 mod kubernetes_discovery;
 mod kubernetes_faults;
 mod kubernetes_kubelet;
+mod kubernetes_leader;
 mod kubernetes_members;
 mod kubernetes_members_faults;
 mod kubernetes_operator;

@@ -1,0 +1,143 @@
+//! Who writes the statuses: one process, and never one that was stopped while another one took its place, though it has a write in hand when it wakes.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::control_plane::{self, Asked, ControlPlane};
+use e2e::exporter::Exporter;
+use e2e::page::Page;
+use e2e::process;
+use e2e::strata::Strata;
+use e2e::wait;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::kubernetes_resources::{granted, object, prepared, relay};
+use crate::roles::asked;
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// Until a Lease that is not renewed is taken.
+const TAKEN: Duration = Duration::from_secs(90);
+/// The write that is in hand: of the first object of a turn.
+const IN_HAND: &str = "PATCH /apis/strata.ctx.sh/v1beta1/namespaces/strata/relays/a/status";
+const LEASE: &str = "GET /apis/coordination.k8s.io/v1/namespaces/strata/leases/strata-run";
+
+/// What both processes have: the jobs `one` and `two`, each with the targets of a list, where there is one.
+fn configuration(kubeconfig: &Path, lists: Option<&Path>) -> String {
+    let job = |name: &str| match lists {
+        Some(folder) => json!({ "job_name": name, "file_sd_configs": [{ "files": [folder.join(format!("{name}.json"))] }] }),
+        None => json!({ "job_name": name }),
+    };
+    let kubernetes = json!({ "kubeconfig_file": kubeconfig, "namespace": "strata", "resources": true });
+    let global = json!({ "scrape_interval": "200ms", "scrape_timeout": "200ms" });
+    format!("kubernetes: {kubernetes}\nglobal: {global}\nscrape_configs: {}\n", json!([job("one"), job("two")]))
+}
+
+fn list(folder: &Path, job: &str, targets: &[String]) -> Result<()> {
+    let (path, new) = (folder.join(format!("{job}.json")), folder.join(format!("{job}.new")));
+    std::fs::write(&new, json!([{ "targets": targets }]).to_string())?;
+    Ok(std::fs::rename(new, path)?)
+}
+
+async fn exporter() -> Result<Exporter> {
+    Exporter::start_at(Page::new("page", "of_it 1\n", 1)?, "127.0.0.1:0".parse::<SocketAddr>()?).await
+}
+
+async fn status(plane: &ControlPlane, name: &str) -> Option<Value> {
+    Some(object(plane, "rx", &format!("strata/{name}")).await.ok()?["status"].clone())
+}
+
+async fn delivered(plane: &ControlPlane, name: &str) -> Option<i64> {
+    Some(status(plane, name).await?["delivered"].as_i64().unwrap_or(0))
+}
+
+/// Which write of them the objects are.
+async fn versions(plane: &ControlPlane) -> Result<Vec<Value>> {
+    let mut versions = Vec::new();
+    for name in ["a", "b"] {
+        versions.push(object(plane, "rx", &format!("strata/{name}")).await?["metadata"]["resourceVersion"].clone());
+    }
+    Ok(versions)
+}
+
+/// Whether a process wants something changed that only who leads may.
+fn is_write(request: &Asked) -> bool {
+    !request.line.starts_with("GET ") && ["/strata.ctx.sh/", "/events"].iter().any(|part| request.line.contains(part))
+}
+
+async fn pause(strata: &Strata, verb: &str) -> Result<()> {
+    let output = strata.command(&[verb, "strata_a"]).await?;
+    ensure!(output.code == 0, "{output:?}");
+    Ok(())
+}
+
+/// What the process itself says that the relay `a` has delivered, and that it has all there is.
+async fn drained(strata: &Strata) -> Option<i64> {
+    let relay = asked(strata, "/api/v1/relays/strata_a").await.ok()?;
+    (relay["lag"]["samples"] == 0 && relay["totals"]["read"] == relay["totals"]["delivered"])
+        .then(|| relay["totals"]["delivered"].as_i64())?
+}
+
+#[test]
+fn a_leader_that_was_stopped_and_wakes_writes_nothing() -> Result<()> {
+    control_plane::test(async |plane| {
+        prepared(plane).await?;
+        granted(plane, "roles.split=false").await?;
+        let (gate, lists) = (plane.gate().await?, tempfile::tempdir()?);
+        let kubeconfig = plane.account("strata/strata").await?.by_way_of(&gate.server())?;
+        let (once, ever) = (exporter().await?, exporter().await?);
+        list(lists.path(), "one", &[once.target()])?;
+        list(lists.path(), "two", &[ever.target()])?;
+        for (name, job) in [("a", "one"), ("b", "two")] {
+            plane.apply(&relay("strata", name, &json!({ "sink": "stdout", "from": [job] }))).await?;
+        }
+        let mut first = Strata::start(&configuration(&kubeconfig, Some(lists.path()))).await?;
+        for name in ["a", "b"] {
+            wait::until("the first one leads", LIMIT, async || (delivered(plane, name).await? > 0).then_some(())).await?;
+        }
+        // From here on the numbers of one object stay, and those of the other one grow.
+        list(lists.path(), "one", &[])?;
+        let all = wait::until("the status has all that the relay had", LIMIT, async || {
+            let targets = asked(&first, "/api/v1/targets").await.ok()?;
+            let is_over = !targets["targets"].as_array()?.iter().any(|target| target["job"] == "one");
+            let all = drained(&first).await.filter(|_| is_over)?;
+            (delivered(plane, "a").await? == all).then_some(all)
+        })
+        .await?;
+        let mut second = Strata::start(&configuration(&plane.kubeconfig(), None)).await?;
+
+        // It falls asleep in the middle of a turn: with a new condition in hand, its Event and the other object before it.
+        gate.hold(IN_HAND);
+        pause(&first, "pause").await?;
+        let in_hand = || gate.seen().iter().rposition(|request| request.line.starts_with(IN_HAND) && request.status.is_none());
+        let number = wait::until("a write is in hand", LIMIT, async || in_hand()).await?;
+        process::signal(first.pid()?, Signal::SIGSTOP);
+        for name in ["a", "b"] {
+            wait::until("the second one leads", TAKEN, async || (delivered(plane, name).await? == 0).then_some(())).await?;
+        }
+        let (before, asleep) = (versions(plane).await?, gate.seen().len());
+        gate.release();
+        let answered = wait::until("the write is answered", LIMIT, async || gate.seen().get(number)?.status).await;
+        process::signal(first.pid()?, Signal::SIGCONT);
+        ensure!(answered? == 409, "the API server takes what the one that sleeps had in hand");
+        let is_told = || first.log_tail(50).contains("another process leads");
+        wait::until_true("the woken one knows that it does not lead", LIMIT, is_told).await?;
+        let looks = || gate.seen().iter().skip(asleep).filter(|request| request.line.starts_with(LEASE)).count();
+        let more = looks() + 2;
+        wait::until_true("it has looked at the Lease twice since", LIMIT, || looks() >= more).await?;
+        let wanted: Vec<_> = gate.seen().into_iter().skip(asleep).filter(is_write).collect();
+        ensure!(wanted.is_empty(), "the woken one wants to write: {wanted:?}");
+        ensure!(versions(plane).await? == before, "somebody wrote");
+
+        // What it had written before it slept is not what is there.
+        pause(&first, "resume").await?;
+        second.stop().await?;
+        wait::until("the first one leads again, at once", LIMIT, async || {
+            (delivered(plane, "a").await? == all && delivered(plane, "b").await? > 0).then_some(())
+        })
+        .await?;
+        first.stop().await
+    })
+}

@@ -171,6 +171,23 @@ async fn who_comes_and_goes_moves_its_share_and_no_slot_is_missed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_learns_of_it_later_than_the_one_that_lets_go_misses_no_slot() {
+    let scene = Scene::new();
+    let members = ["one", "two"].map(|name| scene.start(name, &["one"]));
+    pass(INTERVAL * 3).await;
+    for member in &members {
+        member.knows_of(&["one", "two"]);
+        pass(HANDOVER).await;
+    }
+    pass(INTERVAL * 3).await;
+    let shares = members.each_ref().map(|member| member.share().0.len());
+    assert!(shares.iter().sum::<usize>() == TARGETS && shares[1] > 0, "{shares:?}");
+    let seen = scene.seen();
+    seen.is_whole();
+    assert_eq!(seen.ends, BTreeMap::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_takes_back_what_it_is_letting_go_of_misses_no_slot_and_has_none_twice() {
     let scene = Scene::new();
     let one = scene.start("one", &["one"]);

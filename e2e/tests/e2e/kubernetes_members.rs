@@ -1,5 +1,5 @@
 //! Three collectors that share annotated pods by their leases, with the rights that the chart gives them: one is killed, all are restarted one after the
-//! other, the one that leads sleeps. At the sink no slot is missed but those that nobody could know to take over, none comes twice, and the audit says so.
+//! other, one of them while the others learn late that it goes, the one that leads sleeps. At the sink no slot is missed but those that nobody could know to take over, none comes twice, and the audit says so.
 //!
 //! What is said of the targets is said of all of them, whichever member is asked: the status of a Discovery, and `strata why`.
 
@@ -17,6 +17,8 @@ use e2e::process;
 use e2e::record::STALE;
 use e2e::strata::Strata;
 use e2e::wait;
+use e2e::wire::Wire;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use nix::sys::signal::Signal;
 
@@ -34,6 +36,7 @@ const EVERY_MS: i64 = 1000;
 const TAKEN_OVER_MS: i64 = 15_000;
 /// How long a lease is good for after it was renewed.
 pub const VALID: Duration = Duration::from_secs(10);
+const KUBECONFIG: &str = "STRATA_KUBERNETES__KUBECONFIG_FILE";
 const DISCOVERY: &str = "
 apiVersion: strata.ctx.sh/v1beta1
 kind: Discovery
@@ -88,8 +91,8 @@ fn key(index: usize) -> String {
 }
 
 impl Scene {
-    /// All is there and shared; `kubeconfig`: that of the collectors.
-    pub async fn start(plane: &ControlPlane, kubeconfig: &Path) -> Result<Self> {
+    /// All is there and shared; `kubeconfigs`: those of the collectors.
+    pub async fn start(plane: &ControlPlane, kubeconfigs: [&Path; 3]) -> Result<Self> {
         let mut exporters = Vec::new();
         for index in 0..PODS {
             exporters.push(pod(plane, index).await?);
@@ -98,18 +101,19 @@ impl Scene {
         let sink = HttpSink::start().await?;
         let cluster = format!(
             "kubernetes: {{kubeconfig_file: '{}', namespace: strata, resources: true, share_targets: true}}\n",
-            kubeconfig.display()
+            kubeconfigs[0].display()
         );
         let installation = Installation::of(format!("{cluster}relays:\n{}", scene::http_relay("http", &sink, "")))?;
         let server = installation.start("nats").await?;
         let mut relay = installation.prepare("relay")?;
         let account = plane.account("strata/strata-relay").await?;
-        relay.set("STRATA_KUBERNETES__KUBECONFIG_FILE", account.kubeconfig().to_str().context("a path of text")?);
+        relay.set(KUBECONFIG, account.kubeconfig().to_str().context("a path of text")?);
         scene::start_again(&mut relay).await?;
         let mut members = Vec::new();
-        for i in 0..3 {
+        for (i, kubeconfig) in kubeconfigs.into_iter().enumerate() {
             let mut member = installation.prepare("collector")?;
             member.set("HOSTNAME", &name(i));
+            member.set(KUBECONFIG, kubeconfig.to_str().context("a path of text")?);
             scene::start_again(&mut member).await?;
             members.push(member);
         }
@@ -154,6 +158,21 @@ impl Scene {
         let from_ms = now_ms() - EVERY_MS;
         self.windows.push(Window { targets: self.share(i).await?, from_ms, to_ms: from_ms + TAKEN_OVER_MS });
         Ok(())
+    }
+
+    /// Stops a member. The others, who come by this way, learn of it when each of its targets has had a slot since.
+    async fn stop_unseen(&mut self, plane: &ControlPlane, i: usize, wire: &Wire) -> Result<()> {
+        let lease = format!("strata/strata.{}", name(i));
+        plane.get::<Lease>(&lease).await?;
+        wire.hold();
+        let learn = async {
+            wait::until("its lease is given back", LIMIT, async || plane.get::<Lease>(&lease).await.is_err().then_some(())).await?;
+            let since = Instant::now();
+            wait::until_true("an interval has gone by", LIMIT, || since.elapsed() > Duration::from_millis(EVERY_MS.unsigned_abs())).await?;
+            wire.release();
+            Ok(())
+        };
+        tokio::try_join!(self.members[i].stop(), learn).map(drop)
     }
 
     pub async fn rounds(&self, rounds: u64) -> Result<()> {
@@ -222,7 +241,9 @@ async fn leader(plane: &ControlPlane, other_than: Option<usize>) -> Result<usize
 fn members_come_go_and_sleep_and_no_slot_is_missed_or_doubled() -> Result<()> {
     control_plane::test(async |plane| {
         let account = prepared(plane).await?;
-        let mut scene = Scene::start(plane, &account.kubeconfig()).await?;
+        let wire = Wire::to("10.96.0.1:443".parse()?).await?;
+        let (late, direct) = (account.by_way_of(&format!("https://{}", wire.address()))?, account.kubeconfig());
+        let mut scene = Scene::start(plane, [&late, &late, &direct]).await?;
         scene.rounds(3).await?;
 
         scene.orphaned(0).await?;
@@ -239,7 +260,11 @@ fn members_come_go_and_sleep_and_no_slot_is_missed_or_doubled() -> Result<()> {
         for i in 0..3 {
             scene.rounds(2).await?;
             let since = Instant::now();
-            scene.members[i].stop().await?;
+            if i == 2 {
+                scene.stop_unseen(plane, i, &wire).await?;
+            } else {
+                scene.members[i].stop().await?;
+            }
             println!("a clean stop takes {:?}", since.elapsed());
             scene::start_again(&mut scene.members[i]).await?;
             scene.shared(3).await?;
@@ -353,7 +378,7 @@ async fn discovered(plane: &ControlPlane, targets: usize, collectors: usize) -> 
 fn a_discoverys_status_and_why_tell_of_the_targets_of_all_members() -> Result<()> {
     control_plane::test(async |plane| {
         let account = prepared(plane).await?;
-        let mut scene = Scene::start(plane, &account.kubeconfig()).await?;
+        let mut scene = Scene::start(plane, [&account.kubeconfig(); 3]).await?;
         let shares = scene.shared(3).await?;
         let last = discovered(plane, PODS, 1).await?;
         why_asks_who_knows(&scene.members, &shares, &scene.relay).await?;

@@ -48,7 +48,7 @@ fn nobodys_share_moves_while_the_api_server_is_away_forgets_or_refuses() -> Resu
         let kubeconfig = account.by_way_of(&format!("https://{}", wire.address()))?;
         account.rotate(&plane.short_token("strata/strata-collector", TOKEN_LASTS).await?)?;
         let begun = Instant::now();
-        let mut scene = Scene::start(plane, &kubeconfig).await?;
+        let mut scene = Scene::start(plane, [&kubeconfig; 3]).await?;
 
         // The overlap of the moves at the start is over: from here on each page is somebody's own.
         scene.rounds(5).await?;

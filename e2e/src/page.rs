@@ -109,6 +109,22 @@ pub fn read_head(head: &str) -> Result<Identity> {
     Ok(Identity { name: name.trim().to_owned(), labels })
 }
 
+/// Sum of a metric's samples on a page whose labels contain all of `labels` (`relay="a"`); 0 where there is none.
+///
+/// *Errors*: a line that does not follow the format.
+pub fn sum(page: &str, name: &str, labels: &[&str]) -> Result<f64> {
+    let mut sum = 0.0;
+    for line in page.lines() {
+        if let Some(line) = read_line(line)? {
+            let (found, rest) = line.head.split_once('{').unwrap_or((line.head, ""));
+            if found == name && labels.iter().all(|label| rest.contains(label)) {
+                sum += read_value(line.value)?;
+            }
+        }
+    }
+    Ok(sum)
+}
+
 /// The number a value text stands for.
 ///
 /// *Errors*: not a number of the format.

@@ -276,17 +276,7 @@ impl Strata {
     ///
     /// *Errors*: no answer.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
-        let page = String::from_utf8(http1::get(self.port, "/metrics").await?.body)?;
-        let mut sum = 0.0;
-        for line in page.lines() {
-            if let Some(line) = crate::page::read_line(line)? {
-                let (found, rest) = line.head.split_once('{').unwrap_or((line.head, ""));
-                if found == name && labels.iter().all(|l| rest.contains(l)) {
-                    sum += crate::page::read_value(line.value)?;
-                }
-            }
-        }
-        Ok(sum)
+        crate::page::sum(&String::from_utf8(http1::get(self.port, "/metrics").await?.body)?, name, labels)
     }
 
     /// Its process id.

@@ -61,21 +61,28 @@ impl Authority {
     ///
     /// *Errors*: `name` is none.
     pub fn server(&self, name: &str, expired: bool) -> Result<Identity> {
-        self.sign(&[name], ExtendedKeyUsagePurpose::ServerAuth, expired)
+        self.sign(&[name], &[ExtendedKeyUsagePurpose::ServerAuth], expired)
     }
 
     /// The identity of a server with many names and addresses.
     ///
     /// *Errors*: one of them is none.
     pub fn server_of(&self, names: &[&str]) -> Result<Identity> {
-        self.sign(names, ExtendedKeyUsagePurpose::ServerAuth, false)
+        self.sign(names, &[ExtendedKeyUsagePurpose::ServerAuth], false)
+    }
+
+    /// The identity of a member of a cluster: the others' server, and their client.
+    ///
+    /// *Errors*: one of the names is none.
+    pub fn member_of(&self, names: &[&str]) -> Result<Identity> {
+        self.sign(names, &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth], false)
     }
 
     /// A client's identity.
     ///
     /// *Errors*: `name` is none.
     pub fn client(&self, name: &str) -> Result<Identity> {
-        self.sign(&[name], ExtendedKeyUsagePurpose::ClientAuth, false)
+        self.sign(&[name], &[ExtendedKeyUsagePurpose::ClientAuth], false)
     }
 
     /// The identity of a user of Kubernetes, in a group.
@@ -89,9 +96,9 @@ impl Authority {
         self.issue(&params)
     }
 
-    fn sign(&self, names: &[&str], usage: ExtendedKeyUsagePurpose, expired: bool) -> Result<Identity> {
+    fn sign(&self, names: &[&str], usages: &[ExtendedKeyUsagePurpose], expired: bool) -> Result<Identity> {
         let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usages.to_vec();
         if expired {
             params.not_before = rcgen::date_time_ymd(2020, 1, 1);
             params.not_after = rcgen::date_time_ymd(2021, 1, 1);

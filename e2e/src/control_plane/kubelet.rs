@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::{ControlPlane, ENVIRONMENT, objects};
 use crate::strata::Output;
-use crate::{http1, process, strata, wait};
+use crate::{http1, page, process, strata, wait};
 
 /// Where the image has the binary.
 const PROGRAM: &str = "/usr/local/bin/strata";
@@ -117,6 +117,11 @@ impl ControlPlane {
         self.patch_status::<Pod>(key, &json!({ "status": { "phase": "Succeeded" } })).await.map(drop)
     }
 
+    /// What a claim (`namespace/name`) has on its volume.
+    pub fn claimed(&self, key: &str) -> PathBuf {
+        self.folder().join("claims").join(key.replace('/', "."))
+    }
+
     /// Starts the container of a pod.
     async fn container(&self, key: String, spec: &Value, ip: IpAddr, environment: &[(&str, String)]) -> Result<RunningPod> {
         let folder = self.folder().join("pods").join(key.replace('/', "."));
@@ -182,7 +187,7 @@ impl ControlPlane {
             let name = wanted["name"].as_str().context("a mount without a name")?;
             let volume = list(&spec["volumes"]).find(|volume| volume["name"] == name).with_context(|| format!("no volume {name}"))?;
             let source = match volume["persistentVolumeClaim"]["claimName"].as_str() {
-                Some(claim) => self.folder().join("claims").join(format!("{namespace}.{claim}")),
+                Some(claim) => self.claimed(&format!("{namespace}/{claim}")),
                 None => pod.folder.join("volumes").join(name),
             };
             fs::create_dir_all(&source)?;
@@ -296,9 +301,16 @@ impl RunningPod {
     ///
     /// *Errors*: it ended, or not in time.
     pub async fn ready(&mut self, port: u16) -> Result<()> {
+        self.ready_within(port, strata::READY_WITHIN).await
+    }
+
+    /// The same for one that waits for others itself.
+    ///
+    /// *Errors*: as above.
+    pub async fn ready_within(&mut self, port: u16, limit: Duration) -> Result<()> {
         let address = SocketAddr::from((self.ip, port));
         let child = self.child.as_mut().context("it does not run")?;
-        let ended = wait::until(&format!("{} is ready", self.key), strata::READY_WITHIN, async || {
+        let ended = wait::until(&format!("{} is ready", self.key), limit, async || {
             if let Ok(Some(status)) = child.try_wait() {
                 return Some(Some(status));
             }
@@ -308,6 +320,13 @@ impl RunningPod {
         .await?;
         ensure!(ended.is_none(), "{} ended: {ended:?}", self.key);
         Ok(())
+    }
+
+    /// Sum of a metric's samples at this port; 0 where there is none.
+    ///
+    /// *Errors*: no answer.
+    pub async fn metric(&self, port: u16, name: &str) -> Result<f64> {
+        page::sum(&String::from_utf8(http1::get_at(SocketAddr::from((self.ip, port)), "/metrics").await?.body)?, name, &[])
     }
 
     /// Brings the files of its ConfigMaps and Secrets up to date, as a kubelet does within a minute.

@@ -24,15 +24,16 @@ use crate::{kubernetes_resources, scene};
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
 const KUSTOMIZE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/kustomize/base");
 /// The nodes.
-const NODES: [&str; 2] = ["node-1", "node-2"];
+pub const NODES: [&str; 2] = ["node-1", "node-2"];
 /// Where Strata's pod is.
 const POD: &str = "10.2.0.1";
 /// Where pods are that end by themselves.
 const SHORT: &str = "10.2.0.2";
-const PORT: u16 = 9600;
+pub const PORT: u16 = 9600;
 /// Values that scrape often, so that a test sees many rounds.
 const VALUES: &str = "config.global.scrape_interval=1s";
-const WITHIN: Duration = Duration::from_secs(60);
+/// A cluster that lost its leader needs up to 47 s on a busy machine until samples arrive again.
+pub const WITHIN: Duration = Duration::from_secs(120);
 
 #[test]
 fn an_installed_chart_relays_an_annotated_pod_and_keeps_the_stream_over_upgrade_and_rollback() -> Result<()> {
@@ -261,13 +262,13 @@ fn taken(output: &strata::Output) -> usize {
     output.stdout.lines().filter(|line| line.ends_with("(server dry run)")).count()
 }
 
-/// Installs the chart with these values.
-async fn install(plane: &ControlPlane, set: &str) -> Result<()> {
-    plane.helm(&["install", "strata", CHART, "--namespace", "metrics", "--set", VALUES, "--set", set]).await.map(drop)
+/// Installs the chart with these values, and gives what it says to whoever did.
+pub async fn install(plane: &ControlPlane, set: &str) -> Result<String> {
+    plane.helm(&["install", "strata", CHART, "--namespace", "metrics", "--set", VALUES, "--set", set]).await
 }
 
 /// The Job that makes the seeds, run to its end.
-async fn make_seeds(plane: &ControlPlane) -> Result<()> {
+pub async fn make_seeds(plane: &ControlPlane) -> Result<()> {
     let jobs = plane.kubectl(&["-n", "metrics", "get", "jobs", "--output", "name"], "").await?;
     let name = jobs.stdout.trim().strip_prefix("job.batch/").with_context(|| format!("no one Job: {jobs:?}"))?;
     plane.run_pod::<Job>(&format!("metrics/{name}"), 0, (NODES[0], SHORT.parse()?), &[]).await?.end().await
@@ -286,22 +287,26 @@ async fn bring_seeds(plane: &ControlPlane) -> Result<()> {
     Ok(())
 }
 
-/// A pod of a role, by its number and that of its node. It listens at its own address: here all pods share one network.
-async fn role<K: Resource<DynamicType = ()>>(
+/// What else than rendered a pod is given: it listens at its own address, as here all pods share one network.
+pub fn listen(ip: &str) -> [(&'static str, String); 2] {
+    [("STRATA_SERVER__LISTEN", format!("{ip}:{PORT}")), ("STRATA_FEEDS__LISTEN", format!("{ip}:4222"))]
+}
+
+/// A pod of a role, by its number and that of its node.
+pub async fn role<K: Resource<DynamicType = ()>>(
     plane: &ControlPlane,
     role: &str,
     (ordinal, node): (usize, usize),
     ip: &str,
 ) -> Result<RunningPod> {
-    let listen = [("STRATA_SERVER__LISTEN", format!("{ip}:{PORT}")), ("STRATA_FEEDS__LISTEN", format!("{ip}:4222"))];
-    plane.run_pod::<K>(&format!("metrics/strata-{role}"), ordinal, (NODES[node], ip.parse()?), &listen).await
+    plane.run_pod::<K>(&format!("metrics/strata-{role}"), ordinal, (NODES[node], ip.parse()?), &listen(ip)).await
 }
 
 /// The job that finds annotated objects.
-const JOB: &str = "kubernetes";
+pub const JOB: &str = "kubernetes";
 
 /// Namespaces and nodes; the definitions of the custom resources come with the chart.
-async fn prepare(plane: &ControlPlane) -> Result<()> {
+pub async fn prepare(plane: &ControlPlane) -> Result<()> {
     for namespace in ["metrics", "team"] {
         plane.namespace(namespace).await?;
     }
@@ -312,7 +317,7 @@ async fn prepare(plane: &ControlPlane) -> Result<()> {
 }
 
 /// An annotated pod of a node, by the node's number, and what it exposes.
-async fn annotated(plane: &ControlPlane, node: usize) -> Result<Exporter> {
+pub async fn annotated(plane: &ControlPlane, node: usize) -> Result<Exporter> {
     let ip: IpAddr = format!("10.1.0.{}", node + 1).parse()?;
     let name = format!("web-{node}");
     let page = scene::pages(&["node_exporter"]).await?.into_iter().next().context("a page")?;
@@ -331,7 +336,7 @@ fn relays(http: &HttpSink, kafka: &Kafka) -> String {
 }
 
 /// A relay that takes all from the start of the stream.
-fn relay(namespace: &str, sink: &Value) -> String {
+pub fn relay(namespace: &str, sink: &Value) -> String {
     let spec = json!({ "start": "earliest", "encode": "ndjson", "sink": sink });
     let metadata = json!({ "name": "warehouse", "namespace": namespace });
     json!({ "apiVersion": "strata.ctx.sh/v1beta1", "kind": "Relay", "metadata": metadata, "spec": spec }).to_string()
@@ -353,7 +358,7 @@ async fn roll(plane: &ControlPlane, pod: RunningPod, exporters: &[Exporter]) -> 
 }
 
 /// Waits until every round that was served up to now has arrived.
-async fn caught_up(sink: &HttpSink, exporter: &Exporter) -> Result<()> {
+pub async fn caught_up(sink: &HttpSink, exporter: &Exporter) -> Result<()> {
     let goal = exporter.next_round();
     wait::until_true("the sink has caught up", WITHIN, || {
         let ledger = sink.ledger();

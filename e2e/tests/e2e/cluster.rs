@@ -1,5 +1,6 @@
 //! Three servers as one cluster, formed from configuration alone: one lost, the service goes on; two lost, it says so and waits.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -84,7 +85,12 @@ async fn leader_seen_by(member: &Strata) -> Result<Option<String>> {
 
 /// What a member's server says of the stream of samples.
 pub async fn stream_seen_by(member: &Strata) -> Result<Value> {
-    let run = member.data_dir().join("nats/run");
+    stream_of(&member.data_dir()).await
+}
+
+/// The same, by the member's data folder.
+pub async fn stream_of(data_dir: &Path) -> Result<Value> {
+    let run = data_dir.join("nats/run");
     let ports =
         std::fs::read_dir(run)?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| path.extension().is_some_and(|e| e == "ports"));
     let ports: Value = serde_json::from_slice(&std::fs::read(ports.context("no ports file")?)?)?;

@@ -5,6 +5,7 @@
 mod bad_input;
 mod catching_up;
 mod chart;
+mod chart_cluster;
 mod chart_templates;
 mod clock;
 mod cluster;

@@ -1,7 +1,7 @@
 //! Targets by role in a cluster: the same, with the same labels, as Prometheus 3 finds them, through churn and an API server that is killed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -92,72 +92,107 @@ async fn alike(strata: &Strata, port: u16, roles: &[&str], count: usize) -> Resu
     Ok(())
 }
 
+/// An address of the second family, by number.
+fn second(index: usize) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, index as u16).into()
+}
+
+/// Pods without an address yet or a port, with an init container, of the second family or of both, that ended.
+fn pod(index: usize) -> Value {
+    let mut pod = objects::pod(&format!("shop/web-{index}"), &[ip(index)], &[("http", 80), ("metrics", 9100)]);
+    pod["metadata"]["labels"] = json!({ "app.kubernetes.io/name": "web", "shard": format!("s{}", index % 7) });
+    pod["metadata"]["annotations"] = json!({ "note": format!("number {index}") });
+    match index % 10 {
+        0 => pod["status"] = json!({ "phase": "Pending" }),
+        1 => pod["spec"]["containers"][0]["ports"] = json!([]),
+        2 => pod["spec"]["initContainers"] = json!([{ "name": "init", "image": "init:1", "ports": [{ "containerPort": 1234 }] }]),
+        3 => {
+            pod["status"]["podIP"] = json!(second(index));
+            pod["status"]["podIPs"] = json!([{ "ip": second(index) }]);
+        }
+        4 => pod["status"]["phase"] = json!("Succeeded"),
+        5 => {
+            pod["metadata"]["ownerReferences"] =
+                json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d", "uid": "1", "controller": true }]);
+        }
+        8 => pod["status"]["podIPs"] = json!([{ "ip": ip(index) }, { "ip": second(index) }]),
+        _ => {}
+    }
+    pod
+}
+
+/// Services with an address and headless ones, of one family, of the other, of both in either order; some publish addresses that are not ready.
+fn service(index: usize) -> Value {
+    // What the server itself gives away is above the first 256 of a family.
+    let first: IpAddr = match index % 10 {
+        9 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, index as u16 / 10 + 1).into(),
+        _ => Ipv4Addr::new(10, 96, 100 + (index / 250) as u8, (index % 250) as u8 + 1).into(),
+    };
+    let has_address = !index.is_multiple_of(3) && index % 10 != 3;
+    let mut service = objects::service(&format!("shop/svc-{index}"), has_address.then_some(first), &[("http", 80), ("metrics", 9100)]);
+    service["metadata"]["labels"] = json!({ "tier": "front" });
+    match index % 10 {
+        3 => {
+            service["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
+            service["spec"]["ipFamilies"] = json!(["IPv6", "IPv4"]);
+        }
+        8 => service["spec"]["ipFamilyPolicy"] = json!("PreferDualStack"),
+        9 => service["spec"]["ipFamilies"] = json!(["IPv6"]),
+        _ => {}
+    }
+    service["spec"]["publishNotReadyAddresses"] = json!(is_published(index));
+    service
+}
+
+/// Whether a service publishes addresses that are not ready.
+fn is_published(index: usize) -> bool {
+    index % 4 == 1
+}
+
+/// The slices of a service: of one family, of the other, or one of each; of names. Some addresses have no pod, are going, are published before they serve.
+fn slices(index: usize) -> Vec<Value> {
+    let service = format!("shop/svc-{index}");
+    let name = format!("web-{index}");
+    let of = |part: &str, addresses: [IpAddr; 2]| {
+        objects::endpoint_slice(&service, part, &[(addresses[0], &name), (addresses[1], "gone")], &[("http", 80)])
+    };
+    let both = [[ip(index), ip(index + 1_000)], [index, index + 1_000].map(second)];
+    let mut slice = of("a", both[usize::from(matches!(index % 10, 3 | 8 | 9))]);
+    match index % 5 {
+        0 => slice["endpoints"][0].as_object_mut().expect("a map").retain(|name, _| name != "targetRef"),
+        1 => slice["endpoints"][1]["conditions"] = json!({ "ready": false, "serving": true, "terminating": true }),
+        2 => slice["ports"] = json!([{ "name": "http", "port": 80, "appProtocol": "http" }, { "name": "metrics", "port": 9100 }]),
+        _ => {}
+    }
+    if is_published(index) {
+        slice["endpoints"][1]["conditions"] = json!({ "ready": true, "serving": false, "terminating": true });
+    }
+    if index % 50 == 7 {
+        slice["addressType"] = json!("FQDN");
+        slice["endpoints"][0]["addresses"] = json!([format!("web-{index}.example.com")]);
+        slice["endpoints"][1]["addresses"] = json!(["gone.example.com"]);
+    }
+    let other = (index % 5 == 3).then(|| of("b", both[0]));
+    [slice].into_iter().chain(other).collect()
+}
+
+/// A node; every second one has an address of each family.
+fn node(index: usize) -> Value {
+    let mut node = objects::node(&format!("node-{index}"), ip(60_000 + index), 10250);
+    if index % 2 == 1 {
+        let both = [json!(ip(60_000 + index)), json!(second(60_000 + index))].map(|ip| json!({ "type": "InternalIP", "address": ip }));
+        node["status"]["addresses"] = json!(both);
+    }
+    node
+}
+
 /// Many objects of all kinds; some of each are odd.
 async fn populate(plane: &ControlPlane) -> Result<()> {
     let count = OBJECTS;
-    plane.put_all::<Node>((0..10).map(|index| objects::node(&format!("node-{index}"), ip(60_000 + index), 10250))).await?;
-    plane
-        .put_all::<Pod>((0..count).map(|index| {
-            let mut pod = objects::pod(&format!("shop/web-{index}"), &[ip(index)], &[("http", 80), ("metrics", 9100)]);
-            pod["metadata"]["labels"] = json!({ "app.kubernetes.io/name": "web", "shard": format!("s{}", index % 7) });
-            pod["metadata"]["annotations"] = json!({ "note": format!("number {index}") });
-            match index % 10 {
-                // No address yet, no port, an init container, IPv6, ended.
-                0 => pod["status"] = json!({ "phase": "Pending" }),
-                1 => pod["spec"]["containers"][0]["ports"] = json!([]),
-                2 => pod["spec"]["initContainers"] = json!([{ "name": "init", "image": "init:1", "ports": [{ "containerPort": 1234 }] }]),
-                3 => {
-                    let address = format!("fd00::{index:x}");
-                    pod["status"]["podIP"] = json!(address);
-                    pod["status"]["podIPs"] = json!([{ "ip": address }]);
-                }
-                4 => pod["status"]["phase"] = json!("Succeeded"),
-                5 => {
-                    pod["metadata"]["ownerReferences"] =
-                        json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d", "uid": "1", "controller": true }])
-                }
-                _ => {}
-            }
-            pod
-        }))
-        .await?;
-    let address = |index: usize| {
-        Some(IpAddr::V4(Ipv4Addr::new(
-            10,
-            96,
-            100 + u8::try_from(index / 250).unwrap_or_default(),
-            u8::try_from(index % 250 + 1).unwrap_or_default(),
-        )))
-    };
-    plane
-        .put_all::<Service>((0..count).map(|index| {
-            let mut service = objects::service(
-                &format!("shop/svc-{index}"),
-                address(index).filter(|_| index % 3 > 0),
-                &[("http", 80), ("metrics", 9100)],
-            );
-            service["metadata"]["labels"] = json!({ "tier": "front" });
-            service
-        }))
-        .await?;
-    plane
-        .put_all::<EndpointSlice>((0..count).map(|index| {
-            let pod = format!("web-{index}");
-            let mut slice = objects::endpoint_slice(
-                &format!("shop/svc-{index}"),
-                "a",
-                &[(ip(index), &pod), (ip(index + 1_000), "gone")],
-                &[("http", 80)],
-            );
-            match index % 5 {
-                0 => slice["endpoints"][0].as_object_mut().expect("a map").retain(|name, _| name != "targetRef"),
-                1 => slice["endpoints"][1]["conditions"] = json!({ "ready": false, "serving": true, "terminating": true }),
-                2 => slice["ports"] = json!([{ "name": "http", "port": 80, "appProtocol": "http" }, { "name": "metrics", "port": 9100 }]),
-                _ => {}
-            }
-            slice
-        }))
-        .await?;
+    plane.put_all::<Node>((0..10).map(node)).await?;
+    plane.put_all::<Pod>((0..count).map(pod)).await?;
+    plane.put_all::<Service>((0..count).map(service)).await?;
+    plane.put_all::<EndpointSlice>((0..count).flat_map(slices)).await?;
     plane.put_all::<Endpoints>((0..count / 2).map(|index| {
         let pod = json!({ "kind": "Pod", "namespace": "shop", "name": format!("web-{index}") });
         json!({

@@ -190,10 +190,16 @@ impl Folder {
         Err(Error::OtherMember { path: self.root.clone(), before: say(before), now: say(now) })
     }
 
-    /// Tells where vendor agents connect, for those who look for it.
+    /// Tells where vendor agents connect, for those who look for it; Strata itself does not.
+    ///
+    /// *Errors*: it is not told. Then no address is there: an old one would lead agents, and their passwords, to whoever listens there now.
     pub fn tell_address(&self, address: &str) -> Result<(), Error> {
         let path = self.nats("address");
-        replace(&path, format!("{address}\n").as_bytes()).map_err(|source| failed("write", &path, source))
+        let Err(source) = replace(&path, format!("{address}\n").as_bytes()) else { return Ok(()) };
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, error)),
+            Ok(()) | Err(_) => Err(failed("write", &path, source)),
+        }
     }
 
     /// Where the running server leaves its ports.

@@ -76,6 +76,41 @@ async fn a_killed_server_comes_back_and_takes_messages() -> Result<()> {
     Ok(())
 }
 
+/// The file is for vendor agents. One that is there names the server that runs.
+#[tokio::test]
+async fn an_address_that_cannot_be_told_is_told_later_and_ends_no_server() -> Result<()> {
+    let (folder, registry) = (tempfile::tempdir()?, Registry::new());
+    let options = Options::new(folder.path().to_owned(), MIB, 64 * MIB);
+    let server = within(Server::start(options, &registry)).await??;
+    let (file, unwritable) = (folder.path().join("nats/address"), folder.path().join("nats/address.new"));
+    let before = std::fs::read_to_string(&file)?;
+    std::fs::create_dir(&unwritable)?;
+    let mut state = server.state();
+    kill(Pid::from_raw(server.pid().context("ready")?.cast_signed()), Signal::SIGKILL)?;
+    within(state.wait_for(|state| *state != ServerState::Ready)).await??;
+    within(state.wait_for(|state| *state == ServerState::Ready)).await??;
+    ensure!(!file.exists(), "an address where nobody listens any more is not left: {before}");
+    let pid = server.pid().context("ready")?;
+    std::fs::remove_dir(&unwritable)?;
+    let mut looks = tokio::time::interval(LOOK);
+    let told = within(async {
+        loop {
+            looks.tick().await;
+            if let Ok(told) = std::fs::read_to_string(&file) {
+                return told;
+            }
+        }
+    });
+    let told = told.await?;
+    let mut run = std::fs::read_dir(folder.path().join("nats/run"))?.filter_map(Result::ok).map(|entry| entry.path());
+    let ports = run.find(|path| path.to_string_lossy().ends_with(&format!("_{pid}.ports"))).context("the server says its ports")?;
+    let ports = std::fs::read_to_string(ports)?;
+    ensure!(ports.contains(&format!("\"{}\"", told.trim())), "{told} is not of {ports}");
+    ensure!(server.pid() == Some(pid), "the server is the one that could not tell its address");
+    server.stop().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_stop_is_clean_and_frees_the_folder() -> Result<()> {
     let folder = tempfile::tempdir()?;

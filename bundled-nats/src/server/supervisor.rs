@@ -127,12 +127,13 @@ impl Supervisor {
             return Error::Silent;
         };
         match self.get_ready(pid, &ports).await {
-            Ok(()) => self.watch(&ports).await,
+            Ok(is_told) => self.watch(&ports, is_told).await,
             Err(error) => error,
         }
     }
 
-    async fn get_ready(&mut self, pid: u32, ports: &Ports) -> Result<(), Error> {
+    /// Answers whether it is told where vendor agents connect.
+    async fn get_ready(&mut self, pid: u32, ports: &Ports) -> Result<bool, Error> {
         let mut wait = Wait::new();
         loop {
             let reason = match monitor::health(ports.monitoring).await {
@@ -171,7 +172,11 @@ impl Supervisor {
         for ((_, current), writer) in self.writers.iter().zip(writers) {
             current.send_replace(Some(writer));
         }
-        self.folder.tell_address(&ports.client)?;
+        let told = self.folder.tell_address(&ports.client);
+        if let Err(error) = &told {
+            let reason = chain(error);
+            tracing::warn!(target: "nats", reason, "cannot tell where vendor agents connect: the server runs, and it is told as soon as possible");
+        }
         self.life.send_replace(Some((Some(pid), durability)));
         self.metrics.up.set(1);
         self.state.send_replace(ServerState::Ready);
@@ -179,7 +184,7 @@ impl Supervisor {
             // Without a receiver the start was given up, and `stop` says so.
             drop(started.send(Ok(())));
         }
-        Ok(())
+        Ok(told.is_ok())
     }
 
     async fn connect(&self, role: Role, ports: &Ports) -> Result<Connection, Error> {
@@ -207,7 +212,7 @@ impl Supervisor {
         Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { streams, ..created })?)
     }
 
-    async fn watch(&self, ports: &Ports) -> Error {
+    async fn watch(&self, ports: &Ports, mut is_told: bool) -> Error {
         let (mut looks, mut ticks) = (interval(SPACE_PERIOD), interval(HEALTH_PERIOD));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -216,6 +221,8 @@ impl Supervisor {
             tokio::select! {
                 _ = looks.tick() => {
                     self.look_at_space();
+                    // Why it cannot be told was said at the first try.
+                    is_told = is_told || self.folder.tell_address(&ports.client).is_ok();
                     continue;
                 }
                 _ = ticks.tick() => self.metrics.look(),

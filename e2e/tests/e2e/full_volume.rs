@@ -50,6 +50,12 @@ impl Scene {
         Ok(file.set_len(file.metadata()?.len() - left)?)
     }
 
+    async fn is_killed(&mut self) -> Result<()> {
+        self.strata.kill().await?;
+        self.exporters.iter().for_each(Exporter::note_break);
+        Ok(())
+    }
+
     fn free(&self) -> Result<()> {
         Ok(std::fs::remove_file(&self.ballast)?)
     }
@@ -109,35 +115,56 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_volume_that_is_full_before_the_start_is_named_and_one_that_is_almost_full_stops_ingest_alone() -> Result<()> {
+async fn a_volume_that_is_full_or_almost_full_before_the_start_stops_ingest_alone() -> Result<()> {
     let mut scene = Scene::begin().await?;
-    scene.away.close().await;
-    scene::more_rounds(&scene.exporters, 2, LIMIT).await?;
-    scene.strata.kill().await?;
-    scene.exporters.iter().for_each(Exporter::note_break);
+    scene.is_killed().await?;
     scene.fill_but(0)?;
     scene.strata.launch()?;
-    let status = scene.strata.ended().await?;
-    let last = scene.strata.log_tail(1);
-    ensure!(status.code() == Some(1) && last.starts_with("error: ") && last.contains("the volume is full"), "{status}: {last}");
+    scene.refuses("the volume of buffer.data_dir").await?;
     scene.free()?;
+    scene.recovers("before the start, to the last byte").await?;
 
+    scene.away.close().await;
+    scene::more_rounds(&scene.exporters, 2, LIMIT).await?;
+    scene.is_killed().await?;
     scene.fill_but(FEW_BYTES)?;
     scene.strata.launch()?;
     scene.goes_on("before the start").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_without_room_for_the_server_is_named() -> Result<()> {
+    let mut strata = Strata::prepare("")?;
+    strata.keep_on_volume(1)?;
+    strata.launch()?;
+    let status = strata.ended().await?;
+    let last = strata.log_tail(1);
+    ensure!(status.code() == Some(1) && last.starts_with("error: ") && last.contains("the volume is full"), "{status}: {last}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_fills_up_while_the_server_recovers_and_right_after_is_waited_for() -> Result<()> {
     let mut scene = Scene::begin().await?;
-    process::signal(scene.strata.nats_pid()?, Signal::SIGKILL);
+    let (nats, strata) = (scene.strata.nats_pid()?, scene.strata.pid()?);
+    // Stopped, it starts no server before the volume is full.
+    process::signal(strata, Signal::SIGSTOP);
+    process::signal(nats, Signal::SIGKILL);
     scene.fill_but(0)?;
-    scene.refuses("No space left on device").await?;
+    process::signal(strata, Signal::SIGCONT);
+    scene.refuses("the volume of buffer.data_dir").await?;
     scene.free()?;
     scene.recovers("while the server recovers").await?;
+    let restarts = scene.strata.metric("strata_nats_restarts_total", &[]).await?;
+    ensure!(restarts == 1.0, "{restarts} restarts after one kill: {}", scene.strata.log_tail(100));
 
     scene.away.close().await;
     scene::more_rounds(&scene.exporters, 2, LIMIT).await?;
     scene.fill_but(0)?;
-    scene.goes_on("right after").await
+    scene.refuses("the volume of buffer.data_dir").await?;
+    // Positions cannot be stored either, where no byte is left.
+    scene.away.reopen()?;
+    scene.free()?;
+    scene.recovers("right after").await?;
+    scene.ends().await
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use bundled_nats::ledger::{Booking, relay_minutes};
-use bundled_nats::port::{Error as PortError, Headers, Log};
+use bundled_nats::port::{Error as PortError, Headers, Log, Message};
 use bytes::Bytes;
 use sample::TargetId;
 use sample::sheet::{Kind, Named, Sheet, minute_of};
@@ -86,19 +86,32 @@ pub struct Minutes {
     booked: Instant,
 }
 
-/// The open sheet of a checkpoint.
+/// The open sheet of a relay's checkpoint.
 ///
 /// *Errors*: the ledger did not answer. `None`: it cannot be read, or its base is gone.
-pub async fn read(log: &Arc<dyn Log>, open: &Open) -> Result<Option<Sheet>, PortError> {
-    let base = match open.base {
-        0 => None,
-        seq => match log.get(seq).await?.map(|message| Sheet::decode(&message.payload, None)) {
-            Some(Ok(sheet)) => Some(sheet),
-            _ => return Ok(None),
-        },
+pub async fn read(log: &Arc<dyn Log>, relay: &str, open: &Open) -> Result<Option<Sheet>, PortError> {
+    let base = match (open.base, base(log, relay, open).await?) {
+        (0, _) => None,
+        (_, Some(sheet)) => Some(sheet),
+        (_, None) => return Ok(None),
     };
     let bytes = base64::engine::general_purpose::STANDARD.decode(&open.sheet).ok();
     Ok(bytes.and_then(|bytes| Sheet::decode(&bytes, base.as_ref()).ok()))
+}
+
+/// The booking that the open sheet is the rest of; none: there is none, or it cannot be read.
+async fn base(log: &Arc<dyn Log>, relay: &str, open: &Open) -> Result<Option<Sheet>, PortError> {
+    if open.base == 0 {
+        return Ok(None);
+    }
+    let subject = relay_minutes(relay);
+    let is_base = |message: &Message| Booking::get(&message.headers).is_some_and(|booking| booking.number == open.number);
+    let mut found = log.get(open.base).await?.filter(|message| message.subject == subject && is_base(message));
+    if found.is_none() {
+        // The fold stores the last booking anew.
+        found = log.last(&subject).await?.filter(is_base);
+    }
+    Ok(found.and_then(|message| Sheet::decode(&message.payload, None).ok()))
 }
 
 /// What became of a part's items, by target and slot.
@@ -171,16 +184,10 @@ impl Minutes {
         match &checkpoint.minutes {
             Some(open) => {
                 (minutes.number, minutes.since) = (open.number, open.since);
-                match read(&minutes.log, open).await? {
+                match read(&minutes.log, relay, open).await? {
                     Some(sheet) => {
                         minutes.base = open.base;
-                        if open.base > 0 {
-                            minutes.known = minutes
-                                .log
-                                .get(open.base)
-                                .await?
-                                .map_or(0, |base| Sheet::decode(&base.payload, None).map_or(0, |base| base.targets().len()));
-                        }
+                        minutes.known = base(&minutes.log, relay, open).await?.map_or(0, |base| base.targets().len());
                         minutes.sheet = sheet;
                     }
                     None => warn!(relay, "the counts of the last minutes are unreadable: an audit of them will not balance"),

@@ -114,9 +114,12 @@ struct Teller<'a> {
 }
 
 impl Slots {
-    /// Takes a moment of a process' life, in the order of the ledger.
+    /// Takes a moment of a process' life, in the order of the ledger; one that the fold stored anew may be there twice.
     pub fn lived(&mut self, producer: &str, life: Life) {
-        self.lives.entry(producer.to_owned()).or_default().push(life);
+        let lives = self.lives.entry(producer.to_owned()).or_default();
+        if lives.last() != Some(&life) {
+            lives.push(life);
+        }
     }
 
     /// Takes a loss before the stream.

@@ -4,7 +4,9 @@
 //! before the purge. *Bound*: one entry of each kind in memory, one look per [`FOLD_INTERVAL`]. *When full*: a ledger without room for the
 //! summary: that waits in `STRATA_STATE` from before the purge until there is.
 //!
-//! Bookings of minutes become one sheet per writer: whole hours where nothing was lost, minutes where something was. The newest ones of each writer stay.
+//! Bookings of minutes become one sheet per writer: whole hours where nothing was lost, minutes where something was. The last one of each writer, which it goes
+//! on from, is stored anew under its number before the purge: it replaces itself, so it counts once at every moment, and a writer that is silent or gone stops
+//! no fold.
 //!
 //! A summary carries [`FOLDED`], the sequence up to which it speaks: an entry of its kind at or below that sequence counts no more. So the sums
 //! are right at every moment, also between the summary and the purge, and a fold that was interrupted is only done again.
@@ -16,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bundled_nats::ledger::{Booking, Entry, Stage, folded_minutes};
+use bundled_nats::ledger::{Booking, Entry, Stage, folded_minutes, relay_minutes};
 use bundled_nats::port::{Error, Headers, Info, Log, Message, PublishError, Read, State};
 use bytes::Bytes;
 use sample::sheet::{Cell, Kind as Counted, Sheet, Term};
@@ -39,6 +41,9 @@ pub const FOLD_ABOVE: f64 = 0.8;
 
 /// Share above which an entry that a relay may still want to find is folded too: full, it would stop every relay.
 const URGENT_ABOVE: f64 = 0.95;
+
+/// Share above which a writer's last booking is folded too. Larger: the largest message finds no room before; smaller: audits of silent relays suffer.
+const CROWDED_ABOVE: f64 = 0.97;
 
 /// The oldest such part of the messages is folded at a time.
 const FOLD_SHARE: u64 = 8;
@@ -89,6 +94,20 @@ struct Oldest {
     kinds: BTreeMap<Kind, Option<Entry>>,
     /// Bookings that count, by subject; none: a summary says it all.
     bookings: BTreeMap<String, Vec<Booked>>,
+    /// The last bookings of their writers.
+    last: Vec<Message>,
+}
+
+/// What a booking is to its writer.
+enum Standing {
+    /// The last one: the writer goes on from it.
+    Last,
+    /// One that came again later.
+    Replaced,
+    /// A relay still goes on from it, or has to make the one after it again.
+    Wanted,
+    /// One of its past.
+    Past,
 }
 
 /// Folds the ledger.
@@ -112,12 +131,13 @@ impl Fold {
         if fill <= FOLD_ABOVE {
             return Ok(false);
         }
-        let Oldest { upto, count, kinds, bookings } = self.oldest(&info, fill > URGENT_ABOVE).await?;
-        let into = kinds.len() + bookings.len();
+        let Oldest { upto, count, kinds, bookings, last } = self.oldest(&info, fill).await?;
+        let into = kinds.len() + bookings.len() + last.len();
         if count <= into as u64 {
             warn!(entries = info.messages, "the ledger is nearly full and cannot be folded further: losses may wait to be booked");
             return Ok(false);
         }
+        self.renew(&last).await?;
         let sheets = bookings.into_iter().filter(|(_, all)| !all.is_empty()).map(|(subject, all)| Hours::of(subject, &all)).collect();
         let pending = Pending { upto, entries: kinds.into_values().flatten().collect(), sheets };
         match self.publish_all(&pending).await {
@@ -130,6 +150,21 @@ impl Fold {
         info!(entries = purged, into, "the ledger's oldest entries were folded: their sums stay");
         self.finish().await?;
         Ok(purged > 0)
+    }
+
+    /// Stores the last bookings of writers anew.
+    ///
+    /// *Errors*: there is no room, or a writer has booked meanwhile: the next look finds out.
+    async fn renew(&self, last: &[Message]) -> Result<(), Error> {
+        for message in last {
+            let mut headers = Headers::default();
+            // The others speak of the way that it was published in.
+            message.headers.iter().filter(|(name, _)| name.starts_with("St-")).for_each(|(name, value)| headers.insert(name, value));
+            headers.insert("Nats-Msg-Id", format!("renew:{}:{:x}", message.seq, nonce()));
+            let stored = self.ledger.publish(&message.subject, &headers, message.payload.clone(), Some(message.seq)).await;
+            stored.map_err(|error| unavailable(&error))?;
+        }
+        Ok(())
     }
 
     /// Publishes what waits in the state since there was no room.
@@ -186,19 +221,30 @@ impl Fold {
     }
 
     /// Adds up the oldest entries.
-    async fn oldest(&self, info: &Info, urgent: bool) -> Result<Oldest, Error> {
-        let wanted = info.first_seq + (info.messages / FOLD_SHARE).max(1);
+    async fn oldest(&self, info: &Info, fill: f64) -> Result<Oldest, Error> {
+        let (urgent, crowded) = (fill > URGENT_ABOVE, fill > CROWDED_ABOVE);
+        let share = (info.messages / FOLD_SHARE).max(1);
         let mut read = self.ledger.read(info.first_seq, BYTES_IN_FLIGHT).await?;
-        let Oldest { mut upto, mut count, mut kinds, mut bookings } =
+        let Oldest { mut upto, mut count, mut kinds, mut bookings, mut last } =
             Oldest { upto: info.first_seq.saturating_sub(1), ..Oldest::default() };
         let mut folded: BTreeMap<Kind, u64> = BTreeMap::new();
-        while upto + 1 < wanted {
+        // What is stored anew makes no room: writers that are gone may fill an eighth with it.
+        while count - (last.len() as u64) < share && upto < info.last_seq {
             let message = next(&mut read).await?;
             if let Some(booking) = Booking::get(&message.headers) {
-                if folded_to(&message).is_none() && self.is_last(&message, booking).await? {
+                let standing = self.standing(&message, booking).await?;
+                if matches!(standing, Standing::Wanted) && !urgent {
                     break;
                 }
                 (upto, count) = (message.seq, count + 1);
+                match standing {
+                    Standing::Replaced => continue,
+                    Standing::Last if !crowded => {
+                        last.push(message);
+                        continue;
+                    }
+                    Standing::Last | Standing::Wanted | Standing::Past => {}
+                }
                 let subject = message.subject.replacen("strata.ledger.folded.", "strata.ledger.", 1);
                 let done = self.folded(&folded_minutes(&subject)).await?;
                 let all = bookings.entry(subject).or_default();
@@ -237,19 +283,35 @@ impl Fold {
                 }
             }
         }
-        Ok(Oldest { upto, count, kinds, bookings })
+        Ok(Oldest { upto, count, kinds, bookings, last })
     }
 
-    /// Whether a writer goes on from this booking, or may still make it again.
-    async fn is_last(&self, message: &Message, booking: Booking) -> Result<bool, Error> {
-        let last = self.ledger.last(&message.subject).await?.and_then(|last| Booking::get(&last.headers));
-        Ok(last.is_none_or(|last| booking.number + 1 >= last.number))
+    async fn standing(&self, message: &Message, booking: Booking) -> Result<Standing, Error> {
+        if folded_to(message).is_some() {
+            return Ok(Standing::Past);
+        }
+        let last = self.ledger.last(&message.subject).await?;
+        let newest = last.and_then(|last| Some((last.seq, Booking::get(&last.headers)?.number)));
+        match newest {
+            Some((seq, _)) if seq == message.seq => return Ok(Standing::Last),
+            Some((_, number)) if number <= booking.number => return Ok(Standing::Replaced),
+            Some(_) | None => {}
+        }
+        let Some(relay) = message.subject.strip_prefix(&relay_minutes("")).filter(|relay| self.is_planned(relay)) else {
+            return Ok(Standing::Past);
+        };
+        let known = checkpoint::stored(&*self.state, relay).await?.and_then(|checkpoint| checkpoint.minutes);
+        Ok(if known.is_some_and(|open| open.number <= booking.number) { Standing::Wanted } else { Standing::Past })
+    }
+
+    fn is_planned(&self, relay: &str) -> bool {
+        self.planned.borrow().subjects.iter().any(|subject| subject.relay.name == relay)
     }
 
     /// Whether a relay that starts again must find this entry, so as not to book the same once more; without a checkpoint, all that is known.
     async fn is_wanted(&self, message: &Message, entry: &Entry) -> Result<bool, Error> {
         let (Some(relay), Some((_, to)), Stage::Relay | Stage::Stream) = (&entry.relay, entry.seqs, entry.stage) else { return Ok(false) };
-        if message.headers.get(FOLDED).is_some() || !self.planned.borrow().subjects.iter().any(|subject| subject.relay.name == *relay) {
+        if message.headers.get(FOLDED).is_some() || !self.is_planned(relay) {
             return Ok(false);
         }
         if self.ledger.last(&message.subject).await?.is_none_or(|last| last.seq != message.seq) {

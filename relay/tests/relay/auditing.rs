@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
-use bundled_nats::ledger::Booking;
+use bundled_nats::ledger::{Booking, Entry, Life, Stage, collector_minutes};
 use bundled_nats::port::{Headers, Log, State};
 use bundled_nats::twin::{Fault, Twin};
 use relay::audit::{Hole, Statement, Terms};
@@ -175,7 +175,7 @@ async fn what_is_lost_is_named_with_its_reason_and_the_sums_still_add_up() {
 /// Slots, and samples by kind, of each target in the open sheet of a relay.
 async fn by_target(twin: &Twin) -> BTreeMap<String, (u32, BTreeMap<Kind, i64>)> {
     let open = checkpoint(twin, "one").await.and_then(|checkpoint| checkpoint.minutes).expect("it was counted");
-    let sheet = relay::minutes::read(&twin.streams().ledger, &open).await.expect("up").expect("readable");
+    let sheet = relay::minutes::read(&twin.streams().ledger, "one", &open).await.expect("up").expect("readable");
     let mut all: BTreeMap<String, (u32, BTreeMap<Kind, i64>)> = BTreeMap::new();
     sheet.each(|cell| {
         let (slots, kinds) = all.entry(cell.target.instance.to_string()).or_default();
@@ -306,6 +306,72 @@ async fn folded_minutes_keep_their_sums() {
     // Another headerless message of the ledger is none of its business.
     twin.ledger.publish("strata.ledger.relay.one.full", &Headers::default(), "{}".into(), None).await.expect("room");
     assert!(audited(&setup, range).await.balanced);
+}
+
+/// A collector whose targets are well books its start and nothing more; a relay that has nothing to deliver goes on from what it booked long ago.
+#[tokio::test(start_paused = true)]
+async fn what_silent_writers_booked_last_stops_no_fold_and_still_counts() {
+    for faults in [vec![], vec![Fault::LoseAnswer], vec![Fault::LoseRequest], vec![Fault::Full]] {
+        let twin = Twin::new(u64::MAX);
+        let setup = picky(&twin);
+        let (silent, mut headers) = (collector_minutes("silent"), Headers::default());
+        Booking { number: 1 }.put(&mut headers);
+        Life::Started(slot(0)).put(&mut headers);
+        twin.ledger.publish(&silent, &headers, Sheet::default().encode(0).into(), None).await.expect("room");
+        let mut producer = Producer::new(&twin, "p", 1);
+        let at = slot(0);
+        let relays = setup.start();
+        for k in 0..8 {
+            let last = producer.publish(&[scrape(1, at + k * 4 * SLOT, &PAGE)]).await;
+            tokio::time::sleep(Duration::from_secs(if k < 7 { 700 } else { 1 })).await;
+            passed(&twin, "one", last).await;
+        }
+        relays.stop(Duration::from_secs(5)).await;
+        let open = checkpoint(&twin, "one").await.and_then(|checkpoint| checkpoint.minutes).expect("it was counted");
+        assert!(open.base > 0, "the last page is counted beside a booking");
+        for k in 0..400 {
+            twin.ledger.publish("strata.ledger.relay.other.full", &Headers::default(), entry(k), None).await.expect("room");
+        }
+        let range = (at, at + 200 * SLOT);
+        let before = audited(&setup, range).await;
+        assert!(before.balanced && before.relays[0].scraped == 40, "{before:?}");
+        let fold =
+            relay::trim::Fold::new(twin.ledger.clone(), twin.state.clone(), tokio::sync::watch::channel(relay::trim::Plan::default()).1);
+        for fault in faults.iter().map(Some).chain(std::iter::repeat_n(None, 100)) {
+            let info = twin.ledger.info().await.expect("up");
+            twin.ledger.set_bytes_max(info.bytes * 10 / 9);
+            fault.into_iter().for_each(|fault| twin.ledger.inject(*fault));
+            fold.look().await.unwrap_or_default();
+            let after = audited(&setup, range).await;
+            assert_eq!((after.balanced, &after.relays, &after.collection), (true, &before.relays, &before.collection), "{:?}", after.holes);
+        }
+        let info = twin.ledger.info().await.expect("up");
+        assert!(info.messages < 25 && info.first_seq > 400, "{faults:?}: {info:?}");
+        let relays = setup.start();
+        let last = producer.publish(&[scrape(1, at + 32 * SLOT, &PAGE)]).await;
+        passed(&twin, "one", last).await;
+        relays.stop(Duration::from_secs(5)).await;
+        let after = audited(&setup, range).await;
+        assert!(after.balanced && after.relays[0].scraped == 45, "it goes on from there: {after:?}");
+    }
+}
+
+/// An entry that has nothing to do with the relay of these tests.
+fn entry(k: u64) -> bytes::Bytes {
+    let (at_ms, relay) = (k as i64, Some("other".to_owned()));
+    let entry = Entry {
+        at_ms,
+        stage: Stage::Relay,
+        relay,
+        producer: None,
+        reason: "full".to_owned(),
+        samples: 1,
+        frames: 1,
+        seqs: None,
+        slots: None,
+        target: None,
+    };
+    serde_json::to_vec(&entry).expect("JSON").into()
 }
 
 #[tokio::test(start_paused = true)]

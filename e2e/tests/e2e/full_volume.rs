@@ -76,7 +76,11 @@ impl Scene {
     /// Waits until all that was scraped up to now is at both sinks; says how long that took since there was space.
     async fn recovers(&mut self, when: &str) -> Result<()> {
         let began = Instant::now();
-        self.strata.ready().await?;
+        // A server that hung on the full volume is silent for half a minute before it is ended.
+        wait::until("it is ready", 2 * LIMIT, async || {
+            (http1::get(self.strata.port(), "/readyz").await.ok()?.status() == 200).then_some(())
+        })
+        .await?;
         let ready = began.elapsed();
         scene::more_rounds(&self.exporters, 2, LIMIT).await?;
         for sink in [&self.there, &self.away] {

@@ -341,10 +341,9 @@ impl Trim {
                 let since = before.get(&subject.relay.name).copied().unwrap_or_else(Instant::now);
                 for control in [&subject.control, &subject.behind] {
                     control.forget_before(envelope.first_ms);
-                    // Who waits for its sink cannot forget. It has in memory what it needs; a life after it finds the bases of all that it did not
-                    // deliver, which are at most an eighth of the stream old.
+                    // Who waits for its sink cannot forget. It has in memory what it needs, and a life after it finds the bases of what it did not deliver.
                     if since.elapsed() >= TRIM_INTERVAL {
-                        control.base_from(floor);
+                        control.base_from(shares.bases_from().min(floor));
                     }
                 }
                 (subject.relay.name.clone(), since)

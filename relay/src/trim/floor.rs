@@ -60,6 +60,12 @@ impl Shares {
         self.keep(WINDOW_ABOVE - 0.05)
     }
 
+    /// Below, bases go although their targets may still be seen: little at a time, and of the part that is given up about two eighths stay below what is
+    /// kept, as a base may be older than it should by what waited in a collector's memory.
+    pub fn bases_from(&self) -> u64 {
+        self.keep_bytes(((self.info.bytes as f64).min(self.whole) * GIVE_UP_ABOVE) as u64)
+    }
+
     /// Up to where relays give up.
     pub fn give_up_to(&self) -> u64 {
         self.keep(GIVE_UP_KEEPS).saturating_sub(1)

@@ -337,12 +337,13 @@ impl Trim {
         let done = |(s, c): &(&Subject, &Checkpoint)| c.floor() < floor && (position(s, c) >= to || is_asked(s, c, to));
         let based = self.plan.subjects.iter().zip(checkpoints).filter(done);
         self.asked = based
-            .map(|(subject, _)| {
+            .map(|(subject, checkpoint)| {
                 let since = before.get(&subject.relay.name).copied().unwrap_or_else(Instant::now);
-                for control in [&subject.control, &subject.behind] {
+                // Of a backlog that came after this look nothing was asked yet.
+                for control in [Some(&subject.control), checkpoint.behind.as_ref().map(|_| &subject.behind)].into_iter().flatten() {
                     control.forget_before(envelope.first_ms);
                     // Who waits for its sink cannot forget. It has in memory what it needs, and a life after it finds the bases of what it did not deliver.
-                    if since.elapsed() >= TRIM_INTERVAL {
+                    if since.elapsed() >= TRIM_INTERVAL && checkpoint.passed() >= to {
                         control.base_from(shares.bases_from().min(floor));
                     }
                 }

@@ -47,11 +47,11 @@ async fn begun(raw: &dyn Log, seq: u64) -> Result<Positions, Error> {
     let mut positions = Positions::default();
     for subject in raw.subjects().await?.into_keys() {
         let next = raw.next_of(&subject, seq + 1).await?;
-        let is_next = next.is_some();
-        let message = if is_next { next } else { raw.last(&subject).await? };
+        let message = if next.is_some() { next } else { raw.last(&subject).await? };
         let Some(message) = message else { continue };
         let Ok(envelope) = Envelope::parse(|name| message.headers.get(name)) else { continue };
-        match is_next {
+        // It may have come since the next one was asked for.
+        match message.seq > seq {
             true => positions.begin_at(&envelope, &subject, message.time_ms),
             false => positions.advance(&envelope, &subject, message.time_ms),
         }

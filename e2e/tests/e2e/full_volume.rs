@@ -160,7 +160,8 @@ async fn a_volume_that_fills_up_while_the_server_recovers_and_right_after_is_wai
     scene.free()?;
     scene.recovers("while the server recovers").await?;
     let restarts = scene.strata.metric("strata_nats_restarts_total", &[]).await?;
-    ensure!(restarts == 1.0, "{restarts} restarts after one kill: {}", scene.strata.log_tail(100));
+    // A write that failed for want of space may stick to the server: then it is started once more, when there is space.
+    ensure!(restarts <= 2.0, "{restarts} restarts after one kill: {}", scene.strata.log_tail(100));
 
     scene.away.close().await;
     scene::more_rounds(&scene.exporters, 2, LIMIT).await?;

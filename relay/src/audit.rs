@@ -276,7 +276,7 @@ impl Of {
         match checkpoint {
             Some(Ok(Checkpoint { minutes: Some(open), seq, behind, .. })) => {
                 (of.since, of.number) = (open.since, open.number);
-                of.open = minutes::read(&streams.ledger, &of.relay.name, &open).await?;
+                of.open = minutes::read(&streams.ledger, &of.relay.name, &open).await?.map(|(sheet, _)| sheet);
                 if of.open.is_none() {
                     of.terms.trouble = Some("the counts of its last minutes are unreadable".to_owned());
                 }

@@ -86,17 +86,17 @@ pub struct Minutes {
     booked: Instant,
 }
 
-/// The open sheet of a relay's checkpoint.
+/// The open sheet of a relay's checkpoint, and how many targets its base has.
 ///
 /// *Errors*: the ledger did not answer. `None`: it cannot be read, or its base is gone.
-pub async fn read(log: &Arc<dyn Log>, relay: &str, open: &Open) -> Result<Option<Sheet>, PortError> {
-    let base = match (open.base, base(log, relay, open).await?) {
-        (0, _) => None,
-        (_, Some(sheet)) => Some(sheet),
-        (_, None) => return Ok(None),
-    };
+pub async fn read(log: &Arc<dyn Log>, relay: &str, open: &Open) -> Result<Option<(Sheet, usize)>, PortError> {
+    let base = base(log, relay, open).await?;
+    if open.base > 0 && base.is_none() {
+        return Ok(None);
+    }
     let bytes = base64::engine::general_purpose::STANDARD.decode(&open.sheet).ok();
-    Ok(bytes.and_then(|bytes| Sheet::decode(&bytes, base.as_ref()).ok()))
+    let sheet = bytes.and_then(|bytes| Sheet::decode(&bytes, base.as_ref()).ok());
+    Ok(sheet.map(|sheet| (sheet, base.map_or(0, |base| base.targets().len()))))
 }
 
 /// The booking that the open sheet is the rest of; none: there is none, or it cannot be read.
@@ -185,11 +185,7 @@ impl Minutes {
             Some(open) => {
                 (minutes.number, minutes.since) = (open.number, open.since);
                 match read(&minutes.log, relay, open).await? {
-                    Some(sheet) => {
-                        minutes.base = open.base;
-                        minutes.known = base(&minutes.log, relay, open).await?.map_or(0, |base| base.targets().len());
-                        minutes.sheet = sheet;
-                    }
+                    Some((sheet, known)) => (minutes.sheet, minutes.known, minutes.base) = (sheet, known, open.base),
                     None => warn!(relay, "the counts of the last minutes are unreadable: an audit of them will not balance"),
                 }
             }

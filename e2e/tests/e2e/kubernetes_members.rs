@@ -1,5 +1,6 @@
 //! Three collectors that share annotated pods by their leases, with the rights that the chart gives them: one is killed, all are restarted one after the
-//! other, one of them while the others learn late that it goes, the one that leads sleeps. At the sink no slot is missed but those that nobody could know to take over, none comes twice, and the audit says so.
+//! other, one of them while the others learn late that it goes, the one that leads sleeps. At the sink no slot is missed but those that nobody could know
+//! to take over, none comes twice, and the audit says so.
 //!
 //! What is said of the targets is said of all of them, whichever member is asked: the status of a Discovery, and `strata why`.
 

@@ -28,7 +28,7 @@ impl Deliver {
         if from > self.checkpoint.warm_from {
             self.checkpoint.warm_from = from;
             self.dirty = true;
-            self.write().await?;
+            self.write_if_due().await?;
             self.trim.notify_one();
         }
         Ok(())

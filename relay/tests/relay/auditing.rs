@@ -175,7 +175,7 @@ async fn what_is_lost_is_named_with_its_reason_and_the_sums_still_add_up() {
 /// Slots, and samples by kind, of each target in the open sheet of a relay.
 async fn by_target(twin: &Twin) -> BTreeMap<String, (u32, BTreeMap<Kind, i64>)> {
     let open = checkpoint(twin, "one").await.and_then(|checkpoint| checkpoint.minutes).expect("it was counted");
-    let sheet = relay::minutes::read(&twin.streams().ledger, "one", &open).await.expect("up").expect("readable");
+    let (sheet, _) = relay::minutes::read(&twin.streams().ledger, "one", &open).await.expect("up").expect("readable");
     let mut all: BTreeMap<String, (u32, BTreeMap<Kind, i64>)> = BTreeMap::new();
     sheet.each(|cell| {
         let (slots, kinds) = all.entry(cell.target.instance.to_string()).or_default();

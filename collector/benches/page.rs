@@ -1,15 +1,18 @@
 //! Speed from a page's bytes to columns: `cargo bench -p collector --bench page [-- steady/apiserver]`.
 //!
 //! `steady`: the second and later pages of a target, every series where it was (two pages in turn, a third of the values moved).
-//! `open-metrics`, `protobuf`: the same page again and again in those formats. `shuffled`: families in another order on every other page.
+//! `open-metrics`, `protobuf`: the same in those formats. `shuffled`: families in another order on every other page.
 //! `cold`, `cold-open-metrics`, `cold-protobuf`: the first page of a target. `one-new`: a steady page, but one series in its middle that
-//! comes for the one of the page before. `framed-…` goes on to the compressed frames, all of them key frames where the page is a target's first.
+//! comes for the one of the page before; `one-new-late`: the same on the first page of that kind after twenty steady ones, which are not counted.
+//! `framed-…` goes on to the compressed frames, all of them key frames where the page is a target's first.
 //! The pages come from `STRATA_CORPORA` (default `../shared/corpora` beside the repository); without
 //! it a page made on the spot is used, and its name says so.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use collector::parse::Format;
 use collector::series::{Options, SeriesCache};
@@ -51,6 +54,69 @@ fn moved(page: &[u8]) -> Vec<u8> {
         }
     }
     page
+}
+
+/// A protobuf page with the numbers of every third metric moved by one, those of buckets not.
+fn moved_protobuf(page: &[u8]) -> Vec<u8> {
+    /// `Metric.{gauge, counter, summary, untyped, histogram}`, each a message whose numbers are its fields of eight bytes.
+    const VALUES: [u64; 5] = [2, 3, 4, 5, 7];
+    const METRIC: u64 = 4;
+    let (mut moved, mut metrics, mut at) = (page.to_vec(), 0, 0);
+    while at < page.len() {
+        let family = varint(page, &mut at) as usize;
+        let end = at + family;
+        each_field(page, at..end, |field, metric| {
+            metrics += u64::from(field == METRIC);
+            if field != METRIC || metrics % 3 != 0 {
+                return;
+            }
+            each_field(page, metric, |field, value| {
+                if VALUES.contains(&field) {
+                    each_field(page, value, |_, number| {
+                        if let Some(bytes) = moved[number].as_mut_array::<8>() {
+                            *bytes = (f64::from_le_bytes(*bytes) + 1.0).to_le_bytes();
+                        }
+                    });
+                }
+            });
+        });
+        at = end;
+    }
+    moved
+}
+
+/// The fields of a message: their numbers, and where their bytes are.
+fn each_field(page: &[u8], message: Range<usize>, mut take: impl FnMut(u64, Range<usize>)) {
+    let mut at = message.start;
+    while at < message.end {
+        let key = varint(page, &mut at);
+        let from = at;
+        let length = match key & 7 {
+            0 => {
+                varint(page, &mut at);
+                continue;
+            }
+            1 => 8,
+            5 => 4,
+            _ => varint(page, &mut at) as usize,
+        };
+        let from = if key & 7 == 2 { at } else { from };
+        at = from + length;
+        take(key >> 3, from..at);
+    }
+}
+
+fn varint(page: &[u8], at: &mut usize) -> u64 {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let byte = page[*at];
+        *at += 1;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    number
 }
 
 /// The page with its families in reverse order.
@@ -172,6 +238,8 @@ fn bench_cold(criterion: &mut Criterion, kind: &str, name: &str, format: Format,
 
 /// The cost of the page is in it: compare with `steady`.
 fn bench_one_new(criterion: &mut Criterion, name: &str, mut page: Vec<u8>, samples: u64) {
+    /// More than a target's search tables are kept for.
+    const STEADY_PAGES: usize = 20;
     const LINE: &str = "one_new_total{number=\"00000000\"} 1\n";
     let half = page.len() / 2;
     let middle = page[half..].iter().position(|byte| *byte == b'\n').map_or(page.len(), |newline| half + newline + 1);
@@ -179,13 +247,32 @@ fn bench_one_new(criterion: &mut Criterion, name: &str, mut page: Vec<u8>, sampl
     let digits = middle + "one_new_total{number=\"".len();
     let (mut cache, mut number) = (SeriesCache::new(options()), 0);
     cache.page(&page).expect("a real page");
+    let mut next = |page: &mut Vec<u8>| {
+        number += 1;
+        page[digits..digits + 8].copy_from_slice(format!("{number:08}").as_bytes());
+    };
     let mut group = criterion.benchmark_group("one-new");
     group.throughput(Throughput::Elements(samples));
     group.bench_function(name, |bencher| {
         bencher.iter(|| {
-            number += 1;
-            page[digits..digits + 8].copy_from_slice(format!("{number:08}").as_bytes());
+            next(&mut page);
             black_box(cache.page(black_box(&page)))
+        });
+    });
+    group.finish();
+    let mut group = criterion.benchmark_group("one-new-late");
+    group.throughput(Throughput::Elements(samples)).sample_size(20);
+    group.bench_function(name, |bencher| {
+        bencher.iter_custom(|times| {
+            let mut took = Duration::ZERO;
+            for _ in 0..times {
+                (0..STEADY_PAGES).for_each(|_| assert!(cache.page(&page).is_ok()));
+                next(&mut page);
+                let began = Instant::now();
+                black_box(cache.page(black_box(&page))).expect("a real page");
+                took += began.elapsed();
+            }
+            took
         });
     });
     group.finish();
@@ -198,19 +285,28 @@ fn bench_formats(criterion: &mut Criterion) {
         let mut open_metrics = text.into_bytes();
         open_metrics.extend_from_slice(b"# EOF\n");
         let protobuf = std::fs::read(corpora().join(format!("{name}.via-pushgateway.pb")));
-        for (kind, format, page) in
-            [("open-metrics", Format::OpenMetrics, Some(open_metrics)), ("protobuf", Format::Protobuf, protobuf.ok())]
-        {
+        let formats = [
+            ("open-metrics", Format::OpenMetrics, Some(open_metrics), moved as fn(&[u8]) -> Vec<u8>),
+            ("protobuf", Format::Protobuf, protobuf.ok(), moved_protobuf),
+        ];
+        for (kind, format, page, moved) in formats {
             let mut cache = SeriesCache::new(options());
             // Not every text page is good OpenMetrics: timestamps in ms are fine, comments are not.
             let Some((page, samples)) = page.and_then(|page| cache.page_in(format, &page).ok().map(|counts| (page, counts.scraped))) else {
                 continue;
             };
+            let other = moved(&page);
+            let mut turn = false;
             let mut group = criterion.benchmark_group(kind);
             group.throughput(Throughput::Elements(samples));
-            group.bench_function(&name, |bencher| bencher.iter(|| black_box(cache.page_in(format, black_box(&page)))));
+            group.bench_function(&name, |bencher| {
+                bencher.iter(|| {
+                    turn = !turn;
+                    black_box(cache.page_in(format, black_box(if turn { &other } else { &page })))
+                });
+            });
             group.finish();
-            bench_framed(criterion, kind, &name, (format, [&page, &page]), &mut cache, samples);
+            bench_framed(criterion, kind, &name, (format, [&other, &page]), &mut cache, samples);
             bench_cold(criterion, &format!("cold-{kind}"), &name, format, &page, samples);
         }
     }

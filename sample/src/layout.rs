@@ -8,10 +8,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::MetricType;
-use segment::{Row, Segment};
+pub use numbers::Values;
+use segment::{Kind, Row, Segment};
 
 pub mod builder;
 pub mod interner;
+pub(crate) mod numbers;
 pub(crate) mod segment;
 
 /// The hash over exactly what a layout says: two layouts with the same id have the same series in the same order.
@@ -30,7 +32,7 @@ pub struct Layout {
 #[derive(Clone, Copy)]
 pub struct Series<'a> {
     segment: &'a Segment,
-    row: usize,
+    row: Row,
 }
 
 /// One series by the numbers of its texts, for those who translate each text once and not for each series.
@@ -46,7 +48,7 @@ pub struct Numbered<'a> {
     /// Its label names, sorted by their texts.
     pub label_names: &'a [u32],
     /// Their values.
-    pub values: &'a [u32],
+    pub values: Values<'a>,
     /// Type of its family.
     pub kind: MetricType,
     /// Help of its family.
@@ -129,12 +131,13 @@ impl Layout {
     pub fn find(&self, index: usize) -> (usize, Series<'_>) {
         let at = self.pieces.partition_point(|piece| piece.end <= index);
         let piece = &self.pieces[at];
-        (at, Series { segment: &piece.segment, row: piece.segment.len() - (piece.end - index) })
+        let row = piece.segment.row(piece.segment.len() - (piece.end - index));
+        (at, Series { segment: &piece.segment, row })
     }
 
     /// All series in order.
     pub fn iter(&self) -> impl Iterator<Item = Series<'_>> + '_ {
-        self.pieces.iter().flat_map(|piece| (0..piece.segment.len()).map(|row| Series { segment: &piece.segment, row }))
+        self.pieces.iter().flat_map(|piece| piece.segment.rows().map(|row| Series { segment: &piece.segment, row }))
     }
 
     /// The memory its segments hold, text and tables; segments may be shared with other layouts.
@@ -205,7 +208,7 @@ impl<'a> Series<'a> {
     /// The metric name.
     #[must_use]
     pub fn name(&self) -> &'a str {
-        self.segment.name(self.row)
+        self.segment.symbol(self.row.kind.name)
     }
 
     /// Its own labels, sorted by name, without the metric name; an empty value hides a label of the target.
@@ -234,14 +237,13 @@ impl<'a> Series<'a> {
     /// Itself by numbers.
     #[must_use]
     pub fn numbered(&self) -> Numbered<'a> {
-        let Row { family, name, shape, values } = self.segment.rows[self.row];
-        let label_names = self.segment.shape(shape);
+        let Kind { family, name, shape } = self.row.kind;
         let family = &self.segment.families[family as usize];
         Numbered {
             name,
             shape,
-            label_names,
-            values: &self.segment.values[values as usize..values as usize + label_names.len()],
+            label_names: self.segment.shape(shape),
+            values: self.segment.values(self.row),
             kind: family.kind,
             help: family.help,
             unit: family.unit,

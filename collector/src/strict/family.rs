@@ -3,9 +3,11 @@
 //! - *In:* metadata and samples in the page's order. *Out:* findings. *Bound:* the page: one entry per family, metric and series.
 //! - *When full:* does not apply.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
 use sample::MetricType;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::Findings;
 use super::metric::Metric;
@@ -13,10 +15,10 @@ use crate::parse::{Defect, Fact, SUFFIXES};
 
 /// A sample as it is spoken of here.
 #[derive(Debug, Default)]
-pub(super) struct Spoken {
-    pub(super) name: String,
+pub(super) struct Spoken<'a> {
+    pub(super) name: Cow<'a, str>,
     /// Sorted, without empty ones.
-    pub(super) labels: Vec<(String, String)>,
+    pub(super) labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     pub(super) value: f64,
     pub(super) timestamp_ms: Option<i64>,
     /// Where its exemplar is, and the value of that.
@@ -30,6 +32,18 @@ pub(super) struct Set {
     by_name: HashMap<String, usize>,
     /// The one that the last line was of.
     current: Option<usize>,
+    /// The name of the last sample, its family, and where its suffix begins; until metadata come.
+    last: Option<(String, usize, usize)>,
+    seen: Seen,
+    key: String,
+}
+
+/// The samples that were seen, each by its point, its suffix and its own label.
+pub(super) struct Seen {
+    samples: HashSet<u128>,
+    /// Texts are an exporter's: an unknown seed keeps it from making two of them one.
+    seed: u64,
+    text: Vec<u8>,
 }
 
 struct Family {
@@ -45,17 +59,31 @@ struct Family {
     sampled: bool,
     /// Another family's line came behind it.
     left: bool,
-    metrics: HashMap<String, Metric>,
-    /// Keys in the order of their first sample, the last one the metric of the last sample.
-    last: String,
+    metrics: Vec<Metric>,
+    by_key: HashMap<String, usize>,
+    /// The metric of the last sample, and its key.
+    last: Option<(String, usize)>,
+}
+
+impl Seen {
+    /// Whether a sample of a point is the first of its kind.
+    pub(super) fn is_first(&mut self, point: [usize; 3], suffix: &str, own: Option<&str>) -> bool {
+        self.text.clear();
+        point.iter().chain([&suffix.len()]).for_each(|number| self.text.extend_from_slice(&number.to_le_bytes()));
+        self.text.extend_from_slice(suffix.as_bytes());
+        self.text.extend_from_slice(own.unwrap_or_default().as_bytes());
+        self.samples.insert(xxh3_128_with_seed(&self.text, self.seed))
+    }
 }
 
 impl Set {
     pub(super) fn new(open_metrics: bool) -> Self {
-        Self { open_metrics, families: Vec::new(), by_name: HashMap::new(), current: None }
+        let seen = Seen { samples: HashSet::new(), seed: rand::random(), text: Vec::new() };
+        Self { open_metrics, families: Vec::new(), by_name: HashMap::new(), current: None, last: None, seen, key: String::new() }
     }
 
     pub(super) fn metadata(&mut self, at: usize, name: &str, fact: &Fact<'_>, findings: &mut Findings) {
+        self.last = None;
         let id = match self.by_name.get(name) {
             Some(id) => *id,
             None => self.add(at, name, findings),
@@ -77,7 +105,7 @@ impl Set {
         findings.note(at, defect, std::mem::replace(told, true));
     }
 
-    pub(super) fn sample(&mut self, at: usize, spoken: &Spoken, findings: &mut Findings) {
+    pub(super) fn sample(&mut self, at: usize, spoken: &Spoken<'_>, findings: &mut Findings) {
         let (id, suffix) = self.resolve(at, &spoken.name, findings);
         self.enter(at, id, findings);
         let open_metrics = self.open_metrics;
@@ -85,21 +113,22 @@ impl Set {
         family.sampled = true;
         findings.note(at, Defect::Suffix, !is_sample_of(family.kind, suffix, open_metrics));
         let own = own_label(family.kind, suffix, &family.name);
-        let key: String = spoken.labels.iter().filter(|(name, _)| name != own).map(|(name, value)| format!("{name}\0{value}\0")).collect();
-        let own = spoken.labels.iter().find(|(name, _)| name == own).map(|(_, value)| value.as_str());
-        if family.last != key && family.metrics.contains_key(&key) {
-            findings.note(at, Defect::MetricInterleaved, open_metrics);
+        self.key.clear();
+        for (name, value) in spoken.labels.iter().filter(|(name, _)| name != own) {
+            for text in [name.as_ref(), "\0", value.as_ref(), "\0"] {
+                self.key.push_str(text);
+            }
         }
-        let metric = family.metrics.entry(key.clone()).or_insert_with(|| Metric::new(at, family.kind, open_metrics));
-        family.last = key;
-        metric.sample(at, suffix, own, spoken, findings);
+        let own = spoken.labels.iter().find(|(name, _)| name == own).map(|(_, value)| value.as_ref());
+        let number = family.metric(at, id, &self.key, open_metrics, findings);
+        family.metrics[number].sample(at, suffix, own, spoken, &mut self.seen, findings);
     }
 
     /// Says what only a whole page shows.
     pub(super) fn finish(&mut self, findings: &mut Findings) {
         let mut names: HashMap<String, usize> = HashMap::new();
         for (id, family) in self.families.iter_mut().enumerate() {
-            family.metrics.values_mut().for_each(|metric| metric.finish(findings));
+            family.metrics.iter_mut().for_each(|metric| metric.finish(findings));
             if !self.open_metrics {
                 continue;
             }
@@ -115,15 +144,20 @@ impl Set {
 
     /// The family of a sample, and the suffix that its name has beyond the family's.
     fn resolve<'n>(&mut self, at: usize, name: &'n str, findings: &mut Findings) -> (usize, &'n str) {
-        if let Some(id) = self.by_name.get(name) {
-            return (*id, "");
+        if let Some((_, id, end)) = self.last.as_ref().filter(|(last, ..)| last == name) {
+            return (*id, &name[*end..]);
         }
-        let suffixed = SUFFIXES.iter().find_map(|(suffix, kinds)| {
-            let base = name.strip_suffix(suffix)?;
-            let id = self.by_name.get(base).filter(|id| kinds.contains(&self.families[**id].kind))?;
-            Some((*id, &name[base.len()..]))
-        });
-        suffixed.unwrap_or_else(|| (self.add(at, name, findings), ""))
+        let suffixed = || {
+            SUFFIXES.iter().find_map(|(suffix, kinds)| {
+                let base = name.strip_suffix(suffix)?;
+                let id = self.by_name.get(base).filter(|id| kinds.contains(&self.families[**id].kind))?;
+                Some((*id, base.len()))
+            })
+        };
+        let known = self.by_name.get(name).map(|id| (*id, name.len())).or_else(suffixed);
+        let (id, end) = known.unwrap_or_else(|| (self.add(at, name, findings), name.len()));
+        self.last = Some((name.to_owned(), id, end));
+        (id, &name[end..])
     }
 
     fn add(&mut self, at: usize, name: &str, findings: &mut Findings) -> usize {
@@ -140,8 +174,9 @@ impl Set {
             unit_at: None,
             sampled: false,
             left: false,
-            metrics: HashMap::new(),
-            last: String::new(),
+            metrics: Vec::new(),
+            by_key: HashMap::new(),
+            last: None,
         });
         id
     }
@@ -151,6 +186,26 @@ impl Set {
             self.families[before].left = true;
             findings.note(at, Defect::FamilyInterleaved, self.families[id].left);
         }
+    }
+}
+
+impl Family {
+    /// The metric of a key, which is new if nobody has it; `id`: the family's number.
+    fn metric(&mut self, at: usize, id: usize, key: &str, open_metrics: bool, findings: &mut Findings) -> usize {
+        if let Some((_, number)) = self.last.as_ref().filter(|(last, _)| last == key) {
+            return *number;
+        }
+        let known = self.by_key.get(key).copied();
+        findings.note(at, Defect::MetricInterleaved, open_metrics && known.is_some());
+        let number = known.unwrap_or_else(|| {
+            self.metrics.push(Metric::new(at, [id, self.metrics.len()], self.kind, open_metrics));
+            self.by_key.insert(key.to_owned(), self.metrics.len() - 1);
+            self.metrics.len() - 1
+        });
+        let (mut last, _) = self.last.take().unwrap_or_default();
+        key.clone_into(&mut last);
+        self.last = Some((last, number));
+        number
     }
 }
 

@@ -2,12 +2,10 @@
 //!
 //! - *In:* the samples of one label set of a family. *Out:* findings. *Bound:* the page. *When full:* does not apply.
 
-use std::collections::HashSet;
-
 use sample::{MetricType, NO_TIME};
 
 use super::Findings;
-use super::family::Spoken;
+use super::family::{Seen, Spoken};
 use crate::parse::{Defect, number};
 
 /// A metric and the point of it that is being read.
@@ -16,9 +14,9 @@ pub(super) struct Metric {
     kind: MetricType,
     open_metrics: bool,
     timestamp_ms: Option<Option<i64>>,
-    /// Suffixes and own labels of the point's samples.
-    samples: HashSet<String>,
     point: Point,
+    /// Which point of the page it is: the numbers of its family, of the metric there, and of the point.
+    number: [usize; 3],
 }
 
 /// What a point has shown so far.
@@ -36,21 +34,30 @@ struct Point {
 }
 
 impl Metric {
-    pub(super) fn new(at: usize, kind: MetricType, open_metrics: bool) -> Self {
-        Self { at, kind, open_metrics, timestamp_ms: None, samples: HashSet::new(), point: Point::default() }
+    /// `number`: of its family, and in there.
+    pub(super) fn new(at: usize, number: [usize; 2], kind: MetricType, open_metrics: bool) -> Self {
+        Self { at, kind, open_metrics, timestamp_ms: None, point: Point::default(), number: [number[0], number[1], 0] }
     }
 
     /// `own`: the value of the label that tells it apart from the metric's other samples.
-    pub(super) fn sample(&mut self, at: usize, suffix: &str, own: Option<&str>, spoken: &Spoken, findings: &mut Findings) {
+    pub(super) fn sample(
+        &mut self,
+        at: usize,
+        suffix: &str,
+        own: Option<&str>,
+        spoken: &Spoken<'_>,
+        seen: &mut Seen,
+        findings: &mut Findings,
+    ) {
         if !self.is_next(at, spoken.timestamp_ms, findings) {
             return;
         }
-        if !self.samples.insert(format!("{suffix}\0{}", own.unwrap_or_default())) {
+        if !seen.is_first(self.number, suffix, own) {
             // Of the same time it may be a point so close to the one before that milliseconds do not tell.
             findings.note(at, Defect::SeriesTwice, !self.open_metrics || spoken.timestamp_ms.is_none());
             return;
         }
-        let label = |name: &str| spoken.labels.iter().any(|label| label.0 == name);
+        let label = |name: &str| spoken.labels.iter().any(|(known, _)| known == name);
         match (self.kind, suffix) {
             (MetricType::Histogram | MetricType::GaugeHistogram, "_bucket") => self.bucket(at, own, spoken.value, findings),
             (MetricType::Histogram | MetricType::GaugeHistogram, _) => {
@@ -74,7 +81,7 @@ impl Metric {
     /// Says what only all samples of the metric show.
     pub(super) fn finish(&mut self, findings: &mut Findings) {
         let point = std::mem::take(&mut self.point);
-        self.samples.clear();
+        self.number[2] += 1;
         if self.kind == MetricType::Counter && self.open_metrics {
             findings.note(self.at, Defect::TotalMissing, !point.total);
         }
@@ -166,7 +173,7 @@ impl Metric {
         }
     }
 
-    fn exemplar(&self, suffix: &str, own: Option<&str>, spoken: &Spoken, findings: &mut Findings) {
+    fn exemplar(&self, suffix: &str, own: Option<&str>, spoken: &Spoken<'_>, findings: &mut Findings) {
         let Some((at, value)) = spoken.exemplar else { return };
         let bucket = matches!(self.kind, MetricType::Histogram | MetricType::GaugeHistogram) && suffix == "_bucket";
         let total = self.kind == MetricType::Counter && suffix == "_total";

@@ -20,6 +20,7 @@ pub(super) fn check(open_metrics: bool, body: &[u8], findings: &mut Findings) {
     let mut page = if open_metrics { Page::open_metrics(body) } else { Page::new(body) };
     let mut set = Set::new(open_metrics);
     let mut lines = Lines { body, open_metrics, findings };
+    let mut spoken = Spoken::default();
     while let Ok(Some(row)) = page.row() {
         match row {
             Row::Metadata(metadata) => {
@@ -28,7 +29,7 @@ pub(super) fn check(open_metrics: bool, body: &[u8], findings: &mut Findings) {
                 set.metadata(lines.offset(metadata.line), &name, &metadata.fact, lines.findings);
             }
             Row::Sample(sample) => {
-                let spoken = lines.sample(&sample);
+                lines.sample(&sample, &mut spoken);
                 set.sample(lines.offset(sample.series_text), &spoken, lines.findings);
             }
         }
@@ -99,18 +100,24 @@ impl<'a> Lines<'a, '_> {
         }
     }
 
-    fn sample(&mut self, sample: &Sample<'a>) -> Spoken {
-        let mut spoken = Spoken { value: f64::from_bits(sample.value), timestamp_ms: sample.timestamp_ms, ..Spoken::default() };
+    fn sample(&mut self, sample: &Sample<'a>, spoken: &mut Spoken<'a>) {
+        spoken.labels.clear();
+        *spoken = Spoken {
+            labels: std::mem::take(&mut spoken.labels),
+            value: f64::from_bits(sample.value),
+            timestamp_ms: sample.timestamp_ms,
+            ..Spoken::default()
+        };
         sample.pieces(|piece| match piece {
             Piece::Name(name) => {
                 self.name(name);
-                spoken.name = parse::text(name).into_owned();
+                spoken.name = parse::text(name);
             }
             Piece::Label(name, value) => {
                 self.label_name(name);
                 // An empty label is as good as none.
                 if !value.is_empty() {
-                    spoken.labels.push((parse::text(name).into_owned(), parse::text(value).into_owned()));
+                    spoken.labels.push((parse::text(name), parse::text(value)));
                 }
             }
         });
@@ -120,7 +127,6 @@ impl<'a> Lines<'a, '_> {
             spoken.exemplar = Some((self.offset(exemplar.labels_text), f64::from_bits(exemplar.value)));
             self.exemplar(exemplar);
         }
-        spoken
     }
 
     fn exemplar(&mut self, exemplar: &Exemplar<'a>) {

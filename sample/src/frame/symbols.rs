@@ -4,7 +4,7 @@
 //! bytes that remain before it is made. *When full*: [`DecodeError::Corrupt`].
 
 use crate::layout::builder::append;
-use crate::layout::segment::{FamilyRow, Row, Segment, family_hash};
+use crate::layout::segment::{FamilyRow, Kind, Segment, family_hash};
 use crate::layout::{Family, LayoutId};
 use crate::varint::{Reader, put, put_signed};
 use crate::{DecodeError, Layout, MetricType};
@@ -46,15 +46,14 @@ fn write_segment(segment: &Segment, out: &mut Vec<u8>) {
         put(out, names.len() as u64);
         names.iter().for_each(|name| put(out, u64::from(*name)));
     }
-    put(out, segment.rows.len() as u64);
-    for run in segment.rows.chunk_by(|a, b| (a.family, a.name, a.shape) == (b.family, b.name, b.shape)) {
-        let Row { family, name, shape, values } = run[0];
+    put(out, segment.len() as u64);
+    for (Kind { family, name, shape }, rows, values) in segment.runs() {
+        [family, name, shape, rows as u32].iter().for_each(|number| put(out, u64::from(*number)));
         let labels = segment.shape(shape).len();
-        [family, name, shape, run.len() as u32].iter().for_each(|number| put(out, u64::from(*number)));
         for label in 0..labels {
             let mut previous = 0;
-            for row in 0..run.len() {
-                let symbol = i64::from(segment.values[values as usize + row * labels + label]);
+            for row in 0..rows {
+                let symbol = i64::from(values.at(row * labels + label));
                 put_signed(out, symbol - previous);
                 previous = symbol;
             }
@@ -142,26 +141,27 @@ fn read_runs(from: &mut Reader<'_>, segment: &mut Segment, series_max: usize) ->
     if series > series_max {
         return Err(from.corrupt("segment series count"));
     }
-    while segment.rows.len() < series {
+    let mut values = Vec::new();
+    while segment.len() < series {
         let family = index(from, segment.families.len(), "family")?;
         let name = index(from, segment.ends.len(), "metric name")?;
         let shape = index(from, segment.shape_ends.len(), "shape")?;
         let run = from.small::<usize>("run length")?;
         let labels = segment.shape(shape).len();
-        if run == 0 || run > series - segment.rows.len() || run.saturating_mul(labels) > from.remaining() {
+        if run == 0 || run > series - segment.len() || run.saturating_mul(labels) > from.remaining() {
             return Err(from.corrupt("run length"));
         }
-        let start = segment.values.len();
-        segment.values.resize(start + run * labels, 0);
+        values.clear();
+        values.resize(run * labels, 0);
         for label in 0..labels {
             let mut symbol = 0i64;
             for row in 0..run {
                 symbol = symbol.wrapping_add(from.signed("label value")?);
                 let in_range = u32::try_from(symbol).ok().filter(|symbol| (*symbol as usize) < segment.ends.len());
-                segment.values[start + row * labels + label] = in_range.ok_or_else(|| from.corrupt("label value"))?;
+                values[row * labels + label] = in_range.ok_or_else(|| from.corrupt("label value"))?;
             }
         }
-        segment.rows.extend((0..run).map(|row| Row { family, name, shape, values: (start + row * labels) as u32 }));
+        (0..run).for_each(|row| segment.push(Kind { family, name, shape }, values[row * labels..][..labels].iter().copied()));
     }
     segment.shrink();
     Ok(())

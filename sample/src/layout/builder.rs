@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::segment::{FamilyRow, Row, Segment, family_hash, step};
+use super::segment::{FamilyRow, Kind, Segment, family_hash, index, step};
 use super::{Family, Layout, LayoutId, Series};
 use crate::MetricType;
 
@@ -23,6 +23,8 @@ pub struct LayoutBuilder {
     seed: u64,
     /// Symbols of the label names of the series at hand, or of the one before.
     names: Vec<u32>,
+    /// Symbols of the label values of the series at hand.
+    values: Vec<u32>,
     item: Vec<u8>,
 }
 
@@ -67,6 +69,7 @@ impl LayoutBuilder {
             // The texts are an exporter's: an unknown seed keeps it from making them collide.
             seed: RandomState::new().hash_one(0u64),
             names: Vec::new(),
+            values: Vec::new(),
             item: Vec::new(),
         }
     }
@@ -92,32 +95,29 @@ impl LayoutBuilder {
     /// *Shape*: labels may come in any order, without the metric name; of two with one name the last wins.
     pub fn series<'t>(&mut self, family: FamilyRef, name: &str, labels: impl IntoIterator<Item = (&'t str, &'t str)>) -> u32 {
         let name = self.name(name);
-        let values = self.segment.values.len();
-        let mut names = std::mem::take(&mut self.names);
-        let mut last = None;
-        let (mut count, mut is_sorted) = (0, true);
+        let (mut names, mut values) = (std::mem::take(&mut self.names), std::mem::take(&mut self.values));
+        values.clear();
+        let (mut last, mut is_sorted) = (None, true);
         for (label, value) in labels {
             is_sorted &= last.replace(label).is_none_or(|last| last < label);
             // Most series have the labels of the one before.
-            match names.get(count) {
+            match names.get(values.len()) {
                 Some(known) if self.segment.symbol(*known) == label => {}
                 _ => {
-                    names.truncate(count);
+                    names.truncate(values.len());
                     names.push(self.symbol(label));
                 }
             }
-            count += 1;
-            let value = self.symbol(value);
-            self.segment.values.push(value);
+            values.push(self.symbol(value));
         }
-        names.truncate(count);
+        names.truncate(values.len());
         if !is_sorted {
-            self.sort(&mut names, values);
+            self.sort(&mut names, &mut values);
         }
-        let shape = self.shape(&names);
-        self.names = names;
-        self.segment.rows.push(Row { family: family.0, name, shape, values: index(values) });
-        let row = self.segment.len() - 1;
+        let kind = Kind { family: family.0, name, shape: self.shape(&names) };
+        self.segment.push(kind, values.iter().copied());
+        (self.names, self.values) = (names, values);
+        let row = self.segment.row(self.segment.len() - 1);
         let hash = self.segment.families[family.0 as usize].hash;
         self.id = step(self.id, hash, self.segment.symbol(name), self.segment.labels(row), &mut self.item);
         index(self.len() - 1)
@@ -159,19 +159,18 @@ impl LayoutBuilder {
 
     /// The symbol of a metric name, which is mostly that of the series before.
     fn name(&mut self, name: &str) -> u32 {
-        match self.segment.rows.last() {
-            Some(row) if self.segment.symbol(row.name) == name => row.name,
+        match self.segment.last() {
+            Some(kind) if self.segment.symbol(kind.name) == name => kind.name,
             _ => self.symbol(name),
         }
     }
 
-    /// Sorts the labels of the series at hand, whose values start at `values`; of two with one name the last stays.
-    fn sort(&mut self, names: &mut Vec<u32>, values: usize) {
-        let mut pairs: Vec<(u32, u32)> = names.drain(..).zip(self.segment.values.drain(values..)).rev().collect();
+    /// Sorts the labels of the series at hand; of two with one name the last stays.
+    fn sort(&self, names: &mut Vec<u32>, values: &mut Vec<u32>) {
+        let mut pairs: Vec<(u32, u32)> = names.drain(..).zip(values.drain(..)).rev().collect();
         pairs.sort_by_key(|(name, _)| self.segment.symbol(*name));
         pairs.dedup_by_key(|(name, _)| *name);
-        names.extend(pairs.iter().map(|(name, _)| *name));
-        self.segment.values.extend(pairs.iter().map(|(_, value)| *value));
+        (*names, *values) = pairs.into_iter().unzip();
     }
 
     fn symbol(&mut self, text: &str) -> u32 {
@@ -191,8 +190,8 @@ impl LayoutBuilder {
     }
 
     fn shape(&mut self, names: &[u32]) -> u32 {
-        if let Some(row) = self.segment.rows.last().filter(|row| self.segment.shape(row.shape) == names) {
-            return row.shape;
+        if let Some(kind) = self.segment.last().filter(|kind| self.segment.shape(kind.shape) == names) {
+            return kind.shape;
         }
         if let Some(shape) = self.shapes.get(names) {
             return *shape;
@@ -219,12 +218,8 @@ pub(crate) fn append(layout: &mut Layout, segment: Segment, id: LayoutId) {
     }
     let mut merged = LayoutBuilder::new();
     for segment in folded.iter().rev() {
-        (0..segment.len()).for_each(|row| merged.copy(Series { segment, row }));
+        segment.rows().for_each(|row| merged.copy(Series { segment, row }));
     }
     merged.segment.shrink();
     layout.push(Arc::new(merged.segment), id);
-}
-
-fn index(len: usize) -> u32 {
-    u32::try_from(len).expect("a layout is bounded far below 4 GiB by the limits on pages and frames")
 }

@@ -1,15 +1,20 @@
-//! A self-contained run of series: symbols, families, label shapes, and one row per series.
+//! A self-contained list of series: symbols, families, label shapes, and runs of series that differ in the values of their labels only.
 //!
-//! *In*: tables that their maker has checked. *Out*: names, labels, families; the chained id. *Bound*: 16 bytes per series and 4 per label
-//! beside the text, each distinct text once. *When full*: tables are indexed by `u32`; the reader's limits stay far below.
+//! *In*: tables that their maker has checked. *Out*: names, labels, families; the chained id. *Bound*: 20 bytes per run, 2 per label (4 where
+//! there are more than 65,536 symbols) and 4 per [`MARK_ROWS`] series beside the text, each distinct text once. *When full*: tables are indexed
+//! by `u32`; the reader's limits stay far below.
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::numbers::{Numbers, Values};
 use super::{Family, LayoutId};
 use crate::MetricType;
 use crate::varint::put;
 
-/// A run of series with everything needed to name them.
+/// Of one in so many rows it is written down which run it is in. Larger: more runs to walk to a row; smaller: memory.
+const MARK_ROWS: usize = 16;
+
+/// Series with everything needed to name them.
 #[derive(Default)]
 pub(crate) struct Segment {
     pub(crate) text: String,
@@ -20,9 +25,12 @@ pub(crate) struct Segment {
     pub(crate) shape_names: Vec<u32>,
     /// Where each shape ends in `shape_names`.
     pub(crate) shape_ends: Vec<u32>,
-    pub(crate) rows: Vec<Row>,
+    runs: Vec<Run>,
+    /// The run of each row whose number is a multiple of [`MARK_ROWS`].
+    marks: Vec<u32>,
+    rows: u32,
     /// Label values of each row, one after the other, as symbols.
-    pub(crate) values: Vec<u32>,
+    values: Numbers,
 }
 
 /// A family in symbols, with the hash that goes into the chain.
@@ -35,25 +43,90 @@ pub(crate) struct FamilyRow {
     pub(crate) hash: u64,
 }
 
-/// A series: indices into the tables; `values` is where its label values start.
-#[derive(Clone, Copy)]
-pub(crate) struct Row {
+/// What the series of a run have in common: indices into the tables.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
     pub(crate) family: u32,
     pub(crate) name: u32,
     pub(crate) shape: u32,
-    pub(crate) values: u32,
+}
+
+/// Neighbours of one kind: the first row, and where its label values start.
+#[derive(Clone, Copy)]
+struct Run {
+    kind: Kind,
+    first: u32,
+    values: u32,
+}
+
+/// A series: its kind, and where its label values start.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) kind: Kind,
+    values: u32,
 }
 
 impl Segment {
     pub(crate) fn len(&self) -> usize {
-        self.rows.len()
+        self.rows as usize
+    }
+
+    /// Appends a series; its values are as many as its shape has names.
+    pub(crate) fn push(&mut self, kind: Kind, values: impl IntoIterator<Item = u32>) {
+        if self.runs.last().is_none_or(|run| run.kind != kind) {
+            self.runs.push(Run { kind, first: self.rows, values: index(self.values.len()) });
+        }
+        if self.len().is_multiple_of(MARK_ROWS) {
+            self.marks.push(index(self.runs.len() - 1));
+        }
+        values.into_iter().for_each(|value| self.values.push(value));
+        self.rows += 1;
+    }
+
+    /// What the last series has in common with its neighbours.
+    pub(crate) fn last(&self) -> Option<Kind> {
+        self.runs.last().map(|run| run.kind)
+    }
+
+    /// The series of a number below [`Segment::len`].
+    #[inline]
+    pub(crate) fn row(&self, row: usize) -> Row {
+        let mut run = self.marks[row / MARK_ROWS] as usize;
+        while self.runs.get(run + 1).is_some_and(|next| next.first as usize <= row) {
+            run += 1;
+        }
+        self.row_in(&self.runs[run], row)
+    }
+
+    fn row_in(&self, run: &Run, row: usize) -> Row {
+        let labels = self.shape(run.kind.shape).len();
+        Row { kind: run.kind, values: run.values + index((row - run.first as usize) * labels) }
+    }
+
+    /// All series in order.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row> + '_ {
+        self.runs.iter().enumerate().flat_map(|(at, run)| (run.first..self.end(at)).map(|row| self.row_in(run, row as usize)))
+    }
+
+    /// The runs in order: what their series have in common, how many they are, and their label values, row after row.
+    pub(crate) fn runs(&self) -> impl ExactSizeIterator<Item = (Kind, usize, Values<'_>)> {
+        self.runs.iter().enumerate().map(|(at, run)| {
+            let rows = (self.end(at) - run.first) as usize;
+            (run.kind, rows, self.values.slice(run.values as usize, rows * self.shape(run.kind.shape).len()))
+        })
+    }
+
+    /// The row behind a run.
+    fn end(&self, run: usize) -> u32 {
+        self.runs.get(run + 1).map_or(self.rows, |next| next.first)
     }
 
     pub(crate) fn bytes(&self) -> usize {
         self.text.capacity()
-            + 4 * (self.ends.capacity() + self.shape_names.capacity() + self.shape_ends.capacity() + self.values.capacity())
+            + 4 * (self.ends.capacity() + self.shape_names.capacity() + self.shape_ends.capacity() + self.marks.capacity())
             + size_of::<FamilyRow>() * self.families.capacity()
-            + size_of::<Row>() * self.rows.capacity()
+            + size_of::<Run>() * self.runs.capacity()
+            + self.values.bytes()
     }
 
     pub(crate) fn symbol(&self, symbol: u32) -> &str {
@@ -66,28 +139,27 @@ impl Segment {
         &self.shape_names[start as usize..self.shape_ends[shape as usize] as usize]
     }
 
-    pub(crate) fn name(&self, row: usize) -> &str {
-        self.symbol(self.rows[row].name)
+    #[inline]
+    pub(crate) fn values(&self, row: Row) -> Values<'_> {
+        self.values.slice(row.values as usize, self.shape(row.kind.shape).len())
     }
 
-    pub(crate) fn labels(&self, row: usize) -> impl ExactSizeIterator<Item = (&str, &str)> + Clone {
-        let Row { shape, values, .. } = self.rows[row];
-        let names = self.shape(shape);
-        let values = &self.values[values as usize..values as usize + names.len()];
-        names.iter().zip(values).map(|(name, value)| (self.symbol(*name), self.symbol(*value)))
+    pub(crate) fn labels(&self, row: Row) -> impl ExactSizeIterator<Item = (&str, &str)> + Clone {
+        let names = self.shape(row.kind.shape);
+        names.iter().zip(self.values(row).iter()).map(|(name, value)| (self.symbol(*name), self.symbol(value)))
     }
 
-    pub(crate) fn family(&self, row: usize) -> Family<'_> {
-        let family = &self.families[self.rows[row].family as usize];
+    pub(crate) fn family(&self, row: Row) -> Family<'_> {
+        let family = &self.families[row.kind.family as usize];
         Family { name: self.symbol(family.name), kind: family.kind, help: self.symbol(family.help), unit: self.symbol(family.unit) }
     }
 
     /// The chained id after the first `len` rows, from the id before the segment.
     pub(crate) fn chain(&self, mut id: LayoutId, len: usize) -> LayoutId {
         let mut item = Vec::new();
-        for row in 0..len {
-            let family = self.families[self.rows[row].family as usize].hash;
-            id = step(id, family, self.name(row), self.labels(row), &mut item);
+        for row in self.rows().take(len) {
+            let family = self.families[row.kind.family as usize].hash;
+            id = step(id, family, self.symbol(row.kind.name), self.labels(row), &mut item);
         }
         id
     }
@@ -99,8 +171,9 @@ impl Segment {
         self.families.shrink_to_fit();
         self.shape_names.shrink_to_fit();
         self.shape_ends.shrink_to_fit();
-        self.rows.shrink_to_fit();
-        self.values.shrink_to_fit();
+        self.runs.shrink_to_fit();
+        self.marks.shrink_to_fit();
+        self.values.shrink();
     }
 }
 
@@ -137,4 +210,9 @@ pub(crate) fn step<'t>(
 fn put_text(out: &mut Vec<u8>, text: &str) {
     put(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
+}
+
+/// A place in a table.
+pub(crate) fn index(len: usize) -> u32 {
+    u32::try_from(len).expect("a layout is bounded far below 4 GiB by the limits on pages and frames")
 }

@@ -45,6 +45,38 @@ fn appending_shares_what_exists() {
 }
 
 #[test]
+fn series_that_differ_in_their_values_only_cost_two_bytes_a_label() {
+    let mut builder = LayoutBuilder::new();
+    let family = builder.family("f", MetricType::Gauge, "help", "");
+    for i in 0..4096 {
+        builder.series(family, "f", [("a", "1"), ("b", ["x", "y"][i % 2]), ("c", "z"), ("d", ["1", "2", "3"][i % 3])]);
+    }
+    let bytes = builder.build().label_bytes();
+    assert!((4096 * 8..4096 * 8 + 4096 / 4 + 400).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn more_texts_than_two_bytes_can_number_stay_apart() {
+    let mut builder = LayoutBuilder::new();
+    let value = |i: usize, label: usize| format!("{i}/{label}");
+    for i in 0..16_000 {
+        let family = builder.family("f", MetricType::Gauge, "help", "");
+        let values: Vec<String> = (0..5).map(|label| value(i, label)).collect();
+        builder.series(family, "f", ["a", "b", "c", "d", "e"].into_iter().zip(values.iter().map(String::as_str)));
+    }
+    let layout = builder.build();
+    let (mut block, mut part, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    crate::frame::symbols::write(&layout, 0, &mut block, &mut part, &mut out);
+    let read = crate::frame::symbols::read(&block, Layout::default(), layout.len()).expect("what was written");
+    for layout in [layout, read] {
+        for index in [0, 13_000, 13_107, 13_108, 15_999] {
+            let labels: Vec<(&str, &str)> = layout.series(index).labels().collect();
+            assert_eq!((labels[0].0, labels[0].1, labels[4].1), ("a", &*value(index, 0), &*value(index, 4)));
+        }
+    }
+}
+
+#[test]
 fn numbers_say_what_a_series_says() {
     let mut builder = LayoutBuilder::append_to(&whole(40));
     add(&mut builder, 40, 43);
@@ -54,14 +86,15 @@ fn numbers_say_what_a_series_says() {
     for index in 0..layout.len() {
         let (piece, series) = layout.find(index);
         let numbered = series.numbered();
-        let pairs = numbered.label_names.iter().zip(numbered.values).map(|(name, value)| (series.text(*name), series.text(*value)));
+        let pairs = numbered.label_names.iter().zip(numbered.values.iter()).map(|(name, value)| (series.text(*name), series.text(value)));
         assert!(pairs.eq(series.labels()));
         let family = series.family();
         assert_eq!((series.text(numbered.name), numbered.kind), (series.name(), family.kind));
         assert_eq!((series.text(numbered.help), series.text(numbered.unit)), (family.help, family.unit));
         let (texts, shapes) = pieces[piece];
-        let numbers = numbered.label_names.iter().chain(numbered.values).chain([&numbered.name, &numbered.help, &numbered.unit]);
-        assert!(numbers.into_iter().all(|number| (*number as usize) < texts) && (numbered.shape as usize) < shapes);
+        let names = numbered.label_names.iter().copied();
+        let mut numbers = names.chain(numbered.values.iter()).chain([numbered.name, numbered.help, numbered.unit]);
+        assert!(numbers.all(|number| (number as usize) < texts) && (numbered.shape as usize) < shapes);
     }
 }
 

@@ -44,6 +44,9 @@ pub const RUNS: [Run; 3] = [
     Run { name: "2800", load: Load { targets: 2800, is_small: true, interval: 15 }, rounds: 3 },
 ];
 
+/// Long enough that every layout is sent again ([`sample::KEY_FRAME_PERIOD`]), for what a stream takes on disk.
+pub const STORED: Run = Run { name: "stored", load: Load { targets: 28, is_small: false, interval: 5 }, rounds: 128 };
+
 /// Ten control planes, as often as fills a stream soon.
 pub const FILLING: Load = Load { targets: 280, is_small: false, interval: 2 };
 
@@ -57,6 +60,8 @@ pub struct Usage {
     pub memory: f64,
     /// MiB resident at most.
     pub peak: f64,
+    /// Samples that were served per second of those rounds.
+    pub rate: f64,
 }
 
 impl Load {
@@ -115,6 +120,7 @@ impl Run {
             cpu: (*after - *before).as_secs_f64() / samples * 1e6,
             memory: mib(memory(*pid)),
             peak: mib(peak_memory(*pid)),
+            rate: samples / took.as_secs_f64(),
         };
         Ok(processes.iter().zip(used_before.iter().zip(&used_after)).map(usage).collect())
     }

@@ -1,6 +1,6 @@
 //! `make bench`, second half: whole processes, one after the other, on the same targets.
 //!
-//! `--only LIST` runs some of `28,280,2800,drain,start`; `--strata-only` leaves out the peers; `--out FILE` writes a page and its plots beside it,
+//! `--only LIST` runs some of `28,280,2800,stored,drain,start`; `--strata-only` leaves out the peers; `--out FILE` writes a page and its plots beside it,
 //! in which what did not run stays as it was.
 
 mod drain;
@@ -14,7 +14,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use load::{RUNS, Run};
+use load::{RUNS, Run, STORED};
 use programs::{PEERS, Row, SINKS};
 use report::Section;
 
@@ -36,7 +36,7 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |flag: &str| arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1));
     let only = value("--only").map(|list| list.split(',').collect::<Vec<_>>());
-    let sections: Vec<&str> = RUNS.iter().map(|run| run.name).chain(["drain", "start"]).collect();
+    let sections: Vec<&str> = RUNS.iter().map(|run| run.name).chain([STORED.name, "drain", "start"]).collect();
     if let Some(unknown) = only.iter().flatten().find(|name| !sections.contains(name)) {
         bail!("--only: unknown section '{unknown}': it is one of {}", sections.join(", "));
     }
@@ -48,6 +48,12 @@ async fn main() -> Result<()> {
         println!("== {} targets", run.name);
         sections.push(measure(run, with_peers, out).await?);
     }
+    if wanted(STORED.name) {
+        println!("== ten minutes of the stream");
+        let (name, relays) = SINKS[0];
+        let row = programs::strata(&STORED, name, relays).await?;
+        sections.push(report::stored(&STORED.describe(row.a_round), &row));
+    }
     if wanted("drain") {
         println!("== an hour's backlog");
         sections.push(report::drain(&drain::drain(with_peers).await?));
@@ -56,5 +62,5 @@ async fn main() -> Result<()> {
         println!("== start with a full store");
         sections.push(report::start(&start::start().await?));
     }
-    out.map_or(Ok(()), |out| report::write(out, &sections))
+    out.map_or(Ok(()), |out| report::write(out, &sections, &arguments))
 }

@@ -87,10 +87,12 @@ impl Peer {
         let (program, _) = self.start(folder.path(), &run.load.scrape_configs(&exporters), sink.port)?;
         let processes = run.measure(&exporters, &[(self.name, program.id())]).await?;
         drop(program);
+        // vmagent sends from memory and has no such folder.
+        let logged = bytes_under(folder.path(), "data");
         Ok(Row {
             name: self.name.to_owned(),
             processes,
-            on_disk: None,
+            on_disk: (logged > 0).then(|| logged as f64 / served(&exporters) as f64),
             on_the_wire: wire(&sink, served(&exporters)),
             a_round: a_round(&exporters),
         }
@@ -117,7 +119,7 @@ pub async fn strata(run: &Run, name: &str, relays: Relays) -> Result<Row> {
 
 impl Row {
     fn print(self) -> Self {
-        for Usage { name, cpu, memory, peak } in &self.processes {
+        for Usage { name, cpu, memory, peak, .. } in &self.processes {
             println!("  {name:<24} {cpu:6.2} CPU seconds per million samples, {memory:6.1} MiB, {peak:6.1} at the peak");
         }
         if let Some(bytes) = self.on_disk {

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::Result;
 use e2e::plot;
@@ -22,7 +23,9 @@ round to round, series come and go; the pages are those of a Kubernetes 1.35 clu
 
 - Processor time is user and system time of a process from the end of the second round on. Memory is its resident set at the end, and at its peak (key frames and first pages included).
 - Strata fsyncs each message to its stream and reads it back; vmagent and Prometheus send from memory, and from a log that is not fsynced.
-- What the numbers do not show: other kinds of discovery, what a network adds, a receiver that takes its time.
+- What the numbers do not show: other kinds of discovery, what a network adds, a receiver that takes its time; pages in OpenMetrics or protobuf (all seven are served as text);
+  more than minutes, but for the section that says so.
+- Sections may be of different runs: each says when, where and by which command.
 ";
 
 /// One part of the page.
@@ -36,9 +39,9 @@ pub struct Section {
 /// *Errors*: the folder of `out` takes no plot.
 pub fn load(out: Option<&Path>, name: &str, description: &str, rows: &[Row]) -> Result<Section> {
     let mut text = format!(
-        "{description}, on {} cores.\n\n\
-         | | CPU seconds per million samples | MiB | MiB, peak | bytes per sample on disk | on the wire |\n|---|---|---|---|---|---|\n",
-        std::thread::available_parallelism()?
+        "{description}.\n\n\
+         | | CPU seconds per million samples | MiB | MiB, peak | bytes per sample on disk | on the wire | samples per second |\n\
+         |---|---|---|---|---|---|---|\n"
     );
     for row in rows {
         writeln!(text, "{}", line(row))?;
@@ -57,6 +60,17 @@ pub fn load(out: Option<&Path>, name: &str, description: &str, rows: &[Row]) -> 
         write!(text, "\n![{title}]({file})\n")?;
     }
     Ok(Section { title: format!("{name} targets"), text })
+}
+
+/// What a stream takes over a long time.
+pub fn stored(description: &str, row: &Row) -> Section {
+    let text = format!(
+        "{description}: every layout was sent twice at least, and every base renewed.\n\n\
+         | | CPU seconds per million samples | MiB | MiB, peak | bytes per sample on disk | on the wire | samples per second |\n\
+         |---|---|---|---|---|---|---|\n{}\n",
+        line(row)
+    );
+    Section { title: "Ten minutes of the stream".to_owned(), text }
 }
 
 /// The drains.
@@ -96,7 +110,8 @@ pub fn start(rows: &[Started]) -> Section {
 /// Writes the page; sections that this run has no news of stay.
 ///
 /// *Errors*: the file cannot be written.
-pub fn write(out: &Path, sections: &[Section]) -> Result<()> {
+pub fn write(out: &Path, sections: &[Section], arguments: &[String]) -> Result<()> {
+    let measured = format!("{} With `make bench{}`.", machine()?, bench_args(arguments));
     let before = std::fs::read_to_string(out).unwrap_or_default();
     let mut parts: Vec<(String, String)> = before
         .split("\n## ")
@@ -105,6 +120,7 @@ pub fn write(out: &Path, sections: &[Section]) -> Result<()> {
         .map(|(title, text)| (title.to_owned(), text.to_owned()))
         .collect();
     for Section { title, text } in sections {
+        let text = &format!("{}\n\n{measured}\n", text.trim_end());
         match parts.iter_mut().find(|(known, _)| known == title) {
             Some((_, before)) => before.clone_from(text),
             None => parts.push((title.clone(), text.clone())),
@@ -114,6 +130,32 @@ pub fn write(out: &Path, sections: &[Section]) -> Result<()> {
     Ok(std::fs::write(out, format!("{HEAD}{body}"))?)
 }
 
+/// When and on what this run was.
+fn machine() -> Result<String> {
+    let said = |path: &str, key: &str| -> Result<String> {
+        let text = std::fs::read_to_string(path)?;
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        Ok(line.unwrap_or_default().trim_start_matches([' ', '\t', ':']).trim_end().to_owned())
+    };
+    let memory: u64 = said("/proc/meminfo", "MemTotal")?.trim_end_matches(" kB").parse()?;
+    Ok(format!(
+        "Measured on {}: {} cores of {}, {} GiB, Linux {}.",
+        humantime::format_rfc3339_seconds(SystemTime::now()).to_string().split('T').next().unwrap_or_default(),
+        std::thread::available_parallelism()?,
+        said("/proc/cpuinfo", "model name")?,
+        memory >> 20,
+        said("/proc/sys/kernel/osrelease", "")?
+    ))
+}
+
+/// The arguments as `make` takes them, but for where the page goes.
+fn bench_args(arguments: &[String]) -> String {
+    let page = arguments.iter().position(|argument| argument == "--out").map_or(0..0, |at| at..at + 2);
+    let kept: Vec<&str> =
+        arguments.iter().enumerate().filter(|(at, _)| !page.contains(at)).map(|(_, argument)| argument.as_str()).collect();
+    if kept.is_empty() { String::new() } else { format!(" BENCH_ARGS='{}'", kept.join(" ")) }
+}
+
 fn line(row: &Row) -> String {
     let each = |of: fn(&Usage) -> f64, digits: usize| {
         let texts: Vec<String> = row.processes.iter().map(|usage| format!("{:.digits$}", of(usage))).collect();
@@ -121,12 +163,13 @@ fn line(row: &Row) -> String {
     };
     let or_none = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"));
     format!(
-        "| {} | {} | {} | {} | {} | {} |",
+        "| {} | {} | {} | {} | {} | {} | {:.0} |",
         row.name,
         each(|usage| usage.cpu, 2),
         each(|usage| usage.memory, 0),
         each(|usage| usage.peak, 0),
         or_none(row.on_disk),
-        or_none(row.on_the_wire)
+        or_none(row.on_the_wire),
+        row.processes[0].rate
     )
 }

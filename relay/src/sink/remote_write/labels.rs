@@ -44,7 +44,7 @@ impl Whose {
     fn number(self, series: &Numbered<'_>) -> u32 {
         match self {
             Whose::Metric => series.name,
-            Whose::Own(place) => series.values[place as usize],
+            Whose::Own(place) => series.values.at(place as usize),
         }
     }
 }

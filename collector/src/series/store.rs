@@ -178,17 +178,20 @@ impl Store {
         self.histograms.clear();
     }
 
-    /// Gives back what only a scrape needs: the values, until the next commit, and the spare columns. Series that were given their last word
-    /// are absent from here on.
+    /// Gives back what only a scrape needs. What stays is what the next commit asks for, in memory of that size: which series had a sample, and
+    /// which a time of its own. Series that were given their last word are absent from here on.
     pub(super) fn rest(&mut self) {
-        for (Part { columns, .. }, mut spare) in self.parts.iter_mut().zip(self.spares.drain(..)) {
+        let mut spares = self.spares.drain(..);
+        for Part { columns, .. } in &mut self.parts {
             for (state, value) in columns.states.iter_mut().zip(&columns.values) {
                 if *state == State::Present && sample::is_stale(*value) {
                     *state = State::Absent;
                 }
             }
-            spare.values = std::mem::take(&mut columns.values);
-            SPARES.give(spare);
+            let Columns { mut states, mut timestamps, .. } = spares.next().unwrap_or_default();
+            keep(&mut states, &columns.states);
+            keep(&mut timestamps, &columns.timestamps);
+            SPARES.give(std::mem::replace(columns, Columns { states, timestamps, ..Columns::default() }));
         }
     }
 
@@ -416,6 +419,16 @@ impl Appending {
             }
         }
     }
+}
+
+/// Copies what is to stay; the memory is neither what doubling leaves nor that of a larger target.
+fn keep<T: Copy>(kept: &mut Vec<T>, now: &[T]) {
+    let headroom = now.len() / 16;
+    if !(now.len()..=now.len() + 2 * headroom).contains(&kept.capacity()) {
+        *kept = Vec::with_capacity(now.len() + headroom);
+    }
+    kept.clear();
+    kept.extend_from_slice(now);
 }
 
 fn put_start(columns: &mut Columns, index: usize, start_ms: i64) {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use sample::Columns;
 
 use super::*;
 
@@ -158,6 +159,30 @@ fn check(seed: u64) {
             }
         }
         before = found;
+        // As a scrape ends, or as a page that is read at once behind another.
+        if round % 3 > 0 {
+            cache.rest();
+        }
+    }
+}
+
+#[test]
+fn what_rests_is_as_large_as_its_target() {
+    let page = |series: usize, round: usize| -> String {
+        (0..series).map(|number| format!("m{{number=\"{number}\"}} {round} 1700000000000\n")).collect()
+    };
+    // As many as there is memory for to lend, and more targets than that: some hold what another one's page was read into.
+    let mut caches: Vec<SeriesCache> = (0..20).map(|_| SeriesCache::new(Options { honor_timestamps: true, ..Options::default() })).collect();
+    for round in 0..8 {
+        for (number, cache) in caches.iter_mut().enumerate() {
+            let series = if number % 2 == 0 { 4000 } else { 10 + round };
+            assert!(cache.page(page(series, round).as_bytes()).is_ok());
+            cache.rest();
+            let Columns { values, states, timestamps, starts, .. } = &cache.parts()[0].columns;
+            assert_eq!((states.len(), timestamps.len()), (series, series));
+            let held = [values.capacity(), states.capacity() - series, timestamps.capacity() - series, starts.capacity()];
+            assert!(held.into_iter().all(|more| more <= series / 8), "{series} series, round {round}: {held:?}");
+        }
     }
 }
 

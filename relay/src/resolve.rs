@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
-use sample::{Decoded, Layout, LayoutBuilder, LayoutId, MetricType, Origin, TargetId};
+use sample::{Decoded, Layout, LayoutBuilder, LayoutId, Origin, TargetId};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::chain::{Chain, identity};
@@ -19,9 +19,9 @@ use crate::gate::Place;
 use crate::step::Names;
 use crate::takes::Takes;
 use crate::template::{self, Route, Template};
+use rows::{Row, Rows, SHARED};
 
-/// Of a series whose text is shared with other targets.
-const SHARED: u16 = u16::MAX;
+pub mod rows;
 
 /// Text that a relay keeps. Larger: memory, at about 160 bytes per series as JSON; smaller: more samples whose labels are rendered again.
 const RENDERED_BYTES_MAX: usize = 8 << 20;
@@ -31,18 +31,28 @@ const RENDERED_BYTES_MAX: usize = 8 << 20;
 #[derive(Debug, Default, Clone)]
 struct Texts {
     bytes: Vec<u8>,
+    /// Series beyond its end have no text.
     ends: Vec<u32>,
+    /// Of these so many were left out already.
+    skipped: usize,
 }
 
 impl Texts {
     fn get(&self, i: usize) -> &[u8] {
-        let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
-        &self.bytes[start..self.ends[i] as usize]
+        let Some(end) = self.ends.get(i) else { return &[] };
+        let start = if i == 0 { 0 } else { self.ends[i - 1] };
+        &self.bytes[start as usize..*end as usize]
+    }
+
+    /// The next series has no text.
+    fn skip(&mut self) {
+        self.skipped += 1;
     }
 
     /// Adds a text; its bytes.
     fn add(&mut self, render: impl FnOnce(&mut Vec<u8>)) -> usize {
         let before = self.bytes.len();
+        self.ends.resize(self.ends.len() + std::mem::take(&mut self.skipped), before as u32);
         render(&mut self.bytes);
         self.ends.push(self.bytes.len() as u32);
         self.bytes.len() - before
@@ -59,44 +69,6 @@ fn headroom(len: usize) -> usize {
     len + len / 16
 }
 
-/// One series of a target as the per-sample loop needs it.
-#[derive(Debug, Clone, Copy)]
-pub struct Row {
-    /// Hash of its whole identity.
-    pub hash: u64,
-    /// What filters said and what its values are: its rule's number in the chain, above [`RULE_SHIFT`] bits for the others.
-    said: u32,
-    /// Which of [`Resolved::routes`] it takes: there are no more of them than series of a part.
-    pub route: u16,
-    /// Its place among the texts that have all labels, so that the target's part is empty; [`SHARED`]: it has none there.
-    whole: u16,
-}
-
-/// Bits of [`Row::said`] below the rule: whether it only grows, and its type.
-const RULE_SHIFT: u32 = 4;
-
-impl Row {
-    fn new(hash: u64, rule: u32, kind: MetricType, cumulative: bool, route: u16, whole: u16) -> Self {
-        assert!(rule < 1 << (u32::BITS - RULE_SHIFT), "a rule is a combination of verdicts on at least one series");
-        Self { hash, said: rule << RULE_SHIFT | (kind as u32) << 1 | u32::from(cumulative), route, whole }
-    }
-
-    /// What filters said: its rule's number in the chain.
-    pub fn rule(&self) -> u32 {
-        self.said >> RULE_SHIFT
-    }
-
-    /// Type of its family.
-    pub fn kind(&self) -> MetricType {
-        MetricType::ALL[(self.said >> 1 & 7) as usize]
-    }
-
-    /// Whether it only grows until a reset.
-    pub fn cumulative(&self) -> bool {
-        self.said & 1 == 1
-    }
-}
-
 /// One target's part of a page, resolved.
 pub struct Resolved {
     /// Whether its job is one of the relay's.
@@ -108,7 +80,7 @@ pub struct Resolved {
     /// What those are called after the filters, for an encoder whose items do not say it.
     pub names: Arc<Names>,
     /// Per series, in layout order.
-    pub rows: Vec<Row>,
+    pub rows: Rows,
     /// What the sink's templates say of its series, each text once; empty for a sink without templates.
     pub routes: Vec<Arc<Route>>,
     /// Places at the chain's gates, as many per series as there are gates.
@@ -125,7 +97,7 @@ pub struct Resolved {
 impl Resolved {
     /// The rendered parts of one series: its own, and its target's. The former is empty where it found no room.
     pub fn texts(&self, i: usize) -> (&[u8], &[u8]) {
-        match self.rows[i].whole {
+        match self.rows.at(i).whole {
             SHARED => (self.texts.get(i), &self.target_text),
             whole => (self.whole.get(usize::from(whole)), &[]),
         }
@@ -143,7 +115,7 @@ impl Resolved {
         }
         self.version = previously.version().wrapping_add(1);
         let counts = |row: &Row| row.cumulative() && chain.rule(row.rule()).drops().is_none();
-        let places = self.rows.iter().map(|row| if counts(row) { previously.place(row.hash) } else { NO_PLACE });
+        let places = self.rows.iter().map(|row| if counts(&row) { previously.place(row.hash) } else { NO_PLACE });
         self.previous.clear();
         self.previous.extend(places);
         self.previous.shrink_to(headroom(self.previous.len()));
@@ -231,7 +203,7 @@ impl Resolver {
                 origin: decoded.origin.clone(),
                 layout: decoded.layout.clone(),
                 names: Arc::default(),
-                rows: Vec::new(),
+                rows: Rows::default(),
                 routes: Vec::new(),
                 previous: Vec::new(),
                 target_text: Vec::new(),
@@ -297,7 +269,9 @@ impl Resolver {
         let mut own: Vec<(&str, &str)> = Vec::new();
         let mut merged: Vec<(&str, &str)> = Vec::new();
         let mut routes: HashMap<Arc<Route>, u16> = resolved.routes.iter().cloned().zip(0..).collect();
-        for i in resolved.rows.len()..layout.len() {
+        let from = resolved.rows.len();
+        let mut rows = resolved.rows.filling();
+        for i in from..layout.len() {
             let series = layout.series(i);
             own.clear();
             own.extend(series.labels());
@@ -332,11 +306,10 @@ impl Resolver {
             if let Some(texts) = rendering.as_deref_mut() {
                 // Also where this target's filters rewrote it: those of another one with this layout may not.
                 let kept = !overlaps && self.rendered < RENDERED_BYTES_MAX;
-                self.rendered += texts.add(|bytes| {
-                    if kept {
-                        self.encoder.series(&Series { labels: &own, ..whole }, bytes);
-                    }
-                });
+                match kept {
+                    true => self.rendered += texts.add(|bytes| self.encoder.series(&Series { labels: &own, ..whole }, bytes)),
+                    false => texts.skip(),
+                }
             }
             let route = match self.chain.rule(after.rule).drops() {
                 None => shared_route(&self.templates, &mut self.routes, &last),
@@ -348,9 +321,9 @@ impl Resolver {
                     (resolved.routes.len() - 1) as u16
                 })
             });
-            resolved.rows.push(Row::new(identity(&last), after.rule, whole.kind, whole.cumulative, route, place));
+            rows.push(Row::new(identity(&last), after.rule, whole.kind, whole.cumulative, route, place));
         }
-        resolved.rows.shrink_to(headroom(resolved.rows.len()));
+        resolved.rows.shrink();
         if let Some(naming) = naming {
             resolved.names = Arc::new(naming.done(&layout, &target));
             return;

@@ -232,7 +232,7 @@ impl Building {
             if state == State::Absent {
                 continue;
             }
-            let row = page.resolved.rows[i];
+            let row = page.resolved.rows.at(i);
             let Some(value) = page.judge(i, tally) else { continue };
             let timestamp_ms = timestamp(columns, i, slot_ms);
             let mut sum_delta = None;
@@ -282,13 +282,13 @@ impl Building {
             let own_body = self.bytes.len() - start + framing.form.beside(&names, i);
             let body = around + self.body + own_body + framing.separator.len() * self.items.len();
             if body > self.limits.bytes_max && !self.items.is_empty() {
-                let route = page.resolved.routes.get(usize::from(row.route)).cloned();
+                let route = page.resolved.routes.get(usize::from(row.route())).cloned();
                 self.carry = Some(Carry { bytes: self.bytes.split_off(start), item, body: own_body, route });
                 return Some(i + 1);
             }
             self.body += own_body;
-            if let Some(known) = routes.get_mut(usize::from(row.route)) {
-                item.route = *known.get_or_insert_with(|| self.routes.place(&page.resolved.routes[usize::from(row.route)]));
+            if let Some(known) = routes.get_mut(usize::from(row.route())) {
+                item.route = *known.get_or_insert_with(|| self.routes.place(&page.resolved.routes[usize::from(row.route())]));
             }
             self.items.push(item);
             self.sections[section as usize].items += 1;
@@ -359,7 +359,7 @@ pub(super) fn learn(page: &mut Page<'_>, mut previously: Option<&mut Previously>
     let remembers = page.filters.remembers();
     let columns = page.columns;
     for i in 0..page.resolved.rows.len().min(columns.states.len()) {
-        let row = page.resolved.rows[i];
+        let row = page.resolved.rows.at(i);
         let counts = row.cumulative() && columns.states[i] != State::Absent;
         if columns.states[i] == State::Absent || !(remembers || counts) {
             continue;
@@ -382,7 +382,7 @@ impl Page<'_> {
     /// Asks the filters for one sample; `None`: dropped and counted.
     #[inline]
     fn judge(&mut self, i: usize, tally: &mut Tally) -> Option<u64> {
-        let (rule, bits) = (self.resolved.rows[i].rule(), self.columns.values[i]);
+        let (rule, bits) = (self.resolved.rows.at(i).rule(), self.columns.values[i]);
         if rule == KEEP {
             return Some(bits);
         }
@@ -403,7 +403,7 @@ impl Page<'_> {
 }
 
 fn step(previously: &mut Previously, resolved: &Resolved, columns: &Columns, i: usize, value: u64, slot_ms: i64) -> Option<f64> {
-    if !resolved.rows[i].cumulative() {
+    if !resolved.rows.at(i).cumulative() {
         return None;
     }
     previously.step(resolved.previous(i), f64::from_bits(value), start(columns, i), slot_ms)
@@ -422,7 +422,7 @@ fn grow(
     histogram: &NativeHistogram,
     slot_ms: i64,
 ) -> Option<(f64, f64)> {
-    let row = &resolved.rows[i];
+    let row = resolved.rows.at(i);
     if !row.cumulative() || histogram.reset_hint == ResetHint::Gauge {
         return None;
     }

@@ -172,7 +172,8 @@ fn what_rests_is_as_large_as_its_target() {
         (0..series).map(|number| format!("m{{number=\"{number}\"}} {round} 1700000000000\n")).collect()
     };
     // As many as there is memory for to lend, and more targets than that: some hold what another one's page was read into.
-    let mut caches: Vec<SeriesCache> = (0..20).map(|_| SeriesCache::new(Options { honor_timestamps: true, ..Options::default() })).collect();
+    let mut caches: Vec<SeriesCache> =
+        (0..20).map(|_| SeriesCache::new(Options { honor_timestamps: true, ..Options::default() })).collect();
     for round in 0..8 {
         for (number, cache) in caches.iter_mut().enumerate() {
             let series = if number % 2 == 0 { 4000 } else { 10 + round };

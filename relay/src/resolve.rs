@@ -24,7 +24,7 @@ use rows::{Row, Rows, SHARED};
 pub mod rows;
 
 /// Text that a relay keeps. Larger: memory, at about 160 bytes per series as JSON; smaller: more samples whose labels are rendered again.
-const RENDERED_BYTES_MAX: usize = 8 << 20;
+pub(crate) const RENDERED_BYTES_MAX: usize = if cfg!(test) { 64 << 10 } else { 8 << 20 };
 
 /// Rendered series: of one layout, shared by its targets, or of one target with all labels. In the former a series has no text whose own
 /// labels overlap a target's, or that found no room.

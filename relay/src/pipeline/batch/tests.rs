@@ -1,16 +1,19 @@
 //! What a frame carries beside its values reaches the encoder.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use config::Component;
 use prost::Message as _;
-use sample::{Decoder, Encoder, Exemplar, Flags, LayoutBuilder, MessageBuilder, MetricType, NativeHistogram, Origin, TargetId};
+use sample::{
+    Decoded, Decoder, Encoder, Exemplar, Flags, Layout, LayoutBuilder, MessageBuilder, MetricType, NativeHistogram, Origin, TargetId,
+};
 use serde_json::json;
 
 use super::*;
 use crate::encode::{Form, Framing};
 use crate::filter::{self, Series};
-use crate::resolve::Resolver;
+use crate::resolve::{RENDERED_BYTES_MAX, Resolver};
 use crate::sink::remote_write::proto;
 use crate::takes::Takes;
 use crate::template::{self, Template};
@@ -84,14 +87,8 @@ fn batches(
         ..Columns::default()
     };
     let origin = Origin { target: TargetId(1), labels: vec![("instance".to_owned(), "h:1".to_owned())], attributes: Vec::new() };
-    let mut frame = Vec::new();
-    Encoder::new(Arc::new(origin), 0).encode(SLOT, 1, Flags::default(), &Arc::new(builder.build()), &columns, &mut frame);
-    let mut message = MessageBuilder::new();
-    message.push(&frame);
-    let payload = message.finish();
-    let frame = sample::frames(&payload).expect("a message").next().expect("a frame").expect("whole");
-    let mut read = Columns::default();
-    let decoded = Decoder::new().decode("p", 1, &frame, 1, &mut read).expect("decodes");
+    let (mut sender, mut read) = (Encoder::new(Arc::new(origin), 0), Columns::default());
+    let decoded = sent(&mut sender, &mut Decoder::new(), SLOT, &Arc::new(builder.build()), &columns, &mut read);
     let mut resolver = Resolver::new(filters, encoder.clone(), templates, Takes::default(), Vec::new());
     assert!(resolver.resolve("p", &decoded));
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
@@ -110,6 +107,24 @@ fn batches(
         batches.push(part.batch);
     }
     (tally, batches)
+}
+
+/// What a relay reads of a frame.
+fn sent(
+    encoder: &mut Encoder,
+    decoder: &mut Decoder,
+    slot_ms: i64,
+    layout: &Arc<Layout>,
+    columns: &Columns,
+    read: &mut Columns,
+) -> Decoded {
+    let mut frame = Vec::new();
+    encoder.encode(slot_ms, 1, Flags::default(), layout, columns, &mut frame);
+    let mut message = MessageBuilder::new();
+    message.push(&frame);
+    let payload = message.finish();
+    let frame = sample::frames(&payload).expect("a message").next().expect("a frame").expect("whole");
+    decoder.decode("p", 1, &frame, 1, read).expect("decodes")
 }
 
 fn built(name: &str, options: serde_json::Value) -> (Arc<str>, Box<dyn filter::Filter>) {
@@ -242,14 +257,125 @@ fn a_series_is_asked_about_once_while_its_page_only_grows() {
             layout = Arc::new(builder.build());
         }
         let columns = Columns { values: vec![slot as u64; layout.len()], states: vec![State::Present; layout.len()], ..Columns::default() };
-        let mut frame = Vec::new();
-        encoder.encode(SLOT + slot as i64, 1, Flags::default(), &layout, &columns, &mut frame);
-        let mut message = MessageBuilder::new();
-        message.push(&frame);
-        let payload = message.finish();
-        let frame = sample::frames(&payload).expect("a message").next().expect("a frame").expect("whole");
-        let decoded = decoder.decode("p", 1, &frame, slot as u64, &mut read).expect("decodes");
+        let decoded = sent(&mut encoder, &mut decoder, SLOT + slot as i64, &layout, &columns, &mut read);
         assert!(resolver.resolve("p", &decoded));
     }
     assert_eq!(*asked.lock().expect("whole"), ["a", "b"]);
+}
+
+/// Counts the series that it renders.
+#[derive(Default)]
+struct Rendering(AtomicUsize);
+
+impl Rendering {
+    /// How many since the last time.
+    fn done(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Encode for Rendering {
+    fn series(&self, series: &Series<'_>, out: &mut Vec<u8>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        out.extend_from_slice(format!("{} {:?} {:?} ", series.name, series.labels, series.help).as_bytes());
+    }
+
+    fn target(&self, target: &[(&str, &str)], out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{target:?} ").as_bytes());
+    }
+
+    fn sample(&self, sample: &Sample<'_>, out: &mut Vec<u8>) -> Encoded {
+        out.extend_from_slice(&[sample.series, sample.target, f64::from_bits(sample.value).to_string().as_bytes()].concat());
+        Encoded::Item
+    }
+
+    fn framing(&self) -> Framing {
+        Framing { open: b"", separator: b"", close: b"", form: Form::Whole }
+    }
+
+    fn content_type(&self) -> &'static str {
+        "text/plain"
+    }
+}
+
+/// Targets whose series, of one size each, are rendered.
+struct Rendered {
+    encoder: Arc<Rendering>,
+    resolver: Resolver,
+    decoder: Decoder,
+    senders: Vec<Encoder>,
+    read: Columns,
+}
+
+impl Rendered {
+    /// Twice what there is room for.
+    const SERIES: usize = 2 * RENDERED_BYTES_MAX / 64;
+
+    fn layout(word: &str) -> Arc<Layout> {
+        let mut builder = LayoutBuilder::new();
+        let family = builder.family("f", MetricType::Gauge, "Some help.", "");
+        for i in 0..Self::SERIES {
+            builder.series(family, "f", [("number", format!("{i:05}").as_str()), ("word", word)]);
+        }
+        Arc::new(builder.build())
+    }
+
+    fn text(i: usize, target: usize, word: &str, slot_ms: i64) -> String {
+        format!("f [(\"number\", \"{i:05}\"), (\"word\", \"{word}\")] \"Some help.\" [(\"instance\", \"h:{target}\")] {slot_ms}")
+    }
+
+    fn new(targets: u64) -> Self {
+        let origin = |target| {
+            let labels = vec![("instance".to_owned(), format!("h:{target}"))];
+            Arc::new(Origin { target: TargetId(target), labels, attributes: Vec::new() })
+        };
+        let encoder = Arc::new(Rendering::default());
+        Self {
+            resolver: Resolver::new(Vec::new(), encoder.clone(), Vec::new(), Takes::default(), Vec::new()),
+            encoder,
+            decoder: Decoder::new(),
+            senders: (0..targets).map(|target| Encoder::new(origin(target), 0)).collect(),
+            read: Columns::default(),
+        }
+    }
+
+    /// A page of a target goes through; how many series were rendered to resolve it, how many for its samples, and the bytes that it keeps.
+    fn page(&mut self, target: usize, word: &str, slot_ms: i64) -> (usize, usize, usize) {
+        let layout = Self::layout(word);
+        let columns = Columns {
+            values: vec![(slot_ms as f64).to_bits(); layout.len()],
+            states: vec![State::Present; layout.len()],
+            ..Columns::default()
+        };
+        let decoded = sent(&mut self.senders[target], &mut self.decoder, slot_ms, &layout, &columns, &mut self.read);
+        assert!(self.resolver.resolve("p", &decoded));
+        let resolving = self.encoder.done();
+        let (resolved, chain) = self.resolver.split(decoded.generation).expect("resolved");
+        let kept = (0..layout.len()).map(|i| resolved.texts(i).0.len()).sum();
+        let mut building = Building::new(self.encoder.clone(), Limits { bytes_max: BATCH_BYTES_MAX, items_max: usize::MAX });
+        building.section(resolved, &self.read, slot_ms);
+        let moment = chain.moment(TargetId(target as u64), slot_ms, false, false);
+        let mut tally = Tally::new(0);
+        assert_eq!(building.fill(&mut Page { resolved, filters: chain, columns: &self.read, moment }, 0, None, &mut tally), None);
+        let batch = building.finish(Some(&Window::new(None, 1, slot_ms, "m".to_owned(), 1)), "c").expect("items").batch;
+        assert_eq!(batch.items.len(), Self::SERIES);
+        let text = |i| String::from_utf8(batch.item(i).into_owned()).expect("text");
+        (0..Self::SERIES).for_each(|i| assert_eq!(text(i), Self::text(i, target, word, slot_ms)));
+        (resolving, self.encoder.done(), kept)
+    }
+}
+
+#[test]
+fn series_are_rendered_once_within_the_budget_and_again_beyond_it() {
+    let mut all = Rendered::new(3);
+    let (room, beyond, kept) = all.page(0, "some", SLOT);
+    assert_eq!((room + beyond, beyond > 0), (Rendered::SERIES, true));
+    let one = kept / room;
+    assert!((RENDERED_BYTES_MAX - one..=RENDERED_BYTES_MAX + one).contains(&kept), "{kept} bytes");
+    assert_eq!(all.page(0, "some", SLOT + 1), (0, beyond, kept), "what has room is rendered once");
+    assert_eq!(all.page(1, "some", SLOT + 1), (0, beyond, kept), "targets of one layout share it");
+    assert_eq!(all.page(2, "other", SLOT + 1), (0, Rendered::SERIES, 0), "another layout finds no room");
+    assert_eq!(all.page(2, "other", SLOT + 2), (0, Rendered::SERIES, 0));
+    all.resolver.forget_before(SLOT + 2);
+    assert_eq!(all.page(1, "more", SLOT + 3), (room, beyond, kept), "what goes leaves its room");
 }

@@ -90,6 +90,7 @@ impl<'a> Reader<'a> {
     /// Puts into `root`, which was read from a file in `folder`, what its `include`, `scrape_config_files` and `remote_write` say.
     pub(crate) fn complete(&mut self, root: &mut Node, folder: &Path) {
         self.warnings.extend(prometheus::set_aside(root, false));
+        self.warnings.extend(prometheus::rename(root));
         let mut findings = remote_write::Findings { problems: self.problems, warnings: self.warnings };
         remote_write::become_relays(root, folder, &mut findings);
         prometheus::include(root, folder, self);

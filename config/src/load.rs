@@ -49,7 +49,6 @@ const NOT_YET: &[&str] = &[
     "ovhcloud_sd_configs",
     "puppetdb_sd_configs",
     "scaleway_sd_configs",
-    "scrape_classic_histograms",
     "serverset_sd_configs",
     "sigv4",
     "stackit_sd_configs",
@@ -64,7 +63,6 @@ fn instead(key: &str) -> &'static str {
         "native_histogram_bucket_limit" | "native_histogram_min_bucket_factor" => {
             "histograms keep their resolution on the way; set it where they are stored"
         }
-        "scrape_classic_histograms" => "write always_scrape_classic_histograms, as Prometheus 3 does",
         key if key.ends_with("_sd_configs") => "have the targets written to a file for file_sd_configs, or served for http_sd_configs",
         _ => "take it out",
     }

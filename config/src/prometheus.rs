@@ -18,6 +18,9 @@ const NOT_OURS_GLOBAL: [&str; 4] = ["evaluation_interval", "query_log_file", "ru
 /// The same in a scrape configuration.
 const NOT_OURS_SCRAPE: [&str; 1] = ["scrape_failure_log_file"];
 
+/// What Prometheus 2.45 to 2.55 call a key of a scrape configuration, and what it is called since.
+const RENAMED: [(&str, &str); 1] = [("scrape_classic_histograms", "always_scrape_classic_histograms")];
+
 /// Under `global` of a file that `scrape_config_files` names: what is said of all jobs, not of its own.
 const OF_ALL: &str = "external_labels";
 /// At the top of such a file: where samples go is said by the file that names it.
@@ -60,6 +63,28 @@ pub(crate) fn set_aside(root: &mut Node, is_named: bool) -> Option<Warning> {
     Some(Warning(Problem { place, field: String::new(), message }))
 }
 
+/// Gives keys of older versions the name that they have now, each with a warning; where both are written the newer one holds.
+pub(crate) fn rename(root: &mut Node) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let Some(Node { content: Content::List(jobs), .. }) = root.at_mut(&steps!["scrape_configs"]) else { return warnings };
+    for (i, job) in jobs.iter_mut().enumerate() {
+        let Content::Map(map) = &mut job.content else { continue };
+        for (old, new) in RENAMED {
+            let Some(at) = map.entries.iter().position(|entry| entry.key == old) else { continue };
+            let (is_both, place) = (map.get(new).is_some(), map.entries[at].key_place.clone());
+            let message = if is_both {
+                map.entries.remove(at);
+                format!("left out, as '{new}' is there too, which is its name since Prometheus 3")
+            } else {
+                map.entries[at].key = new.to_owned();
+                format!("read as '{new}', which is its name since Prometheus 3")
+            };
+            warnings.push(Warning(Problem { place, field: format!("scrape_configs[{i}].{old}"), message }));
+        }
+    }
+    warnings
+}
+
 /// Puts the entries of `scrape_config_files` behind those of the file; paths are relative to `folder`.
 pub(crate) fn include(root: &mut Node, folder: &Path, reader: &mut Reader<'_>) {
     let Content::Map(map) = &mut root.content else { return };
@@ -78,6 +103,7 @@ pub(crate) fn include(root: &mut Node, folder: &Path, reader: &mut Reader<'_>) {
         for file in files {
             let root = reader.nested(&file, &place, &field, |reader, root, folder| {
                 reader.warnings.extend(set_aside(root, true));
+                reader.warnings.extend(rename(root));
                 include(root, folder, reader);
             });
             included.extend(root.into_iter().flat_map(|root| entries(root, reader.problems)));

@@ -209,8 +209,8 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
     let path = |name: &str| folder.path().join(name);
     std::fs::create_dir(path("jobs")).expect("a folder");
     std::fs::write(path("prometheus.yml"), include_str!("prometheus.yml")).expect("written");
-    let job =
-        "scrape_configs:\n  - job_name: extra\n    authorization: {credentials_file: token}\n    file_sd_configs: [{files: ['*.json']}]\n";
+    let job = "scrape_configs:\n  - job_name: extra\n    authorization: {credentials_file: token}\n    file_sd_configs: [{files: ['*.json']}]\n    \
+         scrape_classic_histograms: true\n";
     std::fs::write(path("jobs/extra.yml"), job).expect("written");
     let loaded = config::load(&path("prometheus.yml"), &Overrides::default(), &all()).expect("a good configuration");
     let config::Loaded { config, warnings, sources, places } = loaded;
@@ -224,6 +224,7 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
     assert_eq!(extra.file_sd_configs[0].files, [path("jobs/*.json")], "relative to its own file");
     assert_eq!(extra.http.authorization.as_ref().and_then(|a| a.credentials_file.clone()), Some(path("jobs/token")));
     assert_eq!((own.sample_limit, extra.sample_limit), (5, 100), "the general limit where there is no other");
+    assert_eq!((own.always_scrape_classic_histograms, extra.always_scrape_classic_histograms), (None, Some(true)), "by its older name");
     let relays: Vec<_> = config.relays.iter().map(|relay| (relay.name.as_str(), relay.sink.name.as_str())).collect();
     assert_eq!(relays, [("remote-write-localhost-9009-5be116", "remote_write")]);
     let warnings: Vec<_> = warnings.iter().map(|w| w.to_string().replace(&folder.path().display().to_string(), "DIR")).collect();
@@ -232,6 +233,8 @@ fn a_whole_prometheus_yml_is_read_with_its_files() {
         [
             "DIR/prometheus.yml:3:3: left out, as Strata neither stores, queries nor alerts: global.evaluation_interval, rule_files, \
              alerting, storage",
+            "DIR/jobs/extra.yml:5:5: scrape_configs[0].scrape_classic_histograms: read as 'always_scrape_classic_histograms', which is its \
+             name since Prometheus 3",
             "DIR/prometheus.yml:9:35: scrape_config_files[1]: no file fits 'jobs/*.yaml'",
         ]
     );

@@ -118,7 +118,9 @@ impl Records {
 /// Reads what follows `"timestamp":`. By hand, because a JSON library may round a number by its last bit.
 fn read_tail(tail: &str) -> Result<(i64, u64)> {
     let tail = tail.trim_end().strip_suffix('}').context("no closing brace")?;
-    let (timestamp, rest) = tail.split_once(",\"value\":").context("no value after the timestamp")?;
+    let (times, rest) = tail.split_once(",\"value\":").context("no value after the timestamp")?;
+    let (timestamp, start) = times.split_once(",\"start\":").map_or((times, None), |(timestamp, start)| (timestamp, Some(start)));
+    start.map_or(Ok(0), str::parse::<i64>).context("no time of a start")?;
     let (value, rest) = rest.split_once(',').context("nothing after the value")?;
     let is_stale = rest.contains("\"stale\":true");
     let kind = rest.replace(",\"stale\":true", "").replace("\"stale\":true,", "");

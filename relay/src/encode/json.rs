@@ -6,7 +6,8 @@
 //! The object: `labels` holds all labels but the name, the series' own first, then the target's. `timestamp` is in ms. `value` is a
 //! number in the shortest form that reads back bit for bit (whole numbers up to 2^53 without a fraction, negative zero as `-0.0`),
 //! or one of the strings `"NaN"`, `"+Inf"`, `"-Inf"`. A staleness marker is `"value":"NaN","stale":true`. `type` is the family's. A native histogram
-//! has, in place of `value`, `"histogram":{"count":…,"sum":…,"buckets":[["0.5",3],["+Inf",7]]}`: cumulative, exact at the bounds it fills.
+//! has, in place of `value`, `"histogram":{"count":…,"sum":…,"buckets":[["0.5",3],["+Inf",7]]}`: cumulative, exact at the bounds it fills. Where
+//! the page says since when a series counts, that is `start`, in ms, behind `timestamp`.
 
 use config::{Kind, OptionsError};
 use sample::NativeHistogram;
@@ -148,6 +149,10 @@ fn head(sample: &Sample<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(sample.target);
     out.extend_from_slice(b"},\"timestamp\":");
     out.extend_from_slice(itoa::Buffer::new().format(sample.timestamp_ms).as_bytes());
+    if let Some(start_ms) = sample.start_ms {
+        out.extend_from_slice(b",\"start\":");
+        out.extend_from_slice(itoa::Buffer::new().format(start_ms).as_bytes());
+    }
 }
 
 /// Appends an object's end.
@@ -266,6 +271,28 @@ mod tests {
             sample::STALE_NAN,
             r#"{"name":"up","labels":{},"timestamp":1700000000123,"value":"NaN","stale":true,"type":"gauge"}"#,
         );
+    }
+
+    #[test]
+    fn a_start_stands_behind_the_time() {
+        let (encoder, mut constant) = (built("json"), Vec::new());
+        encoder.series(&Series { name: "c", labels: &[], kind: MetricType::Counter, cumulative: true, help: "", unit: "" }, &mut constant);
+        let sample = Sample {
+            series: &constant,
+            target: &[],
+            kind: MetricType::Counter,
+            timestamp_ms: 2000,
+            value: 1.0_f64.to_bits(),
+            delta: None,
+            sum_delta: None,
+            start_ms: Some(-1),
+            exemplars: &[],
+        };
+        let (mut out, mut histogram) = (Vec::new(), Vec::new());
+        encoder.sample(&sample, &mut out);
+        assert_eq!(out, br#"{"name":"c","labels":{},"timestamp":2000,"start":-1,"value":1,"type":"counter"}"#);
+        encoder.histogram(&sample, &NativeHistogram::default(), &mut histogram);
+        assert!(histogram.starts_with(br#"{"name":"c","labels":{},"timestamp":2000,"start":-1,"histogram":{"#));
     }
 
     #[test]

@@ -97,3 +97,51 @@ fn what_moves_comes_or_goes_costs_its_own_lines_only() {
         }
     }
 }
+
+/// A cache that has seen a page so often that what helps to find things is given back.
+fn settled(format: Format, families: &[(String, Vec<u32>)], described: bool) -> SeriesCache {
+    let mut cache = SeriesCache::new(options());
+    for _ in 0..=CLEAN_PAGES {
+        cache.page_in(format, &page(format, families, 0.5, described)).expect("a good page");
+    }
+    assert!(cache.lookup.is_none());
+    cache
+}
+
+/// Three families of more series than are looked through for one that comes a little later.
+fn three() -> Vec<(String, Vec<u32>)> {
+    ["a", "b", "c"].map(|name| (name.to_owned(), (0..SERIES).collect())).into()
+}
+
+#[test]
+fn behind_what_moved_the_page_goes_on_where_it_was_left() {
+    for (format, described) in FORMATS.into_iter().flat_map(|format| [(format, true), (format, false)]) {
+        let mut cache = settled(format, &three(), described);
+        let mut families = three();
+        // Ahead by more than is looked through: it is searched, what follows it in its new place and in its old one is not.
+        let moved = families[1].1.remove(30);
+        families[1].1.insert(2, moved);
+        let counts = cache.page_in(format, &page(format, &families, 1.5, described)).expect("a good page");
+        assert_eq!((counts.searched, counts.added), (1, 0), "{format:?}, {described}");
+        families.swap(0, 2);
+        families.swap(1, 2);
+        let counts = cache.page_in(format, &page(format, &families, 2.5, described)).expect("a good page");
+        assert!(counts.searched <= 1 && counts.added == 0, "{format:?}, {described}: {counts:?}");
+    }
+}
+
+#[test]
+fn what_is_gone_is_passed_without_looking_anything_up() {
+    for (format, described) in FORMATS.into_iter().flat_map(|format| [(format, true), (format, false)]) {
+        let mut families = three();
+        families.insert(1, ("short".to_owned(), (0..10).collect()));
+        let mut cache = settled(format, &families, described);
+        families[0].1.drain(5..17);
+        families.remove(1);
+        families[1].1.drain(..3);
+        let counts = cache.page_in(format, &page(format, &families, 1.5, described)).expect("a good page");
+        // The first behind each gap.
+        assert_eq!((counts.searched, counts.added), (2, 0), "{format:?}, {described}");
+        assert!(cache.lookup.is_none(), "{format:?}, {described}");
+    }
+}

@@ -25,6 +25,9 @@ const EXTRA: usize = 3;
 /// Pages between two that are looked through for what is only tolerated; larger: defects that come later are counted later, smaller: a page
 /// that changes at every scrape costs a slow pass more often.
 const CHECK_PAGES: u32 = 60;
+/// The same where no line changed: what can be wrong then is a value. Larger: it is seen later, smaller: a hundredth of the reading is spent on
+/// pages that were looked through before.
+const CHECK_STEADY_PAGES: u32 = 600;
 /// How many times longer such a pass takes than reading.
 const CHECK_COST: usize = 8;
 
@@ -37,7 +40,7 @@ pub(super) struct Work {
     /// Bytes of the last page, or of the frames it made: how much the next one will cost.
     size_hint: usize,
     frame_hint: usize,
-    /// Pages until one is looked through again.
+    /// Pages since one was looked through.
     unchecked: u32,
     /// The next page is kept, if there is room, to be looked through.
     is_kept: bool,
@@ -206,11 +209,12 @@ impl Work {
         Ok(self.check(counts, intake.answer(), intake.text(), intake.is_too_large()))
     }
 
-    /// Now and then adds the defects of a page whose lines changed; where it was not kept, those of the next one.
+    /// Now and then adds the defects of a page, sooner where its lines changed; where it was not kept, those of the next one.
     fn check(&mut self, mut counts: Counts, answer: Answer, page: Option<&[u8]>, is_too_large: bool) -> Counts {
         counts.defects.add(Defect::ContentType, answer.guessed);
-        self.unchecked = self.unchecked.saturating_sub(1);
-        let is_due = self.unchecked == 0 && (counts.changed || self.is_kept);
+        self.unchecked = self.unchecked.saturating_add(1);
+        let most = if counts.changed { CHECK_PAGES } else { CHECK_STEADY_PAGES };
+        let is_due = self.is_kept || self.unchecked >= most;
         if !is_due || self.is_strict() {
             return counts;
         }
@@ -218,7 +222,10 @@ impl Work {
             counts.defects.add_checked(strict::check(answer.format, page).defects());
         }
         let is_done = page.is_some() || is_too_large;
-        (self.unchecked, self.is_kept) = if is_done { (CHECK_PAGES, false) } else { (0, true) };
+        self.is_kept = !is_done;
+        if is_done {
+            self.unchecked = 0;
+        }
         counts
     }
 
@@ -264,24 +271,42 @@ mod tests {
     use super::*;
     use crate::parse::Format;
 
-    #[test]
-    fn a_page_without_room_is_looked_through_at_a_later_scrape() {
+    fn work() -> Work {
         let text = r#"{"scrape_configs": [{"job_name": "one", "static_configs": [{"targets": ["127.0.0.1:1"]}]}]}"#;
         let config: Config = serde_json::from_str(text).expect("a configuration");
         let job = crate::target::Job::new(&config.global, config.scrape_configs[0].clone());
         let target = job.find(&crate::discovery::statics(&job.scrape)).targets.remove(0);
-        let mut work = Work::new(target, Arc::default());
-        let answer = Answer { encoding: Encoding::Identity, format: Format::Text, guessed: false };
+        Work::new(target, Arc::default())
+    }
+
+    const ANSWER: Answer = Answer { encoding: Encoding::Identity, format: Format::OpenMetrics, guessed: false };
+
+    #[test]
+    fn a_page_without_room_is_looked_through_at_a_later_scrape() {
+        let mut work = work();
         let mut found = |kept: &Arc<Semaphore>| {
-            let intake = work.intake(answer, Vec::new(), kept);
-            let page = b"# TYPE c counter\n# TYPE c counter\nc 1\n".to_vec();
+            let intake = work.intake(ANSWER, Vec::new(), kept);
+            let page = b"# TYPE c counter\n# TYPE c counter\nc_total 1\n# EOF\n".to_vec();
             let (done, spent) = work.finish(Got { slot_ms: 0, duration: Duration::ZERO, body: Ok(Unread::Last(intake, page)) });
-            assert!(matches!(spent, Some(Unread::Last(_, page)) if page.len() == 38), "the buffer of the piece comes back");
+            assert!(matches!(spent, Some(Unread::Last(_, page)) if page.len() == 50), "the buffer of the piece comes back");
             done.result.expect("a good page").defects.found().collect::<Vec<_>>()
         };
         let (full, room) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(1)));
         let seen = [found(&full), found(&full), found(&room), found(&room)];
         assert_eq!(seen, [vec![], vec![], vec![(Defect::TypeTwice, 1)], vec![]]);
         assert_eq!(room.available_permits(), 1, "its room is free again");
+    }
+
+    #[test]
+    fn values_of_a_page_whose_lines_stay_are_looked_through_now_and_then() {
+        let mut work = work();
+        let mut is_found = |label: u32, value: i32| {
+            let page = format!("# TYPE c counter\nc_total{{x=\"{label}\"}} {value}\n# EOF\n").into_bytes();
+            let (done, _) = work.finish(Got { slot_ms: 0, duration: Duration::ZERO, body: Ok(Unread::Whole(ANSWER, page)) });
+            done.result.expect("a good page").defects.found().any(|found| found == (Defect::CounterValue, 1))
+        };
+        assert!(is_found(0, -1), "the first page");
+        assert_eq!((1..=CHECK_STEADY_PAGES).find(|_| is_found(0, -2)), Some(CHECK_STEADY_PAGES));
+        assert_eq!((1..=CHECK_PAGES).find(|page| is_found(*page, -3)), Some(CHECK_PAGES), "sooner where lines change");
     }
 }

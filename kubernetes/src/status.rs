@@ -3,7 +3,8 @@
 //! *In*: what the overlay says of each object, numbers of the running parts. *Out*: `status` of Discoveries, Collectors and Relays; an Event where a condition
 //! changes. *Bound*: a write per object and [`EVERY`], and only where something changed. *When full*: what changed meanwhile is written at the next turn.
 //!
-//! A write carries the version of the object that it is about: if somebody wrote since, it is refused, and the next turn looks anew.
+//! A write carries the version of the object that it is about: if somebody wrote since, it is refused, and the next turn looks anew. What somebody else wrote,
+//! such as an earlier leader's write that was long on its way, is put right at the object's next turn.
 
 mod conditions;
 
@@ -103,13 +104,31 @@ pub struct Writer {
 /// What was written of an object.
 #[derive(Default)]
 struct Known {
-    /// When, and what.
-    written: Option<(Instant, Value)>,
+    written: Option<Written>,
     /// Ready, its reason, and what is not as it was asked for: an Event is for a change of these.
     told: Option<(bool, String, String)>,
     /// What its targets were, and when they last changed.
     fingerprint: Option<(u64, Option<String>)>,
     is_in_trouble: bool,
+}
+
+/// A status as it was written last, or found to be there already.
+struct Written {
+    at: Instant,
+    status: Value,
+    /// Which write of the object that was: in any later one somebody may have written something else.
+    version: String,
+}
+
+impl Known {
+    /// The status that is there. Of the own write it is what was written: a definition of another version may have no place for all of it.
+    fn there<'a>(&'a self, object: &'a Object) -> &'a Value {
+        self.written.as_ref().filter(|written| written.version == object.version).map_or(&object.status, |written| &written.status)
+    }
+
+    fn note(&mut self, status: Value, version: String) {
+        self.written = Some(Written { at: Instant::now(), status, version });
+    }
 }
 
 impl Writer {
@@ -191,17 +210,17 @@ impl Writing<'_> {
         known.retain(|id, _| said.objects.contains_key(id));
         let now = Now::of(self.numbers);
         for (id, verdict) in &said.verdicts {
-            let Some(object) = said.objects.get(id).filter(|_| self.is_ours(id.kind)) else { continue };
+            // One that is only remembered of an earlier process is not known to be what it was.
+            let Some(object) = said.objects.get(id).filter(|object| self.is_ours(id.kind) && !object.version.is_empty()) else { continue };
             let known = known.entry(id.clone()).or_default();
-            if known.written.as_ref().is_some_and(|(at, _)| at.elapsed() < EVERY) {
+            if known.written.as_ref().is_some_and(|written| written.at.elapsed() < EVERY) {
                 continue;
             }
             let (status, told) = Self::status(&now, said, object, verdict, known);
-            let is_new = known.written.as_ref().map_or(&object.status, |(_, status)| status) != &status;
-            if is_new && id.kind.has_status() {
+            if id.kind.has_status() && *known.there(object) != status {
                 self.write(object, status, known).await;
             } else if known.written.is_none() {
-                known.written = Some((Instant::now(), status));
+                known.note(status, object.version.clone());
             }
             self.tell(object, told, known).await;
         }
@@ -224,9 +243,9 @@ impl Writing<'_> {
         }
         let written = timeout(WRITE, api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))).await;
         match written {
-            Ok(Ok(_)) => {
+            Ok(Ok(written)) => {
                 known.is_in_trouble = false;
-                known.written = Some((Instant::now(), status));
+                known.note(status, written.metadata.resource_version.unwrap_or_default());
             }
             // It is another one by now, or no more: the watch says so.
             Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {
@@ -342,3 +361,6 @@ impl Writing<'_> {
 fn number(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! The writer before an API server in memory that has one Relay, of whose writes it tells as a watch does.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use kube::Client;
+use kube::client::Body;
+use tokio::time::sleep;
+
+use super::*;
+
+/// Until what changed is in the status: the next turn, and a look at what there is.
+const SOON: Duration = Duration::from_secs(EVERY.as_secs() + 2);
+/// A field that the definition has no place for, as one of an earlier version would not.
+const UNKNOWN: &str = "pending";
+
+/// What the server has, and what was asked of it.
+struct State {
+    status: Value,
+    version: u64,
+    lease: Option<Value>,
+    written: Vec<Instant>,
+    /// Reasons of the Events.
+    events: Vec<String>,
+    said: watch::Sender<Arc<Said>>,
+}
+
+#[derive(Clone)]
+struct Server(Arc<Mutex<State>>);
+
+/// The numbers of the one relay, which are others at each look, if they grow.
+#[derive(Default)]
+struct Counting {
+    read: AtomicU64,
+    grows: AtomicBool,
+    is_paused: AtomicBool,
+}
+
+fn id() -> Id {
+    Id { kind: Kind::Relay, namespace: "team".to_owned(), name: "one".to_owned() }
+}
+
+impl Numbers for Counting {
+    fn jobs(&self) -> HashMap<String, Counts> {
+        HashMap::new()
+    }
+
+    fn relays(&self) -> HashMap<String, Sent> {
+        let read = self.read.fetch_add(self.grows.load(Ordering::Relaxed).into(), Ordering::Relaxed);
+        let sent = Sent { is_running: true, is_paused: self.is_paused.load(Ordering::Relaxed), read, ..Sent::default() };
+        HashMap::from([(id().relay(), sent)])
+    }
+}
+
+impl State {
+    fn new() -> Self {
+        let (said, _) = watch::channel(Arc::default());
+        Self { status: Value::Null, version: 0, lease: None, written: Vec::new(), events: Vec::new(), said }
+    }
+
+    /// A write of the status, by whomever; what changes nothing is none.
+    fn write(&mut self, status: &Value) {
+        let mut merged = self.status.as_object().cloned().unwrap_or_default();
+        merged.extend(status.as_object().cloned().unwrap_or_default());
+        merged.remove(UNKNOWN);
+        if self.status != Value::Object(merged.clone()) {
+            self.status = Value::Object(merged);
+            self.version += 1;
+            self.tell();
+        }
+    }
+
+    /// Says what there is now. Without a version it is what an earlier process remembered.
+    fn tell(&self) {
+        let version = if self.version == 0 { String::new() } else { self.version.to_string() };
+        let object = Object { id: id(), uid: "1".to_owned(), generation: 1, version, spec: Value::Null, status: self.status.clone() };
+        let verdict = Verdict { is_ready: true, reason: "Running", message: "it runs".to_owned(), notes: Vec::new() };
+        self.said.send_replace(Arc::new(Said {
+            objects: [(id(), Arc::new(object))].into(),
+            verdicts: [(id(), verdict)].into(),
+            own_namespace: "strata".to_owned(),
+        }));
+    }
+
+    fn answer(&mut self, method: &Method, path: &str, body: Value) -> (u16, Value) {
+        let failed = |code: u16, reason: &str| (code, json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason }));
+        if path.contains("/leases") {
+            if *method != Method::GET {
+                self.lease = Some(body);
+            }
+            return self.lease.clone().map_or_else(|| failed(404, "NotFound"), |lease| (200, lease));
+        }
+        if path.contains("/events") {
+            self.events.push(body["reason"].as_str().unwrap_or_default().to_owned());
+            return (200, body);
+        }
+        assert_eq!((method, path), (&Method::PATCH, "/apis/strata.ctx.sh/v1beta1/namespaces/team/relays/one/status"));
+        self.written.push(Instant::now());
+        if body["metadata"]["resourceVersion"] != self.version.to_string() {
+            return failed(409, "Conflict");
+        }
+        self.write(&body["status"]);
+        let metadata = json!({ "namespace": "team", "name": "one", "resourceVersion": self.version.to_string() });
+        (200, json!({ "apiVersion": "strata.ctx.sh/v1beta1", "kind": "Relay", "metadata": metadata, "status": self.status }))
+    }
+}
+
+impl tower_service::Service<Request<Body>> for Server {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let server = self.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.expect("it is whole").to_bytes();
+            let body = serde_json::from_slice(&body).unwrap_or_default();
+            let (status, answer) = server.with(|state| state.answer(&parts.method, parts.uri.path(), body));
+            Ok(Response::builder().status(status).body(Full::from(answer.to_string())).expect("a response"))
+        })
+    }
+}
+
+impl Server {
+    /// A server, and a writer that writes there.
+    fn start(numbers: &Arc<Counting>) -> Self {
+        let server = Self(Arc::new(Mutex::new(State::new())));
+        let cluster = Cluster { client: Client::new(server.clone(), "strata"), namespace: "strata".to_owned() };
+        let said = server.with(|state| state.said.subscribe());
+        let numbers: Arc<dyn Numbers> = Arc::clone(numbers) as _;
+        let writer = Writer::new(cluster, "run", Writes { discoveries: true, relays: true }, numbers, said);
+        tokio::spawn(writer.run(CancellationToken::new()));
+        server
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The object is seen for the first time.
+    fn list(&self) {
+        self.with(|state| {
+            state.version = 1;
+            state.tell();
+        });
+    }
+
+    fn status(&self) -> Value {
+        self.with(|state| state.status.clone())
+    }
+
+    fn writes(&self) -> usize {
+        self.with(|state| state.written.len())
+    }
+
+    fn events(&self) -> Vec<String> {
+        self.with(|state| state.events.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_that_grow_are_written_now_and_then_and_a_change_of_a_condition_is_one_event() {
+    let numbers = Arc::new(Counting::default());
+    numbers.grows.store(true, Ordering::Relaxed);
+    let server = Server::start(&numbers);
+    server.list();
+    sleep(EVERY * 12).await;
+    let written = server.with(|state| state.written.clone());
+    assert!((10..=13).contains(&written.len()), "{} writes in a minute", written.len());
+    assert!(written.windows(2).all(|two| two[1] - two[0] >= EVERY), "{written:?}");
+    assert_eq!(server.events(), ["Running"]);
+    for (is_paused, events) in [(true, &["Running", "Paused"][..]), (false, &["Running", "Paused", "Running"])] {
+        numbers.is_paused.store(is_paused, Ordering::Relaxed);
+        sleep(EVERY * 4).await;
+        assert_eq!(server.events(), events);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_wrote_of_a_status_is_put_right_and_nothing_else_is_written_again() {
+    let server = Server::start(&Arc::default());
+    server.with(|state| state.tell());
+    sleep(EVERY * 3).await;
+    assert_eq!(server.writes(), 0, "what is only remembered was not seen yet");
+    server.list();
+    sleep(SOON).await;
+    let right = server.status();
+    assert_eq!((right["relay"].as_str(), right.get(UNKNOWN)), (Some("team_one"), None));
+    sleep(EVERY * 6).await;
+    assert_eq!(server.writes(), 1, "nothing changed, though not all of it is there");
+    for (round, wrong) in [json!({ "delivered": 7 }), json!({ "conditions": [], "relay": "another" })].into_iter().enumerate() {
+        server.with(|state| state.write(&wrong));
+        assert_ne!(server.status(), right);
+        sleep(SOON).await;
+        let status = server.status();
+        assert_eq!((&status["delivered"], &status["relay"]), (&right["delivered"], &right["relay"]));
+        assert_eq!(status["conditions"][0]["reason"], "Running");
+        sleep(EVERY * 6).await;
+        assert_eq!(server.writes(), 2 + round, "once it is right");
+    }
+    assert_eq!(server.events(), ["Running"], "no condition was another one in truth");
+}

@@ -16,7 +16,7 @@ use crate::role::{behind, pod, service};
 use crate::world::Look;
 
 /// The value of a service's address that says that it has none.
-const HEADLESS: &str = "None";
+pub(crate) const HEADLESS: &str = "None";
 
 /// The group of a pod that asks to be scraped.
 pub fn pod(reader: Reader<'_>, look: &Look<'_>, pod: &Pod) -> Option<TargetGroup> {

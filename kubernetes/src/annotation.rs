@@ -53,6 +53,13 @@ pub struct Error {
     fix: String,
 }
 
+/// The port of an object that says none, and its name, where it is taken for that.
+pub fn usual<'p>(ports: impl Iterator<Item = (&'p str, u16)> + Clone) -> (u16, Option<&'p str>) {
+    let ending = |name: &str| name.strip_suffix(METRICS).is_some_and(|rest| rest.ends_with('-'));
+    let named = ports.clone().find(|(name, _)| *name == METRICS).or_else(|| ports.clone().find(|(name, _)| ending(name)));
+    named.map_or((PORT, None), |(name, number)| (number, Some(name)))
+}
+
 impl Wish {
     /// Of an annotation `<prefix>/scrape`. *Errors*: what it says instead.
     pub fn of(annotation: Option<&str>) -> Result<Self, &str> {
@@ -96,11 +103,7 @@ impl<'a> Reader<'a> {
                 };
                 self.error("port", &name, &fix)
             }),
-            None => {
-                let ending = |name: &str| name.strip_suffix(METRICS).is_some_and(|rest| rest.ends_with('-'));
-                let ended = ports.clone().find(|(name, _)| ending(name)).map(|(_, number)| number);
-                Ok(named(METRICS).or(ended).unwrap_or(PORT))
-            }
+            None => Ok(usual(ports).0),
         }
     }
 

@@ -12,7 +12,8 @@ use kube::api::{Api, ListParams, PostParams, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::annotation::Wish;
+use crate::annotated::HEADLESS;
+use crate::annotation::{Wish, usual};
 use crate::client::Cluster;
 
 /// Services of the namespace that may select a pod. Larger: a longer answer from a namespace of many; smaller: one of them is not seen.
@@ -118,11 +119,11 @@ pub async fn examine(cluster: &Cluster, kind: Kind, namespace: &str, name: &str,
     let seen = match kind {
         Kind::Pod => found::<Pod>(cluster, namespace, name).await?.map(|pod| {
             steps.extend(pod_steps(&pod));
-            of(&pod)
+            of(&pod, pod_ports(&pod))
         }),
         Kind::Service => found::<Service>(cluster, namespace, name).await?.map(|service| {
             steps.push(Step::good("object", format!("service '{name}' is there: {}", address(&service))));
-            of(&service)
+            of(&service, service_ports(&service))
         }),
     };
     let Ok(seen) = seen else {
@@ -135,7 +136,8 @@ pub async fn examine(cluster: &Cluster, kind: Kind, namespace: &str, name: &str,
         steps.push(Step::bad("object", format!("there is no {} '{name}' in namespace '{namespace}'", kind.name()), fix));
         return Ok(steps);
     };
-    let behind: Vec<Seen> = services.iter().filter(|service| selects(service, &seen.labels)).map(of).collect();
+    let behind: Vec<Seen> =
+        services.iter().filter(|service| selects(service, &seen.labels)).map(|service| of(service, service_ports(service))).collect();
     for job in jobs {
         let mut through = Vec::new();
         for service in &behind {
@@ -154,9 +156,23 @@ struct Seen {
     name: String,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
+    /// Its ports by name; none: those behind it decide.
+    ports: Option<Vec<(String, u16)>>,
 }
 
 impl Seen {
+    /// Which port is taken, and why that one.
+    fn port(&self, options: &KubernetesAnnotations) -> Option<String> {
+        if let Some(said) = self.says(options, "port") {
+            return Some(format!("port {said}"));
+        }
+        let ports = self.ports.as_ref()?.iter().map(|(name, number)| (name.as_str(), *number));
+        Some(match usual(ports) {
+            (number, Some(name)) => format!("port {number} by its name {name}"),
+            (number, None) => format!("port {number}, as none is named metrics and there is no annotation {}/port", options.prefix),
+        })
+    }
+
     fn says(&self, options: &KubernetesAnnotations, what: &str) -> Option<&str> {
         self.annotations.get(&format!("{}/{what}", options.prefix)).map(String::as_str)
     }
@@ -190,9 +206,23 @@ fn looks_at(options: &KubernetesAnnotations, namespace: &str) -> bool {
     options.namespaces.is_empty() || options.namespaces.iter().any(|looked| looked == namespace)
 }
 
-fn of<K: Resource>(object: &K) -> Seen {
+fn of<K: Resource>(object: &K, ports: Option<Vec<(String, u16)>>) -> Seen {
     let meta = object.meta().clone();
-    Seen { name: meta.name.unwrap_or_default(), labels: meta.labels.unwrap_or_default(), annotations: meta.annotations.unwrap_or_default() }
+    let (labels, annotations) = (meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default());
+    Seen { name: meta.name.unwrap_or_default(), labels, annotations, ports }
+}
+
+fn pod_ports(pod: &Pod) -> Option<Vec<(String, u16)>> {
+    let spec = pod.spec.as_ref()?;
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    Some(ports.filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.container_port).ok()?))).collect())
+}
+
+fn service_ports(service: &Service) -> Option<Vec<(String, u16)>> {
+    let spec = service.spec.as_ref().filter(|spec| !matches!(spec.cluster_ip.as_deref(), None | Some("" | HEADLESS)))?;
+    let ports = spec.ports.iter().flatten();
+    Some(ports.filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port).ok()?))).collect())
 }
 
 /// The object, or the names near its own.
@@ -263,7 +293,7 @@ fn pod_steps(pod: &Pod) -> Vec<Step> {
 
 fn address(service: &Service) -> String {
     match service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) {
-        None | Some("" | "None") => "headless, each of its endpoints is a target".to_owned(),
+        None | Some("" | HEADLESS) => "headless, each of its endpoints is a target".to_owned(),
         Some(ip) => format!("at {ip}, one target for the whole service"),
     }
 }
@@ -294,7 +324,8 @@ fn annotation_step(job: &Annotated, kind: Kind, namespace: &str, is_selected: bo
         }
         (Ok(Wish::Yes), _) => {
             let says = |what: &str| Some(format!("{what} {}", seen.says(options, what)?));
-            let said: Vec<String> = ["scheme", "port", "path", "interval", "timeout", "params"].into_iter().filter_map(says).collect();
+            let said = ["scheme", "path", "interval", "timeout", "params"].into_iter().filter_map(says);
+            let said: Vec<String> = seen.port(options).into_iter().chain(said).collect();
             let said = if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) };
             Step::good("annotation", format!("job '{job}' takes it: {key} is \"true\"{said}"))
         }
@@ -321,7 +352,8 @@ mod tests {
 
     fn seen(annotations: &[(&str, &str)]) -> Seen {
         let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Seen { name: "web-1".to_owned(), labels: BTreeMap::new(), annotations }
+        let ports = [("http", 80), ("side-metrics", 9102), ("metrics", 9100)].map(|(name, port)| (name.to_owned(), port));
+        Seen { name: "web-1".to_owned(), labels: BTreeMap::new(), annotations, ports: Some(ports.into()) }
     }
 
     #[test]
@@ -333,6 +365,14 @@ mod tests {
         let usual = KubernetesAnnotations::default;
         let yes = seen(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "8080")]);
         check(usual(), &yes, &[], Verdict::Good, "port 8080");
+        let mut unsaid = seen(&[("prometheus.io/scrape", "true")]);
+        check(usual(), &unsaid, &[], Verdict::Good, "is \"true\" (port 9100 by its name metrics)");
+        unsaid.ports.get_or_insert_default().pop();
+        check(usual(), &unsaid, &[], Verdict::Good, "(port 9102 by its name side-metrics)");
+        unsaid.ports = Some(Vec::new());
+        check(usual(), &unsaid, &[], Verdict::Good, "(port 9090, as none is named metrics and there is no annotation prometheus.io/port)");
+        unsaid.ports = None;
+        check(usual(), &unsaid, &[], Verdict::Good, "is \"true\" None");
         check(usual(), &seen(&[]), &[], Verdict::Bad, "kubectl annotate -n team pod web-1 prometheus.io/scrape=true");
         check(usual(), &seen(&[("prometheus.io/scrape", "yes")]), &[], Verdict::Bad, "only \"true\" counts");
         check(usual(), &seen(&[]), &[seen(&[("prometheus.io/scrape", "true")])], Verdict::Good, "through service 'web-1'");

@@ -1,11 +1,12 @@
-//! Who writes the statuses: one process, and never one that was stopped while another one took its place, though it has a write in hand when it wakes.
+//! Who writes the statuses: one process, and never one that was stopped while another one took its place, though it has a write in hand when it wakes. It
+//! writes seldom, and puts right what somebody else wrote.
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::control_plane::{self, Asked, ControlPlane};
+use e2e::control_plane::{self, Asked, ControlPlane, Gate};
 use e2e::exporter::Exporter;
 use e2e::page::Page;
 use e2e::process;
@@ -22,6 +23,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 const TAKEN: Duration = Duration::from_secs(90);
 /// The write that is in hand: of the first object of a turn.
 const IN_HAND: &str = "PATCH /apis/strata.ctx.sh/v1beta1/namespaces/strata/relays/a/status";
+/// That of the object whose numbers grow all the time.
+const GROWING: &str = "PATCH /apis/strata.ctx.sh/v1beta1/namespaces/strata/relays/b/status";
+/// Between two writes of one status.
+const EVERY: Duration = Duration::from_secs(5);
 const LEASE: &str = "GET /apis/coordination.k8s.io/v1/namespaces/strata/leases/strata-run";
 
 /// What both processes have: the jobs `one` and `two`, each with the targets of a list, where there is one.
@@ -67,6 +72,31 @@ fn is_write(request: &Asked) -> bool {
     !request.line.starts_with("GET ") && ["/strata.ctx.sh/", "/events"].iter().any(|part| request.line.contains(part))
 }
 
+/// How often the status of the growing object was written up to now, and how often an Event.
+fn written(gate: &Gate) -> (u32, u32) {
+    let seen = gate.seen();
+    let count = |is_it: &dyn Fn(&str) -> bool| seen.iter().filter(|request| is_it(&request.line)).map(|_| 1).sum();
+    (count(&|line| line.starts_with(GROWING)), count(&|line| !line.starts_with("GET ") && line.contains("/events")))
+}
+
+/// Somebody else writes the status of the object whose numbers stay; it is put right though nothing else changes.
+async fn put_right(plane: &ControlPlane, all: i64) -> Result<()> {
+    let is_running = async || (status(plane, "a").await?["conditions"][0]["reason"] == "Running").then_some(());
+    wait::until("it runs as before", LIMIT, is_running).await?;
+    let wrong = json!({ "status": { "delivered": all + 1, "conditions": [] } }).to_string();
+    let patch = ["-n", "strata", "patch", "rx", "a", "--subresource=status", "--type=merge", "-p", &wrong];
+    let patched = plane.kubectl(&patch, "").await?;
+    ensure!(patched.code == 0 && delivered(plane, "a").await == Some(all + 1), "{patched:?}");
+    let since = Instant::now();
+    wait::until("it is put right", LIMIT, async || {
+        is_running().await?;
+        (delivered(plane, "a").await? == all).then_some(())
+    })
+    .await?;
+    println!("somebody else's status was put right within {:?}", since.elapsed());
+    Ok(())
+}
+
 async fn pause(strata: &Strata, verb: &str) -> Result<()> {
     let output = strata.command(&[verb, "strata_a"]).await?;
     ensure!(output.code == 0, "{output:?}");
@@ -99,6 +129,7 @@ fn a_leader_that_was_stopped_and_wakes_writes_nothing() -> Result<()> {
         }
         // From here on the numbers of one object stay, and those of the other one grow.
         list(lists.path(), "one", &[])?;
+        let (since, writes) = (Instant::now(), written(&gate).0);
         let all = wait::until("the status has all that the relay had", LIMIT, async || {
             let targets = asked(&first, "/api/v1/targets").await.ok()?;
             let is_over = !targets["targets"].as_array()?.iter().any(|target| target["job"] == "one");
@@ -106,6 +137,10 @@ fn a_leader_that_was_stopped_and_wakes_writes_nothing() -> Result<()> {
             (delivered(plane, "a").await? == all).then_some(all)
         })
         .await?;
+        put_right(plane, all).await?;
+        let ((now, events), most) = (written(&gate), since.elapsed().div_duration_f64(EVERY) + 1.0);
+        ensure!((1.0..=most).contains(&f64::from(now - writes)), "{} writes of one status in {:?}", now - writes, since.elapsed());
+        ensure!((2..=4).contains(&events), "{events} Events of two objects that each began, or started and began");
         let mut second = Strata::start(&configuration(&plane.kubeconfig(), None)).await?;
 
         // It falls asleep in the middle of a turn: with a new condition in hand, its Event and the other object before it.

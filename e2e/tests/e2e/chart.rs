@@ -10,8 +10,9 @@ use e2e::control_plane::{self, ControlPlane, RunningPod, objects};
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::kafka::Kafka;
+use e2e::nats::{Nats, Operator};
 use e2e::page::Page;
-use e2e::{http1, strata, wait};
+use e2e::{http1, process, strata, wait};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -174,11 +175,12 @@ fn collectors_of_a_daemon_set_scrape_the_pods_of_their_nodes() -> Result<()> {
 const MONITORED: &str = "10.1.0.9";
 
 #[test]
-fn a_list_of_namespaces_needs_roles_in_these_and_for_objects_in_the_own_one() -> Result<()> {
+fn on_a_foreign_nats_a_list_of_namespaces_needs_roles_in_these_and_for_objects_in_the_own_one() -> Result<()> {
     control_plane::test(async |plane| {
         prepare(plane).await?;
         kubernetes_resources::operator_kinds(plane).await?;
-        install(plane, "config.kubernetes.namespaces={team},rbac.secrets=true,rbac.configMaps=true").await?;
+        let (_nats, external) = foreign(plane).await?;
+        install(plane, &format!("config.kubernetes.namespaces={{team}},rbac.secrets=true,rbac.configMaps=true,{external}")).await?;
         let exporters = [annotated(plane, 0).await?];
         let http = HttpSink::start().await?;
         plane.apply(&named(&plane.authority().pem())).await?;
@@ -194,6 +196,7 @@ fn a_list_of_namespaces_needs_roles_in_these_and_for_objects_in_the_own_one() ->
         plane.put::<Pod>(&pod).await?;
 
         let strata = start(plane).await?;
+        ensure!(process::children(strata.pid()?).is_empty(), "a server of its own runs");
         scene::more_rounds(&exporters, 5, WITHIN).await?;
         caught_up(&http, &exporters[0]).await?;
         wait::until_true("what the monitor chooses is scraped", WITHIN, || monitored.next_round() > 1).await?;
@@ -214,6 +217,18 @@ fn a_list_of_namespaces_needs_roles_in_these_and_for_objects_in_the_own_one() ->
         assert_eq!(plane.refused().await?, 0.0, "what the chart's roles do not grant was asked for");
         Ok(())
     })
+}
+
+/// A NATS server that somebody else runs, with the Secret to sign in there, and the values that name both.
+async fn foreign(plane: &ControlPlane) -> Result<(Nats, String)> {
+    let operator = Operator::new()?;
+    let mut server = Nats::new(&operator.configuration)?;
+    server.start()?;
+    let metadata = json!({ "name": "nats-account", "namespace": "metrics" });
+    let credentials = json!({ "strata.creds": operator.credentials });
+    plane.apply(&json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": credentials }).to_string()).await?;
+    let values = format!("nats.external.urls={{nats://127.0.0.1:{}}},nats.external.existingSecret=nats-account", server.port());
+    Ok((server, values))
 }
 
 /// A Secret and a ConfigMap that objects of Strata's own namespace name.

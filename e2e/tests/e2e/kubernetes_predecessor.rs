@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::kubernetes_discovery::Seen;
 use crate::kubernetes_resources::{configuration, object, prepared, relay, until};
+use crate::roles::asked;
 
 /// Within what a change of an object has its effect.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -34,6 +35,8 @@ apiVersion: strata.ctx.sh/v1beta1
 kind: Collector
 metadata: {name: out, namespace: team}
 spec:
+  includeLabels: [app.*]
+  includeAnnotations: ['*/owner']
   includeMetadata: true
   filters: {clip: {max: 10, inclusive: true}}
 ---
@@ -90,7 +93,10 @@ fn what_went_wrong_with_the_first_stratas_objects_does_not() -> Result<()> {
         prepared(plane).await?;
         Seen::start(PAGE).await?;
         let [four, six, one, two]: [IpAddr; 4] = ["10.1.0.1".parse()?, "fd00::1".parse()?, "10.2.0.1".parse()?, "10.2.0.2".parse()?];
-        plane.put::<Pod>(&annotated(objects::pod("team/four", &[four], &[("metrics", 9100)]))).await?;
+        let mut pod = annotated(objects::pod("team/four", &[four], &[("metrics", 9100)]));
+        pod["metadata"]["labels"] = json!({ "app.kubernetes.io/name": "web", "tier": "a" });
+        pod["metadata"]["annotations"]["team.example/owner"] = json!("shop");
+        plane.put::<Pod>(&pod).await?;
         plane.put::<Pod>(&annotated(objects::pod("team/six", &[six], &[("metrics", 9100)]))).await?;
         // Two headless services; behind the second one is no object.
         for (name, address) in [("first", one), ("second", two)] {
@@ -121,6 +127,12 @@ fn what_went_wrong_with_the_first_stratas_objects_does_not() -> Result<()> {
         }
         let kinds: BTreeSet<&str> = lines.iter().filter(|line| line.is("took_sum")).map(|line| line.tag("kind")).collect();
         assert_eq!(kinds, BTreeSet::from(["Endpoints", "Pod"]));
+        // What a Collector asks for of the objects is in its samples, and nothing else of them.
+        for line in lines.iter().filter(|line| line.is("took_sum")) {
+            let tags = ["app_kubernetes_io_name", "team_example_owner", "tier", "prometheus_io_scrape"].map(|tag| line.tag(tag));
+            let is_four = line.tag("instance") == "10.1.0.1:9100";
+            assert_eq!(tags, if is_four { ["web", "shop", "", ""] } else { [""; 4] }, "{line:?}");
+        }
 
         // An infinite value is no error: it is counted as what the encoding has no place for, once the filter lets it through.
         plane.apply(&OBJECTS.replace("{clip: {max: 10, inclusive: true}}", "{exclude: {values: [3]}}")).await?;
@@ -141,16 +153,32 @@ fn what_went_wrong_with_the_first_stratas_objects_does_not() -> Result<()> {
         })
         .await?;
 
+        // A Discovery that is not enabled has no targets, and another one keeps its own.
+        for (is_enabled, expect) in [(false, ("False", "Disabled")), (true, ("True", "Running"))] {
+            let patch = json!({ "spec": { "enabled": is_enabled } }).to_string();
+            let patched = plane.kubectl(&["-n", "team", "patch", "dx", "pods", "--type=merge", "-p", &patch], "").await?;
+            ensure!(patched.code == 0, "{patched:?}");
+            until(plane, "dx", "team/pods", ("Ready", expect.0, expect.1)).await?;
+            wait::until("the targets are those of the enabled ones", LIMIT, async || {
+                let found = asked(&strata, "/api/v1/targets").await.ok()?;
+                let is_there = |instance: &str| {
+                    found["targets"].as_array().into_iter().flatten().any(|target| target["labels"]["instance"] == instance)
+                };
+                (all.map(is_there) == [is_enabled, is_enabled, true, true]).then_some(())
+            })
+            .await?;
+        }
+
         // A sink that does not answer keeps nobody waiting, and an output that cannot be is said.
         let sink = HttpSink::start().await?;
-        let asked = Arc::new(AtomicBool::new(false));
-        let note = Arc::clone(&asked);
+        let was_asked = Arc::new(AtomicBool::new(false));
+        let note = Arc::clone(&was_asked);
         sink.follow(move |_, _| {
             note.store(true, Ordering::Relaxed);
             Answer::Hang
         });
         plane.apply(&relay("team", "stuck", &json!({ "sink": { "http": { "url": sink.url() } } }))).await?;
-        wait::until_true("it was sent to", LIMIT, || asked.load(Ordering::Relaxed)).await?;
+        wait::until_true("it was sent to", LIMIT, || was_asked.load(Ordering::Relaxed)).await?;
         plane.apply(&OBJECTS.replace("name: out", "name: other")).await?;
         wait::until_true("another Collector begins", LIMIT, || strata.log_tail(200).contains("relay added: team_other")).await?;
         let deleted = plane.kubectl(&["-n", "team", "delete", "cx", "other"], "").await?;

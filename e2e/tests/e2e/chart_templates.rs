@@ -12,6 +12,7 @@ use serde_yaml::Value;
 
 mod alerts;
 mod objects;
+mod selectors;
 mod values;
 
 /// Where releases of these tests go.

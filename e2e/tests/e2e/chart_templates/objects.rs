@@ -156,7 +156,7 @@ fn named(value: &Value) -> &str {
 }
 
 /// The configuration that a chart renders, and the environment of each process that reads it.
-fn configuration(objects: &[Value]) -> Result<String> {
+pub(super) fn configuration(objects: &[Value]) -> Result<String> {
     let maps = of_kind(objects, "ConfigMap");
     let found = maps.iter().find_map(|map| at(map, "data").get("strata.yaml")?.as_str());
     Ok(found.context("no strata.yaml")?.to_owned())

@@ -102,7 +102,7 @@ impl State {
         }
         assert_eq!((method, path), (&Method::PATCH, "/apis/strata.ctx.sh/v1beta1/namespaces/team/relays/one/status"));
         self.written.push(Instant::now());
-        if body["metadata"]["resourceVersion"] != self.version.to_string() {
+        if body["metadata"]["resourceVersion"] != json!(self.version.to_string()) {
             return failed(409, "Conflict");
         }
         self.write(&body["status"]);

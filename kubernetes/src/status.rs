@@ -104,6 +104,8 @@ pub struct Writer {
 /// What was written of an object.
 #[derive(Default)]
 struct Known {
+    /// When its turn was last: it was written then, or that was not taken, or it was found as it should be.
+    turn: Option<Instant>,
     written: Option<Written>,
     /// Ready, its reason, and what is not as it was asked for: an Event is for a change of these.
     told: Option<(bool, String, String)>,
@@ -114,7 +116,6 @@ struct Known {
 
 /// A status as it was written last, or found to be there already.
 struct Written {
-    at: Instant,
     status: Value,
     /// Which write of the object that was: in any later one somebody may have written something else.
     version: String,
@@ -124,10 +125,6 @@ impl Known {
     /// The status that is there. Of the own write it is what was written: a definition of another version may have no place for all of it.
     fn there<'a>(&'a self, object: &'a Object) -> &'a Value {
         self.written.as_ref().filter(|written| written.version == object.version).map_or(&object.status, |written| &written.status)
-    }
-
-    fn note(&mut self, status: Value, version: String) {
-        self.written = Some(Written { at: Instant::now(), status, version });
     }
 }
 
@@ -213,14 +210,15 @@ impl Writing<'_> {
             // One that is only remembered of an earlier process is not known to be what it was.
             let Some(object) = said.objects.get(id).filter(|object| self.is_ours(id.kind) && !object.version.is_empty()) else { continue };
             let known = known.entry(id.clone()).or_default();
-            if known.written.as_ref().is_some_and(|written| written.at.elapsed() < EVERY) {
+            if known.turn.is_some_and(|at| at.elapsed() < EVERY) {
                 continue;
             }
             let (status, told) = Self::status(&now, said, object, verdict, known);
             if id.kind.has_status() && *known.there(object) != status {
                 self.write(object, status, known).await;
             } else if known.written.is_none() {
-                known.note(status, object.version.clone());
+                known.turn = Some(Instant::now());
+                known.written = Some(Written { status, version: object.version.clone() });
             }
             self.tell(object, told, known).await;
         }
@@ -241,11 +239,12 @@ impl Writing<'_> {
         if !self.leadership.holds() {
             return;
         }
+        known.turn = Some(Instant::now());
         let written = timeout(WRITE, api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))).await;
         match written {
             Ok(Ok(written)) => {
                 known.is_in_trouble = false;
-                known.note(status, written.metadata.resource_version.unwrap_or_default());
+                known.written = Some(Written { status, version: written.metadata.resource_version.unwrap_or_default() });
             }
             // It is another one by now, or no more: the watch says so.
             Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {

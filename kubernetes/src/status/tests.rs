@@ -29,6 +29,8 @@ struct State {
     /// Reasons of the Events.
     events: Vec<String>,
     said: watch::Sender<Arc<Said>>,
+    /// Whether its watch says nothing.
+    is_silent: bool,
 }
 
 #[derive(Clone)]
@@ -61,7 +63,7 @@ impl Numbers for Counting {
 impl State {
     fn new() -> Self {
         let (said, _) = watch::channel(Arc::default());
-        Self { status: Value::Null, version: 0, lease: None, written: Vec::new(), events: Vec::new(), said }
+        Self { status: Value::Null, version: 0, lease: None, written: Vec::new(), events: Vec::new(), said, is_silent: false }
     }
 
     /// A write of the status, by whomever; what changes nothing is none.
@@ -72,7 +74,9 @@ impl State {
         if self.status != Value::Object(merged.clone()) {
             self.status = Value::Object(merged);
             self.version += 1;
-            self.tell();
+            if !self.is_silent {
+                self.tell();
+            }
         }
     }
 
@@ -210,4 +214,16 @@ async fn what_somebody_else_wrote_of_a_status_is_put_right_and_nothing_else_is_w
         assert_eq!(server.writes(), 2 + round, "once it is right");
     }
     assert_eq!(server.events(), ["Running"], "no condition was another one in truth");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_does_not_take_is_asked_for_no_more_often() {
+    let numbers = Arc::new(Counting::default());
+    numbers.grows.store(true, Ordering::Relaxed);
+    let server = Server::start(&numbers);
+    server.list();
+    server.with(|state| state.is_silent = true);
+    sleep(EVERY * 12).await;
+    let (version, asked) = server.with(|state| (state.version, state.written.len()));
+    assert!(version == 2 && (10..=13).contains(&asked), "{asked} times in a minute, and it is version {version}");
 }

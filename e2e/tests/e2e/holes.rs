@@ -10,6 +10,7 @@ use e2e::record::Records;
 use e2e::strata::Strata;
 use e2e::{process, wait};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::scene;
 
@@ -27,7 +28,7 @@ fn arrived(records: &Records, target: &Exporter) -> BTreeMap<i64, bool> {
 }
 
 /// Waits until so many slots of every target have passed.
-async fn slots_pass(slots: u32) -> Result<()> {
+pub async fn slots_pass(slots: u32) -> Result<()> {
     let end = Instant::now() + Duration::from_millis(EVERY_MS.unsigned_abs()) * slots;
     wait::until_true("slots pass", LONG, || Instant::now() >= end).await
 }
@@ -39,6 +40,46 @@ async fn counted(strata: &Strata, name: &str, reason: &str, more: f64) -> Result
     let goal = strata.metric(name, &labels).await? + more;
     wait::until(&format!("{name} of {reason} is {goal}"), LONG, async || (strata.metric(name, &labels).await.ok()? >= goal).then_some(()))
         .await
+}
+
+/// How many slots holes name, by target, whether they are scrapes that failed, and reason.
+pub type Told = BTreeMap<(String, bool, String), u64>;
+
+/// Slots of a target that are named with a reason.
+pub fn slots(told: &Told, target: &Exporter, reason: &str) -> u64 {
+    let of = |(instance, _, why): &(String, bool, String)| *instance == target.target() && why == reason;
+    told.iter().filter(|(key, _)| of(key)).map(|(_, slots)| *slots).sum()
+}
+
+/// Between the first and the last slot of each target that arrived, the holes name just those that did not, or that brought no page.
+pub fn told(records: &Records, targets: &[Exporter], holes: &[Value]) -> Result<Told> {
+    let mut told = Told::new();
+    for target in targets {
+        let slots = arrived(records, target);
+        let (first, last) = (slots.keys().next().context("a slot")?, slots.keys().next_back().context("a slot")?);
+        assert!(slots.keys().all(|slot| (slot - first) % EVERY_MS == 0), "slots keep their phase over restarts");
+        let missing: BTreeSet<i64> =
+            (0..(last - first) / EVERY_MS).map(|k| first + k * EVERY_MS).filter(|slot| !slots.contains_key(slot)).collect();
+        let mut named = BTreeSet::new();
+        let mut failed = 0;
+        for hole in holes.iter().filter(|hole| hole["target"]["instance"] == target.target()) {
+            let number = |key: &str| hole[key].as_i64().unwrap_or_default();
+            let reason = hole["reason"].as_str().unwrap_or_default().to_owned();
+            assert_eq!(hole["stage"], "scrape", "{hole}");
+            let is_failure = ["http_status", "timeout"].contains(&reason.as_str());
+            if is_failure {
+                failed += number("slots");
+            } else {
+                let span: Vec<i64> = (0..number("slots")).map(|k| number("from_ms") + k * EVERY_MS).collect();
+                assert_eq!(span.last(), Some(&number("to_ms")), "{hole}");
+                named.extend(span);
+            }
+            *told.entry((target.target(), is_failure, reason)).or_default() += number("slots").unsigned_abs();
+        }
+        assert_eq!(named, missing, "what did not arrive of {} is what the audit names: {holes:?}", target.target());
+        assert_eq!(failed, slots.values().filter(|is_page| !**is_page).count() as i64, "{holes:?}");
+    }
+    Ok(told)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,38 +116,10 @@ async fn every_slot_without_a_page_is_named_with_its_reason() -> Result<()> {
     scene::caught_up(&sink, &exporters, LONG).await?;
 
     let (statement, code) = scene::audit(&strata, "now").await?;
-    assert_eq!((&statement["balanced"], code), (&serde_json::Value::Bool(true), 0), "{statement}");
+    assert_eq!((&statement["balanced"], code), (&Value::Bool(true), 0), "{statement}");
     let holes = statement["holes"].as_array().context("holes")?;
-    let mut told: BTreeMap<(String, bool, String), u64> = BTreeMap::new();
-    for target in [good, bad] {
-        let slots = arrived(&sink.ledger().records, target);
-        let (first, last) = (slots.keys().next().context("a slot")?, slots.keys().next_back().context("a slot")?);
-        assert!(slots.keys().all(|slot| (slot - first) % EVERY_MS == 0), "slots keep their phase over restarts");
-        let missing: BTreeSet<i64> =
-            (0..(last - first) / EVERY_MS).map(|k| first + k * EVERY_MS).filter(|slot| !slots.contains_key(slot)).collect();
-        let mut named = BTreeSet::new();
-        let mut failed = 0;
-        for hole in holes.iter().filter(|hole| hole["target"]["instance"] == target.target()) {
-            let number = |key: &str| hole[key].as_i64().unwrap_or_default();
-            let reason = hole["reason"].as_str().unwrap_or_default().to_owned();
-            assert_eq!(hole["stage"], "scrape", "{hole}");
-            let is_failure = ["http_status", "timeout"].contains(&reason.as_str());
-            if is_failure {
-                failed += number("slots");
-            } else {
-                let span: Vec<i64> = (0..number("slots")).map(|k| number("from_ms") + k * EVERY_MS).collect();
-                assert_eq!(span.last(), Some(&number("to_ms")), "{hole}");
-                named.extend(span);
-            }
-            *told.entry((target.target(), is_failure, reason)).or_default() += number("slots").unsigned_abs();
-        }
-        assert_eq!(named, missing, "what did not arrive of {} is what the audit names: {holes:?}", target.target());
-        assert_eq!(failed, slots.values().filter(|is_page| !**is_page).count() as i64, "{holes:?}");
-    }
-    let slots = |target: &Exporter, reason: &str| {
-        let of = |(instance, _, why): &(String, bool, String)| *instance == target.target() && why == reason;
-        told.iter().filter(|(key, _)| of(key)).map(|(_, slots)| *slots).sum::<u64>()
-    };
+    let told = told(&sink.ledger().records, &exporters, holes)?;
+    let slots = |target: &Exporter, reason: &str| slots(&told, target, reason);
     for target in [good, bad] {
         for reason in ["suspended", "killed", "stopped"] {
             assert!(slots(target, reason) >= 7, "{reason}: {told:?}");

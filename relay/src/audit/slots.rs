@@ -106,6 +106,16 @@ struct Gap {
     other: Option<(String, String)>,
 }
 
+/// Slots of a gap in a row that share their reason.
+#[derive(Clone)]
+struct Run {
+    kind: Kind,
+    reason: String,
+    from_ms: i64,
+    to_ms: i64,
+    slots: u64,
+}
+
 /// Where holes go.
 struct Teller<'a> {
     scope: &'a Scope,
@@ -190,39 +200,45 @@ impl Slots {
         collection.starts = self.starts(scope);
         let rhythms: BTreeMap<_, _> = std::mem::take(&mut self.targets).into_iter().collect();
         let mut to = Teller { scope, collection, holes };
-        for (target, rhythm) in &rhythms {
-            for (gap, every_ms) in rhythm.gaps.iter().filter_map(|gap| Some((gap, gap.every_ms()?))) {
-                self.gap(*target, gap, every_ms, &is_torn, &mut to);
+        let gaps_of = |(target, rhythm): (&TargetId, &'_ Rhythm)| -> Vec<_> {
+            rhythm.gaps.iter().filter_map(|gap| Some((*target, gap.clone(), gap.every_ms()?))).collect()
+        };
+        let gaps: Vec<(TargetId, Gap, i64)> = rhythms.iter().flat_map(gaps_of).collect();
+        let mut runs = vec![Vec::new(); gaps.len()];
+        // Bookings are told of by number: first those slots in which a process ran, as how another one ended explains nothing of them.
+        for is_between in [false, true] {
+            for ((target, gap, every_ms), runs) in gaps.iter().zip(&mut runs).filter(|((_, gap, _), _)| gap.other.is_some() == is_between) {
+                *runs = self.gap(*target, gap, *every_ms, &is_torn, scope);
             }
+        }
+        for ((target, ..), runs) in gaps.iter().zip(runs) {
+            runs.into_iter().for_each(|run| to.tell(run.kind, &run.reason, *target, (run.from_ms, run.to_ms), run.slots));
         }
         self.tell_booked(&rhythms, &mut to);
     }
 
     /// Goes through the slots of a gap.
-    fn gap(&mut self, target: TargetId, gap: &Gap, every_ms: i64, is_torn: &impl Fn(i64) -> bool, to: &mut Teller<'_>) {
-        let mut run: Option<((Kind, String), i64, i64, u64)> = None;
+    fn gap(&mut self, target: TargetId, gap: &Gap, every_ms: i64, is_torn: &impl Fn(i64) -> bool, scope: &Scope) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut is_run = false;
         // The first slot of the gap that is in the range.
-        let steps = (to.scope.from * 60_000 - gap.from_ms).max(1).unsigned_abs().div_ceil(every_ms.unsigned_abs());
+        let steps = (scope.from * 60_000 - gap.from_ms).max(1).unsigned_abs().div_ceil(every_ms.unsigned_abs());
         let mut slot_ms = gap.from_ms.saturating_add(every_ms.saturating_mul(steps.cast_signed()));
         // What is nearer to its end than half an interval is that one, of an interval that has changed.
-        let end_ms = (to.scope.to * 60_000).min(gap.to_ms - every_ms / 2);
+        let end_ms = (scope.to * 60_000).min(gap.to_ms - every_ms / 2);
         while slot_ms < end_ms {
             let why = self.reason(target, slot_ms, gap.other.as_ref(), is_torn);
-            match (&mut run, why) {
-                (Some((known, _, last_ms, slots)), Some(why)) if *known == why => (*last_ms, *slots) = (slot_ms, *slots + 1),
-                (_, why) => {
-                    if let Some(((kind, reason), from_ms, to_ms, slots)) =
-                        std::mem::replace(&mut run, why.map(|why| (why, slot_ms, slot_ms, 1)))
-                    {
-                        to.tell(kind, &reason, target, (from_ms, to_ms), slots);
-                    }
+            let was_run = std::mem::replace(&mut is_run, why.is_some());
+            match (runs.last_mut().filter(|_| was_run), why) {
+                (Some(run), Some((kind, reason))) if run.kind == kind && run.reason == reason => {
+                    (run.to_ms, run.slots) = (slot_ms, run.slots + 1);
                 }
+                (_, Some((kind, reason))) => runs.push(Run { kind, reason, from_ms: slot_ms, to_ms: slot_ms, slots: 1 }),
+                (_, None) => {}
             }
             slot_ms = slot_ms.saturating_add(every_ms);
         }
-        if let Some(((kind, reason), from_ms, to_ms, slots)) = run {
-            to.tell(kind, &reason, target, (from_ms, to_ms), slots);
-        }
+        runs
     }
 
     /// Why a slot of a gap has no frame; none: it had one, which was lost later and is told of elsewhere.

@@ -160,6 +160,34 @@ async fn slots_are_named_with_what_the_collector_booked_and_with_how_its_process
     assert_eq!(statement.collection.starts.len(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_process_booked_explains_its_own_slots_before_those_between_two_processes() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let (mut producer, mut collector) = (Producer::new(&twin, "p", 1), Collector { twin: &twin, producer: "p", number: 0 });
+    let at = slot(0) / 60_000 * 60_000 + 60_000;
+    let (every_ms, mut last) = (SLOT / 10, 0);
+    let ms = |k: i64| at + k * every_ms;
+    collector.book(Some(Life::Started(ms(0) - 1)), &[]).await;
+    for k in 0..4 {
+        last = producer.publish(&[scrape(1, ms(k), &PAGE)]).await;
+    }
+    // Killed, and stopped for a while soon after its next start.
+    (producer.epoch, producer.n, producer.total) = (2, 0, 0);
+    producer.rebase();
+    collector.book(Some(Life::Started(ms(8) - 1)), &[]).await;
+    for k in [8, 9, 10, 15, 16, 17] {
+        last = producer.publish(&[scrape(1, ms(k), &PAGE)]).await;
+    }
+    collector.book(None, &[11, 12, 13, 14].map(|k| (1, Kind::Missed, "suspended", ms(k), 1))).await;
+    let relays = setup.start();
+    passed(&twin, "one", last).await;
+    relays.stop(Duration::from_secs(5)).await;
+    let statement = audited(&setup, (at, at + 60_000)).await;
+    let told: Vec<_> = statement.holes.iter().map(|hole| (hole.reason.as_str(), hole.from_ms, hole.to_ms, hole.slots)).collect();
+    assert_eq!(told, [("killed", ms(4), ms(7), 4), ("suspended", ms(11), ms(14), 4)]);
+}
+
 /// Of the target 1 in a slot of `at`.
 async fn one(producer: &mut Producer, slot_ms: i64, value: f64) -> u64 {
     producer.publish(&[scrape(1, slot_ms, &[("a", value), ("jobs_total", value)])]).await

@@ -25,7 +25,7 @@ pub struct Record {
 }
 
 /// All that arrived at one place.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Records {
     heads: HashMap<Vec<u8>, u32>,
     ids: HashMap<Identity, u32>,
@@ -112,6 +112,30 @@ impl Records {
             }
         }
         None
+    }
+
+    /// The same without what came again; how much that is, and how often a series went back, at most.
+    ///
+    /// *Errors*: a sample that came again with another value, or one that is new and older than what its series had.
+    pub fn without_repeats(&self) -> Result<(Self, usize, usize)> {
+        let mut once = Self { all: Vec::new(), ..self.clone() };
+        let mut known: HashMap<(u32, i64), u64> = HashMap::new();
+        let mut newest = vec![i64::MIN; self.series.len()];
+        let (mut last, mut backs) = (newest.clone(), vec![0; self.series.len()]);
+        for record in &self.all {
+            let series = record.series as usize;
+            let before = known.insert((record.series, record.timestamp_ms), record.bits);
+            if before.is_some_and(|bits| bits != record.bits) || before.is_none() && record.timestamp_ms < newest[series] {
+                bail!("{:?} at {} after {}, where it was {before:?} before", self.series[series], record.timestamp_ms, newest[series]);
+            }
+            backs[series] += usize::from(record.timestamp_ms <= std::mem::replace(&mut last[series], record.timestamp_ms));
+            newest[series] = newest[series].max(record.timestamp_ms);
+            if before.is_none() {
+                once.all.push(*record);
+            }
+        }
+        let repeated = self.all.len() - once.all.len();
+        Ok((once, repeated, backs.into_iter().max().unwrap_or(0)))
     }
 }
 

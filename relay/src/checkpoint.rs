@@ -123,7 +123,7 @@ pub struct Checkpoint {
     pub clean: bool,
     /// When it was written, ms.
     pub at_ms: i64,
-    /// Messages passed in the busiest recent interval between two writes: what a crash may repeat.
+    /// Messages passed in the busiest recent interval between two writes.
     #[serde(default)]
     pub pace: u64,
     /// What became of the samples so far.
@@ -156,6 +156,12 @@ impl Checkpoint {
             minutes: None,
             behind: None,
         }
+    }
+
+    /// Messages that the next life may repeat: none after a clean stop; else what was passed since the write, which may be more than of late, and the
+    /// message in hand.
+    pub(crate) fn repeats_max(&self) -> u64 {
+        if self.clean { 0 } else { self.pace.saturating_mul(2).saturating_add(1) }
     }
 
     /// Makes it a new life's, whose configuration has this hash; says whether the one before stopped by itself.

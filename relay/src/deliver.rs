@@ -145,7 +145,7 @@ impl Deliver {
     pub fn new(parts: Parts) -> Self {
         let mut checkpoint = parts.checkpoint;
         let resumed = checkpoint.partial.take();
-        let repeats = if checkpoint.clean || parts.lanes.is_once() { 0 } else { checkpoint.pace };
+        let repeats = if parts.lanes.is_once() { 0 } else { checkpoint.repeats_max() };
         checkpoint.clean = false;
         {
             let mut live = parts.gauges.shared.live();

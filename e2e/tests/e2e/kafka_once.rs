@@ -1,4 +1,5 @@
-//! Transactions: whatever is killed, stopped or taken over, who reads what is committed sees each sample once, in order.
+//! Transactions: whatever is killed, stopped or taken over, who reads what is committed sees each sample once, in order. Beside them a relay without:
+//! what it repeats after a kill is bounded and counted.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,53 @@ pub fn relay(brokers: &str) -> String {
         "  - {{name: once, start: earliest, encode: ndjson, sink: {{kafka: {{brokers: [{}], topic: {TOPIC}, transactional_id: {ID}}}}}}}\n",
         brokers.join(", ")
     )
+}
+
+/// The topic of a relay without transactions.
+const PLAIN: &str = "plain";
+/// Rounds that a kill may repeat without transactions: those of a checkpoint's interval, and those of the message in hand.
+const REPEATS_PER_KILL: usize = 3;
+/// A round that has as many samples as most.
+const SOME_ROUND: u64 = 8;
+
+/// What processes of a relay without transactions counted.
+#[derive(Default)]
+struct Plain {
+    counted: f64,
+    lives: usize,
+}
+
+impl Plain {
+    fn relay(broker: &str) -> String {
+        format!("  - {{name: plain, start: earliest, encode: ndjson, sink: {{kafka: {{brokers: [\"{broker}\"], topic: {PLAIN}}}}}}}\n")
+    }
+
+    /// Takes what a process counted, once it has delivered all that it may repeat.
+    async fn counts(&mut self, strata: &Strata) -> Result<()> {
+        scene::drained(strata, "plain", LIMIT).await?;
+        self.counted += strata.metric("strata_relay_repeated_samples_total", &["relay=\"plain\""]).await?;
+        self.lives += 1;
+        Ok(())
+    }
+
+    /// What is there twice is there as it was, in the order that it had, and no more of it than kills allow and than was counted.
+    fn assert_bounded(&self, topic: &Topic, exporters: &[Exporter]) -> Result<()> {
+        ensure!((topic.split_keys, topic.unkeyed) == (0, 0));
+        let (once, repeated, backs) = topic.records.without_repeats()?;
+        compare::all(&once, exporters, scene::JOB, scene::GRACE)?;
+        let kills = self.lives - 1;
+        let pages: Result<Vec<usize>> = exporters.iter().map(|exporter| compare::samples(exporter, SOME_ROUND, scene::JOB)).collect();
+        let most = kills * REPEATS_PER_KILL * pages?.iter().sum::<usize>();
+        println!(
+            "without transactions {repeated} of {} samples came again after {kills} kills, {} were counted; a series went back {backs} times at most",
+            once.all().len(),
+            self.counted
+        );
+        ensure!(repeated > 0 && repeated <= most, "{repeated} samples came again, {most} may");
+        ensure!(repeated as f64 <= self.counted, "{repeated} samples came again, {} are counted", self.counted);
+        ensure!(backs <= kills, "a series went back {backs} times, over {kills} kills");
+        Ok(())
+    }
 }
 
 /// Waits until more is committed than this; says up to where.
@@ -68,17 +116,19 @@ pub async fn balanced(strata: &Strata) -> Result<()> {
 async fn kills_of_strata_and_of_the_broker_leave_each_sample_once() -> Result<()> {
     let mut kafka = Kafka::start(4).await?;
     let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
-    let configuration = format!("{}relays:\n{}", scene::scrape("300ms", &exporters), relay(&kafka.broker()));
-    let mut strata = Strata::start(&configuration).await?;
+    let relays = relay(&kafka.broker()) + &Plain::relay(&kafka.broker());
+    let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("300ms", &exporters))).await?;
     let position = Position::of(&kafka.broker(), ID, TOPIC)?;
-    let mut reached = moved(&position, 0, LIMIT).await?;
+    let (mut reached, mut plain) = (moved(&position, 0, LIMIT).await?, Plain::default());
 
     for kill in 0..KILLS {
+        plain.counts(&strata).await?;
         reached = moved(&position, reached, LIMIT).await?;
         strata.kill().await?;
         exporters.iter().for_each(Exporter::note_break);
         scene::start_again(&mut strata).await?;
         scene::more_rounds(&exporters, 2, LIMIT).await?;
+        plain.counts(&strata).await?;
         let (since, moment) = (Instant::now(), Duration::from_millis(kill * 137 % 600));
         wait::until_true("the moment has come", LIMIT, || since.elapsed() >= moment).await?;
         strata.kill().await?;
@@ -96,11 +146,13 @@ async fn kills_of_strata_and_of_the_broker_leave_each_sample_once() -> Result<()
     println!("the broker was away for {:?}; it took samples again {:?} after its start", started - away, started.elapsed());
     scene::more_rounds(&exporters, 3, LIMIT).await?;
     balanced(&strata).await?;
-    ensure!(strata.metric("strata_relay_repeated_samples_total", &[]).await? == 0.0, "nothing is repeated");
+    ensure!(strata.metric("strata_relay_repeated_samples_total", &["relay=\"once\""]).await? == 0.0, "nothing is repeated");
+    plain.counts(&strata).await?;
     scene::stop(&mut strata, &exporters).await?;
 
     let committed = tokio::task::block_in_place(|| kafka.read(TOPIC))?;
     assert_once(&committed, &exporters)?;
+    plain.assert_bounded(&tokio::task::block_in_place(|| kafka.read(PLAIN))?, &exporters)?;
     let all = tokio::task::block_in_place(|| kafka::read(&kafka.broker(), TOPIC, false))?;
     let (offset, metadata) = tokio::task::block_in_place(|| position.read(ASK))?.context("a position")?;
     println!(

@@ -265,6 +265,36 @@ async fn metrics_say_what_the_checkpoint_says() {
     relays.stop(Duration::from_secs(5)).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_kill_repeats_is_counted_whether_it_was_passed_or_in_hand() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=3 {
+        let seq = producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0)])]).await;
+        passed(&twin, "one", seq).await;
+    }
+    // No position is stored any more, and of the last message the answer is lost.
+    twin.state.set_down(true);
+    sink.set(|lines| if lines[0].contains(&(5 * SLOT).to_string()) { retry() } else { Answer::Delivered });
+    let mut last = 0;
+    for k in 4..=5 {
+        last = producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0)])]).await;
+    }
+    until("the sink has both", || sink.calls().len() > 4).await;
+    drop(relays);
+    twin.state.set_down(false);
+    sink.set(|_| Answer::Delivered);
+    let registry = prometheus::Registry::new();
+    let relays = setup.start_with(&registry);
+    passed(&twin, "one", last).await;
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+    assert!(text.contains("strata_relay_repeated_samples_total{relay=\"one\"} 2"), "{text}");
+    relays.stop(Duration::from_secs(5)).await;
+}
+
 /// A sink that never answers.
 struct Hung;
 

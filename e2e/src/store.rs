@@ -3,9 +3,15 @@
 //! *In*: a running [`Strata`]: its server's ports file and the seed of its control role. *Out*: messages of a stream.
 //! *Bound*: one message at a time; only for small streams (dead letters, ledger).
 
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
 use anyhow::{Context, Result, bail};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::{self, stream::Stream};
 use base64::Engine;
+use futures::StreamExt as _;
 use serde_json::Value;
 
 use crate::page::mix;
@@ -13,6 +19,17 @@ use crate::strata::Strata;
 
 /// A message of [`Store::fill`].
 const FILL_MESSAGE_BYTES: u64 = 512 * 1024;
+
+/// Who wrote a relay's checkpoints; it grows as long as there is a server.
+#[derive(Default)]
+pub struct Owners(Arc<Mutex<Vec<String>>>);
+
+impl Owners {
+    /// Up to now, the oldest first.
+    pub fn so_far(&self) -> Vec<String> {
+        self.0.lock().expect("no holder panics").clone()
+    }
+}
 
 /// A connection to the bundled server.
 pub struct Store {
@@ -24,8 +41,15 @@ impl Store {
     ///
     /// *Errors*: no server runs, or it refuses.
     pub async fn open(strata: &Strata) -> Result<Self> {
+        Self::open_with(strata, &strata.data_seen().join("nats/keys")).await
+    }
+
+    /// The same, of a server whose seeds are in a folder of their own.
+    ///
+    /// *Errors*: no server runs, or it refuses.
+    pub async fn open_with(strata: &Strata, seeds: &Path) -> Result<Self> {
         let nats = strata.data_seen().join("nats");
-        let seed = std::fs::read_to_string(nats.join("keys/control.seed")).context("the control role's seed")?;
+        let seed = std::fs::read_to_string(seeds.join("control.seed")).context("the control role's seed")?;
         let pid = strata.nats_pid()?.to_string();
         let ports = std::fs::read_dir(nats.join("run"))?
             .flatten()
@@ -53,6 +77,28 @@ impl Store {
         Ok(serde_json::from_slice(&stored.payload)?)
     }
 
+    /// Follows a relay's checkpoints from now on: who wrote each that was stored, in order.
+    ///
+    /// *Errors*: the server refuses.
+    pub async fn owners(&self, relay: &str) -> Result<Owners> {
+        let config = OrderedConfig {
+            filter_subject: format!("$KV.STRATA_STATE.relay.{relay}"),
+            deliver_policy: DeliverPolicy::New,
+            ..OrderedConfig::default()
+        };
+        let mut stored = self.stream("KV_STRATA_STATE").await?.create_consumer(config).await?.messages().await?;
+        let owners = Owners::default();
+        let list = Arc::clone(&owners.0);
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = stored.next().await {
+                let owner = serde_json::from_slice(&message.payload)
+                    .map_or_else(|error| error.to_string(), |value: Value| value["owner"].to_string());
+                list.lock().expect("no holder panics").push(owner);
+            }
+        });
+        Ok(owners)
+    }
+
     async fn stream(&self, name: &str) -> Result<Stream> {
         Ok(self.context.get_stream(name).await?)
     }
@@ -62,6 +108,13 @@ impl Store {
     /// *Errors*: no such stream.
     pub async fn bytes(&self, name: &str) -> Result<u64> {
         Ok(self.stream(name).await?.cached_info().state.bytes)
+    }
+
+    /// The newest sequence of a stream.
+    ///
+    /// *Errors*: no such stream.
+    pub async fn last(&self, name: &str) -> Result<u64> {
+        Ok(self.stream(name).await?.cached_info().state.last_sequence)
     }
 
     /// Fills the raw stream with messages of a producer of its own, which are none of Strata's: each [`FILL_MESSAGE_BYTES`] of noise.

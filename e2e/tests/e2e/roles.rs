@@ -1,6 +1,6 @@
 //! Server, collector and relays in processes of their own, of one configuration.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::compare;
@@ -8,15 +8,18 @@ use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::http1;
 use e2e::process;
+use e2e::store::Store;
 use e2e::strata::Strata;
 use e2e::wait;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::scene;
+use crate::{holes, scene};
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// Slots that pass without a collector.
+const WITHOUT: u32 = 6;
 const LOOPBACK: &str = "127.0.0.1";
 
 /// What all processes of an installation are given.
@@ -53,6 +56,11 @@ impl Installation {
             installation.peers.push(at(address)?);
         }
         Ok(installation)
+    }
+
+    /// A look into its one server.
+    pub async fn store(&self, server: &Strata) -> Result<Store> {
+        Store::open_with(server, self.seeds.path()).await
     }
 
     /// What the members of the cluster are called.
@@ -154,10 +162,37 @@ async fn each_role_runs_in_a_process_of_its_own() -> Result<()> {
     relay.ready().await?;
     scene::more_rounds(&exporters, 4, LIMIT).await?;
     scene::caught_up(&sink, &exporters, LIMIT).await?;
+
+    // The collector alone: what it had not stored when it was killed, and what nobody scraped meanwhile, is named.
+    collector.kill().await?;
+    exporters.iter().for_each(Exporter::note_break);
+    holes::slots_pass(WITHOUT).await?;
+    let started = Instant::now();
+    scene::start_again(&mut collector).await?;
+    scene::more_rounds(&exporters, 2, LIMIT).await?;
+    scene::caught_up(&sink, &exporters, LIMIT).await?;
+    let (killed, pid) = (started.elapsed(), collector.pid()?);
+    process::signal(pid, Signal::SIGSTOP);
+    holes::slots_pass(WITHOUT).await?;
+    process::signal(pid, Signal::SIGCONT);
+    let woken = Instant::now();
+    scene::more_rounds(&exporters, 2, LIMIT).await?;
+    scene::caught_up(&sink, &exporters, LIMIT).await?;
+    println!(
+        "two more rounds of each page had arrived {killed:?} after a killed collector's start, and {:?} after a stopped one went on",
+        woken.elapsed()
+    );
     scene::stop(&mut collector, &exporters).await?;
     scene::drained(&relay, "http", LIMIT).await?;
     let (statement, code) = scene::audit(&relay, "now").await?;
-    ensure!(code == 0, "{statement}");
+    ensure!(code == 0 && statement["balanced"] == true, "{statement}");
+    let told = holes::told(&sink.ledger().records, &exporters, statement["holes"].as_array().context("holes")?)?;
+    for exporter in &exporters {
+        // A scrape that was under way when it was stopped makes the slots after it overruns.
+        let named = [&["killed"][..], &["suspended", "overrun"]]
+            .map(|reasons| reasons.iter().map(|reason| holes::slots(&told, exporter, reason)).sum::<u64>());
+        ensure!(named.iter().all(|slots| *slots >= u64::from(WITHOUT) - 1), "{named:?} of {}: {told:?}", exporter.target());
+    }
     relay.stop().await?;
     server.stop().await?;
     scene::assert_orderly(&sink);

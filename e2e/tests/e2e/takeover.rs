@@ -59,8 +59,11 @@ async fn a_relay_process_is_killed_stopped_and_ended_and_another_takes_over() ->
 
     scene::start_again(&mut one).await?;
     is(&one, "standby", LIMIT).await?;
+    let store = installation.store(&server).await?;
+    let before = store.checkpoint("http").await?["owner"].to_string();
     process::signal(two.pid()?, Signal::SIGSTOP);
     let stopped = is(&one, "running", TAKEOVER_WITHIN).await?;
+    let owners = store.owners("http").await?;
     scene::more_rounds(&exporters, 2, LIMIT).await?;
     process::signal(two.pid()?, Signal::SIGCONT);
     is(&two, "standby", LIMIT).await?;
@@ -68,6 +71,9 @@ async fn a_relay_process_is_killed_stopped_and_ended_and_another_takes_over() ->
     scene::more_rounds(&exporters, 2, LIMIT).await?;
     scene::caught_up(&sink, &exporters, LIMIT).await?;
     let after_stop = sink.ledger().repeats;
+    // From the takeover on, through the other's waking up, every position is the new owner's.
+    let owners = owners.so_far();
+    ensure!(owners.len() >= 4 && owners.iter().all(|owner| *owner == owners[0] && *owner != before), "{before}, then {owners:?}");
 
     one.stop().await?;
     let ended = is(&two, "running", TAKEOVER_WITHIN).await?;

@@ -10,13 +10,15 @@ use e2e::http_sink::HttpSink;
 use e2e::page::Page;
 use e2e::record::Records;
 use e2e::strata::Strata;
-use e2e::{compare, corpus, http1, wait};
+use e2e::{compare, corpus, http1, process, wait};
 use serde_json::Value;
 
 /// The job of all exporters here.
 pub const JOB: &str = "e2e";
 /// How long before a kill a scrape may have been answered that was not stored yet: linger, one message in flight, one fsync.
 pub const GRACE: Duration = Duration::from_secs(3);
+/// What a process of Strata may need at any moment: more than it does with the pages here and a full `buffer.memory`, less than a backlog of minutes.
+const MEMORY_MAX: u64 = 256 << 20;
 /// Seed of all pages.
 const SEED: u64 = 1;
 
@@ -37,7 +39,7 @@ pub async fn pages(names: &[&str]) -> Result<Vec<Page>> {
     all.iter().filter(|(name, _)| !is_any_wanted || wanted(name)).map(|(name, text)| Page::new(name, text, SEED)).collect()
 }
 
-/// How long something stays away: as long as `STRATA_E2E_AWAY` says, in seconds, where somebody has the time.
+/// How long something stays away, or is killed again and again: as long as `STRATA_E2E_AWAY` says, in seconds, where somebody has the time.
 ///
 /// *Errors*: it is no number.
 pub fn away(usual: Duration) -> Result<Duration> {
@@ -133,8 +135,10 @@ pub async fn start_again(strata: &mut Strata) -> Result<()> {
     strata.ready().await
 }
 
-/// What `strata audit` says of the last hour up to so long ago, and its exit code.
+/// What `strata audit` says of the last hour up to so long ago, and its exit code. Whoever is asked has been through something, and has not grown by it.
 pub async fn audit(strata: &Strata, to: &str) -> Result<(Value, i32)> {
+    let most = process::peak_memory(strata.pid()?).context("its memory")?;
+    ensure!(most <= MEMORY_MAX, "it needed {most} bytes of memory");
     let output = strata.command(&["audit", "--output", "json", "--to", to]).await?;
     ensure!(output.code < 2 && !output.stdout.is_empty(), "{}", output.stderr);
     Ok((serde_json::from_str(&output.stdout)?, output.code))

@@ -9,7 +9,7 @@
 #   make image    the container image from the release binary, by buildah alone, and a run of it (needs root)
 #   make bench-discovery   what it costs to find the targets of 100,000 pods, beside Prometheus; needs root
 #   make soak     an hour of 2,800 targets and a flapping sink, counted to the last scrape; writes docs/soak.md; then a server that is away for
-#                 12 minutes, and a node of a cluster that is
+#                 12 minutes, and a node of a cluster that is; then kills at random moments for 5 minutes
 #
 # Foreign programs go once, by pinned version and checksum, into $STRATA_CACHE (default ~/.cache/strata), outside the clone.
 # The page corpus is found through $STRATA_CORPORA (default ../shared/corpora); without it, pages are captured from real programs.
@@ -104,3 +104,4 @@ soak: build
 	cargo build --locked --workspace --bin soak
 	@target/debug/soak --out docs/soak.md $(SOAK_FLAGS)
 	STRATA_E2E_AWAY=720 cargo test --workspace --locked --test e2e -- --test-threads 2 --nocapture that_stays_away_costs that_is_gone_leaves
+	STRATA_E2E_AWAY=300 cargo test --workspace --locked --test e2e -- --nocapture kills_at_random_moments

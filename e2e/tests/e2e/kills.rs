@@ -1,12 +1,14 @@
-//! `kill -9` under load, between the sink's answer and the checkpoint: what was stored arrives, repeats are bounded and keep their key.
+//! `kill -9` under load, between the sink's answer and the checkpoint and at random moments: what was stored arrives, repeats are bounded and keep
+//! their key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use e2e::compare;
 use e2e::http_sink::{Answer, HttpSink};
+use e2e::page::mix;
 use e2e::process;
 use e2e::strata::Strata;
 use e2e::wait;
@@ -14,32 +16,53 @@ use nix::sys::signal::Signal;
 
 use crate::scene;
 
-const KILLS: u64 = 10;
+/// How long there are kills, where nobody says otherwise: the audit of a whole minute is waited for anyway.
+const KILLING: Duration = Duration::from_secs(60);
+/// A life lasts up to so long, ms, before it is killed or the sink is told to do it.
+const LIFE_MS_MAX: u64 = 2_000;
 /// Requests that one kill may repeat: what one stream message becomes, at most.
 const REPEATS_PER_KILL: u64 = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_kills_lose_nothing_that_was_stored() -> Result<()> {
+async fn kills_at_random_moments_lose_nothing_that_was_stored() -> Result<()> {
     let exporters = scene::exporters(&["node_exporter", "etcd", "scheduler", "controller-manager"]).await?;
     let (calm, shot) = (HttpSink::start().await?, HttpSink::start().await?);
     let relays = scene::http_relay("calm", &calm, "") + &scene::http_relay("shot", &shot, "");
     let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("300ms", &exporters))).await?;
+    scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
 
-    for kill in 0..KILLS {
-        scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
-        let pid = strata.pid()?;
+    let (seed, began, killing) = (rand::random::<u64>(), Instant::now(), scene::away(KILLING)?);
+    let (mut kills, mut unanswered) = (0, 0);
+    println!("seed {seed}");
+    while began.elapsed() < killing {
+        let luck = mix(seed.wrapping_add(kills));
+        let (pid, life) = (strata.pid()?, Duration::from_millis(luck % LIFE_MS_MAX));
+        // Kills between the sink's answer and the checkpoint, between the request and the answer, and at any time, of a start too.
+        let aimed: Option<fn(Box<dyn FnOnce() + Send>) -> Answer> = match mix(luck) % 4 {
+            0 => Some(|fire| Answer::Then(204, fire)),
+            1 => {
+                unanswered += 1;
+                Some(Answer::TakenUnanswered)
+            }
+            _ => None,
+        };
+        if aimed.is_some() {
+            strata.ready().await?;
+        }
+        let since = Instant::now();
+        wait::until_true("the moment has come", Duration::from_secs(60), || since.elapsed() >= life).await?;
         let children = process::children(pid);
-        // Kills between the sink's answer and the checkpoint, between the request and the answer, and at any time.
-        match kill % 3 {
-            0 => aim(&shot, pid, |fire| Answer::Then(204, fire)),
-            1 => aim(&shot, pid, Answer::TakenUnanswered),
-            _ => process::signal(pid, Signal::SIGKILL),
+        match aimed {
+            Some(answer) => aim(&shot, pid, answer),
+            None => process::signal(pid, Signal::SIGKILL),
         }
         strata.gone(children).await?;
         shot.recover();
         exporters.iter().for_each(e2e::exporter::Exporter::note_break);
-        scene::start_again(&mut strata).await?;
+        strata.launch()?;
+        kills += 1;
     }
+    strata.ready().await?;
 
     scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
     let nats = strata.nats_pid()?;
@@ -61,14 +84,15 @@ async fn ten_kills_lose_nothing_that_was_stored() -> Result<()> {
         assert_eq!(a.slots, b.slots, "what one relay read from the stream, the other did too");
     }
     println!(
-        "{} samples; repeats: calm {} requests, shot {} requests ({} samples)",
+        "seed {seed}: {kills} kills, {} samples; repeats: calm {} requests, shot {} requests ({} samples)",
         shot.records.all().len(),
         calm.repeats,
         shot.repeats,
         shot.repeated_samples
     );
-    assert!(shot.repeats >= KILLS / 3, "requests that were taken but not answered come again: {}", shot.repeats);
-    assert!(shot.repeats <= (KILLS + 1) * REPEATS_PER_KILL && calm.repeats <= (KILLS + 1) * REPEATS_PER_KILL);
+    assert!(shot.repeats >= unanswered, "requests that were taken but not answered come again: {} of {unanswered}", shot.repeats);
+    let most = (kills + 1) * REPEATS_PER_KILL;
+    assert!(shot.repeats <= most && calm.repeats <= most, "at most {most} requests come again");
     Ok(())
 }
 

@@ -19,6 +19,8 @@ use crate::scene;
 const LIMIT: Duration = Duration::from_secs(60);
 /// How often each step is met.
 const ROUNDS: usize = 3;
+/// The same where the stream has to fill up before each kill.
+const ROUNDS_FULL: usize = 2;
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +193,7 @@ const GIVING_UP: [Stop; 4] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_given_up_is_booked_once_wherever_between_entry_and_purge_strata_is_killed() -> Result<()> {
+async fn what_is_given_up_is_booked_once_wherever_between_entry_and_purge_one_is_killed() -> Result<()> {
     let mut exporters = Vec::new();
     for page in scene::pages(&["scheduler", "controller-manager", "node_exporter", "kubelet-cadvisor"]).await? {
         exporters.push(Exporter::start(page.wild()).await?);
@@ -202,13 +204,14 @@ async fn what_is_given_up_is_booked_once_wherever_between_entry_and_purge_strata
     let buffer = "  max_bytes: 4MiB\n  replay_window: 1m\n";
     let mut scene = Scene::begin(exporters, "250ms", buffer, &relays).await?;
     let mut recoveries = Vec::new();
-    for stop in GIVING_UP.into_iter().cycle().take(ROUNDS * GIVING_UP.len()) {
-        scene.kill_at(stop, Victim::Strata).await?;
+    let steps = GIVING_UP.into_iter().flat_map(|stop| [(stop, Victim::Strata), (stop, Victim::Server)]);
+    for (stop, victim) in steps.cycle().take(ROUNDS_FULL * 2 * GIVING_UP.len()) {
+        scene.kill_at(stop, victim).await?;
         let began = Instant::now();
-        scene.start_again(Victim::Strata).await?;
+        scene.start_again(victim).await?;
         scene::more_rounds(&scene.exporters, 1, LIMIT).await?;
         scene::caught_up(&live, &scene.exporters, LIMIT).await?;
-        println!("killed at {stop:?}: what was scraped then had arrived {:?} after the start", began.elapsed());
+        println!("{victim:?} killed at {stop:?}: what was scraped then had arrived {:?} after the start", began.elapsed());
         recoveries.push(began.elapsed());
     }
     stopped.reopen()?;

@@ -97,8 +97,17 @@ pub fn node_exporter() -> Option<PathBuf> {
 
 /// Runs a script as root of a mount namespace of its own: what it mounts is seen by nobody else and ends with it.
 pub fn in_own_mounts(script: &str) -> Command {
+    unshared(&["--map-root-user"], script)
+}
+
+/// The same for root alone: what mounts a block device must be root outside too.
+pub fn in_own_mounts_of_root(script: &str) -> Command {
+    unshared(&[], script)
+}
+
+fn unshared(more: &[&str], script: &str) -> Command {
     let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "--propagation", "private", "sh", "-c", script]);
+    command.args(more).args(["--mount", "--propagation", "private", "sh", "-c", script]);
     command
 }
 

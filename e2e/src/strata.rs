@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::volume::Volume;
+use crate::volume::{Kind, Volume};
 use crate::{http1, process, wait};
 
 /// How long a start may take: extraction, the server, streams, the first acknowledgement.
@@ -115,8 +115,8 @@ impl Strata {
     /// Makes the data folder a volume of so many MiB, which outlives the process.
     ///
     /// *Errors*: it cannot be mounted.
-    pub fn keep_on_volume(&mut self, mib: u64) -> Result<&Volume> {
-        Ok(self.volume.insert(Volume::at(&self.data_dir(), mib)?))
+    pub fn keep_on_volume(&mut self, kind: Kind, mib: u64) -> Result<&Volume> {
+        Ok(self.volume.insert(Volume::at(&self.data_dir(), kind, mib)?))
     }
 
     /// Runs the next starts in a network namespace.

@@ -1,6 +1,7 @@
 //! A volume of a size of its own, which outlives the processes on it.
 //!
-//! *In*: a size. *Out*: a tmpfs that only processes [on it](Volume::on) see, as files of the test too. *Bound*: its size, in memory. It ends when dropped.
+//! *In*: a size. *Out*: a tmpfs, or an ext4 in a file, that only processes [on it](Volume::on) see, as files of the test too. *Bound*: its size. It ends when
+//! dropped.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,19 @@ use anyhow::{Context as _, Result};
 
 use crate::process;
 
+/// What a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// In memory.
+    Tmpfs,
+    /// In a file beside the folder that it is mounted at, by a loop device.
+    Ext4,
+}
+
 /// A mounted volume.
 pub struct Volume {
     path: PathBuf,
+    kind: Kind,
     /// Sleeps in the mount namespace, which lives as long as it does.
     holder: Child,
 }
@@ -20,21 +31,33 @@ pub struct Volume {
 impl Volume {
     /// Mounts an empty one of so many MiB at this folder.
     ///
-    /// *Errors*: the system has no namespaces for whoever runs this.
-    pub fn at(path: &Path, mib: u64) -> Result<Self> {
+    /// *Errors*: the system has no namespaces for whoever runs this; only root mounts an ext4.
+    pub fn at(path: &Path, kind: Kind, mib: u64) -> Result<Self> {
         std::fs::create_dir_all(path)?;
-        let script = format!("mount -t tmpfs -o size={mib}m tmpfs '{}' && echo mounted && exec cat", path.display());
+        let at = path.display();
+        let mount = match kind {
+            Kind::Tmpfs => format!("mount -t tmpfs -o size={mib}m tmpfs '{at}'"),
+            Kind::Ext4 => format!("truncate -s {mib}M '{at}.img' && mkfs.ext4 -q '{at}.img' && mount -o loop '{at}.img' '{at}'"),
+        };
         // `cat` ends with the test: its standard input does.
-        let mut holder = process::in_own_mounts(&script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let script = format!("{mount} && echo mounted && exec cat");
+        let mut command = match kind {
+            Kind::Tmpfs => process::in_own_mounts(&script),
+            Kind::Ext4 => process::in_own_mounts_of_root(&script),
+        };
+        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut said = [0; b"mounted\n".len()];
-        holder.stdout.as_mut().context("it has an output")?.read_exact(&mut said).context("cannot mount a tmpfs")?;
-        Ok(Self { path: path.to_owned(), holder })
+        holder.stdout.as_mut().context("it has an output")?.read_exact(&mut said).with_context(|| format!("cannot mount a {kind:?}"))?;
+        Ok(Self { path: path.to_owned(), kind, holder })
     }
 
     /// What starts a program that sees it: the program's path and arguments are to follow.
     pub fn on(&self) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--preserve-credentials", "--user", "--mount", "--target"]).arg(self.holder.id().to_string());
+        if self.kind == Kind::Tmpfs {
+            command.args(["--preserve-credentials", "--user"]);
+        }
+        command.args(["--mount", "--target"]).arg(self.holder.id().to_string());
         command
     }
 

@@ -1,4 +1,4 @@
-//! The volume of the data folder is full before Strata starts, while its server recovers, and right after: ingest stops and says so, what is stored is
+//! The volume of the data folder, an ext4 or a tmpfs, is full before Strata starts, while its server recovers, and right after: ingest stops and says so, what is stored is
 //! delivered, and all goes on by itself when there is space.
 
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::store::Store;
 use e2e::strata::Strata;
+use e2e::volume::Kind;
 use e2e::{compare, http1, process, wait};
 use nix::sys::signal::Signal;
 
@@ -31,12 +32,12 @@ struct Scene {
 }
 
 impl Scene {
-    async fn begin() -> Result<Self> {
+    async fn begin(kind: Kind) -> Result<Self> {
         let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
         let (there, away) = (HttpSink::start().await?, HttpSink::start().await?);
         let relays = scene::http_relay("there", &there, "") + &scene::http_relay("away", &away, "");
         let mut strata = Strata::prepare(&format!("{}relays:\n{relays}", scene::scrape("300ms", &exporters)))?;
-        let ballast = strata.keep_on_volume(VOLUME_MIB)?.path().join("ballast");
+        let ballast = strata.keep_on_volume(kind, VOLUME_MIB)?.path().join("ballast");
         scene::start_again(&mut strata).await?;
         let scene = Self { exporters, there, away, strata, ballast };
         scene::more_rounds(&scene.exporters, 4, LIMIT).await?;
@@ -120,7 +121,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_is_full_or_almost_full_before_the_start_stops_ingest_alone() -> Result<()> {
-    let mut scene = Scene::begin().await?;
+    let mut scene = Scene::begin(Kind::Ext4).await?;
     scene.is_killed().await?;
     scene.fill_but(0)?;
     scene.strata.launch()?;
@@ -139,7 +140,7 @@ async fn a_volume_that_is_full_or_almost_full_before_the_start_stops_ingest_alon
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_without_room_for_the_server_is_named() -> Result<()> {
     let mut strata = Strata::prepare("")?;
-    strata.keep_on_volume(1)?;
+    strata.keep_on_volume(Kind::Tmpfs, 1)?;
     strata.launch()?;
     let status = strata.ended().await?;
     let last = strata.log_tail(1);
@@ -149,7 +150,7 @@ async fn a_volume_without_room_for_the_server_is_named() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_fills_up_while_the_server_recovers_and_right_after_is_waited_for() -> Result<()> {
-    let mut scene = Scene::begin().await?;
+    let mut scene = Scene::begin(Kind::Tmpfs).await?;
     let (nats, strata) = (scene.strata.nats_pid()?, scene.strata.pid()?);
     // Stopped, it starts no server before the volume is full.
     process::signal(strata, Signal::SIGSTOP);

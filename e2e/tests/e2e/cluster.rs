@@ -103,7 +103,7 @@ pub async fn stream_of(data_dir: &Path) -> Result<Value> {
 }
 
 /// Waits until a process is not ready, and says why in these words.
-async fn unready(strata: &Strata, words: &str) -> Result<()> {
+pub async fn unready(strata: &Strata, words: &str) -> Result<()> {
     wait::until(&format!("/readyz says '{words}'"), LIMIT, async || {
         let answer = http1::get(strata.port(), "/readyz?verbose").await.ok()?;
         (answer.status() == 503 && String::from_utf8_lossy(&answer.body).contains(words)).then_some(())

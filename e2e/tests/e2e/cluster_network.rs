@@ -1,4 +1,5 @@
-//! Three servers as one cluster, on machines of their own: the leader's is cut off from the network and comes back, another one's disk is emptied.
+//! Three servers as one cluster, on machines of their own: the leader's is cut off from the network, then a second one's, and both come back; the disk of
+//! one is emptied.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use crate::cluster::{balanced, goes_on, stream_seen_by, whole};
+use crate::cluster::{balanced, goes_on, stream_seen_by, unready, whole};
 use crate::roles::Installation;
 use crate::scene;
 
@@ -96,12 +97,25 @@ fn a_member_that_is_cut_off_or_loses_its_disk_costs_nothing_that_was_collected()
         let cut_off = leader(&members).await?;
         members[cut_off].machine.cut_off()?;
         println!("the leader's machine was cut off: samples arrive again after {:?}", goes_on(&sink, &exporters).await?);
-        members[cut_off].machine.reconnect()?;
+        // And one of the two that are left.
+        let (second, left) = ((cut_off + 1) % 3, (cut_off + 2) % 3);
+        members[second].machine.cut_off()?;
         let since = Instant::now();
+        unready(&collector, "samples wait in memory now").await?;
+        println!("without two of three the collector is not ready after {:?}", since.elapsed());
+        for missed in [cut_off, second] {
+            members[left].on(async |strata| unready(strata, &members[missed].name).await)?;
+        }
+        scene::more_rounds(&exporters, 4, LIMIT).await?;
+        for i in [cut_off, second] {
+            members[i].machine.reconnect()?;
+        }
+        let since = Instant::now();
+        println!("both links are up: samples arrive again after {:?}", goes_on(&sink, &exporters).await?);
         for member in &members {
             member.caught_up()?;
         }
-        println!("it has caught up {:?} after its link was up again", since.elapsed());
+        println!("both have caught up {:?} after their links were up again", since.elapsed());
 
         let emptied = &mut members[cut_off];
         let before = emptied.stream()?["state"].clone();

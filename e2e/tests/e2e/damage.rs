@@ -52,7 +52,7 @@ fn cut(block: &mut Vec<u8>) {
     block.truncate(block.len() * 2 / 3);
 }
 
-fn zero(block: &mut [u8]) {
+pub fn zero(block: &mut [u8]) {
     let middle = block.len() / 2;
     block[middle..middle + 4096].fill(0);
 }
@@ -63,7 +63,7 @@ fn flip(block: &mut [u8]) {
 }
 
 /// The folder of this name under another one.
-fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     let entries = std::fs::read_dir(folder).ok()?.flatten();
     let folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     let here = folders.iter().find(|path| path.file_name().is_some_and(|found| found == name)).cloned();
@@ -199,14 +199,14 @@ async fn run(cell: &Cell) -> Result<()> {
 }
 
 /// What one sink has and the other has not.
-fn missing(whole: &Records, part: &Records) -> Vec<Record> {
+pub fn missing(whole: &Records, part: &Records) -> Vec<Record> {
     let there: HashSet<_> = part.all().iter().map(|record| (part.series(record.series), record.timestamp_ms)).collect();
     let is_missing = |record: &&Record| !there.contains(&(whole.series(record.series), record.timestamp_ms));
     whole.all().iter().filter(is_missing).copied().collect()
 }
 
 /// Slots of missing samples that no hole of slots of their target has: one of samples spans whole minutes, and would name anything.
-fn unnamed(owed: &[Record], whole: &Records, holes: &[Value]) -> BTreeMap<String, BTreeSet<i64>> {
+pub fn unnamed(owed: &[Record], whole: &Records, holes: &[Value]) -> BTreeMap<String, BTreeSet<i64>> {
     let mut slots: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
     for record in owed {
         let instance = whole.series(record.series).labels.get("instance").cloned().unwrap_or_default();

@@ -10,6 +10,7 @@ use e2e::http_sink::HttpSink;
 use e2e::page::Page;
 use e2e::receivers::Receiver;
 use e2e::statsd::Statsd;
+use e2e::store::Store;
 use e2e::strata::Strata;
 use e2e::wait;
 
@@ -61,6 +62,13 @@ async fn agree(statsd: &Statsd, exporter: &Exporter) -> Result<()> {
 
 /// Waits until sums are what the exporter's counters grew by, and stay so while these stand still.
 async fn agreed(exporter: &Exporter, sums: impl AsyncFn() -> Result<BTreeMap<String, f64>>) -> Result<()> {
+    settled(exporter, sums).await?;
+    exporter.freeze(false);
+    Ok(())
+}
+
+/// The same; the counters stand still from then on.
+async fn settled(exporter: &Exporter, sums: impl AsyncFn() -> Result<BTreeMap<String, f64>>) -> Result<()> {
     exporter.freeze(true);
     let shown = exporter.served().len() + 2;
     wait::until_true("the last values are scraped", PATIENCE, || exporter.served().len() >= shown).await?;
@@ -73,7 +81,36 @@ async fn agreed(exporter: &Exporter, sums: impl AsyncFn() -> Result<BTreeMap<Str
     let shown = exporter.served().len() + 4;
     wait::until_true("the same values again", PATIENCE, || exporter.served().len() >= shown).await?;
     assert_eq!(sums().await?, expected);
+    Ok(())
+}
+
+/// A range that is sent again adds what the counters grew by in it, and only where that is asked for.
+async fn a_replay_adds_its_range(strata: &Strata, statsd: &Statsd, exporter: &Exporter) -> Result<()> {
+    const RAW: &str = "STRATA_RAW";
+    let store = Store::open(strata).await?;
+    // The counters stand still at both ends of the range, so that it has a value that was there before.
+    settled(exporter, async || sums(statsd).await).await?;
+    let (first, before) = (store.last(RAW).await?, growth(exporter)?);
+    let shown = exporter.served().len() + 2;
+    wait::until_true("the same values in the range", PATIENCE, || exporter.served().len() >= shown).await?;
     exporter.freeze(false);
+    scene::more_rounds(std::slice::from_ref(exporter), 5, PATIENCE).await?;
+    settled(exporter, async || sums(statsd).await).await?;
+    let (last, after) = (store.last(RAW).await?, growth(exporter)?);
+    let mut expected = after.clone();
+    for (name, sum) in &mut expected {
+        *sum += after[name] - before.get(name).copied().unwrap_or(0.0);
+    }
+
+    let range = ["replay", "--relay", "legacy", "--from", &format!("seq:{}", first + 1), "--to", &format!("seq:{last}")];
+    let refused = strata.command(&range).await?;
+    assert!(refused.code == 1 && refused.stderr.contains("adds up what it is given") && refused.stderr.contains("--again"), "{refused:?}");
+    let done = strata.command(&[&range[..], &["--again"]].concat()).await?;
+    assert_eq!(done.code, 0, "{done:?}");
+    let agreed = wait::until("the range is added again", PATIENCE, async || (sums(statsd).await.ok()? == expected).then_some(())).await;
+    if agreed.is_err() {
+        assert_eq!(sums(statsd).await?, expected);
+    }
     Ok(())
 }
 
@@ -103,6 +140,7 @@ async fn sums_are_what_was_exposed_through_a_restart() -> Result<()> {
     assert_eq!(depth, [&42.5]);
     let bad = statsd.ask("counters").await?.get("statsd.bad_lines_seen").copied();
     assert_eq!(bad, Some(0.0));
+    a_replay_adds_its_range(&strata, &statsd, &exporters[0]).await?;
     scene::stop(&mut strata, &exporters).await
 }
 

@@ -23,6 +23,9 @@ const LIFE_MS_MAX: u64 = 2_000;
 /// Requests that one kill may repeat: what one stream message becomes, at most.
 const REPEATS_PER_KILL: u64 = 4;
 
+/// How a sink answers so that a kill comes at that moment.
+type Aim = fn(Box<dyn FnOnce() + Send>) -> Answer;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_at_random_moments_lose_nothing_that_was_stored() -> Result<()> {
     let exporters = scene::exporters(&["node_exporter", "etcd", "scheduler", "controller-manager"]).await?;
@@ -38,7 +41,7 @@ async fn kills_at_random_moments_lose_nothing_that_was_stored() -> Result<()> {
         let luck = mix(seed.wrapping_add(kills));
         let (pid, life) = (strata.pid()?, Duration::from_millis(luck % LIFE_MS_MAX));
         // Kills between the sink's answer and the checkpoint, between the request and the answer, and at any time, of a start too.
-        let aimed: Option<fn(Box<dyn FnOnce() + Send>) -> Answer> = match mix(luck) % 4 {
+        let aimed: Option<Aim> = match mix(luck) % 4 {
             0 => Some(|fire| Answer::Then(204, fire)),
             1 => {
                 unanswered += 1;
@@ -121,7 +124,7 @@ async fn audit_agrees(strata: &Strata, sinks: &[(&str, &HttpSink)]) -> Result<()
 }
 
 /// Makes the sink kill Strata at its next request.
-fn aim(sink: &HttpSink, pid: u32, answer: fn(Box<dyn FnOnce() + Send>) -> Answer) {
+fn aim(sink: &HttpSink, pid: u32, answer: Aim) {
     let shots = Arc::new(AtomicU32::new(0));
     sink.follow(move |_, _| match shots.fetch_add(1, Ordering::Relaxed) {
         0 => answer(Box::new(move || process::signal(pid, Signal::SIGKILL))),

@@ -16,7 +16,7 @@ use crate::dead::Stopped;
 use crate::existing::Existing;
 use crate::reached::Reached;
 use crate::read::identity;
-use crate::{book, pause, trim};
+use crate::{book, minutes, pause, trim};
 
 /// Why its samples are lost.
 pub const FORGOTTEN: &str = "forgotten";
@@ -63,6 +63,7 @@ pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) ->
     if entry.frames > 0 {
         book::book(&streams.ledger, &book::subject_of("relay", relay, FORGOTTEN), &entry, stop).await?;
     }
+    minutes::end(&streams.ledger, relay).await?;
     for key in [checkpoint::key(relay), trim::left_key(relay), pause::key(relay)] {
         if streams.state.get(&key).await?.is_some() {
             streams.state.delete(&key).await?;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
-use bundled_nats::ledger::{Booking, relay_minutes};
-use bundled_nats::port::{Error as PortError, Headers, Log, Message};
+use bundled_nats::ledger::{Booking, Life, relay_minutes};
+use bundled_nats::port::{Error as PortError, Headers, Log, Message, PublishError};
 use bytes::Bytes;
 use sample::TargetId;
 use sample::sheet::{Kind, Named, Sheet, minute_of};
@@ -114,6 +114,36 @@ async fn base(log: &Arc<dyn Log>, relay: &str, open: &Open) -> Result<Option<She
     Ok(found.and_then(|message| Sheet::decode(&message.payload, None).ok()))
 }
 
+/// Whether a relay of this name has begun, and was not forgotten since: one without a checkpoint has lost it.
+pub async fn is_begun(log: &Arc<dyn Log>, relay: &str) -> Result<bool, PortError> {
+    Ok(log.last(&relay_minutes(relay)).await?.is_some_and(|last| !is_end(&last)))
+}
+
+/// Books that a relay is forgotten: the next one of its name is a new one.
+pub async fn end(log: &Arc<dyn Log>, relay: &str) -> Result<(), PortError> {
+    let subject = relay_minutes(relay);
+    let Some(last) = log.last(&subject).await?.filter(|last| !is_end(last)) else { return Ok(()) };
+    let mut headers = headers(Booking::get(&last.headers).map_or(0, |booking| booking.number) + 1);
+    Life::Stopped(now_ms()).put(&mut headers);
+    let stored = book::publish(log, &subject, &headers, Bytes::from(Sheet::default().encode(0))).await;
+    stored.map(drop).map_err(|error| unavailable(&error))
+}
+
+fn is_end(last: &Message) -> bool {
+    matches!(Life::get(&last.headers), Some(Life::Stopped(_)))
+}
+
+fn headers(number: u64) -> Headers {
+    let mut headers = Headers::default();
+    headers.insert("Nats-Msg-Id", format!("minutes:{:x}:{:x}", now_ms(), nonce()));
+    Booking { number }.put(&mut headers);
+    headers
+}
+
+fn unavailable(error: &PublishError) -> PortError {
+    PortError::Unavailable { operation: "book a relay's beginning or end", reason: error.to_string() }
+}
+
 /// What became of a part's items, by target and slot.
 pub fn fates(part: &Part, rejected: impl Iterator<Item = usize>, given_up: impl Iterator<Item = usize>) -> Vec<Fate> {
     let fate = |section: &crate::step::Section| Fate {
@@ -189,13 +219,28 @@ impl Minutes {
                     None => warn!(relay, "the counts of the last minutes are unreadable: an audit of them will not balance"),
                 }
             }
-            // What an earlier checkpoint of this name booked stays.
+            // What a relay of this name booked that was forgotten stays; one that lost its checkpoint counts anew what it delivers again.
             None => {
-                let last = minutes.log.last(&relay_minutes(relay)).await?;
+                let last = minutes.log.last(&relay_minutes(relay)).await?.filter(is_end);
                 minutes.number = last.and_then(|last| Booking::get(&last.headers)).map_or(0, |booking| booking.number);
             }
         }
+        if checkpoint.minutes.as_ref().is_none_or(|open| open.number == 0) {
+            minutes.begin().await?;
+        }
         Ok(minutes)
+    }
+
+    /// Books that it has begun, for [`is_begun`].
+    async fn begin(&mut self) -> Result<(), PortError> {
+        let headers = headers(self.number + 1);
+        match book::publish(&self.log, &relay_minutes(&self.relay), &headers, Bytes::from(Sheet::default().encode(0))).await {
+            Ok(_) => self.number += 1,
+            // Its first minutes will say it.
+            Err(PublishError::Full(_)) => {}
+            Err(error) => return Err(unavailable(&error)),
+        }
+        Ok(())
     }
 
     /// Counts the messages of a window. `why`: the reason under which samples of them are given up.
@@ -239,9 +284,7 @@ impl Minutes {
     }
 
     async fn publish(&mut self, sheet: Vec<u8>) -> Result<u64, Stopped> {
-        let mut headers = Headers::default();
-        headers.insert("Nats-Msg-Id", format!("minutes:{:x}:{:x}", now_ms(), nonce()));
-        Booking { number: self.number + 1 }.put(&mut headers);
+        let headers = headers(self.number + 1);
         let seq = book::store(&self.log, &relay_minutes(&self.relay), &headers, &Bytes::from(sheet), &self.stop).await?;
         self.number += 1;
         Ok(seq)

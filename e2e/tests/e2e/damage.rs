@@ -54,7 +54,8 @@ fn cut(block: &mut Vec<u8>) {
 
 pub fn zero(block: &mut [u8]) {
     let middle = block.len() / 2;
-    block[middle..middle + 4096].fill(0);
+    let end = block.len().min(middle + 4096);
+    block[middle..end].fill(0);
 }
 
 fn flip(block: &mut [u8]) {
@@ -195,6 +196,67 @@ async fn run(cell: &Cell) -> Result<()> {
         }
         _ => anyhow::bail!("exit code {code}: {statement}"),
     }
+    Ok(())
+}
+
+/// What is changed in the newest block of a stream beside the one of samples, and whether Strata was killed before.
+const BOOKS: &[(&str, &str, fn(&mut Vec<u8>), bool)] = &[
+    ("emptied", "KV_STRATA_STATE", Vec::clear, false),
+    ("tail cut off after kill -9", "KV_STRATA_STATE", cut, true),
+    ("zeros in the middle", "KV_STRATA_STATE", |block| zero(block), false),
+    ("emptied", "STRATA_LEDGER", Vec::clear, false),
+];
+
+/// Positions and books may go, samples may not: a relay that does not know any more where it was delivers what there is again, under the same keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_and_books_that_are_damaged_cost_no_sample() -> Result<()> {
+    for (damage, stream, change, killed) in BOOKS {
+        without(stream, *change, *killed).await.with_context(|| format!("{stream}: {damage}"))?;
+    }
+    Ok(())
+}
+
+async fn without(stream: &str, change: fn(&mut Vec<u8>), killed: bool) -> Result<()> {
+    let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
+    let (there, mut away) = (HttpSink::start().await?, HttpSink::start().await?);
+    // Where a new relay would begin is where all is lost that waits.
+    let relays = (scene::http_relay("there", &there, "") + &scene::http_relay("away", &away, "")).replace("start: earliest", "start: now");
+    away.close().await;
+    let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("500ms", &exporters))).await?;
+    scene::more_rounds(&exporters, ROUNDS, LIMIT).await?;
+    scene::caught_up(&there, &exporters, LIMIT).await?;
+    end(&mut strata, &exporters, killed).await?;
+    let store = strata.data_dir().join("nats/store");
+    let block = newest_block(&find(&store, stream).context("no such stream")?)?;
+    let mut bytes = std::fs::read(&block)?;
+    ensure!(!bytes.is_empty(), "nothing is in it");
+    change(&mut bytes);
+    std::fs::write(&block, bytes)?;
+
+    away.reopen()?;
+    let began = Instant::now();
+    scene::start_again(&mut strata).await?;
+    scene::more_rounds(&exporters, 4, LIMIT).await?;
+    for sink in [&there, &away] {
+        scene::caught_up(sink, &exporters, LIMIT).await?;
+    }
+    let recovered = began.elapsed();
+    let (statement, code) = scene::audit(&strata, "now").await?;
+    let counted = strata.metric("strata_relay_repeated_samples_total", &["relay=\"there\""]).await?;
+    let said = strata.log_tail(usize::MAX).contains("its position is gone from STRATA_STATE");
+    scene::stop(&mut strata, &exporters).await?;
+    let (first, second) = (there.ledger(), away.ledger());
+    println!(
+        "{stream}, killed {killed}: all sinks had everything {recovered:?} after the start; {} requests came twice, {} samples, {counted} counted; \
+         said: {said}; balanced: {}, exit code {code}",
+        first.repeats, first.repeated_samples, statement["balanced"]
+    );
+    for ledger in [&first, &second] {
+        ensure!(ledger.conflicts.is_empty(), "{:?}", ledger.conflicts.first());
+        compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE)?;
+    }
+    // One that found an older position of its own does not know that it had been further.
+    ensure!(!said || counted >= first.repeated_samples as f64, "{} samples came again, {counted} are counted", first.repeated_samples);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Where a relay without a checkpoint begins, and what came before it.
+//! Where a relay without a checkpoint begins, be it new or not, and what came before it.
 //!
 //! *In*: its `start`. *Out*: a checkpoint that knows which messages of each producer are not its own, so that a gap before the first one that it reads is
 //! one. *Bound*: two requests per producer and partition. *When full*: does not apply.
@@ -40,6 +40,13 @@ pub(super) async fn first(raw: &dyn Log, start: Start) -> Result<Checkpoint, Err
     };
     let positions = begun(raw, seq).await?;
     Ok(Checkpoint { id, positions, newcomers_from: Some(newcomers_from(info.last_seq == 0)), ..Checkpoint::at(seq, warm_from) })
+}
+
+/// The checkpoint of a relay that lost its own: before all that the stream holds, as nobody knows what of it was delivered. What goes again is counted.
+pub(super) async fn again(raw: &dyn Log) -> Result<Checkpoint, Error> {
+    let all = first(raw, Start::Earliest).await?;
+    let pace = raw.info().await?.last_seq.saturating_sub(all.seq);
+    Ok(Checkpoint { clean: false, pace, ..all })
 }
 
 /// The last message of each producer that is not a relay's own which begins after a sequence.

@@ -11,9 +11,9 @@ use bundled_nats::ledger::relay_minutes;
 use bundled_nats::port::Streams;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::first::{first, newcomers_from};
+use super::first::{again, first, newcomers_from};
 use super::{Components, Error, Life, config_hash, feed, refusing};
 use crate::backoff::{Backoff, nonce, now_ms};
 use crate::book::Book;
@@ -24,7 +24,7 @@ use crate::dead::Dead;
 use crate::deliver::{self, Deliver, Turn};
 use crate::desk::{Desk, Seat, Side};
 use crate::lease::{Fence, Guarded};
-use crate::minutes::Minutes;
+use crate::minutes::{self, Minutes};
 use crate::pause;
 use crate::pipeline::{self, Pipeline};
 use crate::read::Reader;
@@ -185,6 +185,10 @@ impl Life {
         self.gauges.metrics.paused.set(i64::from(pause.is_some()));
         let mut checkpoint = match found {
             Some(checkpoint) => checkpoint,
+            None if minutes::is_begun(ledger, name).await? => {
+                error!(relay = name, "its position is gone from STRATA_STATE: all that the stream holds is delivered again");
+                again(&*self.streams.raw).await?
+            }
             None => first(&*self.streams.raw, self.relay.start).await?,
         };
         // One of an earlier version knows whom it has met: who begins from now on is another one.

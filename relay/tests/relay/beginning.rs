@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bundled_nats::ledger::Stage;
-use bundled_nats::port::Log as _;
+use bundled_nats::port::{Log as _, State as _};
 use bundled_nats::twin::Twin;
 use relay::backoff::now_ms;
 
-use crate::harness::{Producer, SLOT, Setup, balanced, checkpoint, ledger, passed, retry, scrape, slot};
+use crate::harness::{Producer, SLOT, Setup, audited, balanced, checkpoint, ledger, passed, retry, scrape, slot};
 
 /// A relay that has begun, and delivers nothing yet.
 async fn waiting(twin: &Twin) -> (Setup, relay::Relays) {
@@ -145,4 +145,41 @@ async fn a_relay_that_turns_knows_whom_it_had_met() {
     publish(&mut silent, 1).await;
     assert_eq!(outcome(&setup, 9).await.1, 0);
     relays.stop(Duration::from_secs(5)).await;
+}
+
+/// What took the state store's block took the position: nobody knows what was delivered, so all that is there goes again, under the same keys.
+#[tokio::test(start_paused = true)]
+async fn who_lost_its_checkpoint_delivers_all_there_is_again_and_who_was_forgotten_begins_anew() {
+    for (forgotten, delivered) in [(false, 6), (true, 2)] {
+        let twin = Twin::new(u64::MAX);
+        let mut setup = Setup::one(&twin);
+        setup.relays[0].start = config::Start::Now;
+        setup.sink("one").script(|script| script.answers.extend([relay::sink::Answer::Delivered]));
+        setup.sink("one").set(|_| retry());
+        let relays = setup.start();
+        passed(&twin, "one", 0).await;
+        let mut producer = Producer::new(&twin, "p", now_ms() as u64);
+        publish(&mut producer, 2).await;
+        passed(&twin, "one", 1).await;
+        drop(relays);
+        match forgotten {
+            true => drop(relay::forget::forget(&twin.streams(), "one", &Default::default()).await.expect("up")),
+            false => twin.state.delete(&relay::checkpoint::key("one")).await.expect("up"),
+        }
+        setup.sink("one").set(|_| relay::sink::Answer::Delivered);
+        let relays = setup.start();
+        if forgotten {
+            passed(&twin, "one", 2).await;
+        }
+        publish(&mut producer, 1).await;
+        let after = passed(&twin, "one", 3).await;
+        balanced(&after);
+        assert_eq!((after.totals.delivered, after.totals.lost), (delivered, 0), "forgotten: {forgotten}");
+        relays.stop(Duration::from_secs(5)).await;
+        let taken = setup.sink("one").calls().into_iter().filter(|call| matches!(call.answer, relay::sink::Answer::Delivered));
+        let keys: Vec<String> = taken.map(|call| call.key).collect();
+        assert_eq!((keys.len(), keys[0] == keys[1]), (if forgotten { 2 } else { 4 }, !forgotten), "{keys:?}");
+        let statement = audited(&setup, (slot(0), slot(9))).await;
+        assert!(statement.balanced, "forgotten: {forgotten}: {:?}", statement.holes);
+    }
 }

@@ -289,7 +289,8 @@ impl Pipeline {
         }
         let learns = self.learning && (self.deltas.is_some() || self.resolver.chain().remembers());
         if at.mode == Mode::Silent && frame.kind == FrameKind::Delta && frame.parts <= 1 && !learns {
-            // Nothing of it is needed but that its slot was taken.
+            // Nothing of it is needed but that its slot was taken, and its base is in use.
+            self.decoder.see(&envelope.producer, envelope.epoch, frame);
             if !frame.flags.contains(Flags::PUSHED) {
                 self.fate(&envelope.producer, frame, true);
             }

@@ -373,4 +373,8 @@ fn a_target_seen_through_deltas_is_not_forgotten() {
     pair.check(SLOT + STEP, &one, &floats(&[1.0]), FrameKind::Delta);
     pair.decoder.forget_before(SLOT + STEP);
     assert_eq!(pair.decoder.warm_from(), Some(101));
+    let (_, unread) = pair.encode(SLOT + 2 * STEP, &one, &floats(&[1.0]));
+    pair.decoder.see(PRODUCER, EPOCH, &FrameRef::parse(&unread).expect("a header"));
+    pair.decoder.forget_before(SLOT + 2 * STEP);
+    assert_eq!(pair.decoder.warm_from(), Some(101));
 }

@@ -436,3 +436,28 @@ async fn a_relay_that_was_taken_over_does_not_take_itself_back_to_give_up() {
     assert_eq!(status(&second, "one").activity, relay::Activity::Running, "what failed before was given up");
     second.stop(Duration::from_secs(5)).await;
 }
+
+/// A volume that is full makes a wall at which a base may be older than collectors would let it become.
+#[tokio::test(start_paused = true)]
+async fn a_base_in_use_outlasts_a_full_stream_though_its_frames_were_delivered_by_a_life_before() {
+    let twin = Twin::new(1 << 20);
+    let mut setup = Setup::one(&twin);
+    let relays = setup.start();
+    let (mut producer, at, mut last) = (Producer::new(&twin, "p", 1), slot(0), 0);
+    for k in 0..30 {
+        last = producer.publish(&[scrape(1, at + k * SLOT, &[("a", k as f64)])]).await;
+    }
+    passed(&twin, "one", last).await;
+    relays.stop(Duration::from_secs(5)).await;
+    last = producer.publish(&[scrape(1, at + 30 * SLOT, &[("a", 30.0)])]).await;
+    // The trim asks for space before the relay reads.
+    setup.options.trim = Some(twin.streams());
+    setup.options.full.notify_one();
+    twin.dead.set_down(true);
+    let relays = setup.start();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    twin.dead.set_down(false);
+    let after = passed(&twin, "one", last).await;
+    assert_eq!((after.totals.delivered, after.totals.lost), (31, 0));
+    relays.stop(Duration::from_secs(5)).await;
+}

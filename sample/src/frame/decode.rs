@@ -159,6 +159,13 @@ impl Decoder {
         self.states.values().map(|state| state.root).min()
     }
 
+    /// Notes a frame that is not read: its base is in use.
+    pub fn see(&mut self, producer: &str, epoch: u64, frame: &FrameRef<'_>) {
+        if let Some(state) = self.identity(producer, epoch, frame).and_then(|identity| self.states.get_mut(&identity)) {
+            state.seen_ms = state.seen_ms.max(frame.slot_ms);
+        }
+    }
+
     /// Forgets the bases whose targets were not seen at this slot or later.
     pub fn forget_before(&mut self, slot_ms: i64) {
         self.states.retain(|_, state| state.seen_ms >= slot_ms);

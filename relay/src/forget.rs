@@ -56,9 +56,13 @@ pub async fn names(streams: &Streams) -> Result<Vec<String>, PortError> {
 
 /// Forgets a relay that does not run; none: there is nothing of it.
 pub async fn forget(streams: &Streams, relay: &str, stop: &CancellationToken) -> Result<Option<Forgotten>, Error> {
-    let Some(found) = streams.state.get(&checkpoint::key(relay)).await? else { return Ok(None) };
-    // Of one that cannot be read nobody knows what it had delivered.
-    let mut known = serde_json::from_slice::<Checkpoint>(&found.value).unwrap_or_else(|_| Checkpoint::at(0, 1));
+    let found = streams.state.get(&checkpoint::key(relay)).await?;
+    if found.is_none() && !minutes::is_begun(&streams.ledger, relay).await? {
+        return Ok(None);
+    }
+    // Of one that cannot be read, or is gone, nobody knows what it had delivered.
+    let known = found.and_then(|found| serde_json::from_slice::<Checkpoint>(&found.value).ok());
+    let mut known = known.unwrap_or_else(|| Checkpoint::at(0, 1));
     let entry = undelivered(streams, relay, &mut known, u64::MAX, FORGOTTEN).await?;
     if entry.frames > 0 {
         book::book(&streams.ledger, &book::subject_of("relay", relay, FORGOTTEN), &entry, stop).await?;

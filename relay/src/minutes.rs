@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
-use bundled_nats::ledger::{Booking, Life, relay_minutes};
+use bundled_nats::ledger::{Booking, Life, folded_minutes, relay_minutes};
 use bundled_nats::port::{Error as PortError, Headers, Log, Message, PublishError};
 use bytes::Bytes;
 use sample::TargetId;
@@ -116,7 +116,25 @@ async fn base(log: &Arc<dyn Log>, relay: &str, open: &Open) -> Result<Option<She
 
 /// Whether a relay of this name has begun, and was not forgotten since: one without a checkpoint has lost it.
 pub async fn is_begun(log: &Arc<dyn Log>, relay: &str) -> Result<bool, PortError> {
-    Ok(log.last(&relay_minutes(relay)).await?.is_some_and(|last| !is_end(&last)))
+    let subject = relay_minutes(relay);
+    Ok(match log.last(&subject).await? {
+        Some(last) => !is_end(&last),
+        // A ledger without room folds even the last booking of who is silent.
+        None => log.last(&folded_minutes(&subject)).await?.is_some(),
+    })
+}
+
+/// What one that lost its checkpoint goes on from, which delivers again what was stored from a time on: all that was booked before that counts no sample of it.
+///
+/// One request per booking: there is one in ten minutes.
+pub async fn again(log: &Arc<dyn Log>, relay: &str, first_ms: i64, since: u64) -> Result<Open, PortError> {
+    let (subject, mut number, mut from) = (relay_minutes(relay), 0, 0);
+    while let Some(booking) = log.next_of(&subject, from).await?.filter(|booking| booking.time_ms < first_ms) {
+        number = Booking::get(&booking.headers).map_or(number, |booking| booking.number);
+        from = booking.seq + 1;
+    }
+    let sheet = base64::engine::general_purpose::STANDARD.encode(Sheet::default().encode(0));
+    Ok(Open { number, base: 0, since, sheet })
 }
 
 /// Books that a relay is forgotten: the next one of its name is a new one.
@@ -219,9 +237,9 @@ impl Minutes {
                     None => warn!(relay, "the counts of the last minutes are unreadable: an audit of them will not balance"),
                 }
             }
-            // What a relay of this name booked that was forgotten stays; one that lost its checkpoint counts anew what it delivers again.
+            // What a relay of this name booked that was forgotten stays.
             None => {
-                let last = minutes.log.last(&relay_minutes(relay)).await?.filter(is_end);
+                let last = minutes.log.last(&relay_minutes(relay)).await?;
                 minutes.number = last.and_then(|last| Booking::get(&last.headers)).map_or(0, |booking| booking.number);
             }
         }

@@ -1,16 +1,17 @@
 //! Where a relay without a checkpoint begins, be it new or not, and what came before it.
 //!
 //! *In*: its `start`. *Out*: a checkpoint that knows which messages of each producer are not its own, so that a gap before the first one that it reads is
-//! one. *Bound*: two requests per producer and partition. *When full*: does not apply.
+//! one. *Bound*: two requests per producer and partition, and per booking where a checkpoint is lost. *When full*: does not apply.
 
 use std::time::Duration;
 
-use bundled_nats::port::{Error, Log};
+use bundled_nats::port::{Error, Log, Streams};
 use config::Start;
 use sample::{Envelope, KEY_FRAME_PERIOD};
 
 use crate::backoff::now_ms;
 use crate::checkpoint::{Checkpoint, Positions};
+use crate::minutes;
 use crate::read::identity;
 
 /// How far before its start a new relay reads silently: every live target has sent a base since.
@@ -43,10 +44,11 @@ pub(super) async fn first(raw: &dyn Log, start: Start) -> Result<Checkpoint, Err
 }
 
 /// The checkpoint of a relay that lost its own: before all that the stream holds, as nobody knows what of it was delivered. What goes again is counted.
-pub(super) async fn again(raw: &dyn Log) -> Result<Checkpoint, Error> {
-    let all = first(raw, Start::Earliest).await?;
-    let pace = raw.info().await?.last_seq.saturating_sub(all.seq);
-    Ok(Checkpoint { clean: false, pace, ..all })
+pub(super) async fn again(streams: &Streams, relay: &str) -> Result<Checkpoint, Error> {
+    let all = first(&*streams.raw, Start::Earliest).await?;
+    let info = streams.raw.info().await?;
+    let minutes = minutes::again(&streams.ledger, relay, info.first_ms.unwrap_or(i64::MAX), all.seq).await?;
+    Ok(Checkpoint { clean: false, pace: info.last_seq.saturating_sub(all.seq), minutes: Some(minutes), ..all })
 }
 
 /// The last message of each producer that is not a relay's own which begins after a sequence.

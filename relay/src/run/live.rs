@@ -183,12 +183,10 @@ impl Life {
         self.control.pause(pause);
         self.behind.pause(pause);
         self.gauges.metrics.paused.set(i64::from(pause.is_some()));
+        let is_lost = found.is_none() && minutes::is_begun(ledger, name).await?;
         let mut checkpoint = match found {
             Some(checkpoint) => checkpoint,
-            None if minutes::is_begun(ledger, name).await? => {
-                error!(relay = name, "its position is gone from STRATA_STATE: all that the stream holds is delivered again");
-                again(&*self.streams.raw).await?
-            }
+            None if is_lost => again(&self.streams, name).await?,
             None => first(&*self.streams.raw, self.relay.start).await?,
         };
         // One of an earlier version knows whom it has met: who begins from now on is another one.
@@ -202,6 +200,9 @@ impl Life {
         let behind_was_clean = checkpoint.behind.as_mut().map(|behind| behind.checkpoint.take_over(store.owner(), config));
         // Taken over, the start resolved for good, and turned to the newest samples, before anything is read: all in one value.
         store.take(&checkpoint).await?;
+        if is_lost {
+            error!(relay = name, "its position is gone from STRATA_STATE: all that the stream holds is delivered again");
+        }
         far.store(false, Ordering::Release);
         checkpoint.clean = was_clean;
         let (parked, book) = self.losses(Side::Head, &checkpoint, stop).await?;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use bundled_nats::ledger::Stage;
-use bundled_nats::port::{Log as _, State as _};
+use bundled_nats::ledger::{Stage, folded_minutes, relay_minutes};
+use bundled_nats::port::{Headers, Log as _, State as _};
 use bundled_nats::twin::Twin;
 use relay::backoff::now_ms;
 
@@ -150,7 +150,8 @@ async fn a_relay_that_turns_knows_whom_it_had_met() {
 /// What took the state store's block took the position: nobody knows what was delivered, so all that is there goes again, under the same keys.
 #[tokio::test(start_paused = true)]
 async fn who_lost_its_checkpoint_delivers_all_there_is_again_and_who_was_forgotten_begins_anew() {
-    for (forgotten, delivered) in [(false, 6), (true, 2)] {
+    // Whether the checkpoint is lost, whether the ledger was folded, whether the relay was forgotten after that.
+    for (lost, folded, forgotten) in [(true, false, false), (true, true, false), (false, false, true), (true, false, true)] {
         let twin = Twin::new(u64::MAX);
         let mut setup = Setup::one(&twin);
         setup.relays[0].start = config::Start::Now;
@@ -162,9 +163,19 @@ async fn who_lost_its_checkpoint_delivers_all_there_is_again_and_who_was_forgott
         publish(&mut producer, 2).await;
         passed(&twin, "one", 1).await;
         drop(relays);
-        match forgotten {
-            true => drop(relay::forget::forget(&twin.streams(), "one", &Default::default()).await.expect("up")),
-            false => twin.state.delete(&relay::checkpoint::key("one")).await.expect("up"),
+        if lost {
+            twin.state.delete(&relay::checkpoint::key("one")).await.expect("up");
+        }
+        if folded {
+            let subject = relay_minutes("one");
+            let last = twin.ledger.last(&subject).await.expect("up").expect("it has begun");
+            twin.ledger.publish(&folded_minutes(&subject), &Headers::default(), last.payload, None).await.expect("up");
+            twin.ledger.purge_of(&subject, u64::MAX).await.expect("up");
+        }
+        if forgotten {
+            let said = relay::forget::forget(&twin.streams(), "one", &Default::default()).await.expect("up").expect("it was there");
+            assert_eq!(said.lost_samples, if lost { 4 } else { 2 });
+            assert_eq!(relay::forget::forget(&twin.streams(), "one", &Default::default()).await.expect("up"), None);
         }
         setup.sink("one").set(|_| relay::sink::Answer::Delivered);
         let relays = setup.start();
@@ -174,12 +185,37 @@ async fn who_lost_its_checkpoint_delivers_all_there_is_again_and_who_was_forgott
         publish(&mut producer, 1).await;
         let after = passed(&twin, "one", 3).await;
         balanced(&after);
-        assert_eq!((after.totals.delivered, after.totals.lost), (delivered, 0), "forgotten: {forgotten}");
+        assert_eq!((after.totals.delivered, after.totals.lost), (if forgotten { 2 } else { 6 }, 0), "{lost} {folded} {forgotten}");
         relays.stop(Duration::from_secs(5)).await;
         let taken = setup.sink("one").calls().into_iter().filter(|call| matches!(call.answer, relay::sink::Answer::Delivered));
         let keys: Vec<String> = taken.map(|call| call.key).collect();
         assert_eq!((keys.len(), keys[0] == keys[1]), (if forgotten { 2 } else { 4 }, !forgotten), "{keys:?}");
         let statement = audited(&setup, (slot(0), slot(9))).await;
-        assert!(statement.balanced, "forgotten: {forgotten}: {:?}", statement.holes);
+        assert!(statement.balanced, "{lost} {folded} {forgotten}: {:?}", statement.holes);
     }
+}
+
+/// What was booked of messages that the stream has no more stays; of the others each counts once.
+#[tokio::test(start_paused = true)]
+async fn who_lost_its_checkpoint_keeps_what_it_had_booked_of_what_is_gone() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let (mut producer, began) = (Producer::new(&twin, "p", now_ms() as u64), now_ms());
+    let relays = setup.start();
+    for k in 0..4 {
+        producer.rebase();
+        let last = producer.publish(&[scrape(1, began + k * 700_000, &[("a", 1.0), ("b", 0.0)])]).await;
+        passed(&twin, "one", last).await;
+        // Long enough for a booking, which the next message takes along.
+        tokio::time::sleep(Duration::from_secs(700)).await;
+    }
+    drop(relays);
+    twin.raw.purge(3).await.expect("up");
+    twin.state.delete(&relay::checkpoint::key("one")).await.expect("up");
+    let relays = setup.start();
+    assert_eq!(passed(&twin, "one", 4).await.totals.delivered, 4);
+    relays.stop(Duration::from_secs(5)).await;
+    let statement = audited(&setup, (began, began + 4 * 700_000)).await;
+    let terms = &statement.relays[0];
+    assert_eq!((terms.scraped, terms.delivered, statement.balanced), (8, 8, true), "{:?}", statement.holes);
 }

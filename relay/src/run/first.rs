@@ -40,6 +40,10 @@ pub(super) async fn first(raw: &dyn Log, start: Start) -> Result<Checkpoint, Err
         None => None,
     };
     let positions = begun(raw, seq).await?;
+    // Who was torn off meanwhile is neither among those that were there nor, as the stream was not new, among newcomers.
+    if raw.info().await?.last_seq < info.last_seq {
+        return Err(Error::Unavailable { operation: "find the start", reason: "the stream was torn just now".to_owned() });
+    }
     Ok(Checkpoint { id, positions, newcomers_from: Some(newcomers_from(info.last_seq == 0)), ..Checkpoint::at(seq, warm_from) })
 }
 
@@ -72,4 +76,78 @@ async fn begun(raw: &dyn Log, seq: u64) -> Result<Positions, Error> {
 pub(super) fn newcomers_from(is_new: bool) -> u64 {
     let (now_ms, slack_ms) = (now_ms(), CLOCK_SLACK.as_millis() as i64);
     u64::try_from(if is_new { now_ms - slack_ms } else { now_ms + slack_ms }).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+    use bundled_nats::port::{Headers, Info, Message, PublishError, Read};
+    use bundled_nats::twin::{Twin, TwinLog};
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// A stream that loses all right after it was asked how far it is.
+    struct Torn(Arc<TwinLog>, AtomicBool);
+
+    #[async_trait]
+    impl Log for Torn {
+        async fn info(&self) -> Result<Info, Error> {
+            let info = self.0.info().await;
+            if self.1.swap(false, Ordering::Relaxed) {
+                self.0.tear(usize::MAX);
+            }
+            info
+        }
+
+        async fn publish(&self, subject: &str, headers: &Headers, payload: Bytes, expect_last: Option<u64>) -> Result<u64, PublishError> {
+            self.0.publish(subject, headers, payload, expect_last).await
+        }
+
+        async fn last(&self, subject: &str) -> Result<Option<Message>, Error> {
+            self.0.last(subject).await
+        }
+
+        async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Message>, Error> {
+            self.0.next_of(subject, from).await
+        }
+
+        async fn get(&self, seq: u64) -> Result<Option<Message>, Error> {
+            self.0.get(seq).await
+        }
+
+        async fn read(&self, from: u64, bytes_in_flight: usize) -> Result<Box<dyn Read>, Error> {
+            self.0.read(from, bytes_in_flight).await
+        }
+
+        async fn seq_at(&self, time_ms: i64) -> Result<u64, Error> {
+            self.0.seq_at(time_ms).await
+        }
+
+        async fn purge(&self, keep_from: u64) -> Result<u64, Error> {
+            self.0.purge(keep_from).await
+        }
+
+        async fn purge_of(&self, subject: &str, keep_from: u64) -> Result<u64, Error> {
+            self.0.purge_of(subject, keep_from).await
+        }
+
+        async fn subjects(&self) -> Result<BTreeMap<String, u64>, Error> {
+            self.0.subjects().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_torn_while_it_is_looked_at_is_looked_at_again() {
+        let log = Torn(Twin::new(1 << 20).raw.clone(), AtomicBool::new(true));
+        log.publish("strata.raw.0.p", &Headers::default(), Bytes::new(), None).await.expect("room");
+        let refused = first(&log, Start::Earliest).await;
+        assert!(refused.is_err_and(|error| error.to_string().contains("torn just now")));
+        let begun = first(&log, Start::Earliest).await.expect("it is whole");
+        assert!(begun.newcomers_from.is_some_and(|from| from < newcomers_from(false)), "who comes now is new");
+    }
 }

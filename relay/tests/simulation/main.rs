@@ -1,6 +1,6 @@
 //! Publishing, reading, checkpoints, trim and ledger in simulated worlds: the real code over the in-memory twin, with chance and time from a seed.
 //!
-//! `STRATA_SEED=7` runs one seed and prints what happened; `STRATA_SEEDS=50000` runs more than the usual number.
+//! `STRATA_SEED=7` runs one seed and prints what happened; `STRATA_SEEDS=50000` runs more than the usual number, `STRATA_SEEDS=50000..60000` others.
 
 mod check;
 mod collecting;
@@ -11,6 +11,7 @@ mod sink;
 mod world;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,6 +30,13 @@ const BROKEN_TOLD: usize = 12;
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
+}
+
+/// Which seeds are run.
+fn seeds() -> Range<u64> {
+    let wanted = std::env::var("STRATA_SEEDS").unwrap_or_default();
+    let (from, to) = wanted.split_once("..").unwrap_or(("0", &wanted));
+    from.parse().unwrap_or(0)..to.parse().unwrap_or(SEEDS)
 }
 
 /// Runs one seed; what it broke, and how to see it again.
@@ -62,15 +70,16 @@ fn no_seed_breaks_a_promise() {
     if let Some(seed) = setting("STRATA_SEED") {
         return run(seed).unwrap_or_else(|broken| panic!("{broken}"));
     }
-    let (next, seeds) = (AtomicU64::new(0), setting("STRATA_SEEDS").unwrap_or(SEEDS));
+    let Range { start, end } = seeds();
+    let next = AtomicU64::new(start);
     let worker = || -> Result<(), String> {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds {
+            if seed >= end {
                 return Ok(());
             }
             // The others need not go on after the first.
-            run(seed).inspect_err(|_| next.store(seeds, Ordering::Relaxed))?;
+            run(seed).inspect_err(|_| next.store(end, Ordering::Relaxed))?;
         }
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from);

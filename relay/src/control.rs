@@ -1,9 +1,9 @@
 //! Control: what the trim and people ask of a running relay.
 //!
-//! *In*: a sequence to give up to, a slot to forget before, a sequence that bases are needed from, a pause. *Out*: wake-ups for the relay's two tasks.
+//! *In*: a sequence to give up to, a slot to forget before, a sequence that bases are needed from, a position to be written again, a pause. *Out*: wake-ups for the relay's two tasks.
 //! *Bound*: one of each, the highest wins. *When full*: does not apply.
 
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -41,6 +41,7 @@ pub struct Control {
     why: AtomicU8,
     forget_before: AtomicI64,
     based_from: AtomicU64,
+    unwritten: AtomicBool,
     pause: Mutex<Option<Pause>>,
     /// Wakes the reading task.
     pub reader: Notify,
@@ -55,6 +56,7 @@ impl Default for Control {
             why: AtomicU8::new(0),
             forget_before: AtomicI64::new(i64::MIN),
             based_from: AtomicU64::new(0),
+            unwritten: AtomicBool::new(false),
             pause: Mutex::default(),
             reader: Notify::new(),
             sender: Notify::new(),
@@ -112,6 +114,17 @@ impl Control {
     /// The sequence from which on bases may be needed.
     pub fn based_from(&self) -> u64 {
         self.based_from.load(Ordering::Acquire)
+    }
+
+    /// Asks the relay to write its position although it has not moved: what is stored is another, or gone.
+    pub fn write_again(&self) {
+        self.unwritten.store(true, Ordering::Release);
+        self.sender.notify_one();
+    }
+
+    /// Whether that was asked since the last time.
+    pub fn take_unwritten(&self) -> bool {
+        self.unwritten.swap(false, Ordering::AcqRel)
     }
 
     /// Pauses the relay, or lets it go on.

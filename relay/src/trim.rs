@@ -198,7 +198,11 @@ impl Trim {
         let mut all = Vec::with_capacity(self.plan.subjects.len());
         for subject in self.plan.subjects.clone().iter() {
             let name = &subject.relay.name;
-            let Some(entry) = self.streams.state.get(&checkpoint::key(name)).await? else { return Ok(None) };
+            let Some(entry) = self.streams.state.get(&checkpoint::key(name)).await? else {
+                // One that runs and waits for its sink does not know that its position is gone from a damaged store.
+                subject.control.write_again();
+                return Ok(None);
+            };
             match serde_json::from_slice::<Checkpoint>(&entry.value) {
                 Ok(checkpoint) if checkpoint.is_known() => {
                     self.unreadable.remove(name);
@@ -330,6 +334,9 @@ impl Trim {
                 return Ok(());
             }
             self.give_up(subject, checkpoint, to, Why::Full).await?;
+        } else if checkpoint.passed() < to {
+            // In a store that is an older one again the next write may be long in coming.
+            subject.control.write_again();
         }
         // Bases of targets that are gone must not hold what nobody else needs.
         let Some(message) = self.streams.raw.get(floor).await? else { return Ok(()) };

@@ -22,11 +22,11 @@ impl Deliver {
         Some(self.control.based_from()).filter(|from| *from <= seq && self.seat.is_some()).unwrap_or(0)
     }
 
-    /// Writes that no base below what the trim asks for is needed.
+    /// Writes that no base below what the trim asks for is needed, or what it does not find.
     pub(super) async fn let_bases_go(&mut self) -> Result<(), Halt> {
         let from = self.based_from(self.checkpoint.seq);
-        if from > self.checkpoint.warm_from {
-            self.checkpoint.warm_from = from;
+        if self.control.take_unwritten() || from > self.checkpoint.warm_from {
+            self.checkpoint.warm_from = from.max(self.checkpoint.warm_from);
             self.dirty = true;
             self.write_if_due().await?;
             self.trim.notify_one();

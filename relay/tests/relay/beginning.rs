@@ -219,3 +219,20 @@ async fn who_lost_its_checkpoint_keeps_what_it_had_booked_of_what_is_gone() {
     let terms = &statement.relays[0];
     assert_eq!((terms.scraped, terms.delivered, statement.balanced), (8, 8, true), "{:?}", statement.holes);
 }
+
+/// One that waits for its sink has nothing to write, and without its position nothing can be trimmed.
+#[tokio::test(start_paused = true)]
+async fn a_position_that_is_gone_under_a_relay_that_waits_is_written_again() {
+    let twin = Twin::new(1 << 20);
+    let mut setup = Setup::one(&twin);
+    setup.options.trim = Some(twin.streams());
+    setup.sink("one").script(|script| script.answers.extend([relay::sink::Answer::Delivered]));
+    setup.sink("one").set(|_| retry());
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", now_ms() as u64);
+    publish(&mut producer, 2).await;
+    passed(&twin, "one", 1).await;
+    twin.state.delete(&relay::checkpoint::key("one")).await.expect("up");
+    passed(&twin, "one", 1).await;
+    relays.stop(Duration::from_secs(5)).await;
+}

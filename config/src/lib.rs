@@ -72,7 +72,7 @@ pub const MAX_BYTES: ByteSize = ByteSize::gib(20);
 /// Default of `buffer.memory`: 15 minutes at 100,000 samples per second while the stream is away.
 pub const MEMORY: ByteSize = ByteSize::mib(128);
 /// Default of `buffer.nats_memory`. Smaller: the server collects garbage more often; below about 32 MiB mostly that.
-pub const NATS_MEMORY: ByteSize = ByteSize::mib(48);
+pub const NATS_MEMORY: ByteSize = ByteSize::mib(32);
 /// Default of `buffer.replay_window`.
 pub const REPLAY_WINDOW: Millis = Millis::from_secs(24 * 3600);
 /// Default of `buffer.retired_hold`. Larger: a relay that was taken out by mistake loses nothing for longer; smaller: the stream has room earlier.

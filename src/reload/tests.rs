@@ -37,7 +37,7 @@ fn what_runs_can_be_changed_and_the_rest_needs_a_restart_by_name() {
     check(|text| text.replace("4GiB", "8GiB, linger: 1s, memory: 4MiB"), &[]);
     check(
         |text| text.replace("4GiB", "4GiB, replicas: 1, nats_memory: 64MiB"),
-        &[("buffer.nats_memory", "needs a restart: '48MiB' runs now")],
+        &[("buffer.nats_memory", "needs a restart: '32MiB' runs now")],
     );
     check(
         |text| format!("{text}server: {{listen: '127.0.0.1:1'}}\n").replace("replay_window: 1h", "data_dir: /elsewhere"),

@@ -143,7 +143,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_is_torn_while_it_is_looked_at_is_looked_at_again() {
-        let log = Torn(Twin::new(1 << 20).raw.clone(), AtomicBool::new(true));
+        let log = Torn(Twin::new(1 << 20).raw, AtomicBool::new(true));
         log.publish("strata.raw.0.p", &Headers::default(), Bytes::new(), None).await.expect("room");
         let refused = first(&log, Start::Earliest).await;
         assert!(refused.is_err_and(|error| error.to_string().contains("torn just now")));

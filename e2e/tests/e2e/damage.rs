@@ -231,6 +231,7 @@ async fn without(stream: &str, change: fn(&mut Vec<u8>), killed: bool) -> Result
     let mut bytes = std::fs::read(&block)?;
     ensure!(!bytes.is_empty(), "nothing is in it");
     change(&mut bytes);
+    let is_gone = bytes.is_empty() && stream == "KV_STRATA_STATE";
     std::fs::write(&block, bytes)?;
 
     away.reopen()?;
@@ -255,6 +256,7 @@ async fn without(stream: &str, change: fn(&mut Vec<u8>), killed: bool) -> Result
         ensure!(ledger.conflicts.is_empty(), "{:?}", ledger.conflicts.first());
         compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE)?;
     }
+    ensure!(said || !is_gone, "nobody says that positions are gone");
     // One that found an older position of its own does not know that it had been further.
     ensure!(!said || counted >= first.repeated_samples as f64, "{} samples came again, {counted} are counted", first.repeated_samples);
     Ok(())

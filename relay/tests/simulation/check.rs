@@ -80,8 +80,9 @@ fn replay(model: &Model, status: &replays::Status) -> Vec<String> {
     let (outlet, totals) = (whose(&status.request.relay, &status.id), &status.progress.totals);
     let mut found = Vec::new();
     order(model, &outlet, &mut found);
-    // A window of which the first messages went in the meantime has another key.
-    if status.progress.gone == 0 || status.request.relay != PICKY {
+    bytes(model, &outlet, &mut found);
+    // A window of which the first messages went in the meantime has another key; so has what a lost base left of a message.
+    if (status.progress.gone == 0 || status.request.relay != PICKY) && (totals.lost == 0 || model.walls == 0) {
         repeats(model, &outlet, &mut found);
     }
     if totals.read != totals.delivered + totals.filtered + totals.rejected + totals.lost {
@@ -183,6 +184,7 @@ fn one(sim: &Sim, relay: &str, checkpoint: &Checkpoint) {
         let model = &world.model;
         account(model, relay, checkpoint, &mut found);
         order(model, relay, &mut found);
+        bytes(model, relay, &mut found);
         repeats(model, relay, &mut found);
         found
     });
@@ -255,6 +257,12 @@ fn order(model: &Model, relay: &str, found: &mut Vec<String>) {
     }
 }
 
+/// What comes again under a key is the same.
+fn bytes(model: &Model, relay: &str, found: &mut Vec<String>) {
+    let changed = model.outlets.get(relay).into_iter().flat_map(|outlet| &outlet.changed).filter(|key| !model.lacks(relay, key));
+    found.extend(changed.map(|key| format!("other bytes came under the key {key}")));
+}
+
 /// How many sorted rows it takes at least to hold slots in the order in which they came.
 fn rows(slots: &[i64]) -> usize {
     let mut ends: Vec<i64> = Vec::new();
@@ -278,6 +286,7 @@ fn repeats(model: &Model, relay: &str, found: &mut Vec<String>) {
             let is_moved = model.rewinds > 0
                 || model.returned.contains(relay)
                 || after.life < before.life
+                || model.lacks(relay, &after.key)
                 || relay.starts_with(PICKY) && !model.tears.is_empty();
             if whole(&before.key) != whole(&after.key) && !is_moved {
                 found.push(format!("{id} came as {} and as {}", before.key, after.key));

@@ -50,8 +50,8 @@ pub struct Stored {
     pub at_ms: i64,
     /// When it was torn off.
     pub torn_ms: Option<i64>,
-    /// A killed producer's last request, stored after its successor's first message, where a tear had made true again what it expected. Nobody was
-    /// told that it is stored.
+    /// A killed producer's last request, stored after its successor's first message, or one that was carried out again, where a tear had made true again
+    /// what it expected. Nobody was told that it is stored.
     pub straggles: bool,
 }
 
@@ -82,6 +82,8 @@ pub struct Outlet {
     pub mood: Mood,
     pub taken: BTreeMap<u64, Vec<Taken>>,
     pub bodies: BTreeMap<String, Vec<String>>,
+    /// Keys under which other bytes came than before.
+    pub changed: BTreeSet<String>,
     /// The newest life that sent something. What one before it had sent may come after that, and in any order.
     pub life: u32,
     /// Slots of a series in the order in which they came first.
@@ -118,6 +120,8 @@ pub struct Model {
     pub tears: Vec<(i64, Option<i64>)>,
     /// How often a position was an older one again.
     pub rewinds: u32,
+    /// How often a position was gone: who begins where the stream does finds no bases of what came before.
+    pub gone: u32,
     /// How often there was less room than the stream should have.
     pub walls: u32,
     /// How often each relay turned to the newest samples.
@@ -193,7 +197,7 @@ impl Model {
             }
             places.push(place);
         }
-        let straggles = self.messages.iter().any(|known| known.epoch > epoch);
+        let straggles = self.messages.iter().any(|known| (known.epoch, known.n) > (epoch, n));
         self.messages.push(Stored { straggles, seq, epoch, n, samples, places, at_ms: now_ms(), torn_ms: None });
         self.live.insert(seq, number);
     }
@@ -205,7 +209,7 @@ impl Model {
 
     /// Whether what was scraped at a slot may need a base that is gone: nobody knew that yet.
     pub fn is_baseless(&self, slot_ms: i64) -> bool {
-        self.walls > 0 || self.tears.iter().any(|(_, mended)| mended.is_none_or(|mended| slot_ms <= mended))
+        self.walls > 0 || self.gone > 0 || self.tears.iter().any(|(_, mended)| mended.is_none_or(|mended| slot_ms <= mended))
     }
 
     /// Everything above a sequence is gone.
@@ -270,6 +274,14 @@ impl Model {
         };
         let covers = |seqs: (u64, u64)| (seqs.0..=seqs.1).contains(&message.seq) || shared(seqs);
         self.entries.values().filter(|entry| entry.relay.as_deref() == Some(relay)).filter_map(|entry| entry.seqs).any(covers)
+    }
+
+    /// Whether a message, or the first one of a window, lacks what hung on a base that a stream with less room than it should have could not hold, and is booked.
+    pub fn lacks(&self, relay: &str, key: &str) -> bool {
+        let mut words = key.split('/').next().unwrap_or_default().rsplit(':').map(|word| word.parse().unwrap_or(0));
+        let (n, epoch): (u64, u64) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+        let of = |message: &&Stored| (message.epoch, message.n) == (epoch, n);
+        self.walls > 0 && self.messages.iter().filter(of).any(|message| self.is_booked(relay, message))
     }
 
     /// Samples of slots in parts of which one waits for another that cannot be decoded: until a newer slot comes.

@@ -1,5 +1,8 @@
 //! The way to the server: every request of a process goes through a [`Client`], which delays it, loses it before or after it took effect, lets
-//! it take effect after its caller is gone, or finds the connection away.
+//! it take effect after its caller is gone, or once more, or finds the connection away.
+//!
+//! The server does not carry out twice what one connection sent once. Twice comes what a caller sent anew, not knowing that the first try is still on its way:
+//! that is [`Fate::Late`]; [`Fate::Done`] has it for callers, too, that send nothing anew.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +33,10 @@ const BETWEEN: Duration = Duration::from_secs(3);
 const BOOKS_LATE: Duration = Duration::from_secs(30);
 /// How long after that it may still take effect.
 const LATE_MS: u64 = 1_500;
+/// How many requests are carried out again, for each that goes wrong: of most of them nobody would notice.
+const AGAIN: f64 = 4.0;
+/// How long after its first time a request may take effect again.
+const AGAIN_MS: u64 = 3_500;
 
 /// One process' connection.
 #[derive(Clone)]
@@ -50,8 +57,9 @@ enum Fate {
     Lost,
     /// It takes effect when nobody waits any more.
     Late(Duration),
-    /// It takes effect after a while; its answer is on its way for another, or lost. Detached: it takes effect even if its caller is killed.
-    Done { before: Duration, after: Duration, answered: bool, detached: bool },
+    /// It takes effect after a while; its answer is on its way for another, or lost. Detached: it takes effect even if its caller is killed. Again: a second
+    /// time, so much later.
+    Done { before: Duration, after: Duration, answered: bool, detached: bool, again: Option<Duration> },
 }
 
 enum Broken {
@@ -100,15 +108,16 @@ impl Client {
             }
             let mut delay = || Duration::from_millis(if random.random_bool(0.5) { 0 } else { random.random_range(0..=delay_ms) });
             let (before, after) = (delay(), delay());
-            Fate::Done { before, after, answered: !random.random_bool(faults / 4.0), detached: random.random_bool(0.5) }
+            let again = random.random_bool(faults * AGAIN).then(|| Duration::from_millis(random.random_range(0..AGAIN_MS)));
+            Fate::Done { before, after, answered: !random.random_bool(faults / 4.0), detached: random.random_bool(0.5), again }
         })
     }
 
-    async fn call<T: Send + 'static>(
+    async fn call<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
         &self,
         what: String,
-        effect: impl Future<Output = T> + Send + 'static,
-        tell: impl Fn(&T) -> String + Send + 'static,
+        effect: impl Fn() -> F + Send + 'static,
+        tell: impl Fn(&T) -> String + Clone + Send + 'static,
     ) -> Result<T, Broken> {
         let (sim, who) = (self.sim.clone(), self.who.clone());
         match self.fate() {
@@ -126,17 +135,24 @@ impl Client {
                 sim.log(|| format!("{who} {what}: late"));
                 tokio::spawn(async move {
                     sleep(TIMEOUT + more).await;
-                    let done = effect.await;
+                    let done = effect().await;
                     sim.log(|| format!("{who} {what}, late: {}", tell(&done)));
                 });
                 sleep(TIMEOUT).await;
                 Err(Broken::Unknown)
             }
-            Fate::Done { before, after, answered, detached } => {
+            Fate::Done { before, after, answered, detached, again } => {
                 let run = async move {
                     sleep(before).await;
-                    let done = effect.await;
+                    let done = effect().await;
                     sim.log(|| format!("{who} {what}: {}{}", tell(&done), if answered { "" } else { ", answer lost" }));
+                    if let Some(later) = again {
+                        tokio::spawn(async move {
+                            sleep(later).await;
+                            let done = effect().await;
+                            sim.log(|| format!("{who} {what}, again: {}", tell(&done)));
+                        });
+                    }
                     sleep(after).await;
                     done
                 };
@@ -151,12 +167,12 @@ impl Client {
     }
 
     /// A request that changes nothing, or whose failure says nothing.
-    async fn ask<T: Send + 'static>(
+    async fn ask<T: Send + 'static, F: Future<Output = Result<T, Error>> + Send + 'static>(
         &self,
         operation: &'static str,
         what: String,
-        effect: impl Future<Output = Result<T, Error>> + Send + 'static,
-        tell: impl Fn(&T) -> String + Send + 'static,
+        effect: impl Fn() -> F + Send + 'static,
+        tell: impl Fn(&T) -> String + Clone + Send + 'static,
     ) -> Result<T, Error> {
         let tell = move |done: &Result<T, Error>| match done {
             Ok(done) => tell(done),
@@ -167,6 +183,11 @@ impl Client {
             Err(_) => Err(Error::Unavailable { operation, reason: "no answer".to_owned() }),
         }
     }
+}
+
+/// What a request does, each time that it takes effect.
+fn each<S: Clone, F>(with: S, effect: impl Fn(S) -> F) -> impl Fn() -> F {
+    move || effect(with.clone())
 }
 
 struct Line {
@@ -186,7 +207,7 @@ impl Log for Line {
         }
         let id = headers.get("St-Batch").unwrap_or(&subject).to_owned();
         let what = format!("publish {} {id} expecting {expect_last:?}, {} bytes", self.name, payload.len());
-        let effect = async move {
+        let effect = each((log, sim, subject, headers, payload), move |(log, sim, subject, headers, payload)| async move {
             let done = log.publish(&subject, &headers, payload.clone(), expect_last).await;
             let tears = sim.with(|world| {
                 if let Ok(seq) = &done {
@@ -195,7 +216,7 @@ impl Log for Line {
                 world.model.tears.len()
             });
             done.map(|seq| (seq, tears))
-        };
+        });
         let done = match self.client.call(what, effect, |done| format!("{done:?}")).await {
             Ok(done) => done,
             Err(Broken::Unsent) => Err(PublishError::Unavailable("not connected".to_owned())),
@@ -211,42 +232,44 @@ impl Log for Line {
     async fn last(&self, subject: &str) -> Result<Option<Message>, Error> {
         let (log, subject) = (self.log.clone(), subject.to_owned());
         let what = format!("of {subject}");
-        self.client.ask("last", what, async move { log.last(&subject).await }, |found| seq_of(found.as_ref())).await
+        let effect = each((log, subject), |(log, subject)| async move { log.last(&subject).await });
+        self.client.ask("last", what, effect, |found| seq_of(found.as_ref())).await
     }
 
     async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Message>, Error> {
         let (log, subject) = (self.log.clone(), subject.to_owned());
         let what = format!("of {subject} from {from}");
-        self.client.ask("next", what, async move { log.next_of(&subject, from).await }, |found| seq_of(found.as_ref())).await
+        let effect = each((log, subject), move |(log, subject)| async move { log.next_of(&subject, from).await });
+        self.client.ask("next", what, effect, |found| seq_of(found.as_ref())).await
     }
 
     async fn get(&self, seq: u64) -> Result<Option<Message>, Error> {
-        let log = self.log.clone();
-        self.client.ask("get", format!("{} {seq}", self.name), async move { log.get(seq).await }, |found| seq_of(found.as_ref())).await
+        let effect = each(self.log.clone(), move |log| async move { log.get(seq).await });
+        self.client.ask("get", format!("{} {seq}", self.name), effect, |found| seq_of(found.as_ref())).await
     }
 
     async fn info(&self) -> Result<Info, Error> {
-        let log = self.log.clone();
+        let effect = each(self.log.clone(), |log| async move { log.info().await });
         let tell = |info: &Info| format!("{}..={}, {} bytes", info.first_seq, info.last_seq, info.bytes);
-        self.client.ask("info", self.name.to_owned(), async move { log.info().await }, tell).await
+        self.client.ask("info", self.name.to_owned(), effect, tell).await
     }
 
     async fn read(&self, from: u64, bytes_in_flight: usize) -> Result<Box<dyn Read>, Error> {
-        let (log, client) = (self.log.clone(), self.client.clone());
+        let client = self.client.clone();
         let what = format!("{} from {from}", self.name);
-        let open = async move { log.read(from, bytes_in_flight).await };
+        let open = each(self.log.clone(), move |log| async move { log.read(from, bytes_in_flight).await });
         let inner = self.client.ask("read", what, open, |_| "open".to_owned()).await?;
         Ok(Box::new(Reading { client, inner, here: None, opened: from }))
     }
 
     async fn seq_at(&self, time_ms: i64) -> Result<u64, Error> {
-        let log = self.log.clone();
-        self.client.ask("seq_at", time_ms.to_string(), async move { log.seq_at(time_ms).await }, u64::to_string).await
+        let effect = each(self.log.clone(), move |log| async move { log.seq_at(time_ms).await });
+        self.client.ask("seq_at", time_ms.to_string(), effect, u64::to_string).await
     }
 
     async fn purge(&self, keep_from: u64) -> Result<u64, Error> {
-        let (log, client, is_raw) = (self.log.clone(), self.client.clone(), self.name == "raw");
-        let effect = async move {
+        let is_raw = self.name == "raw";
+        let effect = each((self.log.clone(), self.client.clone()), move |(log, client)| async move {
             let keep_from = match client.sim.is(Mutant::PurgesBacklogs) && is_raw {
                 true => keep_from.max(heads(&client.twin).await),
                 false => keep_from,
@@ -255,19 +278,20 @@ impl Log for Line {
                 check::purge(&client.sim, &client.twin, keep_from).await;
             }
             log.purge(keep_from).await
-        };
+        });
         self.client.ask("purge", format!("{} below {keep_from}", self.name), effect, u64::to_string).await
     }
 
     async fn purge_of(&self, subject: &str, keep_from: u64) -> Result<u64, Error> {
         let (log, subject) = (self.log.clone(), subject.to_owned());
         let what = format!("{subject} below {keep_from}");
-        self.client.ask("purge", what, async move { log.purge_of(&subject, keep_from).await }, u64::to_string).await
+        let effect = each((log, subject), move |(log, subject)| async move { log.purge_of(&subject, keep_from).await });
+        self.client.ask("purge", what, effect, u64::to_string).await
     }
 
     async fn subjects(&self) -> Result<BTreeMap<String, u64>, Error> {
-        let log = self.log.clone();
-        self.client.ask("subjects", self.name.to_owned(), async move { log.subjects().await }, |all| all.len().to_string()).await
+        let effect = each(self.log.clone(), |log| async move { log.subjects().await });
+        self.client.ask("subjects", self.name.to_owned(), effect, |all| all.len().to_string()).await
     }
 }
 
@@ -353,31 +377,34 @@ impl State for Keys {
     async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
         let (state, key) = (self.state.clone(), key.to_owned());
         let tell = |found: &Option<Entry>| format!("{:?}", found.as_ref().map(|entry| entry.revision));
-        self.client.ask("get", format!("key {key}"), async move { state.get(&key).await }, tell).await
+        let effect = each((state, key.clone()), |(state, key)| async move { state.get(&key).await });
+        self.client.ask("get", format!("key {key}"), effect, tell).await
     }
 
     async fn put(&self, key: &str, value: Bytes, expect: u64) -> Result<u64, Error> {
         let (state, sim, key) = (self.state.clone(), self.client.sim.clone(), key.to_owned());
         let expect = if sim.is(Mutant::TurnsInTwo) { self.first_of_two(&key, &value, expect).await? } else { expect };
         let what = format!("key {key} at {expect}");
-        let effect = async move {
+        let effect = each((state, sim, key, value), move |(state, sim, key, value)| async move {
             let done = state.put(&key, value.clone(), expect).await;
             if done.is_ok() {
                 sim.with(|world| world.model.wrote(&key, &value));
             }
             done
-        };
+        });
         // A refusal is an answer; what nobody answered may be written.
         self.client.ask("put", what, effect, u64::to_string).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), Error> {
         let (state, key) = (self.state.clone(), key.to_owned());
-        self.client.ask("delete", format!("key {key}"), async move { state.delete(&key).await }, |()| "done".to_owned()).await
+        let effect = each((state, key.clone()), |(state, key)| async move { state.delete(&key).await });
+        self.client.ask("delete", format!("key {key}"), effect, |()| "done".to_owned()).await
     }
 
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
         let (state, prefix) = (self.state.clone(), prefix.to_owned());
-        self.client.ask("keys", prefix.clone(), async move { state.keys(&prefix).await }, |keys| keys.len().to_string()).await
+        let effect = each((state, prefix.clone()), |(state, prefix)| async move { state.keys(&prefix).await });
+        self.client.ask("keys", prefix, effect, |keys| keys.len().to_string()).await
     }
 }

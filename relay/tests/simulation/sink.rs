@@ -120,7 +120,7 @@ impl Model {
         // A position that is older than what was trimmed finds the bases gone; so does one that was taken over, of what its successor has sent; and one that
         // came back, of what a full stream could not hold for it.
         if known != body && self.rewinds == 0 && life >= outlet.life && !self.returned.contains(relay) {
-            self.broken.push(format!("'{relay}' got other bytes under the key {key}"));
+            outlet.changed.insert(key.to_owned());
         }
         outlet.life = outlet.life.max(life);
         for (_, id) in ids.iter().enumerate().filter(|(item, _)| !bad.contains(item)) {

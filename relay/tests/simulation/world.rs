@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bundled_nats::ambient;
+use bundled_nats::ledger::relay_minutes;
 use bundled_nats::port::{Log as _, State as _};
 use bundled_nats::twin::Twin;
 use config::{CatchUp, CatchUpOrder, Hold, Millis, OnFull, Rate};
@@ -246,6 +247,7 @@ impl Running {
             9 => self.moods(None),
             10 => self.fill().await,
             11 => self.take_over(),
+            12 if self.former.is_none() && self.left.is_none() && self.chance(0.3) => self.state_gone().await,
             12 => self.state_back().await,
             13 | 14 => self.replay().await,
             15 | 16 => self.leave().await,
@@ -349,6 +351,23 @@ impl Running {
                 self.sim.with(|world| {
                     world.model.rewinds += 1;
                     world.model.wrote(&key, &value);
+                });
+            }
+        }
+    }
+
+    /// The positions of all relays that have begun are gone, as with a damaged block of the store. One that began anew would lose all that waits.
+    async fn state_gone(&mut self) {
+        for relay in &mut self.setup.relays {
+            let key = relay::checkpoint::key(&relay.name);
+            let has_begun = self.twin.ledger.last(&relay_minutes(&relay.name)).await.is_ok_and(|last| last.is_some());
+            if has_begun && self.twin.state.delete(&key).await.is_ok() {
+                relay.start = config::Start::Now;
+                self.sim.log(|| format!("{key} is gone"));
+                self.sim.with(|world| {
+                    world.model.upsets += 1;
+                    world.model.rewinds += 1;
+                    world.model.gone += 1;
                 });
             }
         }

@@ -199,24 +199,32 @@ async fn run(cell: &Cell) -> Result<()> {
     Ok(())
 }
 
-/// What is changed in the newest block of a stream beside the one of samples, and whether Strata was killed before.
-const BOOKS: &[(&str, &str, fn(&mut Vec<u8>), bool)] = &[
-    ("emptied", "KV_STRATA_STATE", Vec::clear, false),
-    ("tail cut off after kill -9", "KV_STRATA_STATE", cut, true),
-    ("zeros in the middle", "KV_STRATA_STATE", |block| zero(block), false),
-    ("emptied", "STRATA_LEDGER", Vec::clear, false),
+/// What is changed in the newest block of a stream beside the one of samples.
+struct Book {
+    stream: &'static str,
+    name: &'static str,
+    /// Strata was killed, so that the server has no index and reads its blocks.
+    killed: bool,
+    change: fn(&mut Vec<u8>),
+}
+
+const BOOKS: &[Book] = &[
+    Book { stream: "KV_STRATA_STATE", name: "emptied", killed: false, change: Vec::clear },
+    Book { stream: "KV_STRATA_STATE", name: "tail cut off after kill -9", killed: true, change: cut },
+    Book { stream: "KV_STRATA_STATE", name: "zeros in the middle", killed: false, change: |block| zero(block) },
+    Book { stream: "STRATA_LEDGER", name: "emptied", killed: false, change: Vec::clear },
 ];
 
 /// Positions and books may go, samples may not: a relay that does not know any more where it was delivers what there is again, under the same keys.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn positions_and_books_that_are_damaged_cost_no_sample() -> Result<()> {
-    for (damage, stream, change, killed) in BOOKS {
-        without(stream, *change, *killed).await.with_context(|| format!("{stream}: {damage}"))?;
+    for book in BOOKS {
+        without(book).await.with_context(|| format!("{}: {}", book.stream, book.name))?;
     }
     Ok(())
 }
 
-async fn without(stream: &str, change: fn(&mut Vec<u8>), killed: bool) -> Result<()> {
+async fn without(Book { stream, name, killed, change }: &Book) -> Result<()> {
     let exporters = scene::exporters(&["node_exporter", "etcd"]).await?;
     let (there, mut away) = (HttpSink::start().await?, HttpSink::start().await?);
     // Where a new relay would begin is where all is lost that waits.
@@ -225,13 +233,13 @@ async fn without(stream: &str, change: fn(&mut Vec<u8>), killed: bool) -> Result
     let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("500ms", &exporters))).await?;
     scene::more_rounds(&exporters, ROUNDS, LIMIT).await?;
     scene::caught_up(&there, &exporters, LIMIT).await?;
-    end(&mut strata, &exporters, killed).await?;
+    end(&mut strata, &exporters, *killed).await?;
     let store = strata.data_dir().join("nats/store");
     let block = newest_block(&find(&store, stream).context("no such stream")?)?;
     let mut bytes = std::fs::read(&block)?;
     ensure!(!bytes.is_empty(), "nothing is in it");
     change(&mut bytes);
-    let is_gone = bytes.is_empty() && stream == "KV_STRATA_STATE";
+    let is_gone = bytes.is_empty() && *stream == "KV_STRATA_STATE";
     std::fs::write(&block, bytes)?;
 
     away.reopen()?;
@@ -248,7 +256,7 @@ async fn without(stream: &str, change: fn(&mut Vec<u8>), killed: bool) -> Result
     scene::stop(&mut strata, &exporters).await?;
     let (first, second) = (there.ledger(), away.ledger());
     println!(
-        "{stream}, killed {killed}: all sinks had everything {recovered:?} after the start; {} requests came twice, {} samples, {counted} counted; \
+        "{stream}, {name}: all sinks had everything {recovered:?} after the start; {} requests came twice, {} samples, {counted} counted; \
          said: {said}; balanced: {}, exit code {code}",
         first.repeats, first.repeated_samples, statement["balanced"]
     );

@@ -2,7 +2,8 @@
 //!
 //! *In*: `/proc`, `STRATA_CACHE` (default `~/.cache/strata`). *Out*: numbers and paths. *Bound*: Linux only.
 
-use std::net::TcpListener;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,6 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// The state of a socket that listens, in `/proc/PID/net/tcp`.
+const LISTENS: &str = "0A";
 
 /// A foreign program; it ends when dropped. What it says is in `programs.log` of its folder.
 pub struct Program(Child);
@@ -139,6 +143,45 @@ pub fn children(pid: u32) -> Vec<u32> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .filter(|candidate| stat(*candidate).is_some_and(|fields| fields[1] == pid.to_string()))
         .collect()
+}
+
+/// Where a process and those that it started listen for others: TCP, not on loopback.
+///
+/// *Errors*: it is gone.
+pub fn listens(pid: u32) -> Result<BTreeSet<SocketAddr>> {
+    let mut found = BTreeSet::new();
+    for pid in [vec![pid], children(pid)].concat() {
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("process {pid}"))?;
+        let own: BTreeSet<String> = files
+            .filter_map(|file| {
+                let target = std::fs::read_link(file.ok()?.path()).ok()?;
+                Some(target.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
+            })
+            .collect();
+        for table in ["tcp", "tcp6"] {
+            let table = std::fs::read_to_string(format!("/proc/{pid}/net/{table}"))?;
+            found.extend(table.lines().filter_map(listening).filter(|(_, inode)| own.contains(*inode)).map(|(address, _)| address));
+        }
+    }
+    found.retain(|address| !address.ip().is_loopback());
+    Ok(found)
+}
+
+/// The address of a line of `/proc/PID/net/tcp` or `tcp6` that listens, and its socket.
+fn listening(line: &str) -> Option<(SocketAddr, &str)> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (ip, port) = words.get(1)?.split_once(':')?;
+    // Words of 32 bits, as the machine has them in memory.
+    let bytes: Vec<u8> = (0..ip.len() / 8)
+        .map(|word| Some(u32::from_str_radix(&ip[word * 8..word * 8 + 8], 16).ok()?.to_ne_bytes()))
+        .collect::<Option<Vec<_>>>()?
+        .concat();
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    };
+    let address = SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?);
+    (*words.get(3)? == LISTENS).then_some((address, *words.get(9)?))
 }
 
 /// Processor time of a process itself, user and system.

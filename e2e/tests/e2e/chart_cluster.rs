@@ -1,6 +1,7 @@
 //! The chart's large form, run: three NATS servers with TLS, collectors that share the targets, a relay and its standby. The relay is killed, then the
 //! server that leads, which comes back at another address; all that was scraped arrives.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,10 +10,12 @@ use e2e::control_plane::{self, ControlPlane, RunningPod, objects};
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::tls::Authority;
-use e2e::wait;
+use e2e::{process, wait};
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
 
 use crate::chart::{self, JOB, NODES, PORT, WITHIN};
@@ -39,6 +42,9 @@ fn three_servers_and_a_standby_lose_one_of_each_and_no_round() -> Result<()> {
         let exporters = [chart::annotated(plane, 0).await?, chart::annotated(plane, 1).await?];
         let sink = HttpSink::start().await?;
         plane.apply(&chart::relay("team", &json!({ "http": { "url": sink.url() } }))).await?;
+        for pod in servers.iter().chain(&collectors).chain(&relays) {
+            lets_in(plane, pod).await?;
+        }
         let second = wait::until("one of the relays stands by", WITHIN, async || standby(&relays).await).await?;
         goes_on(&sink, &exporters).await?;
 
@@ -114,6 +120,28 @@ async fn relay(plane: &ControlPlane, index: usize) -> Result<RunningPod> {
     let mut pod = chart::role::<Deployment>(plane, "relay", (index, index % NODES.len()), RELAYS[index]).await?;
     pod.ready(PORT).await?;
     Ok(pod)
+}
+
+/// Holds a pod against what chooses pods by their labels: its role's NetworkPolicy lets in where its processes listen, and its role's budget counts it.
+async fn lets_in(plane: &ControlPlane, pod: &RunningPod) -> Result<()> {
+    let of = plane.get::<Pod>(pod.key()).await?;
+    let role = pod.key().rsplit_once('-').context("a number")?.0;
+    let labels = of["metadata"]["labels"].as_object().context("labels")?;
+    let chooses = |selector: &Value| {
+        let wanted = selector["matchLabels"].as_object();
+        wanted.is_some_and(|wanted| !wanted.is_empty() && wanted.iter().all(|(name, value)| labels.get(name) == Some(value)))
+    };
+    let (policy, budget) = (plane.get::<NetworkPolicy>(role).await?, plane.get::<PodDisruptionBudget>(role).await?);
+    ensure!(chooses(&policy["spec"]["podSelector"]) && chooses(&budget["spec"]["selector"]), "{role} chooses others than {labels:?}");
+    let rules = policy["spec"]["ingress"].as_array().into_iter().flatten();
+    let names: BTreeSet<&str> =
+        rules.flat_map(|rule| rule["ports"].as_array().into_iter().flatten()).filter_map(|port| port["port"].as_str()).collect();
+    let ports = of["spec"]["containers"][0]["ports"].as_array().into_iter().flatten();
+    let named = ports.filter(|port| port["name"].as_str().is_some_and(|name| names.contains(name)));
+    let open: BTreeSet<u64> = named.filter_map(|port| port["containerPort"].as_u64()).collect();
+    let listens: BTreeSet<u64> = process::listens(pod.pid()?)?.into_iter().map(|address| address.port().into()).collect();
+    ensure!(open == listens, "{} listens at {listens:?}, and may be reached at {open:?}", pod.key());
+    Ok(())
 }
 
 /// Waits until every server is ready, which it is with current copies only, and misses nobody.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::control_plane::{self, ControlPlane, objects};
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
@@ -21,6 +21,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::roles::asked;
 use crate::scene;
 use crate::why::{has, why_in};
 
@@ -55,6 +56,18 @@ pub fn annotated(key: &str, address: IpAddr) -> Value {
 
 pub async fn targets(strata: &Strata) -> Result<Value> {
     Ok(serde_json::from_slice(&http1::get(strata.port(), "/api/v1/targets").await?.body)?)
+}
+
+/// Where the stream ends, and where the relay `all` is in it.
+async fn places(strata: &Strata) -> Result<(u64, u64)> {
+    let (status, relay) = (asked(strata, "/api/v1/status").await?, asked(strata, "/api/v1/relays/all").await?);
+    Ok((status["stream"]["last_seq"].as_u64().context("an end")?, relay["position"].as_u64().context("a place")?))
+}
+
+/// The number behind a text of one of the steps.
+fn number(steps: &[String], begin: &str, text: &str) -> Option<u64> {
+    let rest = steps.iter().filter(|step| step.starts_with(begin)).find_map(|step| Some(step.split_once(text)?.1))?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Waits until exactly these pods are targets.
@@ -111,8 +124,15 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
         .await?;
         assert!(exporter.next_round() > 0);
 
+        let before = places(&strata).await?;
         let (code, steps) = why_in(&strata, &["pod/web-0", "-n", "shop"]).await?;
-        let is_whole = has(&steps, "good object", "is Running") && has(&steps, "good annotation", "job 'annotated' takes it");
+        let after = places(&strata).await?;
+        let is_whole = has(&steps, "good object", "is Running")
+            && has(&steps, "good annotation", "job 'annotated' takes it: prometheus.io/scrape is \"true\" (port 9100 by its name metrics)");
+        let end = number(&steps, "good stream: the stream ends", "at sequence ").context("an end")?;
+        let acknowledged = number(&steps, "good relay", "to sequence ").context("an acknowledgement")?;
+        assert!((before.0..=after.0).contains(&end), "{before:?} {after:?} {steps:#?}");
+        assert!(acknowledged > 0 && (before.1..=after.1).contains(&acknowledged), "{before:?} {after:?} {steps:#?}");
         assert!(
             code == 0 && is_whole && has(&steps, "good scrape", "samples at") && has(&steps, "good relay", "relay 'all'"),
             "{steps:#?}"
@@ -135,7 +155,8 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
         plane.patch::<Service>("shop/front", &json!({ "metadata": service["metadata"] })).await?;
         wait::until_true("the service is scraped", LIMIT, || behind.next_round() > 3).await?;
         let (code, steps) = why_in(&strata, &["service/front", "-n", "shop"]).await?;
-        let is_whole = has(&steps, "good object", "service 'front' is there") && has(&steps, "good annotation", "job 'annotated' takes it");
+        let is_whole = has(&steps, "good object", "service 'front' is there")
+            && has(&steps, "good annotation", "job 'annotated' takes it: prometheus.io/scrape is \"true\" (port 9100 by its name metrics)");
         assert!(
             code == 0 && is_whole && has(&steps, "good scrape", "10.96.7.7:9100") && has(&steps, "good relay", "relay 'all'"),
             "{steps:#?}"

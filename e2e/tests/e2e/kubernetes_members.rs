@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -60,8 +60,8 @@ pub struct Scene {
     /// The collectors.
     pub members: Vec<Strata>,
     windows: Vec<Window>,
-    /// Has the files that a start reads.
-    _installation: Installation,
+    installation: Installation,
+    kubeconfigs: [PathBuf; 3],
     server: Strata,
     relay: Strata,
     sink: HttpSink,
@@ -112,13 +112,11 @@ impl Scene {
         scene::start_again(&mut relay).await?;
         let mut members = Vec::new();
         for (i, kubeconfig) in kubeconfigs.into_iter().enumerate() {
-            let mut member = installation.prepare("collector")?;
-            member.set("HOSTNAME", &name(i));
-            member.set(KUBECONFIG, kubeconfig.to_str().context("a path of text")?);
-            scene::start_again(&mut member).await?;
-            members.push(member);
+            members.push(member(&installation, &name(i), kubeconfig).await?);
         }
-        let scene = Self { exporters, gone: Vec::new(), members, windows: Vec::new(), _installation: installation, server, relay, sink };
+        let kubeconfigs = kubeconfigs.map(Path::to_path_buf);
+        let (gone, windows) = (Vec::new(), Vec::new());
+        let scene = Self { exporters, gone, members, windows, installation, kubeconfigs, server, relay, sink };
         println!("shares: {:?}", scene.shared(3).await?.iter().map(BTreeSet::len).collect::<Vec<_>>());
         Ok(scene)
     }
@@ -176,6 +174,15 @@ impl Scene {
         tokio::try_join!(self.members[i].stop(), learn).map(drop)
     }
 
+    /// Puts another member in the place of one, and stops that when the new one has its share.
+    async fn surge(&mut self, i: usize) -> Result<()> {
+        let new = member(&self.installation, &format!("{}-new", name(i)), &self.kubeconfigs[i]).await?;
+        let old = std::mem::replace(&mut self.members[i], new);
+        self.members.push(old);
+        self.shared(4).await?;
+        self.members.pop().context("the old one")?.stop().await
+    }
+
     pub async fn rounds(&self, rounds: u64) -> Result<()> {
         scene::more_rounds(&self.exporters, rounds, LIMIT).await
     }
@@ -209,6 +216,15 @@ impl Scene {
         self.server.stop().await?;
         Ok(counted)
     }
+}
+
+/// A collector that runs and is ready.
+async fn member(installation: &Installation, host: &str, kubeconfig: &Path) -> Result<Strata> {
+    let mut member = installation.prepare("collector")?;
+    member.set("HOSTNAME", host);
+    member.set(KUBECONFIG, kubeconfig.to_str().context("a path of text")?);
+    scene::start_again(&mut member).await?;
+    Ok(member)
 }
 
 /// The host that a member takes itself for.
@@ -261,13 +277,16 @@ fn members_come_go_and_sleep_and_no_slot_is_missed_or_doubled() -> Result<()> {
         for i in 0..3 {
             scene.rounds(2).await?;
             let since = Instant::now();
-            if i == 2 {
-                scene.stop_unseen(plane, i, &wire).await?;
-            } else {
-                scene.members[i].stop().await?;
+            match i {
+                // As in a rollout with a surge.
+                1 => scene.surge(i).await?,
+                2 => scene.stop_unseen(plane, i, &wire).await?,
+                _ => scene.members[i].stop().await?,
             }
-            println!("a clean stop takes {:?}", since.elapsed());
-            scene::start_again(&mut scene.members[i]).await?;
+            println!("member {i} is gone after {:?}", since.elapsed());
+            if i != 1 {
+                scene::start_again(&mut scene.members[i]).await?;
+            }
             scene.shared(3).await?;
         }
         scene.rounds(3).await?;

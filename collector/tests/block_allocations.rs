@@ -12,7 +12,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const FAMILIES: u32 = 600;
 const SERIES: u32 = 1200;
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = 64 << 10;
 
 fn family(family: u32, round: u32, out: &mut Vec<u8>) {
     let mut text = String::new();

@@ -4,7 +4,7 @@
 //! - *Bound:* [`PLACES_MAX`] places; memory in proportion to the page. *When full:* further ones are counted without a place.
 //!
 //! A pure function over the bytes, apart from the reader of steady pages: it runs on every page where `strict` is set, else on the first page
-//! of a target and now and then on one whose lines changed. What breaks the format so that the page cannot be read at all
+//! of a target and now and then on a later one. What breaks the format so that the page cannot be read at all
 //! ([`crate::parse::Rule`]) is the reader's to say: the check ends there.
 //!
 //! *Source:* OpenMetrics 1.0, Prometheus exposition formats 0.0.4 and 1.0.0, `io.prometheus.client`. Which rule is proved by what is in

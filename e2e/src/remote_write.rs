@@ -1,8 +1,8 @@
 //! A receiver of remote write 1.0 and 2.0 that keeps every bit: databases drop NaNs that are no staleness marker, and round what they show.
 //!
-//! *In*: POST requests, snappy around the messages of the public definitions. *Out*: every sample, native histogram and exemplar by series,
-//! and what is said of metrics. *Bound*: bodies of `http1`;
-//! what arrived is kept until the receiver is dropped. What cannot be read is answered 400 and kept as a complaint.
+//! *In*: POST requests, snappy around the messages of the public definitions. *Out*: every sample, native histogram, start and exemplar by series,
+//! and what is said of metrics. *Bound*: bodies of `http1`; what arrived is kept until the receiver is dropped. What cannot be read is
+//! answered 400 and kept as a complaint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -49,6 +49,9 @@ struct Sample {
     bits: u64,
     #[prost(int64, tag = "2")]
     timestamp_ms: i64,
+    /// 2.0 only; 0: it is not said.
+    #[prost(int64, tag = "3")]
+    start_ms: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -191,6 +194,9 @@ struct Histogram {
     timestamp_ms: i64,
     #[prost(fixed64, repeated, tag = "16")]
     custom_bounds: Vec<u64>,
+    /// 2.0 only; 0: it is not said.
+    #[prost(int64, tag = "17")]
+    start_ms: i64,
 }
 
 /// The counts of a side's buckets by their index, without empty ones: how they are grouped is the sender's.
@@ -243,6 +249,8 @@ pub struct Received {
     pub series: BTreeMap<Labels, BTreeMap<i64, u64>>,
     /// Native histograms by series, then by time in ms: schema, zero bucket, totals, hint, bounds and filled buckets, in one text.
     pub histograms: BTreeMap<Labels, BTreeMap<i64, String>>,
+    /// Since when its samples count, ms, by series: each time that was said.
+    pub starts: BTreeMap<Labels, BTreeSet<i64>>,
     /// Exemplars by series: time in ms, labels, bits of the value.
     pub exemplars: BTreeMap<Labels, BTreeSet<(i64, Labels, u64)>>,
     /// What was said of each metric, in 2.0 of all series of a name: the number of its type, help, unit.
@@ -266,6 +274,10 @@ impl Received {
         }
         for TimeSeries { labels, samples, exemplars, histograms } in timeseries {
             let labels = named(labels);
+            let starts = samples.iter().map(|sample| sample.start_ms).chain(histograms.iter().map(|histogram| histogram.start_ms));
+            for start_ms in starts.filter(|start_ms| *start_ms != 0) {
+                self.starts.entry(labels.clone()).or_default().insert(start_ms);
+            }
             for Exemplar { labels: own, bits, timestamp_ms } in exemplars {
                 self.exemplars.entry(labels.clone()).or_default().insert((timestamp_ms, named(own), bits));
             }
@@ -276,7 +288,7 @@ impl Received {
                 continue;
             }
             let kept = self.series.entry(labels).or_default();
-            for Sample { bits, timestamp_ms } in samples {
+            for Sample { bits, timestamp_ms, .. } in samples {
                 if let Some(before) = kept.insert(timestamp_ms, bits).filter(|before| *before != bits) {
                     self.complaints.push(format!("two samples at {timestamp_ms}: {before:x} and {bits:x}"));
                 }

@@ -1,6 +1,6 @@
 //! The same pages, format by format, scraped by Strata, by Prometheus 3.15 and by Prometheus 2.42, each asked for one format: every series,
 //! value, time, native histogram, exemplar and metadata that arrives at a receiver that keeps bits is the same, but for the listed differences,
-//! each of which must be there.
+//! each of which must be there. Starts, which no Prometheus sends unasked, are those of the pages.
 
 mod pages;
 
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use pages::{Job, jobs};
+use pages::{Job, STARTED, jobs};
 
 const WITHIN: Duration = Duration::from_secs(180);
 /// Scrapes of every page that must have arrived: what is told late (metadata) is told by then.
@@ -213,6 +213,13 @@ fn said(received: &Received, start_ms: i64) -> Said {
     said
 }
 
+/// Since when series count, of hand-made pages.
+fn started(received: &Received, jobs: &BTreeSet<String>) -> BTreeMap<String, BTreeSet<i64>> {
+    let is_ours = |labels: &Labels| labels.get("job").is_some_and(|job| jobs.contains(job) && !job.starts_with("real_"));
+    let of = |(labels, starts): (&Labels, &BTreeSet<i64>)| (line("start", labels), starts.clone());
+    received.starts.iter().filter(|(labels, _)| is_ours(labels)).map(of).collect()
+}
+
 /// A series in one line; bounds as numbers, whatever they are written as.
 fn line(kind: &str, labels: &Labels) -> String {
     let of = |name: &str| labels.get(name).map_or("", String::as_str);
@@ -320,6 +327,10 @@ async fn every_format_says_to_strata_what_it_says_to_prometheus_2_and_3() -> Res
         println!("{version}: {} series, histograms, exemplars and metrics", theirs.len());
     }
     assert!(surprising.is_empty(), "{} surprises:\n{}", surprising.len(), surprising.join("\n"));
+    // Prometheus 3.15 says none without its feature flag: the pages are what is compared with.
+    let expected = STARTED.iter().map(|series| ((*series).to_owned(), BTreeSet::from([start_ms]))).collect();
+    assert_eq!(started(&ours_2.received(), &names(NEW)), expected);
+    assert!(ours.received().starts.is_empty(), "1.0 has no words for them");
     for name in names(NEW) {
         let mine = stage.accept(&name, |agent| agent.starts_with("strata/"));
         // One that is built from its module does not know its version.

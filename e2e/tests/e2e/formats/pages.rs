@@ -32,6 +32,24 @@ const CONVERTED_TOO_BESIDE_NATIVE: &str =
 const CONVERTED_BESIDE_NATIVE: &str =
     "    convert_classic_histograms_to_nhcb: true\n    scrape_native_histograms: true\n    always_scrape_classic_histograms: false\n";
 
+/// Series that say since when they count, each from `START_MS` on; no others do.
+pub const STARTED: &[&str] = &[
+    "open_metrics: start om_requests_total{code=\"200\"}",
+    "open_metrics: start om_seconds_bucket{le=0.5}",
+    "open_metrics: start om_seconds_bucket{le=1.0}",
+    "open_metrics: start om_seconds_bucket{le=inf}",
+    "open_metrics: start om_seconds_count{}",
+    "open_metrics: start om_seconds_sum{}",
+    "nhcb_exemplars: start om_requests_total{code=\"200\"}",
+    "nhcb_exemplars: start om_seconds{}",
+    "protobuf: start pb_requests_total{}",
+    "protobuf: start pb_native{}",
+    "nhcb_protobuf: start pb_requests_total{}",
+    "nhcb_protobuf: start pb_native{}",
+    "nhcb_protobuf_both: start pb_requests_total{}",
+    "nhcb_protobuf_both: start pb_native{}",
+];
+
 const TEXT: &str = r#"# A comment, and an empty line.
 
 # HELP values Numbers of every kind, with \\ and \n.
@@ -259,6 +277,7 @@ fn families(start_ms: i64) -> Vec<u8> {
         span(12, 3, 1),
         [1, 3, -1].map(|delta| sint(13, delta)).concat(),
         exemplar(16, "observed", 0.75, true),
+        time(15),
     ]
     .concat();
     let floats =

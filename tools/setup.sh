@@ -46,6 +46,7 @@ for purpose in "$@"; do
       system npm npm "fetches Etsy's statsd"
       [ "$(id -u)" = 0 ] || system fusermount3 fuse3 "mounts the file system that loses power, where the tests are not run by root"
       system ip iproute2 "gives the network namespace of a Kubernetes test its addresses"
+      system mkfs.ext4 e2fsprogs "makes the volume that a test fills up"
       system chromium chromium "opens the console (125 MB; a quarter of a minute to install)"
       system buildah buildah "builds the image without a daemon, and runs it"
       system jq jq "reads what the image weighs"

@@ -93,13 +93,34 @@ fn newest_block(folder: &Path) -> Result<PathBuf> {
     blocks.max_by_key(number).context("no block")
 }
 
-async fn end(strata: &mut Strata, exporters: &[Exporter], killed: bool) -> Result<()> {
+/// Ends Strata, by a kill or in order.
+pub async fn end(strata: &mut Strata, exporters: &[Exporter], killed: bool) -> Result<()> {
     if !killed {
         return scene::stop(strata, exporters).await;
     }
     strata.kill().await?;
     exporters.iter().for_each(Exporter::note_break);
     Ok(())
+}
+
+/// Changes a block that has something in it; the bytes that are left.
+pub fn rewrite(block: &Path, change: impl FnOnce(&mut Vec<u8>)) -> Result<usize> {
+    let mut bytes = std::fs::read(block)?;
+    ensure!(!bytes.is_empty(), "nothing is in {}", block.display());
+    change(&mut bytes);
+    std::fs::write(block, &bytes)?;
+    Ok(bytes.len())
+}
+
+/// Starts again, waits for some rounds more and until all sinks have everything; how long that took.
+pub async fn recovered(strata: &mut Strata, exporters: &[Exporter], sinks: [&HttpSink; 2], rounds: u64) -> Result<Duration> {
+    let began = Instant::now();
+    scene::start_again(strata).await?;
+    scene::more_rounds(exporters, rounds, LIMIT).await?;
+    for sink in sinks {
+        scene::caught_up(sink, exporters, LIMIT).await?;
+    }
+    Ok(began.elapsed())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -131,10 +152,7 @@ async fn run(cell: &Cell) -> Result<()> {
     let damaged_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
     match cell.damage {
         Damage::Block(change) => {
-            let block = newest_block(&find(&store, "STRATA_RAW").context("no STRATA_RAW")?)?;
-            let mut bytes = std::fs::read(&block)?;
-            change(&mut bytes);
-            std::fs::write(&block, bytes)?;
+            rewrite(&newest_block(&find(&store, "STRATA_RAW").context("no STRATA_RAW")?)?, change)?;
         }
         Damage::Older(name) => {
             let (now, then) =
@@ -145,13 +163,7 @@ async fn run(cell: &Cell) -> Result<()> {
     }
 
     away.reopen()?;
-    let began = Instant::now();
-    scene::start_again(&mut strata).await?;
-    scene::more_rounds(&exporters, 4, LIMIT).await?;
-    for sink in [&there, &away] {
-        scene::caught_up(sink, &exporters, LIMIT).await?;
-    }
-    let recovered = began.elapsed();
+    let recovered = recovered(&mut strata, &exporters, [&there, &away], 4).await?;
     let lost = strata.metric("strata_relay_lost_samples_total", &["relay=\"away\""]).await?;
     let lost_there = strata.metric("strata_relay_lost_samples_total", &["relay=\"there\""]).await?;
     let (statement, code) = scene::audit(&strata, "now").await?;
@@ -235,21 +247,11 @@ async fn without(Book { stream, name, killed, change }: &Book) -> Result<()> {
     scene::caught_up(&there, &exporters, LIMIT).await?;
     end(&mut strata, &exporters, *killed).await?;
     let store = strata.data_dir().join("nats/store");
-    let block = newest_block(&find(&store, stream).context("no such stream")?)?;
-    let mut bytes = std::fs::read(&block)?;
-    ensure!(!bytes.is_empty(), "nothing is in it");
-    change(&mut bytes);
-    let is_gone = bytes.is_empty() && *stream == "KV_STRATA_STATE";
-    std::fs::write(&block, bytes)?;
+    let left = rewrite(&newest_block(&find(&store, stream).context("no such stream")?)?, change)?;
+    let is_gone = left == 0 && *stream == "KV_STRATA_STATE";
 
     away.reopen()?;
-    let began = Instant::now();
-    scene::start_again(&mut strata).await?;
-    scene::more_rounds(&exporters, 4, LIMIT).await?;
-    for sink in [&there, &away] {
-        scene::caught_up(sink, &exporters, LIMIT).await?;
-    }
-    let recovered = began.elapsed();
+    let recovered = recovered(&mut strata, &exporters, [&there, &away], 4).await?;
     let (statement, code) = scene::audit(&strata, "now").await?;
     let counted = strata.metric("strata_relay_repeated_samples_total", &["relay=\"there\""]).await?;
     let said = strata.log_tail(usize::MAX).contains("its position is gone from STRATA_STATE");

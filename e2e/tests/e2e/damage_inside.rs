@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::compare;
@@ -15,7 +15,7 @@ use e2e::wait;
 use serde_json::Value;
 
 use crate::commands::{done, number};
-use crate::damage::{find, missing, zero};
+use crate::damage::{end, find, missing, recovered, rewrite, zero};
 use crate::scene;
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -56,26 +56,11 @@ async fn run(killed: bool) -> Result<()> {
     wait::until_true("there are blocks enough", LIMIT, || blocks(&folder).is_ok_and(|blocks| blocks.len() >= BLOCKS)).await?;
     scene::more_rounds(&exporters, 4, LIMIT).await?;
     scene::caught_up(&there, &exporters, LIMIT).await?;
-    match killed {
-        true => {
-            strata.kill().await?;
-            exporters.iter().for_each(Exporter::note_break);
-        }
-        false => scene::stop(&mut strata, &exporters).await?,
-    }
-    let damaged = blocks(&folder)?.into_values().nth(1).context("no second block")?;
-    let mut bytes = std::fs::read(&damaged)?;
-    zero(&mut bytes);
-    std::fs::write(&damaged, bytes)?;
+    end(&mut strata, &exporters, killed).await?;
+    rewrite(&blocks(&folder)?.into_values().nth(1).context("no second block")?, |block| zero(block))?;
 
     away.reopen()?;
-    let began = Instant::now();
-    scene::start_again(&mut strata).await?;
-    scene::more_rounds(&exporters, 2, LIMIT).await?;
-    for sink in [&there, &away] {
-        scene::caught_up(sink, &exporters, LIMIT).await?;
-    }
-    let recovered = began.elapsed();
+    let recovered = recovered(&mut strata, &exporters, [&there, &away], 2).await?;
     let lost = strata.metric("strata_relay_lost_samples_total", &["relay=\"away\""]).await?;
     let lost_there = strata.metric("strata_relay_lost_samples_total", &["relay=\"there\""]).await?;
     let (statement, code) = scene::audit(&strata, "now").await?;
@@ -136,10 +121,7 @@ async fn dead_letters_that_a_damaged_block_lost_stay_rejected_and_the_others_are
     let parked = rejected().await? as u64;
     scene::stop(&mut strata, &exporters).await?;
     let folder = find(&strata.data_dir().join("nats/store"), "STRATA_DEAD").context("no STRATA_DEAD")?;
-    let block = blocks(&folder)?.into_values().next_back().context("no block")?;
-    let mut bytes = std::fs::read(&block)?;
-    zero(&mut bytes);
-    std::fs::write(&block, bytes)?;
+    rewrite(&blocks(&folder)?.into_values().next_back().context("no block")?, |block| zero(block))?;
 
     scene::start_again(&mut strata).await?;
     let list = done(&strata, &["dlq", "list"]).await?;

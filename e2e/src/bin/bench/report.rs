@@ -28,6 +28,12 @@ round to round, series come and go; the pages are those of a Kubernetes 1.35 clu
 - Sections may be of different runs: each says when, where and by which command.
 ";
 
+/// The columns of [`line`].
+const COLUMNS: &str =
+    "| | CPU seconds per million samples | MiB | MiB, peak | bytes per sample on disk | on the wire | samples per second |
+|---|---|---|---|---|---|---|
+";
+
 /// One part of the page.
 pub struct Section {
     title: String,
@@ -38,11 +44,7 @@ pub struct Section {
 ///
 /// *Errors*: the folder of `out` takes no plot.
 pub fn load(out: Option<&Path>, name: &str, description: &str, rows: &[Row]) -> Result<Section> {
-    let mut text = format!(
-        "{description}.\n\n\
-         | | CPU seconds per million samples | MiB | MiB, peak | bytes per sample on disk | on the wire | samples per second |\n\
-         |---|---|---|---|---|---|---|\n"
-    );
+    let mut text = format!("{description}.\n\n{COLUMNS}");
     for row in rows {
         writeln!(text, "{}", line(row))?;
     }
@@ -64,12 +66,7 @@ pub fn load(out: Option<&Path>, name: &str, description: &str, rows: &[Row]) -> 
 
 /// What a stream takes over a long time.
 pub fn stored(description: &str, row: &Row) -> Section {
-    let text = format!(
-        "{description}: every layout was sent twice at least, and every base renewed.\n\n\
-         | | CPU seconds per million samples | MiB | MiB, peak | bytes per sample on disk | on the wire | samples per second |\n\
-         |---|---|---|---|---|---|---|\n{}\n",
-        line(row)
-    );
+    let text = format!("{description}: every layout was sent twice at least, and every base renewed.\n\n{COLUMNS}{}\n", line(row));
     Section { title: "Ten minutes of the stream".to_owned(), text }
 }
 

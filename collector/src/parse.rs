@@ -10,6 +10,8 @@
 //! words of OpenMetrics and its `UNIT`. It differs where Prometheus would change or lose data silently: a NUL byte between samples is an
 //! error, not the end of the page, and `le`/`quantile` values stay as written (`1` does not become `1.0`).
 
+use std::ops::Range;
+
 use sample::MetricType;
 
 mod error;
@@ -17,6 +19,7 @@ mod format;
 mod go_float;
 mod labels;
 pub(crate) mod open_metrics;
+mod pieces;
 pub mod protobuf;
 mod value;
 
@@ -26,6 +29,7 @@ pub(crate) use go_float::go_float;
 pub use labels::{Piece, unescape, unescape_help};
 pub(crate) use labels::{help, text};
 pub use open_metrics::Exemplar;
+pub(crate) use pieces::Pieces;
 pub use value::NORMAL_NAN;
 pub(crate) use value::number;
 
@@ -225,15 +229,27 @@ impl<'a> Page<'a> {
 
     /// Reads a whole sample and hands the name and the labels of its series to `take`; the cursor stands on its first byte.
     pub(crate) fn sample(&mut self, take: impl FnMut(Piece<'a>)) -> Result<Sample<'a>, Error> {
+        self.walked(|body, start| labels::walk(body, start, take).map(|end| start..end))
+    }
+
+    /// The same, with the pieces of the samples before.
+    pub(crate) fn sample_after(&mut self, pieces: &mut Pieces<'a>) -> Result<Sample<'a>, Error> {
+        self.walked(|body, start| pieces.walk(body, start))
+    }
+
+    /// Reads a whole sample, of whose series `walk` looks at the part that it gives back.
+    #[inline]
+    fn walked(&mut self, walk: impl FnOnce(&'a [u8], usize) -> Result<Range<usize>, labels::Fault>) -> Result<Sample<'a>, Error> {
         let start = self.at;
-        match labels::walk(self.body, start, take) {
-            Ok(end) => {
-                self.at = end;
+        match walk(self.body, start) {
+            Ok(series) => {
+                self.at = series.end;
                 if self.open_metrics {
-                    self.check_series(start, end)?;
+                    self.check_series(series)?;
                 }
+                let series_text = &self.body[start..self.at];
                 let (value, timestamp_ms) = self.suffix()?;
-                Ok(Sample { series_text: &self.body[start..end], value, timestamp_ms, exemplar: self.exemplar() })
+                Ok(Sample { series_text, value, timestamp_ms, exemplar: self.exemplar() })
             }
             Err((at, rule)) => Err(Error::at(self.body, at, rule)),
         }

@@ -23,6 +23,7 @@ use sample::{Columns, Interner, Layout, NO_TIME, PART_SERIES_MAX};
 
 use crate::parse::{Defect, Format, Page};
 
+mod appending;
 mod blocks;
 mod created;
 mod error;
@@ -47,6 +48,7 @@ pub use options::{Counts, Options};
 use blocks::Halt;
 use created::Created;
 use family::{Families, Wanted};
+use fresh::Fresh;
 use hash::TextHash;
 use labels::{Identity, Scratch};
 use lookup::Lookup;
@@ -185,8 +187,8 @@ impl SeriesCache {
         let slot = self.store.bare(name).unwrap_or_else(|| {
             let slot = self.store.append_bare(name);
             if let Some(lookup) = &mut self.lookup {
-                let identity = labels::hash(self.hash, &mut self.scratch, name, std::iter::empty());
-                lookup.add_identity(self.hash, &self.store, identity, slot);
+                let identity = labels::hash(self.hash, name, std::iter::empty());
+                lookup.add(self.hash, &self.store, &Fresh::default(), identity, slot);
             }
             slot
         });
@@ -254,14 +256,13 @@ impl SeriesCache {
         if first == b'#' {
             return self.miss_metadata(reading, page);
         }
-        scratch.pieces.clear();
-        let sample = page.sample(|piece| scratch.pieces.push(piece))?;
+        let sample = scratch.sample(page)?;
         let timestamp_ms = sample.timestamp_ms.filter(|_| self.options.honor_timestamps);
         let (text, body) = (sample.series_text, page.body());
         let point = Point { value: sample.value, timestamp_ms, native: false };
-        let (slot, put) = self.place(reading, self.hash.of(text), text.len() as u32, point, move |options| {
-            labels::read(options, body, text, scratch).map(|is_left| is_left.then_some(&scratch.identity))
-        })?;
+        let hash = self.hash;
+        let (slot, put) =
+            self.place(reading, hash.of(text), text.len() as u32, point, move |options| scratch.read(options, hash, body, text))?;
         if let Some(exemplar) = sample.exemplar {
             self.exemplar(reading, slot, put, &exemplar);
         }
@@ -364,9 +365,8 @@ impl SeriesCache {
             }
             return Ok((DROPPED, false));
         };
-        let own = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
-        let identity_hash = labels::hash(self.hash, &mut self.scratch, &identity.name, own);
-        let known = lookup.identity(self.hash, &self.store, &mut self.scratch, identity_hash);
+        let identity_hash = identity.hash();
+        let known = lookup.identity(self.hash, &self.store, &reading.fresh, identity_hash);
         if let Some(slot) = known {
             let place = if slot & PENDING == 0 { lookup.places(&self.store, &self.order).slot(slot) } else { None };
             if let Some(place) = place {
@@ -374,9 +374,8 @@ impl SeriesCache {
             }
             return Ok((slot, place.is_some()));
         }
-        let slot = reading.fresh.push(identity, point.value, point.timestamp_ms);
-        reading.fresh.identities.push((identity_hash, slot));
-        lookup.add_pending(identity_hash, slot);
+        let slot = reading.fresh.push(identity, identity_hash, point);
+        lookup.add(self.hash, &self.store, &reading.fresh, identity_hash, slot);
         Ok((slot, false))
     }
 
@@ -435,7 +434,7 @@ impl SeriesCache {
             lookup.forget_places();
         }
         if self.format == Format::OpenMetrics {
-            self.created.apply(self.hash, &mut self.scratch, &mut self.store);
+            self.created.apply(self.hash, &mut self.store);
         }
         self.tidy(reading.diverged);
         reading.counts
@@ -447,7 +446,7 @@ impl SeriesCache {
         let is_mostly_new = fresh.len() > self.order.len() / 8;
         let wanted = match reading.metadata_changed || is_mostly_new {
             true => Wanted::All,
-            false => Wanted::of((0..fresh.len()).map(|index| fresh.series(index).0)),
+            false => Wanted::of((0..fresh.len()).map(|index| fresh.text(fresh.series(index).0))),
         };
         let families = Families::read(self.format, &reading.kept, block, &self.metadata, wanted);
         if reading.metadata_changed {
@@ -459,8 +458,8 @@ impl SeriesCache {
             entry.slot = resolve(entry.slot);
         }
         if let Some(lookup) = &mut self.lookup {
-            for &(identity, slot) in &reading.fresh.identities {
-                lookup.add_identity(self.hash, &self.store, identity, resolve(slot));
+            for (identity, pending) in reading.fresh.identities() {
+                lookup.settle(identity, pending, resolve(pending));
             }
         }
     }

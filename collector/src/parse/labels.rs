@@ -41,14 +41,28 @@ pub(crate) fn walk<'a>(text: &'a [u8], start: usize, mut take: impl FnMut(Piece<
             Ok(bare)
         };
     }
-    let end = braces(text, brace + 1, named, &mut take)?;
+    bounded(start, braces(text, brace + 1, (named, 0), &mut take)?)
+}
+
+/// The end of a series, if it is no longer than it may be.
+fn bounded(start: usize, end: usize) -> Result<usize, Fault> {
     if end - start > SERIES_BYTES_MAX { Err((start, Rule::SeriesTooLong)) } else { Ok(end) }
 }
 
-/// Walks over what stands in braces from `start`, behind the opening one, on; `named`: the series has its name already.
-pub(super) fn braces<'a>(text: &'a [u8], start: usize, mut named: bool, take: &mut impl FnMut(Piece<'a>)) -> Result<usize, Fault> {
+/// Walks on from `start`, behind the comma of the last of `labels` labels of a text that has its name.
+pub(super) fn walk_on<'a>(text: &'a [u8], start: usize, labels: usize, mut take: impl FnMut(Piece<'a>)) -> Result<usize, Fault> {
+    bounded(0, braces(text, start, (true, labels), &mut take)?)
+}
+
+/// Walks over what stands in braces from `start` on, behind the opening one or a comma; the series may be named already, and has so many
+/// labels before.
+pub(super) fn braces<'a>(
+    text: &'a [u8],
+    start: usize,
+    (mut named, mut labels): (bool, usize),
+    take: &mut impl FnMut(Piece<'a>),
+) -> Result<usize, Fault> {
     let mut at = skip_blanks(text, start);
-    let mut labels = 0;
     // A value with a line break and no comma behind it: its quote was probably left open.
     let mut suspect = None;
     let place = |suspect: Option<usize>, fault| suspect.map_or(fault, |at| (at, Rule::Unclosed));

@@ -8,6 +8,8 @@
 //! refuses what Prometheus refuses: comments, blank lines, a page without `# EOF` or with anything behind it (an empty page is one
 //! without samples), other blanks than one between the parts of a line, a unit that its family's name does not end with.
 
+use std::ops::Range;
+
 use sample::{MetricType, NO_TIME};
 
 use super::{Error, Fact, METADATA_BYTES_MAX, Metadata, Page, Piece, Rule, labels, value};
@@ -31,7 +33,7 @@ pub struct Exemplar<'a> {
 impl<'a> Exemplar<'a> {
     /// Hands name and value of each label to `take`, in the page's order, with escapes.
     pub fn labels(&self, mut take: impl FnMut(&'a [u8], &'a [u8])) {
-        let walked = labels::braces(self.labels_text, 1, true, &mut |piece| {
+        let walked = labels::braces(self.labels_text, 1, (true, 0), &mut |piece| {
             if let Piece::Label(name, value) = piece {
                 take(name, value);
             }
@@ -86,9 +88,9 @@ impl<'a> Page<'a> {
 
     /// Checks what the text format allows in a series text and OpenMetrics does not: blanks, line breaks inside quotes, labels without a
     /// comma between them.
-    pub(super) fn check_series(&self, start: usize, end: usize) -> Result<(), Error> {
-        let (mut quoted, mut escaped) = (false, false);
-        for (byte, at) in self.body[start..end].iter().zip(start..) {
+    pub(super) fn check_series(&self, series: Range<usize>) -> Result<(), Error> {
+        let (mut quoted, mut escaped, start) = (false, false, series.start);
+        for (byte, at) in self.body[series.clone()].iter().zip(series) {
             match byte {
                 b'\n' => return Err(Error::at(self.body, at, Rule::Unclosed)),
                 b' ' | b'\t' if !quoted => return Err(Error::at(self.body, at, Rule::Blank)),
@@ -123,11 +125,11 @@ impl<'a> Page<'a> {
 
     fn read_exemplar(&mut self) -> Result<Exemplar<'a>, Error> {
         let start = self.at + EXEMPLAR.len() - 1;
-        let end = labels::braces(self.body, start + 1, true, &mut |_| {}).map_err(|(at, rule)| Error::at(self.body, at, rule))?;
+        let end = labels::braces(self.body, start + 1, (true, 0), &mut |_| {}).map_err(|(at, rule)| Error::at(self.body, at, rule))?;
         if end - start > super::SERIES_BYTES_MAX {
             return Err(Error::at(self.body, start, Rule::SeriesTooLong));
         }
-        self.check_series(start, end)?;
+        self.check_series(start..end)?;
         let labels_text = &self.body[start..end];
         if let Err(fault) = std::str::from_utf8(labels_text) {
             return Err(Error::at(self.body, start + fault.valid_up_to(), Rule::Utf8));

@@ -183,7 +183,7 @@ impl Kind {
 
 impl<'a> Messages<'a> {
     pub(crate) fn new(body: &'a [u8]) -> Self {
-        Self(Fields::new(body, 0, body.len()))
+        Self(Fields::new(body, 0))
     }
 
     /// The offset of the next message.
@@ -196,7 +196,7 @@ impl<'a> Messages<'a> {
         let mut rest = self.0.clone();
         match rest.varint() {
             Ok(length) => length <= MESSAGE_BYTES_MAX as u64 && length > rest.bytes().len() as u64,
-            Err(_) => rest.bytes().is_empty() && self.0.bytes().len() < VARINT_BYTES_MAX,
+            Err(_) => self.0.bytes().len() < VARINT_BYTES_MAX,
         }
     }
 
@@ -270,6 +270,12 @@ impl<'a> Family<'a> {
 fn metric(at: usize, fields: Fields<'_>, kind: Kind) -> Result<Metric<'_>, Error> {
     let mut metric = Metric { at, labels: 0..0, in_one_piece: true, timestamp_ms: 0, value: None, fields: fields.clone() };
     let (mut rest, mut labels) = (fields, 0);
+    // Labels stand first, and most are short.
+    metric.labels.start = rest.offset();
+    while labels < LABELS_MAX && rest.pass(1 << 3 | 2) {
+        labels += 1;
+    }
+    metric.labels.end = rest.offset();
     while let Some(field) = rest.next()? {
         match field.number {
             1 => {

@@ -27,9 +27,9 @@ impl Created {
     }
 
     /// Writes the start timestamps of the scrape that was committed last.
-    pub(super) fn apply(&mut self, hash: TextHash, scratch: &mut Vec<u8>, store: &mut Store) {
+    pub(super) fn apply(&mut self, hash: TextHash, store: &mut Store) {
         if !self.found {
-            self.links = links(hash, scratch, store);
+            self.links = links(hash, store);
             self.found = true;
         }
         for &(created, series) in &self.links {
@@ -40,11 +40,11 @@ impl Created {
     }
 }
 
-fn links(hash: TextHash, scratch: &mut Vec<u8>, store: &Store) -> Vec<(Slot, Slot)> {
+fn links(hash: TextHash, store: &Store) -> Vec<(Slot, Slot)> {
     let mut by_metric = HashedMap::default();
     walk(store, |series, slot| {
         if is_created(series) {
-            by_metric.insert(metric(hash, scratch, series), slot);
+            by_metric.insert(metric(hash, series), slot);
         }
     });
     let mut links = Vec::new();
@@ -53,7 +53,7 @@ fn links(hash: TextHash, scratch: &mut Vec<u8>, store: &Store) -> Vec<(Slot, Slo
     }
     walk(store, |series, slot| {
         if !is_created(series)
-            && let Some(created) = by_metric.get(&metric(hash, scratch, series))
+            && let Some(created) = by_metric.get(&metric(hash, series))
         {
             links.push((*created, slot));
         }
@@ -77,12 +77,12 @@ fn is_created(series: sample::Series<'_>) -> bool {
 }
 
 /// The hash of what all series of one metric share: the family, and the labels without those that tell its series apart.
-fn metric(hash: TextHash, scratch: &mut Vec<u8>, series: sample::Series<'_>) -> u64 {
+fn metric(hash: TextHash, series: sample::Series<'_>) -> u64 {
     let family = series.family();
     let own = match family.kind {
         MetricType::Histogram => "le",
         MetricType::Summary => "quantile",
         _ => "",
     };
-    labels::hash(hash, scratch, family.name, series.labels().filter(|(name, _)| *name != own))
+    labels::hash(hash, family.name, series.labels().filter(|(name, _)| *name != own))
 }

@@ -4,91 +4,247 @@
 //! - *Bound:* the limits of [`Options`] and of the parser. *When full:* a [`PageError`]; the whole page is refused, as in Prometheus.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use config::relabel::{self, Labels};
 
 use super::hash::TextHash;
 use super::{Options, PageError};
-use crate::parse::{Error, Piece, Rule, text};
+use crate::parse::{Error, Page, Pieces, Rule, Sample, text};
 
 const NAME: &str = "__name__";
 const EXPORTED: &str = "exported_";
 
-/// Name and own labels of one series, sorted by label name, without those that are as good as absent.
+/// Name and own labels of one series.
 #[derive(Debug, Default)]
 pub(super) struct Identity<'a> {
-    pub(super) name: Cow<'a, str>,
-    pub(super) labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    name: Cow<'a, str>,
+    name_hash: u64,
+    /// As they stand on the page.
+    labels: Vec<Label<'a>>,
+    /// The places of those that the series has, sorted by name.
+    order: Vec<u32>,
 }
 
-/// What a block's unknown series are read with, one after another.
+/// A label with the hashes of its own name and its value.
+#[derive(Debug, Default)]
+struct Label<'a> {
+    name: Cow<'a, str>,
+    /// What the series calls it where the target has a label of its name.
+    renamed: Option<String>,
+    value: Cow<'a, str>,
+    hashes: [u64; 2],
+}
+
+/// What unknown series are read with, one after another.
 #[derive(Debug, Default)]
 pub(super) struct Scratch<'a> {
-    /// As they stand on the page.
-    pub(super) pieces: Vec<Piece<'a>>,
-    pub(super) identity: Identity<'a>,
+    /// Where they stand on a page of text.
+    pieces: Pieces<'a>,
+    /// Of the last series that was read.
+    identity: Identity<'a>,
+    /// So many of its labels are the first ones of the text at hand.
+    same: usize,
+    /// Whether all of its labels are in order.
+    is_settled: bool,
+    relabeled: Identity<'static>,
 }
 
-/// Reads the labels of a series, whose text lies in `body` and is made of `scratch.pieces`, and relabels them; false: the series is dropped.
-pub(super) fn read<'a>(options: &Options, body: &[u8], series_text: &'a [u8], scratch: &mut Scratch<'a>) -> Result<bool, PageError> {
-    let whole = match std::str::from_utf8(series_text) {
-        Ok(whole) => whole,
-        Err(fault) => return Err(PageError::Parse(Error::at(body, offset(body, series_text) + fault.valid_up_to(), Rule::Utf8))),
-    };
-    let is_plain = memchr::memchr(b'\\', series_text).is_none();
-    let part = |bytes: &'a [u8]| {
-        let at = offset(series_text, bytes);
-        match whole.get(at..at + bytes.len()) {
+impl<'a> Scratch<'a> {
+    /// Reads the sample at the page's cursor.
+    pub(super) fn sample(&mut self, page: &mut Page<'a>) -> Result<Sample<'a>, Error> {
+        let sample = page.sample_after(&mut self.pieces)?;
+        self.same = self.same.min(self.pieces.known());
+        Ok(sample)
+    }
+
+    /// Reads and relabels the labels of the last sample, whose series text lies in `body`; `None`: the series is dropped.
+    pub(super) fn read(
+        &mut self,
+        options: &Options,
+        hash: TextHash,
+        body: &[u8],
+        series_text: &'a [u8],
+    ) -> Result<Option<&Identity<'_>>, PageError> {
+        let known = std::mem::take(&mut self.same);
+        let from = self.pieces.start(known);
+        let rest = match std::str::from_utf8(&series_text[from..]) {
+            Ok(rest) => rest,
+            Err(fault) => {
+                return Err(PageError::Parse(Error::at(body, offset(body, series_text) + from + fault.valid_up_to(), Rule::Utf8)));
+            }
+        };
+        let is_plain = memchr::memchr(b'\\', rest.as_bytes()).is_none();
+        let part = |range: Range<usize>| match rest.get(range.start - from..range.end - from) {
             Some(part) if is_plain => Cow::Borrowed(part),
-            _ => text(bytes),
+            _ => text(&series_text[range]),
+        };
+        if known == 0 {
+            self.identity.name = part(self.pieces.name());
+            self.identity.name_hash = hash.of(self.identity.name.as_bytes());
         }
-    };
-    let Scratch { pieces, identity } = scratch;
-    identity.labels.clear();
-    for piece in pieces.iter() {
-        match piece {
-            Piece::Name(name) => identity.name = part(name),
-            Piece::Label(name, value) => identity.labels.push((part(name), part(value))),
+        for index in known..self.pieces.len() {
+            let [name, value] = self.pieces.label(index);
+            self.label(hash, index, part(name), part(value));
+        }
+        let count = self.pieces.len();
+        self.same = count;
+        self.identity(options, hash, count, || Error::at(body, offset(body, series_text), Rule::Start).line)
+    }
+
+    /// Begins a series of this name.
+    pub(super) fn name(&mut self, hash: TextHash, name: &str, suffix: &str) {
+        let Identity { name: known, name_hash, .. } = &mut self.identity;
+        if known.strip_suffix(suffix) != Some(name) {
+            *known = Cow::Owned(format!("{name}{suffix}"));
+            *name_hash = hash.of(known.as_bytes());
         }
     }
-    settle(options, identity, || Error::at(body, offset(body, series_text), Rule::Start).line)
+
+    /// Sets a label of the series at hand; `place`: so many it has before.
+    pub(super) fn label(&mut self, hash: TextHash, place: usize, name: Cow<'a, str>, value: Cow<'a, str>) {
+        match self.identity.labels.get_mut(place) {
+            Some(label) => self.is_settled &= label.set(hash, name, value),
+            None => {
+                self.identity.labels.push(Label::new(hash, name, value));
+                self.is_settled = false;
+            }
+        }
+    }
+
+    /// The identity of a series that has so many labels on the page; `None`: it is dropped. `line` says where it stands.
+    pub(super) fn identity(
+        &mut self,
+        options: &Options,
+        hash: TextHash,
+        count: usize,
+        line: impl Fn() -> usize,
+    ) -> Result<Option<&Identity<'_>>, PageError> {
+        // With the names of the series before, and a value where it had one, they are in order.
+        if !self.is_settled || self.identity.labels.len() != count {
+            self.identity.labels.truncate(count);
+            settle(options, hash, &mut self.identity, &line)?;
+            self.is_settled = true;
+        }
+        if options.relabel.is_empty() {
+            check(options, &self.identity, line)?;
+            return Ok(Some(&self.identity));
+        }
+        let Some(relabeled) = relabel(options, hash, &self.identity, line)? else { return Ok(None) };
+        self.relabeled = relabeled;
+        Ok(Some(&self.relabeled))
+    }
 }
 
-/// Makes name and labels as they stand on the page the identity of a series; false: it is dropped. `line` says where that is.
-pub(super) fn settle(options: &Options, identity: &mut Identity<'_>, line: impl Fn() -> usize) -> Result<bool, PageError> {
-    if !identity.labels.is_sorted_by(|one, other| one.0 < other.0) {
-        identity.labels.sort_by(|one, other| one.0.cmp(&other.0));
-        if let Some(doubled) = identity.labels.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(PageError::LabelTwice { line: line(), label: doubled[0].0.to_string() });
+impl<'a> Label<'a> {
+    fn new(hash: TextHash, name: Cow<'a, str>, value: Cow<'a, str>) -> Self {
+        Self { hashes: [&name, &value].map(|text| hash.of(text.as_bytes())), renamed: None, name, value }
+    }
+
+    /// Writes another label over it; whether that has the same name, and an empty value where it had one.
+    fn set(&mut self, hash: TextHash, name: Cow<'a, str>, value: Cow<'a, str>) -> bool {
+        if self.name != name {
+            *self = Self::new(hash, name, value);
+            return false;
+        }
+        let is_like_before = self.value.is_empty() == value.is_empty();
+        self.hashes[1] = hash.of(value.as_bytes());
+        self.value = value;
+        is_like_before
+    }
+
+    fn own_name(&self) -> &str {
+        self.renamed.as_deref().unwrap_or(&self.name)
+    }
+}
+
+impl<'a> Identity<'a> {
+    /// Name and value of each label that the series has, sorted by name.
+    fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.ordered().map(|label| (label.own_name(), label.value.as_ref()))
+    }
+
+    fn ordered(&self) -> impl Iterator<Item = &Label<'a>> {
+        self.order.iter().map(|place| &self.labels[*place as usize])
+    }
+
+    /// The hash of the label set.
+    pub(super) fn hash(&self) -> u64 {
+        self.ordered().fold(link(0, self.name_hash), |so_far, label| link(link(so_far, label.hashes[0]), label.hashes[1]))
+    }
+
+    /// Hands on each of its texts with its hash: its name, then name and value of each label.
+    pub(super) fn texts(&self, mut take: impl FnMut(u64, &str)) {
+        take(self.name_hash, &self.name);
+        for label in self.ordered() {
+            take(label.hashes[0], label.own_name());
+            take(label.hashes[1], &label.value);
         }
     }
-    if identity.labels.iter().any(|label| label.0 == NAME) {
-        return Err(PageError::LabelTwice { line: line(), label: NAME.to_owned() });
+}
+
+/// Finds the labels that a series has of those that stand on the page, what it calls them, and their order.
+///
+/// `honor_labels` true: the page's label wins, and an empty one hides the target's. False: it becomes `exported_…`, again and again until
+/// the name is free, the shortest name first. Empty labels are dropped elsewhere.
+fn settle(options: &Options, hash: TextHash, identity: &mut Identity<'_>, line: impl Fn() -> usize) -> Result<(), PageError> {
+    let Identity { labels, order, .. } = identity;
+    for label in labels.iter_mut().filter(|label| label.renamed.is_some()) {
+        *label = Label::new(hash, std::mem::take(&mut label.name), std::mem::take(&mut label.value));
     }
-    merge(options, &mut identity.labels);
-    if !options.relabel.is_empty() {
-        match relabeled(options, identity) {
-            Some(relabeled) if relabeled.name.is_empty() => return Err(PageError::NameMissing { line: line() }),
-            Some(relabeled) => *identity = relabeled,
-            None => return Ok(false),
+    order.clear();
+    order.extend((0..).take(labels.len()));
+    sort(labels, order);
+    let name = |place: &u32| &labels[*place as usize].name;
+    let doubled = order.windows(2).find(|pair| name(&pair[0]) == name(&pair[1])).map(|pair| name(&pair[0]));
+    if let Some(label) = doubled.or_else(|| labels.iter().map(|label| &label.name).find(|name| *name == NAME)) {
+        return Err(PageError::LabelTwice { line: line(), label: label.to_string() });
+    }
+    let is_targets = |name: &str| options.target_labels.iter().any(|(target, _)| target == name);
+    order.retain(|place| !labels[*place as usize].value.is_empty() || options.honor_labels && is_targets(name(place)));
+    let mut collisions: Vec<u32> = order.iter().copied().filter(|place| !options.honor_labels && is_targets(name(place))).collect();
+    collisions.sort_by_key(|place| name(place).len());
+    for place in &collisions {
+        let mut name = format!("{EXPORTED}{}", labels[*place as usize].name);
+        while is_targets(&name) || order.iter().any(|other| labels[*other as usize].own_name() == name) {
+            name.insert_str(0, EXPORTED);
         }
+        let label = &mut labels[*place as usize];
+        label.hashes[0] = hash.of(name.as_bytes());
+        label.renamed = Some(name);
     }
-    if options.legacy_names
-        && let Some(name) = not_legacy(identity)
-    {
-        return Err(PageError::NameNotLegacy { line: line(), name });
+    if !collisions.is_empty() {
+        sort(labels, order);
     }
-    check(options, identity).map_err(|exceeded| exceeded.into_error(line()))?;
-    Ok(true)
+    Ok(())
+}
+
+/// Sorts places of labels by the series' own names for them.
+fn sort(labels: &[Label<'_>], order: &mut [u32]) {
+    order.sort_by(|one, other| labels[*one as usize].own_name().cmp(labels[*other as usize].own_name()));
+}
+
+/// Relabels a series and holds it against the limits; `None`: it is dropped.
+fn relabel(
+    options: &Options,
+    hash: TextHash,
+    identity: &Identity<'_>,
+    line: impl Fn() -> usize,
+) -> Result<Option<Identity<'static>>, PageError> {
+    let Some(relabeled) = relabeled(options, hash, identity) else { return Ok(None) };
+    if relabeled.name.is_empty() {
+        return Err(PageError::NameMissing { line: line() });
+    }
+    check(options, &relabeled, line)?;
+    Ok(Some(relabeled))
 }
 
 /// Applies the rules to the whole label set, then says again what the series has of its own: a label that the rules took from the target's
 /// is hidden by an empty one. A series without any label left is dropped.
-fn relabeled(options: &Options, identity: &Identity<'_>) -> Option<Identity<'static>> {
+fn relabeled(options: &Options, hash: TextHash, identity: &Identity<'_>) -> Option<Identity<'static>> {
     let targets = || options.target_labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let own = |name: &str| identity.labels.iter().any(|label| label.0 == name);
-    let labels = identity.labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
-    let all = [(NAME, identity.name.as_ref())].into_iter().chain(labels).chain(targets().filter(|(name, _)| !own(name)));
+    let own = |name: &str| identity.labels().any(|label| label.0 == name);
+    let all = [(NAME, identity.name.as_ref())].into_iter().chain(identity.labels()).chain(targets().filter(|(name, _)| !own(name)));
     let mut set = Labels::new(all);
     if !relabel::apply(&options.relabel, &mut set) || set.iter().next().is_none() {
         return None;
@@ -96,35 +252,12 @@ fn relabeled(options: &Options, identity: &Identity<'_>) -> Option<Identity<'sta
     let inherited = |name: &str, value: &str| targets().any(|target| target == (name, value));
     let hidden = targets().filter(|(name, _)| set.get(name).is_empty()).map(|(name, _)| (name, ""));
     let kept = set.iter().filter(|(name, value)| *name != NAME && !inherited(name, value));
-    let mut labels: Vec<_> = kept.chain(hidden).map(|(name, value)| (Cow::Owned(name.to_owned()), Cow::Owned(value.to_owned()))).collect();
-    labels.sort();
-    Some(Identity { name: Cow::Owned(set.get(NAME).to_owned()), labels })
-}
-
-/// Settles which labels the series keeps beside the target's.
-///
-/// `honor_labels` true: the page's label wins, and an empty one hides the target's. False: it becomes `exported_…`, again and again until
-/// the name is free, the shortest name first. Empty labels are dropped elsewhere.
-fn merge(options: &Options, labels: &mut Vec<(Cow<'_, str>, Cow<'_, str>)>) {
-    let targets = |name: &str| options.target_labels.iter().any(|(target, _)| target == name);
-    if options.honor_labels {
-        labels.retain(|(name, value)| !value.is_empty() || targets(name));
-        return;
-    }
-    labels.retain(|(_, value)| !value.is_empty());
-    if !labels.iter().any(|label| targets(&label.0)) {
-        return;
-    }
-    let mut collisions: Vec<usize> = (0..labels.len()).filter(|&index| targets(&labels[index].0)).collect();
-    collisions.sort_by_key(|&index| labels[index].0.len());
-    for index in collisions {
-        let mut name = format!("{EXPORTED}{}", labels[index].0);
-        while targets(&name) || labels.iter().any(|label| label.0 == name) {
-            name.insert_str(0, EXPORTED);
-        }
-        labels[index].0 = Cow::Owned(name);
-    }
-    labels.sort_by(|one, other| one.0.cmp(&other.0));
+    let name = set.get(NAME).to_owned();
+    let owned = |text: &str| Cow::Owned(text.to_owned());
+    let labels: Vec<_> = kept.chain(hidden).map(|(name, value)| Label::new(hash, owned(name), owned(value))).collect();
+    let mut order: Vec<u32> = (0..).take(labels.len()).collect();
+    sort(&labels, &mut order);
+    Some(Identity { name_hash: hash.of(name.as_bytes()), name: Cow::Owned(name), labels, order })
 }
 
 /// The first name that Prometheus 2 would not take.
@@ -133,35 +266,24 @@ fn not_legacy(identity: &Identity<'_>) -> Option<String> {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || (colons && byte == b':');
         !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(fits)
     };
-    let labels = identity.labels.iter().map(|(name, _)| name).find(|name| !is_legacy(name, false));
-    Some(&identity.name).filter(|name| !is_legacy(name, true)).or(labels).map(|name| name.to_string())
+    let name = Some(identity.name.as_ref()).filter(|name| !is_legacy(name, true));
+    name.or_else(|| identity.labels().map(|(name, _)| name).find(|name| !is_legacy(name, false))).map(str::to_owned)
 }
 
-/// A limit that a series exceeds.
-struct Exceeded {
-    option: &'static str,
-    limit: u64,
-    found: u64,
-}
-
-impl Exceeded {
-    fn into_error(self, line: usize) -> PageError {
-        PageError::LabelLimit { line, option: self.option, limit: self.limit, found: self.found }
+/// Holds a series against the names and the limits that are allowed; these count as in Prometheus, `__name__` and the target's labels included.
+fn check(options: &Options, identity: &Identity<'_>, line: impl Fn() -> usize) -> Result<(), PageError> {
+    if options.legacy_names
+        && let Some(name) = not_legacy(identity)
+    {
+        return Err(PageError::NameNotLegacy { line: line(), name });
     }
-}
-
-/// Counts as Prometheus does: `__name__` and the target's labels included.
-fn check(options: &Options, identity: &Identity<'_>) -> Result<(), Exceeded> {
-    let own = |name: &str| identity.labels.iter().any(|label| label.0 == name);
-    let inherited = || options.target_labels.iter().filter(|(name, _)| !own(name));
-    let all = || {
-        let kept = identity.labels.iter().filter(|(_, value)| !value.is_empty());
-        let kept = kept.map(|(name, value)| (name.as_ref(), value.as_ref()));
-        [(NAME, identity.name.as_ref())].into_iter().chain(kept).chain(inherited().map(|(name, value)| (name.as_str(), value.as_str())))
-    };
+    let own = |name: &str| identity.labels().any(|label| label.0 == name);
+    let inherited = || options.target_labels.iter().filter(|(name, _)| !own(name)).map(|(name, value)| (name.as_str(), value.as_str()));
+    let all =
+        || [(NAME, identity.name.as_ref())].into_iter().chain(identity.labels().filter(|label| !label.1.is_empty())).chain(inherited());
     let over = |option, limit, found: usize| {
         let found = found as u64;
-        if limit > 0 && found > limit { Err(Exceeded { option, limit, found }) } else { Ok(()) }
+        if found > limit { Err(PageError::LabelLimit { line: line(), option, limit, found }) } else { Ok(()) }
     };
     if options.label_limit > 0 {
         over("label_limit", options.label_limit, all().count())?;
@@ -175,17 +297,20 @@ fn check(options: &Options, identity: &Identity<'_>) -> Result<(), Exceeded> {
     Ok(())
 }
 
-/// The hash of a label set; `scratch` is overwritten. 0xff never occurs in UTF-8, so no two sets give the same bytes.
-pub(super) fn hash<'a>(hash: TextHash, scratch: &mut Vec<u8>, name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
-    scratch.clear();
-    scratch.extend_from_slice(name.as_bytes());
-    for (name, value) in labels {
-        scratch.push(0xff);
-        scratch.extend_from_slice(name.as_bytes());
-        scratch.push(0xff);
-        scratch.extend_from_slice(value.as_bytes());
-    }
-    hash.of(scratch)
+/// The hash of a label set: of the hashes of its name, and of the names and values of its labels.
+pub(super) fn hash<'a>(hash: TextHash, name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
+    let of = |so_far, text: &str| link(so_far, hash.of(text.as_bytes()));
+    labels.fold(of(0, name), |so_far, (name, value)| of(of(so_far, name), value))
+}
+
+/// Adds a text to the hash of those before it.
+///
+/// Either argument by itself decides the outcome, so two lists that differ in one text never meet, and others do as seldom as any 64 bits that
+/// nobody can steer: the hashes of texts are secret.
+#[inline]
+pub(super) fn link(so_far: u64, text: u64) -> u64 {
+    // The odd number next to 2^64 divided by the golden ratio.
+    (so_far.rotate_left(23) ^ text).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Where `part` lies in `body`.

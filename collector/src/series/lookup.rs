@@ -9,16 +9,15 @@
 use hashbrown::HashTable;
 use sample::PART_SERIES_MAX;
 
-use super::hash::{HashedMap, TextHash};
-use super::store::{Slot, Store};
+use super::fresh::Fresh;
+use super::hash::TextHash;
+use super::store::{PENDING, Slot, Store};
 use super::{Entry, METADATA, labels};
 
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
-    /// Slots of the layouts, by the hash of the label set.
+    /// Slots, those that are pending too, by the hash of the label set.
     identities: HashTable<Slot>,
-    /// Label sets that have no slot in the layouts yet.
-    pending: HashedMap<Slot>,
     /// Of the last page, if they were asked for since.
     places: Option<Places>,
     metadata: Option<HashTable<u32>>,
@@ -58,15 +57,26 @@ impl Places {
 
 impl Lookup {
     pub(super) fn build(hash: TextHash, store: &Store) -> Self {
-        let mut lookup = Self { identities: HashTable::with_capacity(store.slots()), ..Self::default() };
-        let mut scratch = Vec::new();
+        let mut identities = HashTable::with_capacity(store.slots());
         for (part, first) in store.parts().iter().zip((0..).step_by(PART_SERIES_MAX)) {
-            for (series, slot) in part.layout.iter().zip(first..) {
-                let identity = labels::hash(hash, &mut scratch, series.name(), series.labels());
-                lookup.identities.insert_unique(identity, slot, |slot| identity_of(hash, store, &mut Vec::new(), *slot));
+            // The hash of each text, once it is known.
+            let mut known: Vec<Vec<Option<u64>>> = part.layout.pieces().map(|(texts, _)| vec![None; texts]).collect();
+            for (index, slot) in (0..part.layout.len()).zip(first..) {
+                let (piece, series) = part.layout.find(index);
+                let mut of = |so_far, number: u32| {
+                    let text = &mut known[piece][number as usize];
+                    labels::link(so_far, *text.get_or_insert_with(|| hash.of(series.text(number).as_bytes())))
+                };
+                let numbered = series.numbered();
+                let mut identity = of(0, numbered.name);
+                for (name, value) in numbered.label_names.iter().zip(numbered.values.iter()) {
+                    identity = of(identity, *name);
+                    identity = of(identity, value);
+                }
+                identities.insert_unique(identity, slot, |slot| identity_of(hash, store, *slot));
             }
         }
-        lookup
+        Self { identities, ..Self::default() }
     }
 
     /// The order is another one.
@@ -84,20 +94,20 @@ impl Lookup {
     }
 
     /// The slot of a label set.
-    pub(super) fn identity(&self, hash: TextHash, store: &Store, scratch: &mut Vec<u8>, identity: u64) -> Option<Slot> {
-        let known = self.identities.find(identity, |slot| identity_of(hash, store, scratch, *slot) == identity);
-        known.or_else(|| self.pending.get(&identity)).copied()
+    pub(super) fn identity(&self, hash: TextHash, store: &Store, fresh: &Fresh, identity: u64) -> Option<Slot> {
+        self.identities.find(identity, |slot| identity_at(hash, store, fresh, *slot) == identity).copied()
     }
 
-    /// A label set that has no slot in the layouts yet.
-    pub(super) fn add_pending(&mut self, identity: u64, slot: Slot) {
-        self.pending.insert(identity, slot);
+    /// A label set that was not known; the slot may be pending.
+    pub(super) fn add(&mut self, hash: TextHash, store: &Store, fresh: &Fresh, identity: u64, slot: Slot) {
+        self.identities.insert_unique(identity, slot, |slot| identity_at(hash, store, fresh, *slot));
     }
 
-    /// A label set that has one now.
-    pub(super) fn add_identity(&mut self, hash: TextHash, store: &Store, identity: u64, slot: Slot) {
-        self.pending.remove(&identity);
-        self.identities.insert_unique(identity, slot, |slot| identity_of(hash, store, &mut Vec::new(), *slot));
+    /// A label set whose slot was pending has another one now.
+    pub(super) fn settle(&mut self, identity: u64, pending: Slot, slot: Slot) {
+        if let Some(known) = self.identities.find_mut(identity, |known| *known == pending) {
+            *known = slot;
+        }
     }
 
     /// Where the last page had a line of metadata. Only its lines count: one that was said once and comes back is news.
@@ -118,7 +128,11 @@ fn stands(order: &[Entry], place: u32, hash: u64) -> bool {
     order.get(place as usize).is_some_and(|entry| entry.hash == hash)
 }
 
-fn identity_of(hash: TextHash, store: &Store, scratch: &mut Vec<u8>, slot: Slot) -> u64 {
+fn identity_at(hash: TextHash, store: &Store, fresh: &Fresh, slot: Slot) -> u64 {
+    if slot & PENDING == 0 { identity_of(hash, store, slot) } else { fresh.identity(slot) }
+}
+
+fn identity_of(hash: TextHash, store: &Store, slot: Slot) -> u64 {
     let series = store.series(slot);
-    labels::hash(hash, scratch, series.name(), series.labels())
+    labels::hash(hash, series.name(), series.labels())
 }

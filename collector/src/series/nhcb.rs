@@ -15,7 +15,7 @@ use sample::{BucketCounts, Counts, MetricType, NativeHistogram, ResetHint, Span}
 
 use super::exemplar::owned;
 use super::hash::TextHash;
-use super::labels::{self, Identity, Scratch};
+use super::labels::{self, Scratch};
 use super::store::{PENDING, Put};
 use super::{Halt, PageError, Point, Reading, SeriesCache};
 use crate::parse::{self, Defect, Error, Fact, Format, Page, Piece, Rule, Sample, number, open_metrics, text};
@@ -203,13 +203,7 @@ impl Converting {
     }
 
     /// Reads a sample's line, and says what it is. *Errors*: nothing of it was taken.
-    fn read<'a>(
-        &mut self,
-        lines: &[Line],
-        hash: TextHash,
-        scratch: &mut Vec<u8>,
-        page: &mut Page<'a>,
-    ) -> Result<(Line, Sample<'a>), Error> {
+    fn read<'a>(&mut self, lines: &[Line], hash: TextHash, page: &mut Page<'a>) -> Result<(Line, Sample<'a>), Error> {
         let family = self.family.as_ref().map_or(0, |family| family.hash);
         if let Some(line) = lines.get(self.cursor).filter(|line| line.family == family)
             && let Some(series_text) = page.series(line.length as usize)
@@ -228,7 +222,7 @@ impl Converting {
         let ahead = rest.iter().take(WINDOW).position(|line| line.hash == text_hash && line.family == family);
         let line = match (ahead, &self.family) {
             (Some(ahead), _) => rest[ahead],
-            (None, family) => Line::of(hash, scratch, text_hash, family.as_ref(), &sample, &pieces),
+            (None, family) => Line::of(hash, text_hash, family.as_ref(), &sample, &pieces),
         };
         self.is_changed = true;
         self.cursor += ahead.map_or(0, |ahead| ahead + 1);
@@ -248,14 +242,7 @@ impl Converting {
 }
 
 impl Line {
-    fn of(
-        hash: TextHash,
-        scratch: &mut Vec<u8>,
-        text_hash: u64,
-        family: Option<&Described>,
-        sample: &Sample<'_>,
-        pieces: &[Piece<'_>],
-    ) -> Self {
+    fn of(hash: TextHash, text_hash: u64, family: Option<&Described>, sample: &Sample<'_>, pieces: &[Piece<'_>]) -> Self {
         let length = sample.series_text.len() as u32;
         let other = Self { hash: text_hash, family: family.map_or(0, |family| family.hash), metric: text_hash, length, part: None };
         if std::str::from_utf8(sample.series_text).is_err() {
@@ -273,7 +260,7 @@ impl Line {
         labels.sort();
         let base = base(&name);
         let own = labels.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
-        let metric = labels::hash(hash, scratch, base, own);
+        let metric = labels::hash(hash, base, own);
         let bound = bounds.first().and_then(|bound| number(bound)).filter(|bound| !bound.is_nan());
         let is_of_family = family.is_some_and(|family| family.name == base) && bounds.len() < 2;
         let part = match &name[base.len()..] {
@@ -334,7 +321,7 @@ impl SeriesCache {
             return self.entry(reading, page, scratch, first);
         }
         let start = page.clone();
-        let (line, sample) = converting.read(lines, self.hash, &mut self.scratch, page)?;
+        let (line, sample) = converting.read(lines, self.hash, page)?;
         if converting.run.is_some_and(|run| run.metric != line.metric) {
             self.convert(reading, converting, &start)?;
         }
@@ -355,11 +342,10 @@ impl SeriesCache {
             let hash = self.mix([run.metric, CUSTOM_BUCKETS.unsigned_abs().into(), 0, 0]);
             let timestamp_ms = run.timestamp_ms.filter(|_| self.options.honor_timestamps);
             let point = Point { value: 0, timestamp_ms, native: true };
-            let (first, named) = (&converting.first, &mut Identity::default());
+            let (hash_of, first, scratch) = (self.hash, &converting.first, &mut Scratch::default());
             let (slot, put) = self.put_hashed(reading, hash, point, move |options| {
-                *named = metric(first);
-                let line = || Error::at(page.body(), page.offset(), Rule::Start).line;
-                labels::settle(options, named, line).map(|is_left| is_left.then_some(&*named))
+                let count = metric(first, hash_of, scratch);
+                scratch.identity(options, hash_of, count, || Error::at(page.body(), page.offset(), Rule::Start).line)
             })?;
             if put == Put::Taken {
                 let fill = |out: &mut NativeHistogram| custom.fill(false, out);
@@ -389,19 +375,17 @@ fn base(name: &str) -> &str {
     ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name)
 }
 
-/// Name and labels of the metric that a line's series is part of.
-fn metric(series_text: &[u8]) -> Identity<'_> {
-    let mut identity = Identity::default();
+/// Reads name and labels of the metric that a line's series is part of; how many labels.
+fn metric<'a>(series_text: &'a [u8], hash: TextHash, scratch: &mut Scratch<'a>) -> usize {
+    let mut labels = 0;
     let sample = Sample { series_text, value: 0, timestamp_ms: None, exemplar: None };
     sample.pieces(|piece| match piece {
-        Piece::Name(name) => identity.name = text(name),
-        Piece::Label(name, value) => identity.labels.push((text(name), text(value))),
+        Piece::Name(name) => scratch.name(hash, base(&text(name)), ""),
+        Piece::Label(name, value) if text(name) != LE => {
+            scratch.label(hash, labels, text(name), text(value));
+            labels += 1;
+        }
+        Piece::Label(..) => {}
     });
-    let length = base(&identity.name).len();
-    match &mut identity.name {
-        Cow::Borrowed(name) => *name = &name[..length],
-        Cow::Owned(name) => name.truncate(length),
-    }
-    identity.labels.retain(|(name, _)| name != LE);
-    identity
+    labels
 }

@@ -10,7 +10,8 @@ use std::borrow::Cow;
 
 use sample::NO_TIME;
 
-use super::labels::{self, Identity};
+use super::hash::TextHash;
+use super::labels::{Identity, Scratch};
 use super::nhcb::Classic;
 use super::store::{PENDING, Put, Slot};
 use super::{DROPPED, Halt, Options, PageError, Point, Reading, SeriesCache};
@@ -25,6 +26,9 @@ pub(super) const TEXT_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 256 <<
 struct Place<'m, 'a> {
     family: &'m Family<'a>,
     metric: &'m Metric<'a>,
+    scratch: &'m mut Scratch<'a>,
+    /// How many labels it has, which `scratch` has as its first ones.
+    labels: Option<usize>,
     hash: u64,
     /// Counted from 1.
     number: usize,
@@ -59,6 +63,7 @@ impl SeriesCache {
         }
         self.family(reading, &family);
         let name = self.mix([self.hash.of(family.name.as_bytes()), family.kind as u64, 0, 0]);
+        let mut named = Scratch::default();
         while let Some(metric) = family.metric()? {
             reading.metrics += 1;
             let number = reading.metrics;
@@ -67,7 +72,8 @@ impl SeriesCache {
             self.scratch = scratch;
             let timestamp_ms = metric.timestamp_ms().filter(|_| self.options.honor_timestamps);
             let hash = self.mix([name, labels?, 0, 0]);
-            self.metric(reading, &mut Place { family: &family, metric: &metric, hash, number, timestamp_ms, start_ms: None })?;
+            let (family, metric, scratch) = (&family, &metric, &mut named);
+            self.metric(reading, &mut Place { family, metric, scratch, labels: None, hash, number, timestamp_ms, start_ms: None })?;
         }
         Ok(())
     }
@@ -131,7 +137,7 @@ impl SeriesCache {
     }
 
     /// Takes one float.
-    fn point(&mut self, reading: &mut Reading, place: &Place<'_, '_>, point: &protobuf::Point<'_>) -> Result<(), PageError> {
+    fn point(&mut self, reading: &mut Reading, place: &mut Place<'_, '_>, point: &protobuf::Point<'_>) -> Result<(), PageError> {
         let (slot, put) = self.put(reading, place, point.role, point.value, false)?;
         if let Some(exemplar) = &point.exemplar {
             let exemplar = Exemplar::read(exemplar.clone())?;
@@ -141,13 +147,13 @@ impl SeriesCache {
     }
 
     /// Takes one native histogram with its exemplars.
-    fn native(&mut self, reading: &mut Reading, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
+    fn native(&mut self, reading: &mut Reading, place: &mut Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
         histogram.check_native()?;
         self.whole(reading, place, histogram, |out| histogram.fill(place.family.kind, out))
     }
 
     /// Takes a classic histogram as a native one with custom buckets.
-    fn converted(&mut self, reading: &mut Reading, place: &Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
+    fn converted(&mut self, reading: &mut Reading, place: &mut Place<'_, '_>, histogram: &Histogram<'_>) -> Result<(), PageError> {
         let mut classic = Classic::default();
         let (count, sum) = histogram.totals();
         classic.count(count);
@@ -162,7 +168,7 @@ impl SeriesCache {
     fn whole(
         &mut self,
         reading: &mut Reading,
-        place: &Place<'_, '_>,
+        place: &mut Place<'_, '_>,
         histogram: &Histogram<'_>,
         fill: impl FnOnce(&mut sample::NativeHistogram),
     ) -> Result<(), PageError> {
@@ -208,7 +214,7 @@ impl SeriesCache {
     fn put(
         &mut self,
         reading: &mut Reading,
-        place: &Place<'_, '_>,
+        place: &mut Place<'_, '_>,
         role: Role,
         value: u64,
         native: bool,
@@ -222,16 +228,16 @@ impl SeriesCache {
         };
         let hash = self.mix([place.hash, tag, bits, 0]);
         let point = Point { value, timestamp_ms: place.timestamp_ms, native };
-        let (is_full, named) = (reading.fresh.all_text_bytes() > TEXT_BYTES_MAX, &mut Identity::default());
+        let (hash_of, is_full, timed) = (self.hash, reading.fresh.all_text_bytes() > TEXT_BYTES_MAX, place.start_ms);
         let (slot, put) = self.put_hashed(reading, hash, point, move |options| {
             if is_full {
                 return Err(Error { at: place.metric.at, rule: Rule::TooMuchText }.into());
             }
-            *named = identity(place, role)?;
-            labels::settle(options, named, || place.number).map(|is_left| is_left.then_some(&*named))
+            let count = place.describe(hash_of, role)?;
+            place.scratch.identity(options, hash_of, count, || place.number)
         })?;
         if put == Put::Taken
-            && let Some(start_ms) = place.start_ms
+            && let Some(start_ms) = timed
         {
             if slot & PENDING == 0 { self.store.start(slot, start_ms) } else { reading.fresh.start(slot, start_ms) }
         }
@@ -239,18 +245,32 @@ impl SeriesCache {
     }
 }
 
-/// Name and labels of a series that a metric stands for, as Prometheus names them.
-fn identity<'a>(place: &Place<'_, 'a>, role: Role) -> Result<Identity<'a>, Error> {
-    let name = place.family.name;
-    let (name, label) = match role {
-        Role::Bare => (Cow::Borrowed(name), None),
-        Role::Count => (Cow::Owned(format!("{name}_count")), None),
-        Role::Sum => (Cow::Owned(format!("{name}_sum")), None),
-        Role::Bucket(bits) => (Cow::Owned(format!("{name}_bucket")), Some(("le", bits))),
-        Role::Quantile(bits) => (Cow::Borrowed(name), Some(("quantile", bits))),
-    };
-    let mut labels = Vec::new();
-    place.metric.labels(|name, value| labels.push((Cow::Borrowed(name), Cow::Borrowed(value))))?;
-    labels.extend(label.map(|(name, bits)| (Cow::Borrowed(name), Cow::Owned(go_float(f64::from_bits(bits))))));
-    Ok(Identity { name, labels })
+impl Place<'_, '_> {
+    /// Names a series that the metric stands for as Prometheus does; how many labels it has.
+    fn describe(&mut self, hash: TextHash, role: Role) -> Result<usize, Error> {
+        let (suffix, label) = match role {
+            Role::Bare => ("", None),
+            Role::Count => ("_count", None),
+            Role::Sum => ("_sum", None),
+            Role::Bucket(bits) => ("_bucket", Some(("le", bits))),
+            Role::Quantile(bits) => ("", Some(("quantile", bits))),
+        };
+        self.scratch.name(hash, self.family.name, suffix);
+        let count = match self.labels {
+            Some(labels) => labels,
+            None => {
+                let mut count = 0;
+                self.metric.labels(|name, value| {
+                    self.scratch.label(hash, count, Cow::Borrowed(name), Cow::Borrowed(value));
+                    count += 1;
+                })?;
+                self.labels = Some(count);
+                count
+            }
+        };
+        if let Some((name, bits)) = label {
+            self.scratch.label(hash, count, Cow::Borrowed(name), Cow::Owned(go_float(f64::from_bits(bits))));
+        }
+        Ok(count + usize::from(label.is_some()))
+    }
 }

@@ -7,10 +7,9 @@
 
 use std::sync::Arc;
 
-use sample::{
-    Columns, Exemplar, Interner, Layout, LayoutBuilder, NO_TIME, NativeHistogram, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State,
-};
+use sample::{Columns, Exemplar, Interner, Layout, NO_TIME, NativeHistogram, PART_LAYOUT_BYTES_MAX, PART_SERIES_MAX, STALE_NAN, State};
 
+use super::appending::Appending;
 use super::family::{Families, Family};
 use super::fresh::Fresh;
 use super::pool::Pool;
@@ -235,14 +234,13 @@ impl Store {
         let mut part = 0;
         let mut builder = None;
         for index in 0..fresh.len() {
-            let (name, labels) = fresh.series(index);
             let bytes = fresh.text_bytes(index);
             while !self.has_room(part, bytes) {
                 self.finish(part, builder.take());
                 part += 1;
             }
             let builder = builder.get_or_insert_with(|| Appending::to(&self.parts[part].layout));
-            builder.series(families, name, labels);
+            builder.fresh(families, fresh, index);
             let (value, timestamp_ms, start_ms) = fresh.sample(index);
             let slot = self.push(part, value, timestamp_ms, bytes);
             if start_ms != NO_TIME {
@@ -269,7 +267,7 @@ impl Store {
             part += 1;
         }
         let mut builder = Appending::to(&self.parts[part].layout);
-        builder.series(&Families::default(), name, std::iter::empty());
+        builder.bare(name);
         let slot = self.push(part, 0, None, name.len());
         self.parts[part].columns.states[(slot % SERIES_MAX) as usize] = State::Absent;
         self.finish(part, Some(builder));
@@ -333,14 +331,9 @@ impl Store {
             if !changed {
                 continue;
             }
-            let mut builder = Appending { builder: LayoutBuilder::new(), name: String::new(), family: None };
-            for series in part.layout.iter() {
-                let known = series.family();
-                let known = Family { name: known.name, kind: known.kind, help: known.help, unit: known.unit };
-                let family = builder.family(&families.described(series.name()).unwrap_or(known));
-                builder.builder.series(family, series.name(), series.labels());
-            }
-            part.layout = self.interner.intern(builder.builder.build());
+            let mut builder = Appending::to(&Arc::default());
+            part.layout.iter().for_each(|series| builder.describe(families, series));
+            part.layout = self.interner.intern(builder.build());
             self.states[index].appends = 0;
         }
     }
@@ -348,7 +341,7 @@ impl Store {
     /// Whether a series of `bytes` fits a part; the part after the last is made and is empty.
     fn has_room(&mut self, part: usize, bytes: usize) -> bool {
         if part == self.parts.len() {
-            self.parts.push(Part { layout: self.interner.intern(LayoutBuilder::new().build()), columns: Columns::default() });
+            self.parts.push(Part { layout: self.interner.intern(Layout::default()), columns: Columns::default() });
             self.states.push(PartState::default());
         }
         let series = self.parts[part].columns.states.len();
@@ -373,7 +366,7 @@ impl Store {
 
     fn finish(&mut self, part: usize, builder: Option<Appending>) {
         let Some(builder) = builder else { return };
-        let layout = self.interner.intern(builder.builder.build());
+        let layout = self.interner.intern(builder.build());
         let state = &mut self.states[part];
         state.appends += 1;
         self.parts[part].layout = if state.appends > APPENDS_MAX {
@@ -383,41 +376,6 @@ impl Store {
         } else {
             layout
         };
-    }
-}
-
-/// A layout in the making, and its last series' name and family.
-struct Appending {
-    builder: LayoutBuilder,
-    name: String,
-    family: Option<(String, sample::FamilyRef)>,
-}
-
-impl Appending {
-    fn to(base: &Arc<Layout>) -> Self {
-        Self { builder: LayoutBuilder::append_to(base), name: String::new(), family: None }
-    }
-
-    fn series<'t>(&mut self, families: &Families<'_>, name: &str, labels: impl IntoIterator<Item = (&'t str, &'t str)>) {
-        let family = match &self.family {
-            Some((_, reference)) if self.name == name => *reference,
-            _ => {
-                name.clone_into(&mut self.name);
-                self.family(&families.of(name))
-            }
-        };
-        self.builder.series(family, name, labels);
-    }
-
-    fn family(&mut self, family: &Family<'_>) -> sample::FamilyRef {
-        match &self.family {
-            Some((last, reference)) if last == family.name => *reference,
-            _ => {
-                let reference = self.builder.family(family.name, family.kind, family.help, family.unit);
-                self.family = Some((family.name.to_owned(), reference));
-                reference
-            }
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::parse;
 mod edits;
 pub(super) mod formats;
 mod moves;
+mod neighbours;
 
 /// A series as `name{label=value,…}`.
 pub(super) fn key(series: sample::Series<'_>) -> String {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::segment::{FamilyRow, Kind, Segment, family_hash, index, step};
+use super::segment::{Chain, FamilyRow, Kind, Segment, family_hash, index};
 use super::{Family, Layout, LayoutId, Series};
 use crate::MetricType;
 
@@ -17,7 +17,7 @@ use crate::MetricType;
 pub struct LayoutBuilder {
     base: Option<Arc<Layout>>,
     segment: Segment,
-    id: LayoutId,
+    chain: Chain,
     symbols: HashMap<u64, u32, BuildHasherDefault<Itself>>,
     shapes: HashMap<Box<[u32]>, u32>,
     seed: u64,
@@ -25,12 +25,15 @@ pub struct LayoutBuilder {
     names: Vec<u32>,
     /// Symbols of the label values of the series at hand.
     values: Vec<u32>,
-    item: Vec<u8>,
 }
 
 /// A family of the builder that gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FamilyRef(u32);
+
+/// A name or a value of the builder that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextRef(u32);
 
 /// Hashes a number that is a hash already.
 #[derive(Default)]
@@ -63,21 +66,20 @@ impl LayoutBuilder {
         Self {
             base: None,
             segment: Segment::default(),
-            id: LayoutId(0),
+            chain: Chain::default(),
             symbols: HashMap::default(),
             shapes: HashMap::new(),
             // The texts are an exporter's: an unknown seed keeps it from making them collide.
             seed: RandomState::new().hash_one(0u64),
             names: Vec::new(),
             values: Vec::new(),
-            item: Vec::new(),
         }
     }
 
     /// Starts with the series of a layout, whose segments are shared; what is appended costs in proportion to itself.
     #[must_use]
     pub fn append_to(base: &Arc<Layout>) -> Self {
-        Self { id: base.id(), base: Some(Arc::clone(base)), ..Self::new() }
+        Self { chain: Chain::new(base.id()), base: Some(Arc::clone(base)), ..Self::new() }
     }
 
     /// Declares a family for the series that follow.
@@ -114,13 +116,31 @@ impl LayoutBuilder {
         if !is_sorted {
             self.sort(&mut names, &mut values);
         }
-        let kind = Kind { family: family.0, name, shape: self.shape(&names) };
-        self.segment.push(kind, values.iter().copied());
+        self.push(family, name, &names, &values);
         (self.names, self.values) = (names, values);
-        let row = self.segment.row(self.segment.len() - 1);
-        let hash = self.segment.families[family.0 as usize].hash;
-        self.id = step(self.id, hash, self.segment.symbol(name), self.segment.labels(row), &mut self.item);
         index(self.len() - 1)
+    }
+
+    /// A text for [`Self::sorted`].
+    pub fn text(&mut self, text: &str) -> TextRef {
+        TextRef(self.symbol(text))
+    }
+
+    /// Appends a series whose labels are sorted by name, each once.
+    pub fn sorted(&mut self, family: FamilyRef, name: TextRef, labels: &[(TextRef, TextRef)]) {
+        let (mut names, mut values) = (std::mem::take(&mut self.names), std::mem::take(&mut self.values));
+        names.clear();
+        names.extend(labels.iter().map(|(name, _)| name.0));
+        values.clear();
+        values.extend(labels.iter().map(|(_, value)| value.0));
+        self.push(family, name.0, &names, &values);
+        (self.names, self.values) = (names, values);
+    }
+
+    fn push(&mut self, family: FamilyRef, name: u32, names: &[u32], values: &[u32]) {
+        let kind = Kind { family: family.0, name, shape: self.shape(names) };
+        self.segment.push(kind, values.iter().copied());
+        self.chain.step(&self.segment, self.segment.row(self.segment.len() - 1));
     }
 
     /// The number of series so far, those of the layout it appends to included.
@@ -146,7 +166,7 @@ impl LayoutBuilder {
     pub fn build(mut self) -> Layout {
         self.segment.shrink();
         let mut layout = self.base.as_deref().cloned().unwrap_or_default();
-        append(&mut layout, self.segment, self.id);
+        append(&mut layout, self.segment, self.chain.id());
         layout
     }
 

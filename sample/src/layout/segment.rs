@@ -155,13 +155,10 @@ impl Segment {
     }
 
     /// The chained id after the first `len` rows, from the id before the segment.
-    pub(crate) fn chain(&self, mut id: LayoutId, len: usize) -> LayoutId {
-        let mut item = Vec::new();
-        for row in self.rows().take(len) {
-            let family = self.families[row.kind.family as usize].hash;
-            id = step(id, family, self.symbol(row.kind.name), self.labels(row), &mut item);
-        }
-        id
+    pub(crate) fn chain(&self, id: LayoutId, len: usize) -> LayoutId {
+        let mut chain = Chain::new(id);
+        self.rows().take(len).for_each(|row| chain.step(self, row));
+        chain.id
     }
 
     /// Gives back what the tables reserved too much.
@@ -187,24 +184,58 @@ pub(crate) fn family_hash(family: Family<'_>) -> u64 {
     xxh3_64(&item)
 }
 
-/// One link of the chain: the id after a series, from the id before it.
-pub(crate) fn step<'t>(
+/// The ids along the series of a segment: each link is the hash of the id before it and of what a series is.
+#[derive(Default)]
+pub(crate) struct Chain {
     id: LayoutId,
-    family: u64,
-    name: &str,
-    labels: impl ExactSizeIterator<Item = (&'t str, &'t str)>,
-    item: &mut Vec<u8>,
-) -> LayoutId {
-    item.clear();
-    item.extend_from_slice(&id.0.to_le_bytes());
-    item.extend_from_slice(&family.to_le_bytes());
-    put_text(item, name);
-    put(item, labels.len() as u64);
-    for (name, value) in labels {
-        put_text(item, name);
-        put_text(item, value);
+    last: Option<Row>,
+    /// What the last link is the hash of.
+    item: Vec<u8>,
+    /// Where in it the labels begin, and where each ends.
+    ends: Vec<usize>,
+}
+
+impl Chain {
+    pub(crate) fn new(id: LayoutId) -> Self {
+        Self { id, ..Self::default() }
     }
-    LayoutId(xxh3_64(item))
+
+    pub(crate) fn id(&self) -> LayoutId {
+        self.id
+    }
+
+    /// Goes on to the next series of the segment.
+    pub(crate) fn step(&mut self, segment: &Segment, row: Row) {
+        let values = segment.values(row);
+        // Neighbours have most labels in common: these are not written again.
+        let common = match self.last.replace(row).filter(|last| last.kind == row.kind) {
+            Some(last) => segment.values(last).iter().zip(values.iter()).take_while(|(one, other)| one == other).count(),
+            None => {
+                self.begin(segment, row.kind);
+                0
+            }
+        };
+        self.ends.truncate(common + 1);
+        self.item.truncate(self.ends[common]);
+        for (name, value) in segment.shape(row.kind.shape).iter().zip(values.iter()).skip(common) {
+            put_text(&mut self.item, segment.symbol(*name));
+            put_text(&mut self.item, segment.symbol(value));
+            self.ends.push(self.item.len());
+        }
+        self.item[..size_of::<u64>()].copy_from_slice(&self.id.0.to_le_bytes());
+        self.id = LayoutId(xxh3_64(&self.item));
+    }
+
+    /// Writes what stands before the labels of all series of a kind.
+    fn begin(&mut self, segment: &Segment, kind: Kind) {
+        self.item.clear();
+        self.item.extend_from_slice(&self.id.0.to_le_bytes());
+        self.item.extend_from_slice(&segment.families[kind.family as usize].hash.to_le_bytes());
+        put_text(&mut self.item, segment.symbol(kind.name));
+        put(&mut self.item, segment.shape(kind.shape).len() as u64);
+        self.ends.clear();
+        self.ends.push(self.item.len());
+    }
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {

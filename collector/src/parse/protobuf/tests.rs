@@ -35,7 +35,7 @@ fn a_page_is_read_in_place() {
 fn labels_that_others_stand_between_are_the_same_labels() {
     // Two labels with a timestamp between them, and without.
     let apart = b"\x0a\x04\x0a\x01x\x12\x30\x05\x0a\x04\x0a\x01y\x12".map(|byte| byte);
-    let fields = |body: &'static [u8]| metric(0, Fields::new(body, 0, body.len()), Kind::Gauge).expect("a metric");
+    let fields = |body: &'static [u8]| metric(0, Fields::new(body, 0), Kind::Gauge).expect("a metric");
     let apart: &'static [u8] = Box::leak(Box::new(apart));
     // "\x0a\x04 \x0a\x01x\x12" is cut on purpose: labels are only measured here, not read.
     let (parted, whole) = (fields(apart), fields(b"\x0a\x04\x0a\x01x\x12\x0a\x04\x0a\x01y\x12"));
@@ -117,7 +117,7 @@ proptest! {
             left >>= 7;
         }
         bytes.extend([left as u8, rest]);
-        let mut fields = Fields::new(&bytes, 0, bytes.len());
+        let mut fields = Fields::new(&bytes, 0);
         prop_assert_eq!(fields.varint(), Ok(value));
         prop_assert_eq!(fields.offset(), bytes.len() - 1);
     }

@@ -10,9 +10,9 @@ pub(super) const VARINT_BYTES_MAX: usize = 10;
 /// What is left of a message.
 #[derive(Debug, Clone)]
 pub(crate) struct Fields<'a> {
-    body: &'a [u8],
+    rest: &'a [u8],
+    /// Where it begins on the page.
     at: usize,
-    end: usize,
 }
 
 /// One field.
@@ -34,13 +34,13 @@ enum Value<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// `at..end` of `body`, which must lie in it.
-    pub(super) fn new(body: &'a [u8], at: usize, end: usize) -> Self {
-        Self { body, at, end }
+    /// `body` from `at` on, which must lie in it.
+    pub(super) fn new(body: &'a [u8], at: usize) -> Self {
+        Self { rest: body.get(at..).unwrap_or_default(), at }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.at >= self.end
+        self.rest.is_empty()
     }
 
     /// The offset of the next byte.
@@ -49,13 +49,31 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn bytes(&self) -> &'a [u8] {
-        self.body.get(self.at..self.end).unwrap_or_default()
+        self.rest
+    }
+
+    /// Passes over a field that has this tag and less than 128 bytes.
+    #[inline]
+    pub(super) fn pass(&mut self, tag: u8) -> bool {
+        match self.rest {
+            [first, length @ 0..0x80, rest @ ..] if *first == tag && usize::from(*length) <= rest.len() => {
+                self.advance(2 + usize::from(*length));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn advance(&mut self, bytes: usize) {
+        self.rest = &self.rest[bytes..];
+        self.at += bytes;
     }
 
     /// The next field; `None` at the end.
     #[inline]
     pub(crate) fn next(&mut self) -> Result<Option<Field<'a>>, Error> {
-        if self.at >= self.end {
+        if self.rest.is_empty() {
             return Ok(None);
         }
         let at = self.at;
@@ -80,11 +98,11 @@ impl<'a> Fields<'a> {
     pub(super) fn delimited(&mut self) -> Result<Self, Error> {
         let at = self.at;
         let length = self.varint()?;
-        match usize::try_from(length).ok().filter(|length| *length <= self.end - self.at) {
-            Some(length) => {
-                let start = self.at;
-                self.at += length;
-                Ok(Self { body: self.body, at: start, end: self.at })
+        match usize::try_from(length).ok().and_then(|length| self.rest.split_at_checked(length)) {
+            Some((bytes, _)) => {
+                let fields = Self { rest: bytes, at: self.at };
+                self.advance(bytes.len());
+                Ok(fields)
             }
             None => Err(Error { at, rule: Rule::Length }),
         }
@@ -92,31 +110,36 @@ impl<'a> Fields<'a> {
 
     #[inline]
     pub(super) fn varint(&mut self) -> Result<u64, Error> {
-        let start = self.at;
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            if self.at >= self.end {
-                break;
+        match self.rest.first() {
+            Some(byte @ 0..0x80) => {
+                self.advance(1);
+                Ok(u64::from(*byte))
             }
-            let byte = self.body[self.at];
-            self.at += 1;
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Error> {
+        let mut value = 0u64;
+        for (byte, shift) in self.rest.iter().zip((0..64).step_by(7)) {
             // The tenth byte has room for one bit.
-            if shift == 63 && byte > 1 {
+            if shift == 63 && *byte > 1 {
                 break;
             }
             value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
+            if *byte < 0x80 {
+                self.advance(shift / 7 + 1);
                 return Ok(value);
             }
         }
-        Err(Error { at: start, rule: Rule::Varint })
+        Err(Error { at: self.at, rule: Rule::Varint })
     }
 
     #[inline]
     pub(super) fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Error> {
-        match self.bytes().first_chunk::<N>() {
+        match self.rest.first_chunk::<N>() {
             Some(bytes) => {
-                self.at += N;
+                self.advance(N);
                 Ok(*bytes)
             }
             None => Err(Error { at: self.at, rule: Rule::Length }),

@@ -1,0 +1,91 @@
+//! The pieces of one series text after another: neighbours on a page mostly differ in their last labels, and what a text has in common with
+//! the one before is not read again.
+//!
+//! - *In:* a page and where a series starts. *Out:* where its name and its labels are. *Bound:* 16 bytes per label of one series.
+//! - *When full or broken:* as [`labels::walk`](super::labels::walk), whose pieces these are, whatever came before.
+
+use std::ops::Range;
+
+use super::labels::{self, Fault, Piece};
+
+/// What a series text is made of, by places in it.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces<'a> {
+    text: &'a [u8],
+    name: Range<usize>,
+    labels: Vec<[Range<u32>; 2]>,
+    /// Where the labels begin that follow the first ones: so many of these as stand behind the name, with nothing but a comma behind each.
+    starts: Vec<usize>,
+    /// Labels that the last text had in common with the one before it.
+    known: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// Reads the series at `start`: the part of `body` that was looked at, which ends where the series does.
+    pub(crate) fn walk(&mut self, body: &'a [u8], start: usize) -> Result<Range<usize>, Fault> {
+        let text = body.get(start..).unwrap_or_default();
+        self.known = 0;
+        if !self.starts.is_empty() {
+            let common = common(self.text, text);
+            self.known = self.starts.partition_point(|known| *known <= common);
+        }
+        let from = self.start(self.known);
+        self.labels.truncate(self.known);
+        self.starts.truncate(self.known);
+        // What is broken has nothing in common with what follows.
+        self.text = &[];
+        let place = |part: &[u8]| (part.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+        let Self { name, labels, starts, known, .. } = self;
+        if from == 0 {
+            *name = Range::default();
+        }
+        let take = |piece| match piece {
+            Piece::Name(found) => *name = place(found)..place(found) + found.len(),
+            Piece::Label(label, value) => {
+                let (label_at, value_at) = (place(label), place(value));
+                let end = value_at + value.len();
+                if starts.len() == labels.len() && name.end > 0 && text.get(end + 1) == Some(&b',') {
+                    starts.push(end + 2);
+                }
+                labels.push([label_at as u32..(label_at + label.len()) as u32, value_at as u32..end as u32]);
+            }
+        };
+        let walked = if from == 0 { labels::walk(text, 0, take) } else { labels::walk_on(text, from, *known, take) };
+        let end = walked.map_err(|(at, rule)| (start + at, rule))?;
+        self.text = &text[..end];
+        Ok(start + from..start + end)
+    }
+}
+
+impl Pieces<'_> {
+    /// Where its name is.
+    pub(crate) fn name(&self) -> Range<usize> {
+        self.name.clone()
+    }
+
+    /// Where name and value of a label are.
+    pub(crate) fn label(&self, index: usize) -> [Range<usize>; 2] {
+        self.labels[index].clone().map(|part| part.start as usize..part.end as usize)
+    }
+
+    /// How many labels the last text had in common with the one before it.
+    pub(crate) fn known(&self) -> usize {
+        self.known
+    }
+
+    /// Where in the text it goes on behind so many of the labels that it had in common.
+    pub(crate) fn start(&self, labels: usize) -> usize {
+        labels.checked_sub(1).map_or(0, |last| self.starts[last])
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.labels.len()
+    }
+}
+
+/// Bytes that both begin with.
+fn common(one: &[u8], other: &[u8]) -> usize {
+    const STEP: usize = 16;
+    let steps = one.chunks_exact(STEP).zip(other.chunks_exact(STEP)).take_while(|(one, other)| one == other).count() * STEP;
+    steps + one[steps..].iter().zip(&other[steps..]).take_while(|(one, other)| one == other).count()
+}

@@ -1,0 +1,81 @@
+//! Layouts in the making: series of a page, with the families that it describes.
+//!
+//! - *In:* new series by the numbers of their texts, or series that a layout has. *Out:* a [`Layout`]. *Bound:* 8 bytes per text of the page.
+//! - *When full:* the page's limits have refused it before.
+
+use std::sync::Arc;
+
+use sample::{FamilyRef, Layout, LayoutBuilder, Series, TextRef};
+
+use super::family::{Families, Family};
+use super::fresh::Fresh;
+
+/// A layout in the making, and its last series' name and family.
+pub(super) struct Appending {
+    builder: LayoutBuilder,
+    name: String,
+    family: Option<(String, FamilyRef)>,
+    /// Of the page's texts, by number, those that the layout has.
+    texts: Vec<Option<TextRef>>,
+    labels: Vec<(TextRef, TextRef)>,
+}
+
+impl Appending {
+    /// Begins with the series that a layout has.
+    pub(super) fn to(base: &Arc<Layout>) -> Self {
+        let builder = LayoutBuilder::append_to(base);
+        Self { builder, name: String::new(), family: None, texts: Vec::new(), labels: Vec::new() }
+    }
+
+    pub(super) fn build(self) -> Layout {
+        self.builder.build()
+    }
+
+    /// Appends a new series of a page.
+    pub(super) fn fresh(&mut self, families: &Families<'_>, fresh: &Fresh, index: usize) {
+        let (name, labels) = fresh.series(index);
+        let family = self.family_of(families, fresh.text(name));
+        self.texts.resize(fresh.texts(), None);
+        let Self { builder, texts, .. } = self;
+        let mut text = |number: u32| *texts[number as usize].get_or_insert_with(|| builder.text(fresh.text(number)));
+        let name = text(name);
+        self.labels.clear();
+        self.labels.extend(labels.map(|(name, value)| (text(name), text(value))));
+        builder.sorted(family, name, &self.labels);
+    }
+
+    /// Appends a series without labels and without metadata.
+    pub(super) fn bare(&mut self, name: &str) {
+        let family = self.family_of(&Families::default(), name);
+        self.builder.series(family, name, std::iter::empty());
+    }
+
+    /// Appends a series of another layout, with the family that the page describes, if it does.
+    pub(super) fn describe(&mut self, families: &Families<'_>, series: Series<'_>) {
+        let known = series.family();
+        let known = Family { name: known.name, kind: known.kind, help: known.help, unit: known.unit };
+        let family = self.family(&families.described(series.name()).unwrap_or(known));
+        self.builder.series(family, series.name(), series.labels());
+    }
+
+    fn family_of(&mut self, families: &Families<'_>, name: &str) -> FamilyRef {
+        match &self.family {
+            Some((_, reference)) if self.name == name => *reference,
+            _ => {
+                name.clone_into(&mut self.name);
+                self.family(&families.of(name))
+            }
+        }
+    }
+
+    fn family(&mut self, family: &Family<'_>) -> FamilyRef {
+        match &self.family {
+            Some((last, reference)) if last == family.name => *reference,
+            _ => {
+                let reference = self.builder.family(family.name, family.kind, family.help, family.unit);
+                self.family = Some((family.name.to_owned(), reference));
+                reference
+            }
+        }
+    }
+}

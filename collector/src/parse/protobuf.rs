@@ -25,6 +25,8 @@ use wire::{Field, VARINT_BYTES_MAX, put_text, put_varint};
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a family and its length.
 pub(crate) const DELIMITED_BYTES_MAX: usize = MESSAGE_BYTES_MAX + VARINT_BYTES_MAX;
+/// The tag of a metric's label.
+const LABEL: u8 = 1 << 3 | 2;
 
 /// A place in a page that breaks the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -272,7 +274,7 @@ fn metric(at: usize, fields: Fields<'_>, kind: Kind) -> Result<Metric<'_>, Error
     let (mut rest, mut labels) = (fields, 0);
     // Labels stand first, and most are short.
     metric.labels.start = rest.offset();
-    while labels < LABELS_MAX && rest.pass(1 << 3 | 2) {
+    while labels < LABELS_MAX && rest.short(LABEL).is_some() {
         labels += 1;
     }
     metric.labels.end = rest.offset();
@@ -324,6 +326,9 @@ impl<'a> Metric<'a> {
     /// Hands name and value of each label to `take`.
     pub(crate) fn labels(&self, mut take: impl FnMut(&'a str, &'a str)) -> Result<(), Error> {
         let mut fields = self.fields.clone();
+        while let Some((name, value)) = short_pair(&mut fields) {
+            take(name, value);
+        }
         while let Some(field) = fields.next()? {
             if field.number == 1 {
                 let (name, value) = pair(&field)?;
@@ -342,6 +347,20 @@ impl<'a> Metric<'a> {
     pub(crate) fn value(&self) -> Option<Fields<'a>> {
         self.value.clone()
     }
+}
+
+/// Name and value of the label that comes next, if it is written as nearly all are.
+#[inline]
+fn short_pair<'a>(fields: &mut Fields<'a>) -> Option<(&'a str, &'a str)> {
+    let mut rest = fields.clone();
+    let mut pair = rest.short(LABEL)?;
+    let (name, value) = (pair.short(1 << 3 | 2)?, pair.short(2 << 3 | 2)?);
+    if name.is_empty() || !pair.is_empty() {
+        return None;
+    }
+    let (name, value) = (std::str::from_utf8(name.bytes()).ok()?, std::str::from_utf8(value.bytes()).ok()?);
+    *fields = rest;
+    Some((name, value))
 }
 
 /// Name and value of a label.

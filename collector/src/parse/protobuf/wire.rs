@@ -52,15 +52,16 @@ impl<'a> Fields<'a> {
         self.rest
     }
 
-    /// Passes over a field that has this tag and less than 128 bytes.
+    /// The next field, if it has this tag and less than 128 bytes.
     #[inline]
-    pub(super) fn pass(&mut self, tag: u8) -> bool {
+    pub(super) fn short(&mut self, tag: u8) -> Option<Self> {
         match self.rest {
-            [first, length @ 0..0x80, rest @ ..] if *first == tag && usize::from(*length) <= rest.len() => {
+            [first, length @ 0..0x80, rest @ ..] if *first == tag => {
+                let field = Self { rest: rest.get(..usize::from(*length))?, at: self.at + 2 };
                 self.advance(2 + usize::from(*length));
-                true
+                Some(field)
             }
-            _ => false,
+            _ => None,
         }
     }
 

@@ -193,6 +193,7 @@ fn build(
     }
     let typed = type_all(&mut tree, &mut problems);
     if let Some(mut config) = typed {
+        settle_names(&mut config);
         let mut findings = check::Findings::new(&mut tree, kinds);
         findings.check(&config);
         problems.append(&mut findings.problems);
@@ -267,8 +268,18 @@ fn settle(config: &mut Config, tree: &Node) {
         ] {
             *own = own.or(general);
         }
-        scrape.metric_name_validation_scheme = scrape.metric_name_validation_scheme.or(global.metric_name_validation_scheme);
-        scrape.metric_name_escaping_scheme = scrape.metric_name_escaping_scheme.or(global.metric_name_escaping_scheme);
+    }
+    settle_names(config);
+}
+
+/// Which names are names, and what targets are asked to do with others: as in Prometheus, a job that says the first inherits neither.
+fn settle_names(config: &mut Config) {
+    let global = &config.global;
+    for scrape in &mut config.scrape_configs {
+        if scrape.metric_name_validation_scheme.is_none() {
+            scrape.metric_name_validation_scheme = global.metric_name_validation_scheme;
+            scrape.metric_name_escaping_scheme = scrape.metric_name_escaping_scheme.or(global.metric_name_escaping_scheme);
+        }
         let is_legacy = scrape.metric_name_validation_scheme == Some(ValidationScheme::Legacy);
         for rule in scrape.relabel_configs.iter_mut().chain(&mut scrape.metric_relabel_configs) {
             rule.is_legacy = is_legacy;

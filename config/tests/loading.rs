@@ -140,6 +140,17 @@ fn a_timeout_nobody_wrote_fits_the_interval() {
 }
 
 #[test]
+fn a_job_that_says_which_names_are_names_does_not_inherit_how_others_are_asked_for() {
+    use config::{EscapingScheme::*, ValidationScheme::*};
+    let text = "global: {metric_name_validation_scheme: legacy, metric_name_escaping_scheme: dots}\nscrape_configs:\n  - job_name: neither\n  \
+                - {job_name: utf8, metric_name_validation_scheme: utf8}\n  - {job_name: legacy, metric_name_validation_scheme: legacy}\n  \
+                - {job_name: escaping, metric_name_escaping_scheme: values}\n";
+    let (config, _) = config::parse("x.yaml", text, &Overrides::default(), &kinds()).expect("a good configuration");
+    let schemes: Vec<_> = config.scrape_configs.iter().map(|job| (job.metric_name_validation_scheme, job.escaping())).collect();
+    assert_eq!(schemes, [(Some(Legacy), Dots), (Some(Utf8), AllowUtf8), (Some(Legacy), Underscores), (Some(Legacy), Values)]);
+}
+
+#[test]
 fn anchors_and_merge_keys_are_read() {
     let text = "scrape_configs:\n  - &a {job_name: a, static_configs: [{targets: ['h:1']}]}\n  - {<<: *a, job_name: b}\n";
     let (config, _) = config::parse("x.yaml", text, &Overrides::default(), &kinds()).expect("a good configuration");

@@ -56,6 +56,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn next(&mut self) -> Result<(Event<'a>, Span), Problem> {
         match self.parser.next_event() {
+            Some(Ok((event, span))) if is_binary(&event) => Err(self.problem(&span, "bytes in base64 are not read: write the text itself")),
             Some(Ok(next)) => Ok(next),
             Some(Err(error)) => Err(self.at(error.marker().line(), error.marker().col(), format!("this is no YAML: {}", error.info()))),
             None => Ok((Event::StreamEnd, Span::default())),
@@ -154,6 +155,11 @@ impl<'a> Reader<'a> {
         }
         Ok(map)
     }
+}
+
+/// Whether it is `!!binary`: its base64 would be taken for the text.
+fn is_binary(event: &Event<'_>) -> bool {
+    matches!(event, Event::Scalar(_, _, _, Some(tag)) if tag.is_yaml_core_schema() && tag.suffix == "binary")
 }
 
 /// `<<: *defaults`: keys that are not there yet are taken over.

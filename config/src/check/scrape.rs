@@ -19,6 +19,14 @@ fn relabeled(scrape: &ScrapeConfig) -> bool {
     !scrape.relabel_configs.is_empty()
 }
 
+/// Whether it is a host alone, which is asked at the port of its scheme: a name, or an address, that of IPv6 in brackets.
+fn is_host(text: &str) -> bool {
+    let inside = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let host = inside.unwrap_or(text);
+    let is_odd = |c: char| matches!(c, '/' | '?' | '#' | '@' | '[' | ']') || c.is_whitespace() || (inside.is_none() && c == ':');
+    !host.is_empty() && !host.contains(is_odd)
+}
+
 impl Findings<'_> {
     pub(super) fn scrape(&mut self, global: &Global, i: usize, scrape: &ScrapeConfig) {
         let at = |key: &str| steps!["scrape_configs", i, key];
@@ -53,10 +61,14 @@ impl Findings<'_> {
             for (k, target) in group.targets.iter().enumerate() {
                 let here = steps!["scrape_configs", i, "static_configs", j, "targets", k];
                 // Relabeling may make an address of anything, as it does for probes.
-                if let Err(message) = host_port(target, 9100).or_else(|m| if relabeled(scrape) { Ok(()) } else { Err(m) }) {
+                let is_whole = relabeled(scrape) || is_host(target);
+                if let Err(message) = host_port(target, 9100).or_else(|m| if is_whole { Ok(()) } else { Err(m) }) {
                     self.problem(&here, message);
                 } else if seen.insert(target, k).is_some() {
                     self.warning(&here, format!("target '{target}' is listed twice"));
+                } else if scrape.scheme == Scheme::Http && !relabeled(scrape) && is_host(target) {
+                    let message = format!("'{target}' has no port, so 80 is asked: write it like '{target}:9100' if another is meant");
+                    self.warning(&here, message);
                 }
             }
             let labels = if relabeled(scrape) { LabelUse::Relabeled } else { LabelUse::Target };

@@ -261,26 +261,27 @@ fn relabeled(options: &Options, hash: TextHash, identity: &Identity<'_>) -> Opti
 }
 
 /// The first name that Prometheus 2 would not take.
-fn not_legacy(identity: &Identity<'_>) -> Option<String> {
+fn not_legacy<'t>(mut labels: impl Iterator<Item = (&'t str, &'t str)>) -> Option<&'t str> {
     let is_legacy = |name: &str, colons: bool| {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || (colons && byte == b':');
         !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(fits)
     };
-    let name = Some(identity.name.as_ref()).filter(|name| !is_legacy(name, true));
-    name.or_else(|| identity.labels().map(|(name, _)| name).find(|name| !is_legacy(name, false))).map(str::to_owned)
+    labels.find_map(|(name, value)| {
+        let (name, is_legacy) = if name == NAME { (value, is_legacy(value, true)) } else { (name, is_legacy(name, false)) };
+        (!is_legacy).then_some(name)
+    })
 }
 
 /// Holds a series against the names and the limits that are allowed; these count as in Prometheus, `__name__` and the target's labels included.
 fn check(options: &Options, identity: &Identity<'_>, line: impl Fn() -> usize) -> Result<(), PageError> {
-    if options.legacy_names
-        && let Some(name) = not_legacy(identity)
-    {
-        return Err(PageError::NameNotLegacy { line: line(), name });
-    }
     let own = |name: &str| identity.labels().any(|label| label.0 == name);
     let inherited = || options.target_labels.iter().filter(|(name, _)| !own(name)).map(|(name, value)| (name.as_str(), value.as_str()));
-    let all =
-        || [(NAME, identity.name.as_ref())].into_iter().chain(identity.labels().filter(|label| !label.1.is_empty())).chain(inherited());
+    let all = || [(NAME, identity.name.as_ref())].into_iter().chain(identity.labels().filter(|label| !label.1.is_empty())).chain(inherited());
+    if options.legacy_names
+        && let Some(name) = not_legacy(all())
+    {
+        return Err(PageError::NameNotLegacy { line: line(), name: name.to_owned() });
+    }
     let over = |option, limit, found: usize| {
         let found = found as u64;
         if found > limit { Err(PageError::LabelLimit { line: line(), option, limit, found }) } else { Ok(()) }

@@ -492,4 +492,9 @@ fn legacy_names_are_asked_for_by_the_configuration_only() {
         assert!(matches!(&error, PageError::NameNotLegacy { name: found, .. } if found == name), "{error}");
     }
     SeriesCache::new(Options { legacy_names: true, ..Options::default() }).page(b"a:b{_x1=\"\xc3\xbc\"} 1\n").expect("legacy names");
+    for (rules, expect) in [("[]", Err("name_not_legacy")), (r#"[{"regex":"x.y","action":"labeldrop"}]"#, Ok(1))] {
+        let target_labels = vec![("x.y".to_owned(), "1".to_owned())];
+        let mut cache = SeriesCache::new(Options { legacy_names: true, target_labels, ..relabeling(rules) });
+        assert_eq!(cache.page(b"a 1\n").map(|counts| counts.scraped).map_err(|error| error.reason()), expect, "{rules}");
+    }
 }

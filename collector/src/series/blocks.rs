@@ -129,8 +129,9 @@ impl SeriesCache {
         self.is_open = true;
         self.counts = Counts::default();
         if format != self.format {
-            // Another format spells every series anew, so no place of the last page is worth anything.
+            // What is an entry in one format may be none in another, so no place of the last page is worth anything.
             self.format = format;
+            self.refused.respell(self.order.iter().map(|entry| entry.hash));
             self.order.clear();
             self.lookup = None;
         }

@@ -1,4 +1,5 @@
-//! Series that only refused pages had: `scrape_series_added` counts them once, as Prometheus does.
+//! Series that only refused pages had, and those of the last page in another format: `scrape_series_added` counts them once, as Prometheus
+//! does, which knows a series by its text.
 //!
 //! *In*: hashes of series texts. *Out*: whether one is new. *Bound*: [`SPARE`] more than twice the series of the last good page, or what
 //! one page has. *When full*: only the last page's are kept.
@@ -16,6 +17,8 @@ pub(super) struct Refused {
     before: HashSet<u64>,
     /// Of the page being read.
     now: Vec<u64>,
+    /// Series of the last good page, if that was in another format.
+    respelled: usize,
 }
 
 impl SeriesCache {
@@ -37,9 +40,15 @@ impl Refused {
         self.now.clear();
     }
 
+    /// Pages come in another format: what the last good one had is none of the order any more, and not new.
+    pub(super) fn respell(&mut self, good: impl ExactSizeIterator<Item = u64>) {
+        self.respelled = self.respelled.max(good.len());
+        self.before.extend(good);
+    }
+
     /// The page was refused; the last good one had so many entries.
     pub(super) fn keep(&mut self, good: usize) {
-        if self.before.len() + self.now.len() > 2 * good + SPARE {
+        if self.before.len() + self.now.len() > 2 * good.max(self.respelled) + SPARE {
             self.before.clear();
         }
         self.before.extend(std::mem::take(&mut self.now));

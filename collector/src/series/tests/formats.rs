@@ -125,6 +125,18 @@ fn a_target_may_change_its_format() {
     assert_eq!(cache.parts()[0].layout.len(), 1);
 }
 
+#[test]
+fn a_format_that_changes_adds_no_series_that_text_spells_alike() {
+    let lines: String = (0..2000).map(|i| format!("a{{x=\"{i}\"}} 1\n")).collect();
+    let mut cache = SeriesCache::new(options());
+    let mut added = |format, page: &str| cache.page_in(format, page.as_bytes()).map(|counts| counts.added).ok();
+    assert_eq!(added(Format::OpenMetrics, &format!("{lines}# EOF\n")), Some(2000));
+    assert_eq!(added(Format::Text, &format!("{lines}b 1\n")), Some(1));
+    assert_eq!(added(Format::OpenMetrics, &lines), None, "without its end");
+    assert_eq!(added(Format::Text, "<html>"), None);
+    assert_eq!(added(Format::Text, &format!("{lines}c 1\n")), Some(1));
+}
+
 pub(in crate::series) fn varint(mut value: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while value >= 0x80 {

@@ -98,8 +98,8 @@ defects! {
     CommaMissing, "comma_missing", "a comma stands between labels";
     /// OpenMetrics: a line that ends with a carriage return.
     CarriageReturn, "carriage_return", "a line ends with a line feed and no carriage return";
-    /// OpenMetrics: a help text with a bare quote, or a backslash at its end.
-    Escape, "escape", "quotes and backslashes in a help text are escaped";
+    /// OpenMetrics: a help text with a bare quote, or a backslash at its end. Text: a line feed, or a backslash that begins no escape.
+    Escape, "escape", "quotes, backslashes and line feeds are escaped";
     /// OpenMetrics: a page without bytes.
     EofMissing, "eof_missing", "a page ends with '# EOF'";
     /// Text: a last line without its line break.

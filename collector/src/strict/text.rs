@@ -58,6 +58,9 @@ impl<'a> Lines<'a, '_> {
             let own = matches!(metadata.fact, Fact::Type(MetricType::GaugeHistogram | MetricType::Info | MetricType::StateSet));
             let unknown = metadata.fact == Fact::Type(MetricType::Unknown) && !metadata.line.trim_ascii_end().ends_with(b"untyped");
             self.findings.note(at, Defect::TypeWord, own || unknown);
+            if let Fact::Help(help) = metadata.fact {
+                self.escapes(help.as_bytes());
+            }
             return;
         }
         self.name(metadata.family.as_bytes());
@@ -74,6 +77,13 @@ impl<'a> Lines<'a, '_> {
         let at = self.offset(name);
         let is_quoted = self.open_metrics && self.is_quoted(name);
         self.findings.note(at.saturating_sub(1), Defect::QuotedName, is_quoted);
+    }
+
+    /// What stands in quotes, or is a help text, in a page in the Prometheus text format.
+    fn escapes(&mut self, text: &[u8]) {
+        if let Some(found) = bare(text).filter(|_| !self.open_metrics) {
+            self.findings.add(self.offset(text) + found, Defect::Escape);
+        }
     }
 
     fn label_name(&mut self, name: &[u8]) {
@@ -111,10 +121,13 @@ impl<'a> Lines<'a, '_> {
         sample.pieces(|piece| match piece {
             Piece::Name(name) => {
                 self.name(name);
+                self.escapes(name);
                 spoken.name = parse::text(name);
             }
             Piece::Label(name, value) => {
                 self.label_name(name);
+                self.escapes(name);
+                self.escapes(value);
                 // An empty label is as good as none.
                 if !value.is_empty() {
                     spoken.labels.push((parse::text(name), parse::text(value)));
@@ -142,6 +155,19 @@ impl<'a> Lines<'a, '_> {
         names.sort();
         self.findings.note(at, Defect::ExemplarLabel, names.windows(2).any(|pair| pair[0] == pair[1]));
     }
+}
+
+/// The first line feed, or backslash that begins none of the three escapes.
+fn bare(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(found) = memchr::memchr2(b'\n', b'\\', &text[at..]) {
+        at += found;
+        if text[at] == b'\n' || !matches!(text.get(at + 1), Some(b'n' | b'"' | b'\\')) {
+            return Some(at);
+        }
+        at += 2;
+    }
+    None
 }
 
 /// The first quote or backslash of a help text that no backslash stands before or that hides nothing.

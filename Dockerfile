@@ -17,9 +17,8 @@ ENV PATH=/usr/local/go/bin:/usr/local/cargo/bin:/usr/bin:/bin
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates cmake jq perl && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked -p strata && tools/image/root.sh target/release/strata /image
-RUN cargo install --locked --root /usr/local cargo-cyclonedx@=0.5.9 \
- && tools/image/sbom.sh /usr/local/bin/cargo-cyclonedx > /image/root/usr/share/doc/strata/strata.cdx.json
+RUN cargo build --release --locked -p strata && tools/image/root.sh target/release/strata /image \
+ && tools/image/sbom.sh target/release/strata > /image/root/usr/share/doc/strata/strata.cdx.json
 
 FROM scratch
 ARG VERSION=0.1.0

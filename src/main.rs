@@ -44,6 +44,7 @@ mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -55,9 +56,13 @@ const FAILED: u8 = 1;
 /// The command line or the configuration is wrong.
 const USAGE: u8 = 2;
 
+/// What `--version` says: which server is bundled, too.
+static VERSIONS: LazyLock<String> =
+    LazyLock::new(|| format!("{}\nnats-server {}", env!("CARGO_PKG_VERSION"), bundled_nats::embed::VERSION));
+
 /// Strata scrapes metrics, keeps them in a bundled JetStream stream and relays them anywhere.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 120)]
+#[command(version, long_version = VERSIONS.as_str(), about, max_term_width = 120)]
 struct Cli {
     /// How logs are written to standard error.
     #[arg(long, global = true, value_enum, default_value_t = logs::Format::Text, env = "STRATA_LOG")]

@@ -5,17 +5,17 @@
 # cannot be written, with no network but loopback. `strata check`, then `strata run` until it is ready. Needs root and apt's buildah.
 #
 #   --archive FILE   also writes the image as an OCI archive, for `docker load` or a registry
-#   --no-sbom        leaves the bill of materials out, which needs cargo-cyclonedx (some minutes to build, once)
+#   --sbom FILE      also writes the image's list of what is in it, CycloneDX
 . "$(dirname "$0")/lib.sh"
 
 binary=$REPO/target/release/strata
 archive=
-sbom=yes
+sbom=
 while [ $# -gt 0 ]; do
   case $1 in
     --archive) archive=$2; shift ;;
-    --no-sbom) sbom= ;;
-    -*) say "usage: tools/image.sh [BINARY] [--archive FILE] [--no-sbom]"; exit 2 ;;
+    --sbom) sbom=$2; shift ;;
+    -*) say "usage: tools/image.sh [BINARY] [--archive FILE] [--sbom FILE]"; exit 2 ;;
     *) binary=$1 ;;
   esac
   shift
@@ -35,12 +35,10 @@ finish() {
 }
 trap finish EXIT
 
-version=$("$binary" --version | cut -d' ' -f2)
+version=$("$binary" -V | cut -d' ' -f2)
 mkdir "$work/context"
 "$TOOLS/image/root.sh" "$binary" "$work/context"
-if [ -n "$sbom" ]; then
-  "$TOOLS/image/sbom.sh" "$("$TOOLS/cargo_cyclonedx.sh")" >"$work/context/root/usr/share/doc/strata/strata.cdx.json"
-fi
+"$TOOLS/image/sbom.sh" "$binary" >"$work/context/root/usr/share/doc/strata/strata.cdx.json"
 # The same last stage, from the folder beside it instead of the stage before it.
 sed -n '/^FROM scratch$/,$p' "$REPO/Dockerfile" | sed 's|^COPY --from=build \(.*\)/image/|COPY \1|' >"$work/context/Dockerfile"
 if grep -q -e --from= "$work/context/Dockerfile"; then say "Dockerfile: the last stage copies more than /image"; exit 1; fi
@@ -70,6 +68,7 @@ container=$(buildah from --quiet "strata:$version")
 
 # What the image says: its user, its entrypoint, its environment.
 buildah run --network none -v "$work/config:/etc/strata:ro" "$container" -- strata check
+echo "version: $(buildah run --network none "$container" -- strata -V)"
 cat >"$work/start.sh" <<'RUN'
 set -euo pipefail
 image=$1 work=$2
@@ -87,6 +86,7 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin setpriv --no-new-privs chroot --u
   /usr/local/bin/strata run --config /etc/strata/strata.yaml --set buffer.data_dir=/var/lib/strata
 RUN
 image=$(buildah mount "$container")
+if [ -n "$sbom" ]; then cp "$image/usr/share/doc/strata/strata.cdx.json" "$sbom"; fi
 unshare --net --mount --propagation private bash "$work/start.sh" "$image" "$work" 2>"$work/log" &
 strata=$!
 # Its own loopback is the only network it has: asked from inside it.
@@ -99,6 +99,8 @@ done
 status() { sed -n "s/^$1:[[:space:]]*//p" "/proc/$strata/status"; }
 root_options=$(awk '$5 == "/" { print $6 }' "/proc/$strata/mountinfo" | tail -1)
 echo "ready: user $(status Uid | cut -f1), group $(status Gid | cut -f1), capabilities $(status CapEff), root ${root_options%%,*}, new privileges $(status NoNewPrivs | sed 's/1/never/')"
+# The server itself, which the image's binary unpacked.
+echo "server: $("$work"/data/nats/bin/nats-server-* --version)"
 kill -TERM "$strata"
 wait "$strata" || { say "strata did not end well:"; tail -20 "$work/log" >&2; exit 1; }
 strata=

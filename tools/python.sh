@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A Python environment with the packages of sample/tests/requirements.txt and e2e/requirements.txt, every one pinned by hash: the
-# independent decoder of the wire format, and the client library that the comparison scrapes. Prints the path of its python.
+# independent decoder of the wire format, what tests check the chart and the image with, the client library that the comparison scrapes. Prints the path of
+# its python.
 . "$(dirname "$0")/lib.sh"
 
 REQUIREMENTS=("$REPO/sample/tests/requirements.txt" "$REPO/e2e/requirements.txt")

@@ -56,7 +56,7 @@ for purpose in "$@"; do
       cached statsd-0.9.0 "statsd from npm: the daemon of the statsd test"
       have go || { say "Go is missing: Kubernetes, Telegraf, statsd_exporter, Prometheus 3 and the oracle of the format tests are built from their modules. Install Go 1.26 or newer, then run this again."; exit 1; }
       cached prometheus-3.15.0-kubernetes "Prometheus 3.15 from its Go module: receiver and peer of the remote-write tests (some minutes to build)"
-      cached kubernetes-1.35.4 "kube-apiserver, kubectl and helm from their Go modules: the control plane of the Kubernetes tests (some minutes to build)"
+      cached kubernetes-1.35.4-cert-manager-1.20.1 "kube-apiserver, kube-controller-manager, kubectl, cert-manager and helm from their Go modules: the control plane of the Kubernetes tests (some minutes to build)"
       cached statsd_exporter-0.31.0 "statsd_exporter from its Go module: a receiver of the statsd tests"
       cached "$("$TOOLS/textparse.sh" --folder)" "Prometheus 3's page readers from their Go module: the oracle of the format tests"
       cached telegraf-1.37.2 "Telegraf from its Go module: the agent of the feeds test (some minutes to build)"

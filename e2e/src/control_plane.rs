@@ -1,8 +1,8 @@
 //! A real Kubernetes API server, and all that speaks with it, in a network namespace of the test's own.
 //!
 //! *In*: kube-apiserver, kubectl and helm of the cache, etcd from apt. *Out*: an API server with RBAC at [`SERVER`], objects, tokens, kubeconfigs.
-//! *Bound*: no kubelet and no controller runs: a test writes itself what those would ([`objects`]); about 400 MiB. *When a test fails*: the end of the
-//! server's log is printed, and the folder kept.
+//! *Bound*: no kubelet runs, and of controllers those that a test starts: it writes itself what others would ([`objects`]); about 400 MiB. *When a test
+//! fails*: the end of the server's log is printed, and the folder kept.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,6 +27,7 @@ use crate::tls::Authority;
 use crate::{http1, process, wait};
 
 mod accounts;
+mod controllers;
 mod gate;
 mod kubelet;
 mod namespace;
@@ -415,7 +416,7 @@ pub async fn helm(arguments: &[&str]) -> Result<String> {
 }
 
 fn program(name: &str) -> Result<PathBuf> {
-    process::cached(&format!("kubernetes-1.35.4/{name}"))
+    process::cached(&format!("kubernetes-1.35.4-cert-manager-1.20.1/{name}"))
 }
 
 fn start_etcd(folder: &Path) -> Result<Program> {

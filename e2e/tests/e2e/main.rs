@@ -36,6 +36,7 @@ mod kafka_secure;
 mod kills;
 mod kubernetes_columns;
 mod kubernetes_discovery;
+mod kubernetes_evictions;
 mod kubernetes_faults;
 mod kubernetes_kubelet;
 mod kubernetes_leader;

@@ -18,14 +18,16 @@ use serde_json::{Value, json};
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/strata");
 const VALUES: &str = "webhook.enabled=true,webhook.failurePolicy=Fail";
 /// The API server leaves the port of services free at other addresses.
-const FLAGS: [&str; 1] = ["--bind-address=10.96.0.1"];
+pub const FLAGS: [&str; 1] = ["--bind-address=10.96.0.1"];
 const POD: &str = "10.2.0.1";
 const PORT: u16 = 9600;
 const WITHIN: Duration = Duration::from_secs(60);
-/// Two steps of a minute each, and the looks between them.
-const RENEWED_WITHIN: Duration = Duration::from_secs(300);
-/// Fewer creates than these are no load.
-const CREATES_MIN: usize = 200;
+/// When the certificate ends that is shown.
+pub const EXPIRY: &str = "strata_webhook_certificate_expiry_timestamp_seconds";
+/// What Strata lets pass from one step of a renewal to the next.
+const SETTLE: Duration = Duration::from_secs(60);
+/// Creates in each of these steps; fewer are no load.
+const CREATES: usize = 70;
 const SECRET: &str = "metrics/strata-webhook";
 
 #[test]
@@ -89,41 +91,67 @@ fn a_certificate_is_renewed_under_load_without_a_refused_request() -> Result<()>
             anyhow::Ok(())
         };
         let renewal = async {
-            let mut due = first.clone();
-            let tomorrow = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 24 * 3600;
-            due["shown"]["ends"] = json!(tomorrow);
-            plane.patch::<Secret>(SECRET, &json!({ "stringData": { "state.json": due.to_string() } })).await?;
-            let renewed = wait::until("another certificate has taken its place", RENEWED_WITHIN, async || {
-                let now = kept(plane).await.ok()?;
-                (now["change"].is_null() && now["shown"]["cert"] != first["shown"]["cert"]).then_some(now)
-            });
-            let renewed = renewed.await;
-            if renewed.is_ok() {
-                // Some more with the old one forgotten.
-                let before = made.load(Ordering::Relaxed);
-                wait::until_true("objects are still made", WITHIN, || made.load(Ordering::Relaxed) > before + 10).await?;
-            }
+            let renewed = renewed(plane, &pod, &first, &made).await;
             is_over.store(true, Ordering::Relaxed);
             renewed
         };
-        let (renewed, ()) = tokio::try_join!(renewal, load)?;
-        assert!(made.load(Ordering::Relaxed) >= CREATES_MIN, "{made:?} creates are no load");
-        let configurations = plane.kubectl(&["get", "validatingwebhookconfiguration", "-o", "json"], "").await?;
-        let configurations: Value = serde_json::from_str(&configurations.stdout)?;
-        let webhooks = configurations["items"][0]["webhooks"].as_array().context("webhooks")?;
-        assert_eq!(webhooks.len(), 3);
-        for webhook in webhooks {
-            let bundle = STANDARD.decode(webhook["clientConfig"]["caBundle"].as_str().context("a bundle")?)?;
-            assert_eq!(String::from_utf8(bundle)?, renewed["shown"]["authority"].as_str().context("an authority")?);
-        }
+        tokio::try_join!(renewal, load)?;
         pod.stop(plane).await
     })
 }
 
+/// Has the certificate renewed, in its three steps, with creates in each of them. The minute from one to the next passes at once.
+async fn renewed(plane: &ControlPlane, pod: &RunningPod, first: &Value, made: &AtomicUsize) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let mut due = first.clone();
+    due["shown"]["ends"] = json!(now + 24 * 3600);
+    keep(plane, &due).await?;
+    let trusted = step(plane, made, |kept| kept["change"]["is_next"] == true).await?;
+    ensure!(trusted["shown"]["cert"] == first["shown"]["cert"], "the next one is shown before it is trusted");
+    pass(plane, trusted).await?;
+    let shown = step(plane, made, |kept| kept["change"]["is_next"] == false).await?;
+    ensure!(shown["shown"]["cert"] != first["shown"]["cert"], "the next one is not shown");
+    let ends = shown["shown"]["ends"].as_f64().context("an end")?;
+    wait::until("the listener has read it", WITHIN, async || pod.metric(PORT, EXPIRY).await.ok().filter(|shown| *shown == ends)).await?;
+    pass(plane, shown).await?;
+    step(plane, made, |kept| kept["change"].is_null()).await.map(drop)
+}
+
+/// Waits until a step is taken and known to the API server, and for a load of creates after that.
+async fn step(plane: &ControlPlane, made: &AtomicUsize, is_taken: impl Fn(&Value) -> bool) -> Result<Value> {
+    let taken = wait::until("the next step is taken", WITHIN, async || kept(plane).await.ok().filter(&is_taken)).await?;
+    let text = |pair: &Value| pair["authority"].as_str().unwrap_or_default().to_owned();
+    let bundle = text(&taken["shown"]) + &text(&taken["change"]["other"]);
+    let trusted = wait::until("the authorities are in the configuration", WITHIN, async || {
+        let configurations = plane.kubectl(&["get", "validatingwebhookconfiguration", "-o", "json"], "").await.ok()?;
+        let configurations: Value = serde_json::from_str(&configurations.stdout).ok()?;
+        let webhooks = configurations["items"][0]["webhooks"].as_array()?;
+        let found = webhooks.iter().map(|webhook| webhook["clientConfig"]["caBundle"].as_str());
+        let is_it =
+            |found: Option<&str>| found.and_then(|found| STANDARD.decode(found).ok()).is_some_and(|found| found == bundle.as_bytes());
+        (webhooks.len() == 3 && found.into_iter().all(is_it)).then_some(())
+    });
+    trusted.await?;
+    let before = made.load(Ordering::Relaxed);
+    wait::until_true("objects are still made", WITHIN, || made.load(Ordering::Relaxed) >= before + CREATES).await?;
+    Ok(taken)
+}
+
+/// Lets a step be a minute ago.
+async fn pass(plane: &ControlPlane, mut kept: Value) -> Result<()> {
+    let since = kept["change"]["since"].as_u64().context("a time")?;
+    kept["change"]["since"] = json!(since - SETTLE.as_secs());
+    keep(plane, &kept).await
+}
+
+/// As container runtimes have it: a pod may listen at any port.
+pub fn listen_low() -> Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").context("ports")
+}
+
 /// The chart with its webhook, whose pod runs and is asked.
 async fn installed(plane: &ControlPlane) -> Result<RunningPod> {
-    // As container runtimes have it: a pod may listen at any port.
-    std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").context("ports")?;
+    listen_low()?;
     for namespace in ["metrics", "team"] {
         plane.namespace(namespace).await?;
     }
@@ -178,7 +206,8 @@ fn manifest(kind: &str, name: &str, spec: &Value) -> String {
         .to_string()
 }
 
-async fn apply(plane: &ControlPlane, kind: &str, name: &str, spec: &Value) -> Result<strata::Output> {
+/// Applies an object of the team's.
+pub async fn apply(plane: &ControlPlane, kind: &str, name: &str, spec: &Value) -> Result<strata::Output> {
     plane.kubectl(&["apply", "-f", "-"], &manifest(kind, name, spec)).await
 }
 
@@ -190,6 +219,11 @@ async fn create(plane: &ControlPlane, number: usize) -> Result<()> {
     let made: Value = plane.client().request(request.body(body)?).await.with_context(|| format!("create {number}"))?;
     ensure!(made["spec"]["encoder"] == "json", "without its defaults: {made}");
     Ok(())
+}
+
+/// Lets something else be what Strata keeps.
+async fn keep(plane: &ControlPlane, kept: &Value) -> Result<()> {
+    plane.patch::<Secret>(SECRET, &json!({ "stringData": { "state.json": kept.to_string() } })).await.map(drop)
 }
 
 /// What Strata keeps of its certificates.

@@ -34,6 +34,7 @@ mod kafka_cluster;
 mod kafka_once;
 mod kafka_secure;
 mod kills;
+mod kubernetes_cert_manager;
 mod kubernetes_columns;
 mod kubernetes_discovery;
 mod kubernetes_evictions;

@@ -89,11 +89,11 @@ fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage
 fuzz:
 	@tools/setup.sh build
 	RUSTFLAGS= STRATA_SEEDS=$(CACHE)/fuzz cargo test --workspace --locked --test formats -- seeds_of_fuzzing_can_be_written
-	cargo build --release --locked --manifest-path fuzz/Cargo.toml --target "$(HOST)"
+	cargo build --profile fuzz --locked -p fuzz --target "$(HOST)"
 	@for target in $$(ls fuzz/corpus); do \
 	  echo "== $$target"; \
 	  mkdir -p $(CACHE)/fuzz/$$target; \
-	  FUZZ_TARGET=$$target fuzz/target/$(HOST)/release/fuzz -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 \
+	  FUZZ_TARGET=$$target target/$(HOST)/fuzz/fuzz -max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 \
 	    -max_len=4096 -artifact_prefix=$(CACHE)/fuzz/$$target- $(CACHE)/fuzz/$$target fuzz/corpus/$$target; \
 	done
 

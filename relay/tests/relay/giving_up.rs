@@ -9,14 +9,14 @@ use tokio::sync::Notify;
 
 use crate::harness::*;
 
-const WALL: u64 = 200_000;
+pub const WALL: u64 = 200_000;
 
-fn names(n: usize) -> Vec<String> {
+pub fn names(n: usize) -> Vec<String> {
     (0..n).map(|i| format!("metric_{i}")).collect()
 }
 
 /// Publishes one message as a collector does: refused, it tells the trim and tries again; bases are renewed every eighth of the wall.
-async fn patiently(producer: &mut Producer, twin: &Twin, full: &Arc<Notify>, scrapes: &[Scrape], since: &mut u64) -> bool {
+pub async fn patiently(producer: &mut Producer, twin: &Twin, full: &Arc<Notify>, scrapes: &[Scrape], since: &mut u64) -> bool {
     for _ in 0..2_000 {
         if *since > WALL / 8 {
             producer.rebase();
@@ -53,7 +53,7 @@ async fn late(setup: &Setup) -> relay::Relays {
     relays
 }
 
-fn page(names: &[String], target: u64, at: i64, k: i64) -> Scrape {
+pub fn page(names: &[String], target: u64, at: i64, k: i64) -> Scrape {
     let values: Vec<(&str, f64)> = names.iter().enumerate().map(|(i, n)| (n.as_str(), ((k * 7919 + i as i64) as f64).sin())).collect();
     scrape(target, at, &values)
 }

@@ -13,6 +13,7 @@ mod harness;
 mod lanes;
 mod malformed;
 mod newer;
+mod older;
 mod once;
 mod reading;
 mod rejecting;

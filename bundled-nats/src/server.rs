@@ -31,6 +31,7 @@ use crate::telemetry::Metrics;
 
 mod connect;
 mod supervisor;
+mod unread;
 
 use supervisor::Supervisor;
 
@@ -104,6 +105,12 @@ pub enum Error {
     /// Its store failed to write.
     #[error("nats-server cannot write: {0}")]
     WriteError(String),
+    /// Its store does not answer for what it lists.
+    #[error("nats-server does not read back '{subject}': a block of its store is damaged; started again, it leaves that out")]
+    Unread {
+        /// What it lists.
+        subject: String,
+    },
     /// It does not fsync before it acknowledges.
     #[error("nats-server does not fsync every message although its configuration says so")]
     NotDurable,
@@ -238,6 +245,7 @@ impl Server {
             state,
             life,
             lives: 0,
+            is_read_anew: false,
             metrics,
             stop: stop.clone(),
             started: Some(started),

@@ -50,6 +50,10 @@ const CLOCK_SLACK_MS: i64 = 60_000;
 /// A collector that runs and has nothing to say says so within half of this, ms.
 const QUIET_MS: i64 = 20_000;
 
+/// A relay that has begun, and of which there is no checkpoint now.
+const GONE: &str = "its checkpoint is gone from STRATA_STATE: a relay that runs writes it again within seconds; if it does not come back, the store of the \
+                    server is damaged, and the server must be restarted to leave out what cannot be read";
+
 /// What is wanted.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -284,6 +288,7 @@ impl Of {
             }
             Some(Ok(_)) => of.terms.trouble = Some("it was not counted yet: its checkpoint is of an earlier version".to_owned()),
             Some(Err(_)) => of.terms.trouble = Some("its checkpoint is unreadable".to_owned()),
+            None if minutes::is_begun(&streams.ledger, &of.relay.name).await? => of.terms.trouble = Some(GONE.to_owned()),
             None => of.terms.trouble = Some("it has no checkpoint: it did not run yet".to_owned()),
         }
         Ok(of)

@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, ServerState, chain};
+use super::{Error, ServerState, chain, unread};
 use crate::api::Api;
 use crate::cluster::Member;
 use crate::feed;
@@ -63,6 +63,8 @@ pub(super) struct Supervisor {
     pub(super) state: watch::Sender<ServerState>,
     pub(super) life: watch::Sender<Option<(Option<u32>, Durability)>>,
     pub(super) lives: u64,
+    /// This life began because the one before did not read all of its store.
+    pub(super) is_read_anew: bool,
     pub(super) metrics: Metrics,
     pub(super) stop: CancellationToken,
     /// Told the outcome of the first start.
@@ -75,7 +77,10 @@ impl Supervisor {
         loop {
             let began = Instant::now();
             let Err(error) = self.live().await else { break };
-            if let Some(started) = self.started.take() {
+            self.is_read_anew = matches!(error, Error::Unread { .. });
+            if !self.is_read_anew
+                && let Some(started) = self.started.take()
+            {
                 // Without a receiver nobody wants the server any more.
                 drop(started.send(Err(error)));
                 break;
@@ -157,6 +162,7 @@ impl Supervisor {
                 }
             }
         }
+        self.read_back(&control).await?;
         let mut ready = vec![(Role::Control, control)];
         for role in [Role::Collector, Role::Relay] {
             ready.push((role, self.connect(role, ports).await?));
@@ -210,6 +216,24 @@ impl Supervisor {
         streams::ensure(&api, &self.sizes, self.replicas, before).await?;
         let streams = streams::wanted(&self.sizes, self.replicas).into_iter().map(|(name, _)| name.to_owned()).collect();
         Ok(self.folder.remember(streams::BUNDLED_FILE, &Created { streams, ..created })?)
+    }
+
+    /// Whether the store answers for what it lists. Members of a cluster have it from each other.
+    async fn read_back(&self, control: &Connection) -> Result<(), Error> {
+        if self.member.is_some() {
+            return Ok(());
+        }
+        let current = watch::Sender::new(Some(control.clone()));
+        let link = Link::new(current.subscribe(), self.volume_full.clone());
+        let streams = streams::wanted(&self.sizes, self.replicas).into_iter().map(|(name, _)| name);
+        match unread::first(&link, streams).await {
+            Some(subject) if self.is_read_anew => {
+                tracing::error!(target: "nats", subject, "nats-server does not read this back after another start either: a block of its store is damaged");
+                Ok(())
+            }
+            Some(subject) => Err(Error::Unread { subject }),
+            None => Ok(()),
+        }
     }
 
     async fn watch(&self, ports: &Ports, mut is_told: bool) -> Error {

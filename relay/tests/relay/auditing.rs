@@ -393,3 +393,19 @@ async fn what_was_delivered_of_a_stream_that_lost_its_beginning_is_no_disagreeme
     let statement = audited(&setup, (at, at + 5 * SLOT)).await;
     assert!(statement.balanced, "{:?}", statement.holes);
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_a_relay_without_a_checkpoint_it_is_told_whether_that_is_gone() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let at = slot(0);
+    let trouble = async || audited(&setup, (at, at)).await.relays[0].trouble.clone().unwrap_or_default();
+    assert!(trouble().await.contains("did not run yet"));
+    let relays = setup.start();
+    let last = Producer::new(&twin, "p", 1).publish(&[scrape(1, at, &PAGE)]).await;
+    passed(&twin, "one", last).await;
+    relays.stop(Duration::from_secs(5)).await;
+    assert_eq!(trouble().await, "");
+    twin.state.delete("relay.one").await.expect("up");
+    assert!(trouble().await.contains("its checkpoint is gone from STRATA_STATE"));
+}

@@ -145,7 +145,7 @@ impl Deliver {
     pub fn new(parts: Parts) -> Self {
         let mut checkpoint = parts.checkpoint;
         let resumed = checkpoint.partial.take();
-        let repeats = if parts.lanes.is_once() { 0 } else { checkpoint.repeats_max() };
+        let repeats = checkpoint.repeats_max();
         checkpoint.clean = false;
         {
             let mut live = parts.gauges.shared.live();
@@ -408,7 +408,10 @@ impl Deliver {
         metrics.rejected.inc_by(progress.rejected);
         if self.repeats > 0 {
             self.repeats -= 1;
-            metrics.repeated.inc_by(progress.delivered);
+            // A sink that knows what it has takes only what is left of a message of which something is missing now for another one.
+            if !self.lanes.is_once() || !mark.undecodable.is_empty() {
+                metrics.repeated.inc_by(progress.delivered);
+            }
         }
         let totals = match &mut desk {
             Some((side, desk)) => {

@@ -183,8 +183,7 @@ impl Pipeline {
         let at = Message { mode, seq: message.seq };
         match &envelope {
             Ok(envelope) => self.payload(&at, envelope, &message.payload, &mut tally, out).await?,
-            Err(_) if mode == Mode::Silent => {}
-            Err(why) => tally.undecodable("corrupt", why.to_string(), 0, None, None),
+            Err(why) => self.corrupt(&at, &mut tally, why.to_string(), 0),
         }
         let clock = envelope.as_ref().map_or(message.time_ms, |e| e.last_ms.min(message.time_ms));
         while let Some(key) = self.held.older(clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64)) {
@@ -242,19 +241,14 @@ impl Pipeline {
         if payload.is_empty() {
             return Ok(());
         }
-        let corrupt = |tally: &mut Tally, why: String, samples: u64| {
-            if at.mode != Mode::Silent {
-                tally.undecodable("corrupt", why, samples, None, None);
-            }
-        };
         if !envelope.matches(payload) {
-            corrupt(tally, "the checksum does not match".to_owned(), envelope.samples);
+            self.corrupt(at, tally, "the checksum does not match".to_owned(), envelope.samples);
             return Ok(());
         }
         let frames = match sample::frames(payload) {
             Ok(frames) => frames,
             Err(error) => {
-                corrupt(tally, error.to_string(), envelope.samples);
+                self.corrupt(at, tally, error.to_string(), envelope.samples);
                 return Ok(());
             }
         };
@@ -266,7 +260,7 @@ impl Pipeline {
                     self.frame(at, envelope, &frame, tally, out).await?;
                 }
                 Err(error) => {
-                    corrupt(tally, error.to_string(), envelope.samples.saturating_sub(seen));
+                    self.corrupt(at, tally, error.to_string(), envelope.samples.saturating_sub(seen));
                     return Ok(());
                 }
             }
@@ -274,6 +268,14 @@ impl Pipeline {
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    /// A message, or the rest of it, cannot be decoded.
+    fn corrupt(&mut self, at: &Message, tally: &mut Tally, why: String, samples: u64) {
+        if at.mode != Mode::Silent {
+            self.building.lacks();
+            tally.undecodable("corrupt", why, samples, None, None);
+        }
     }
 
     async fn frame(
@@ -304,6 +306,7 @@ impl Pipeline {
                 // What comes before a replay's range is read for its bases only, and begins in the middle of some.
                 if at.mode != Mode::Silent && wanted && self.selects(frame.slot_ms) {
                     let reason = if matches!(error, sample::DecodeError::NoBase { .. }) { "no_base" } else { "corrupt" };
+                    self.building.lacks();
                     tally.undecodable(reason, error.to_string(), u64::from(frame.samples), Some(frame.target), Some(frame.slot_ms));
                 }
                 let is_part = frame.parts > 1 && !frame.flags.contains(Flags::PUSHED) && !frame.flags.contains(Flags::END);
@@ -419,14 +422,9 @@ impl Pipeline {
         let Some((resolved, filters)) = self.resolver.split(decoded.generation) else {
             // Only a held part of a layout that is gone from memory gets here.
             if at.mode != Mode::Silent {
-                tally.loss(Loss {
-                    reason: "no_base",
-                    stream: false,
-                    samples,
-                    frames: 1,
-                    target: Some(decoded.origin.target),
-                    slot_ms: Some(decoded.slot_ms),
-                });
+                self.building.lacks();
+                let (target, slot_ms) = (Some(decoded.origin.target), Some(decoded.slot_ms));
+                tally.loss(Loss { reason: "no_base", stream: false, samples, frames: 1, target, slot_ms });
             }
             return Ok(());
         };

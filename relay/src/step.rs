@@ -9,7 +9,7 @@ use sample::{Columns, Envelope, Layout, Origin, TargetId};
 
 use crate::checkpoint::Gap;
 use crate::encode::remote_write;
-use crate::sink::Batch;
+use crate::sink::{Batch, LACKING};
 
 /// Steps that wait for the sink: batches of at most one sink request each. Larger: memory while a sink is away; smaller: encoding waits for answers.
 pub const STEPS_MAX: usize = 4;
@@ -98,7 +98,7 @@ pub struct Line {
 pub struct Part {
     /// First slot of its window's first message, ms.
     pub first_ms: i64,
-    /// Whether messages may share its window: which of its batches are done is then not kept, as only the sink knows a batch by what is in it.
+    /// Whether messages may share its window: only the sink knows a batch by what is in it.
     pub is_shared: bool,
     /// Its items.
     pub batch: Batch,
@@ -113,6 +113,11 @@ impl Part {
     /// Number in its window.
     pub const fn index(&self) -> u32 {
         self.batch.stretch.index
+    }
+
+    /// Whether a later life tells it by its number alone: not where messages share its window, nor where something of that is missing.
+    pub const fn is_numbered(&self) -> bool {
+        !self.is_shared && self.index() & LACKING == 0
     }
 }
 

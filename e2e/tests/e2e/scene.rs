@@ -176,3 +176,15 @@ pub fn assert_orderly(sink: &HttpSink) {
     assert!(ledger.conflicts.is_empty(), "{} conflicts, such as {}", ledger.conflicts.len(), ledger.conflicts[0]);
     assert_eq!(ledger.records.out_of_order(), None);
 }
+
+/// What a sink has of a store that was damaged: no conflicts, and every series in order but for what came again. That is counted: what is left of a message
+/// of which something cannot be decoded any more makes other requests, so what was delivered of it before a kill comes under other keys.
+///
+/// *Errors*: a sample came again with another value, or more came again than is counted.
+pub fn orderly_but_for(counted: f64, sink: &HttpSink) -> Result<Records> {
+    let ledger = sink.ledger();
+    ensure!(ledger.conflicts.is_empty(), "{} conflicts, such as {}", ledger.conflicts.len(), ledger.conflicts[0]);
+    let (once, repeated, _) = ledger.records.without_repeats()?;
+    ensure!(repeated as f64 <= counted, "{repeated} samples came again under other keys, {counted} are counted");
+    Ok(once)
+}

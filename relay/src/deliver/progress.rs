@@ -7,6 +7,7 @@ use super::Deliver;
 use super::send::Outcome;
 use crate::checkpoint::Partial;
 use crate::minutes::{Fate, fates};
+use crate::sink::LACKING;
 use crate::step::Part;
 
 /// What became of the batches of the window in hand.
@@ -32,7 +33,7 @@ impl Progress {
     /// Counts a part that is done.
     pub fn take(&mut self, part: &Part, outcome: &Outcome) {
         self.id = part.batch.key.split('/').next().unwrap_or_default().to_owned();
-        self.batches = if part.is_shared { 0 } else { part.index() + 1 };
+        self.batches = if part.is_numbered() { part.index() + 1 } else { 0 };
         self.delivered += outcome.delivered;
         self.rejected += outcome.offenders.len() as u64;
         self.given_up += outcome.given_up.len() as u64;
@@ -53,14 +54,30 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// Takes up what was refused by a life before this one.
+    fn refused(&mut self, rejects: &[(u64, i64, u64)]) {
+        for (target, slot_ms, n) in rejects {
+            let rejected = |fate: &&mut Fate| (fate.target.0, fate.slot_ms) == (*target, *slot_ms) && fate.delivered >= *n;
+            if let Some(fate) = self.fates.iter_mut().find(rejected) {
+                fate.delivered -= n;
+                fate.rejected += n;
+            }
+        }
+    }
+}
+
 impl Deliver {
     /// Whether a life before this one was done with a part already.
     pub(super) fn resume(&mut self, part: &Part) -> bool {
-        let Some(partial) = &self.resumed else { return false };
+        let Some(partial) = self.resumed.take() else { return false };
         let ours = part.batch.key.ends_with(&format!("/{}", self.checkpoint.config))
             && part.batch.key.split('/').next() == Some(partial.id.as_str());
-        if !ours || part.index() >= partial.batches {
-            self.resumed = None;
+        if !ours {
+            return false;
+        }
+        if part.index() >= partial.batches {
+            self.resend(&partial, part.index() & !LACKING);
             return false;
         }
         if part.index() == 0 {
@@ -74,16 +91,22 @@ impl Deliver {
             };
         }
         self.progress.fates.extend(fates(part, std::iter::empty(), std::iter::empty()));
-        if part.index() + 1 == partial.batches {
-            for (target, slot_ms, n) in &partial.rejects {
-                let rejected = |fate: &&mut Fate| (fate.target.0, fate.slot_ms) == (*target, *slot_ms) && fate.delivered >= *n;
-                if let Some(fate) = self.progress.fates.iter_mut().find(rejected) {
-                    fate.delivered -= n;
-                    fate.rejected += n;
-                }
-            }
-            self.resumed = None;
+        if part.index() + 1 < partial.batches {
+            self.resumed = Some(partial);
+        } else {
+            self.progress.refused(&partial.rejects);
         }
         true
+    }
+
+    /// Something of the message was there then and is missing now: but for the first of them, the batches that are done are none of those that come. What is
+    /// left of these goes again.
+    fn resend(&mut self, partial: &Partial, batches: u32) {
+        self.repeats = self.repeats.max(1);
+        let progress = &mut self.progress;
+        progress.refused(&partial.rejects);
+        progress.batches = batches;
+        progress.delivered = progress.fates.iter().map(|fate| fate.delivered).sum();
+        progress.rejected = progress.fates.iter().map(|fate| fate.rejected).sum();
     }
 }

@@ -56,7 +56,9 @@ impl Deliver {
         let progress = &self.progress;
         let whole = self.suspects.is_empty() && progress.batches > 0 && progress.given_up == 0;
         // Asked for only where nothing is begun that the partial does not tell of.
-        checkpoint.clean &= !self.half_sent && (whole || progress.delivered == 0);
+        // Of a message that a life before this one may have delivered the rest is still to be counted.
+        let counts = self.repeats == 0;
+        checkpoint.clean &= !self.half_sent && (whole && counts || progress.delivered == 0);
         checkpoint.partial = whole.then(|| progress.partial());
         let written = match (&self.seat, &mut self.track) {
             (Some(seat), _) => seat.take().await.write(seat.side(), checkpoint).await?,

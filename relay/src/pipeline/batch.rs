@@ -12,7 +12,7 @@ use crate::delta::{NO_START, Previously};
 use crate::encode::{Encode, Encoded, Form, Sample, classic};
 use crate::filter::Series;
 use crate::resolve::Resolved;
-use crate::sink::{Batch, Item, Limits};
+use crate::sink::{Batch, Item, LACKING, Limits};
 use crate::step::{Line, Loss, Part, Section, Simplified, Undecodable};
 use crate::template::Route;
 
@@ -197,6 +197,11 @@ impl Building {
     pub fn restart(&mut self) {
         self.index = 0;
         self.sections.clear();
+    }
+
+    /// Something cannot be decoded that belongs here. Where it could be, it was in a batch: those from here on may be others than they were then.
+    pub fn lacks(&mut self) {
+        self.index |= LACKING;
     }
 
     /// Whether the batch must end before this slot of a target, as it may have one sample of each series only.

@@ -27,13 +27,6 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// A metric of a relay; none: it is not there.
-fn metric(registry: &Registry, metric: &str, relay: &str) -> Option<f64> {
-    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
-    let line = text.lines().find(|line| line.starts_with(&format!("{metric}{{")) && line.contains(&format!("relay=\"{relay}\"")))?;
-    line.rsplit_once(' ')?.1.parse().ok()
-}
-
 /// Waits until a key is there, or is not.
 async fn until_key(twin: &Twin, key: &str, is_there: bool) {
     for _ in 0..10_000 {

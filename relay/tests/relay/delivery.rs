@@ -1,3 +1,4 @@
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -79,6 +80,69 @@ async fn a_clean_stop_repeats_nothing_even_in_the_middle_of_a_message() {
     assert_eq!(after.totals.delivered, 4);
     balanced(&after);
     relays.stop(Duration::from_secs(5)).await;
+}
+
+/// A sink that does not take a series of a target for now.
+fn without(series: &'static str, target: &'static str) -> impl FnMut(&[String]) -> Answer {
+    move |lines| if lines.iter().any(|line| line.contains(series) && line.contains(target)) { retry() } else { Answer::Delivered }
+}
+
+/// A message with a page of each of two targets, in three batches; two of them are delivered when a life ends, and then one of the bases is lost.
+async fn without_a_base_of(lost: u64, killed: bool) {
+    let twin = Twin::new(u64::MAX);
+    let mut setup = Setup::one(&twin);
+    setup.limits.items_max = 2;
+    let sink = setup.sink("one");
+    let (relays, mut producer) = (setup.start(), Producer::new(&twin, "p", 1));
+    let page = |target, k: i64| scrape(target, k * SLOT, &[("a", k as f64), ("b", k as f64), ("c", k as f64)]);
+    producer.publish(&[page(1, 1)]).await;
+    producer.publish(&[page(2, 1)]).await;
+    passed(&twin, "one", 2).await;
+    twin.state.set_down(killed);
+    sink.set(without("\"b\"", "\"t2\""));
+    producer.publish(&[page(1, 2), page(2, 2)]).await;
+    until("two are delivered", || sink.delivered().len() == 10 && sink.calls().len() > 6).await;
+    if killed {
+        drop(relays);
+    } else {
+        relays.stop(Duration::from_secs(5)).await;
+    }
+    twin.state.set_down(false);
+    twin.raw.corrupt(lost);
+
+    // And once more, in the middle of what is left.
+    let registries = [prometheus::Registry::new(), prometheus::Registry::new()];
+    let (left, calls) = (if lost == 1 { "\"t2\"" } else { "\"t1\"" }, sink.calls().len());
+    sink.set(without("\"c\"", left));
+    let relays = setup.start_with(&registries[0]);
+    until("the last of it is asked for", || sink.calls()[calls..].iter().any(|call| call.answer != Answer::Delivered)).await;
+    relays.stop(Duration::from_secs(5)).await;
+    sink.set(|_| Answer::Delivered);
+    let relays = setup.start_with(&registries[1]);
+    let after = passed(&twin, "one", 3).await;
+    balanced(&after);
+    assert_eq!((after.totals.read, after.totals.lost), (12, 3));
+    let mut keys: HashMap<String, HashSet<Vec<String>>> = HashMap::new();
+    for call in sink.calls() {
+        keys.entry(call.key).or_default().insert(call.lines);
+    }
+    assert!(keys.values().all(|bodies| bodies.len() == 1), "a key came with other bytes: {keys:?}");
+    let delivered = sink.delivered();
+    let there: HashSet<&String> = delivered.iter().filter(|line| line.contains(left)).collect();
+    assert_eq!(there.len(), 6, "what is left arrives: {delivered:?}");
+    let repeated = delivered.len() - delivered.iter().collect::<HashSet<_>>().len();
+    let counted = registries.iter().filter_map(|registry| metric(registry, "strata_relay_repeated_samples_total", "one")).sum::<f64>();
+    assert!(repeated as f64 <= counted && counted <= 3.0, "{repeated} came again, {counted} are counted");
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_message_that_lost_a_base_goes_again_under_keys_of_its_own() {
+    for lost in [1, 2] {
+        for killed in [true, false] {
+            without_a_base_of(lost, killed).await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -355,6 +355,13 @@ pub fn status(relays: &Relays, name: &str) -> Status {
     relays.status().into_iter().find(|status| status.name == name).expect("it runs")
 }
 
+/// A metric of a relay; none: it is not there.
+pub fn metric(registry: &prometheus::Registry, metric: &str, relay: &str) -> Option<f64> {
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+    let line = text.lines().find(|line| line.starts_with(&format!("{metric}{{")) && line.contains(&format!("relay=\"{relay}\"")))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
+
 /// What an audit of all relays says of a range of slots.
 pub async fn audited(setup: &Setup, (from_ms, to_ms): (i64, i64)) -> Statement {
     let request = Request { relays: setup.relays.clone(), from_ms, to_ms, selector: None };

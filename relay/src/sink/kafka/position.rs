@@ -17,7 +17,7 @@ use tokio::sync::oneshot::Sender;
 
 use super::login::Login;
 use super::reports::Reports;
-use crate::sink::Batch;
+use crate::sink::{Batch, LACKING};
 
 /// Bytes of a sink's answer that a position keeps. Larger: no room for the bits; smaller: a letter says less.
 const REASON_BYTES_MAX: usize = 200;
@@ -109,8 +109,10 @@ impl Reached {
             let is_set = |item: &usize| bits.get(item / 8).is_some_and(|byte| byte >> (item % 8) & 1 == 1);
             return Some((0..batch.items.len()).filter(is_set).collect());
         }
-        // Another configuration makes other batches of the same messages.
-        let is_alike = || batch.key.rsplit('/').next() == self.key.rsplit('/').next();
+        // Another configuration makes other batches of the same messages, and so does what is missing of them.
+        let is_lacking = |index: u32| index & LACKING != 0;
+        let is_alike =
+            || batch.key.rsplit('/').next() == self.key.rsplit('/').next() && is_lacking(stretch.index) == is_lacking(self.index);
         let is_before =
             batch.key == self.key || stretch.last < self.first || stretch.first == self.first && stretch.index < self.index && is_alike();
         is_before.then(Vec::new)
@@ -225,6 +227,10 @@ mod tests {
         let mut other = batch(10, 12, 3, "x");
         other.key = "p:1:10/3.ffff/x".to_owned();
         assert_eq!(reached.covers(&other), None, "the same place with other messages");
+        let lacking = Reached::after(&batch(10, 12, LACKING | 3, "x"), &[], "", Vec::new());
+        let covers = |reached: &Reached, index| reached.covers(&batch(10, 12, index, "x")).is_some();
+        assert!(covers(&lacking, LACKING | 2) && !covers(&lacking, LACKING | 4));
+        assert!(!covers(&lacking, 2) && !covers(&reached, LACKING | 2), "with something missing its batches are others");
     }
 
     #[test]

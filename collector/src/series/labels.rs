@@ -276,7 +276,8 @@ fn not_legacy<'t>(mut labels: impl Iterator<Item = (&'t str, &'t str)>) -> Optio
 fn check(options: &Options, identity: &Identity<'_>, line: impl Fn() -> usize) -> Result<(), PageError> {
     let own = |name: &str| identity.labels().any(|label| label.0 == name);
     let inherited = || options.target_labels.iter().filter(|(name, _)| !own(name)).map(|(name, value)| (name.as_str(), value.as_str()));
-    let all = || [(NAME, identity.name.as_ref())].into_iter().chain(identity.labels().filter(|label| !label.1.is_empty())).chain(inherited());
+    let all =
+        || [(NAME, identity.name.as_ref())].into_iter().chain(identity.labels().filter(|label| !label.1.is_empty())).chain(inherited());
     if options.legacy_names
         && let Some(name) = not_legacy(all())
     {

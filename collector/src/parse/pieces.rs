@@ -14,8 +14,8 @@ pub(crate) struct Pieces<'a> {
     text: &'a [u8],
     name: Range<usize>,
     labels: Vec<[Range<u32>; 2]>,
-    /// Where the labels begin that follow the first ones: so many of these as stand behind the name, with nothing but a comma behind each.
-    starts: Vec<usize>,
+    /// So many of the first ones stand behind the name and have nothing but a comma behind them.
+    plain: usize,
     /// Labels that the last text had in common with the one before it.
     known: usize,
 }
@@ -24,18 +24,15 @@ impl<'a> Pieces<'a> {
     /// Reads the series at `start`: the part of `body` that was looked at, which ends where the series does.
     pub(crate) fn walk(&mut self, body: &'a [u8], start: usize) -> Result<Range<usize>, Fault> {
         let text = body.get(start..).unwrap_or_default();
-        self.known = 0;
-        if !self.starts.is_empty() {
-            let common = common(self.text, text);
-            self.known = self.starts.partition_point(|known| *known <= common);
-        }
+        let common = if self.plain > 0 { common(self.text, text) } else { 0 };
+        self.known = self.labels[..self.plain].partition_point(|label| behind(label) <= common);
         let from = self.start(self.known);
         self.labels.truncate(self.known);
-        self.starts.truncate(self.known);
+        self.plain = self.known;
         // What is broken has nothing in common with what follows.
         self.text = &[];
         let place = |part: &[u8]| (part.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
-        let Self { name, labels, starts, known, .. } = self;
+        let Self { name, labels, plain, known, .. } = self;
         if from == 0 {
             *name = Range::default();
         }
@@ -44,8 +41,8 @@ impl<'a> Pieces<'a> {
             Piece::Label(label, value) => {
                 let (label_at, value_at) = (place(label), place(value));
                 let end = value_at + value.len();
-                if starts.len() == labels.len() && name.end > 0 && text.get(end + 1) == Some(&b',') {
-                    starts.push(end + 2);
+                if *plain == labels.len() && name.end > 0 && text.get(end + 1) == Some(&b',') {
+                    *plain += 1;
                 }
                 labels.push([label_at as u32..(label_at + label.len()) as u32, value_at as u32..end as u32]);
             }
@@ -75,12 +72,17 @@ impl Pieces<'_> {
 
     /// Where in the text it goes on behind so many of the labels that it had in common.
     pub(crate) fn start(&self, labels: usize) -> usize {
-        labels.checked_sub(1).map_or(0, |last| self.starts[last])
+        labels.checked_sub(1).map_or(0, |last| behind(&self.labels[last]))
     }
 
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
     }
+}
+
+/// Where it goes on behind a label and its comma.
+fn behind([_, value]: &[Range<u32>; 2]) -> usize {
+    value.end as usize + "\",".len()
 }
 
 /// Bytes that both begin with.

@@ -52,9 +52,7 @@ impl Progress {
             rejects: rejects.collect(),
         }
     }
-}
 
-impl Progress {
     /// Takes up what was refused by a life before this one.
     fn refused(&mut self, rejects: &[(u64, i64, u64)]) {
         for (target, slot_ms, n) in rejects {

@@ -22,6 +22,8 @@ CACHE := $(or $(STRATA_CACHE),$(HOME)/.cache/strata)
 # Named, so that what fuzzing instruments is the programs and not the build scripts.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := cargo build --release --locked -p strata
+# The error of a failed test says what and where by its text; 30 frames of a runtime behind it only push that out of sight. Panics keep theirs.
+export RUST_LIB_BACKTRACE := 0
 BENCH_FLAGS ?= --warm-up-time 1 --measurement-time 3
 
 .PHONY: help setup build release run demo test fmt lint docs unit e2e bench bench-discovery fuzz image soak

@@ -318,8 +318,10 @@ impl RunningPod {
             (answer.status() == 200).then_some(None)
         })
         .await?;
-        ensure!(ended.is_none(), "{} ended: {ended:?}", self.key);
-        Ok(())
+        match ended {
+            Some(status) => bail!("{} ended with {status}: {}", self.key, self.log_tail(LOG_LINES)),
+            None => Ok(()),
+        }
     }
 
     /// Sum of a metric's samples at this port; 0 where there is none.
@@ -344,7 +346,7 @@ impl RunningPod {
         let mut child = self.child.take().context("it does not run")?;
         process::signal(child.id(), Signal::SIGTERM);
         let status = wait::until("the pod ends", self.grace, async || child.try_wait().ok().flatten()).await?;
-        ensure!(status.success(), "{} ended with {status}", self.key);
+        ensure!(status.success(), "{} ended with {status}: {}", self.key, self.log_tail(LOG_LINES));
         plane.delete::<Pod>(&self.key).await?;
         Ok(fs::remove_dir_all(&self.folder)?)
     }

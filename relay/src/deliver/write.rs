@@ -52,13 +52,12 @@ impl Deliver {
         if !is_behind {
             checkpoint.forget();
         }
-        checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(1);
+        // What may still come again of a life before this one is the next one's to count.
+        checkpoint.pace = self.pace.max(checkpoint.pace / 2).max(self.repeats / 2).max(1);
         let progress = &self.progress;
         let whole = self.suspects.is_empty() && progress.batches > 0 && progress.given_up == 0;
-        // Asked for only where nothing is begun that the partial does not tell of.
-        // Of a message that a life before this one may have delivered the rest is still to be counted.
-        let counts = self.repeats == 0;
-        checkpoint.clean &= !self.half_sent && (whole && counts || progress.delivered == 0);
+        // Asked for only where nothing is begun that the partial does not tell of, and nothing of a life before this one is left to come again.
+        checkpoint.clean &= self.repeats == 0 && !self.half_sent && (whole || progress.delivered == 0);
         checkpoint.partial = whole.then(|| progress.partial());
         let written = match (&self.seat, &mut self.track) {
             (Some(seat), _) => seat.take().await.write(seat.side(), checkpoint).await?,

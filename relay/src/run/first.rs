@@ -52,7 +52,9 @@ pub(super) async fn again(streams: &Streams, relay: &str) -> Result<Checkpoint, 
     let all = first(&*streams.raw, Start::Earliest).await?;
     let info = streams.raw.info().await?;
     let minutes = minutes::again(&streams.ledger, relay, info.first_ms.unwrap_or(i64::MAX), all.seq).await?;
-    Ok(Checkpoint { clean: false, pace: info.last_seq.saturating_sub(all.seq), minutes: Some(minutes), ..all })
+    // Half, as twice a pace may come again.
+    let pace = info.last_seq.saturating_sub(all.seq) / 2;
+    Ok(Checkpoint { clean: false, pace, minutes: Some(minutes), ..all })
 }
 
 /// The last message of each producer that is not a relay's own which begins after a sequence.

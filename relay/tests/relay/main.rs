@@ -18,6 +18,7 @@ mod once;
 mod reading;
 mod rejecting;
 mod remote_writing;
+mod repeats;
 mod replaying;
 mod replays;
 mod resending;

@@ -25,6 +25,8 @@ const LEDGER_SHARE: u64 = 100;
 const LEDGER_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Checkpoints and leases; with history 1 it never holds more than one value per key.
 const STATE_BYTES: u64 = 64 * 1024 * 1024;
+/// A server's answer where its streams would reserve more than it may store.
+const NO_ROOM: u64 = 10047;
 
 /// Fields that decide what a message's fate is; a stream that differs in one of them is not touched.
 const FIXED: [&str; 20] = [
@@ -114,6 +116,19 @@ pub enum Error {
         wanted: u64,
         /// Bytes in it.
         used: u64,
+    },
+    /// The servers promise no more bytes than they may store.
+    #[error(
+        "cannot {operation} the stream '{stream}' of {wanted} bytes (buffer.max_bytes): the server has promised all that it may store, by default \
+         three quarters of what its volume had free at its start; raise max_file_store in its jetstream block, or lower buffer.max_bytes"
+    )]
+    NoRoom {
+        /// What was tried.
+        operation: &'static str,
+        /// The stream.
+        stream: &'static str,
+        /// Its wall.
+        wanted: u64,
     },
     /// A stream that was there is not.
     #[error(
@@ -215,7 +230,12 @@ pub async fn ensure(api: &Api, sizes: &Sizes, replicas: u8, before: Before<'_>) 
     for Step { operation, name, config, .. } in steps {
         let subject = if operation == "create" { "STREAM.CREATE" } else { "STREAM.UPDATE" };
         let answer = api.request(&format!("{subject}.{name}"), &config).await;
-        answer.map_err(|source| Error::Api { operation, stream: name, source })?;
+        answer.map_err(|source| match source {
+            api::Error::Refused { err_code: NO_ROOM, .. } => {
+                Error::NoRoom { operation, stream: name, wanted: config["max_bytes"].as_u64().unwrap_or(0) }
+            }
+            source => Error::Api { operation, stream: name, source },
+        })?;
         tracing::info!(stream = name, operation, "stream is as wanted");
     }
     Ok(())

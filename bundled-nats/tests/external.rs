@@ -73,11 +73,13 @@ async fn a_server_without_jetstream_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_small_payload_and_a_small_account_are_refused_with_their_limits() -> Result<()> {
+async fn a_small_payload_account_or_server_is_refused_with_its_limit() -> Result<()> {
     let general = "max_payload: 65536".to_owned();
     check(Setup { general, ..Setup::default() }, |_| (), &["max_payload is 65536 bytes", "needs 1048576"]).await?;
     let account = "{ max_file: 100MB }".to_owned();
-    check(Setup { account, ..Setup::default() }, |_| (), &["may store", "104857600", "lower buffer.max_bytes"]).await
+    check(Setup { account, ..Setup::default() }, |_| (), &["may store", "104857600", "lower buffer.max_bytes"]).await?;
+    let max_file_store = Some(100 << 20);
+    check(Setup { max_file_store, ..Setup::default() }, |_| (), &["promised all", "max_file_store", "lower buffer.max_bytes"]).await
 }
 
 #[tokio::test]

@@ -40,7 +40,9 @@ impl Nats {
     /// *Errors*: the system refuses the file.
     pub fn configure(&self, rest: &str) -> Result<()> {
         let (port, store) = (self.port, self.store());
-        let text = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{rest}\n");
+        // By itself it lets streams reserve three quarters of what is free: a test would depend on how full the machine is.
+        let jetstream = format!("jetstream {{ store_dir: {store:?}, max_file_store: {} }}", 1u64 << 40);
+        let text = format!("listen: \"127.0.0.1:{port}\"\n{jetstream}\n{rest}\n");
         Ok(std::fs::write(self.folder.path().join("nats.conf"), text)?)
     }
 

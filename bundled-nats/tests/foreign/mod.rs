@@ -23,6 +23,8 @@ pub struct Setup {
     pub general: String,
     /// The account's `jetstream` value; empty: enabled.
     pub account: String,
+    /// Bytes that its streams may reserve; none: many, however full the machine is.
+    pub max_file_store: Option<u64>,
     /// No JetStream at all.
     pub without_jetstream: bool,
     /// What the user `strata` may do; empty: everything.
@@ -58,7 +60,11 @@ impl Foreign {
         } else {
             String::new()
         };
-        let jetstream = if setup.without_jetstream { String::new() } else { format!("jetstream {{ store_dir: {:?} }}\n", folder.path()) };
+        let jetstream = if setup.without_jetstream {
+            String::new()
+        } else {
+            format!("jetstream {{ store_dir: {:?}, max_file_store: {} }}\n", folder.path(), setup.max_file_store.unwrap_or(1 << 40))
+        };
         let account = if setup.without_jetstream {
             String::new()
         } else {

@@ -408,8 +408,8 @@ impl Deliver {
         metrics.rejected.inc_by(progress.rejected);
         if self.repeats > 0 {
             self.repeats -= 1;
-            // A sink that knows what it has takes only what is left of a message of which something is missing now for another one.
-            if !self.lanes.is_once() || !mark.undecodable.is_empty() {
+            // A sink that knows what it has takes only what is numbered apart for another one.
+            if !self.lanes.is_once() || progress.lacking {
                 metrics.repeated.inc_by(progress.delivered);
             }
         }

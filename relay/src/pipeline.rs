@@ -6,6 +6,7 @@
 
 mod batch;
 mod clock;
+mod damage;
 mod held;
 mod window;
 
@@ -30,6 +31,7 @@ use crate::template::Template;
 
 use batch::{Building, Page, Tally};
 use clock::Clock;
+use damage::Damage;
 use held::{Held, HeldKey, HeldPart};
 use window::Window;
 
@@ -83,6 +85,8 @@ pub struct Pipeline {
     replay: Option<(String, i64, i64)>,
     /// Whether silent frames still teach previous values: not after a rollback, when newer ones are known.
     learning: bool,
+    /// What is known to be gone of what it remembers.
+    damage: Damage,
     clock: Clock,
     forgot_before_ms: i64,
     /// Until then a base that was not seen for long may yet be needed.
@@ -101,6 +105,7 @@ enum Mode {
 struct Message {
     mode: Mode,
     seq: u64,
+    at_ms: i64,
 }
 
 impl Message {
@@ -133,6 +138,7 @@ impl Pipeline {
             config: parts.config,
             replay: parts.replay,
             learning: true,
+            damage: Damage::default(),
             clock: Clock::new(),
             forgot_before_ms: i64::MIN,
             behind_to: parts.position,
@@ -149,7 +155,8 @@ impl Pipeline {
     /// Lowest sequence that holds a base needed after the last message.
     fn warm_after(&self) -> u64 {
         let next = self.seq + 1;
-        self.decoder.warm_from().unwrap_or(next).min(self.held.first_seq().unwrap_or(next)).min(next)
+        let held = self.held.first_seq().unwrap_or(next);
+        self.decoder.warm_from().unwrap_or(next).min(held).min(self.damage.seq().unwrap_or(next)).min(next)
     }
 
     /// Takes one message through to steps.
@@ -163,7 +170,7 @@ impl Pipeline {
             self.learning = false;
             self.behind_to = u64::MAX;
         }
-        let Incoming { message, envelope, silent, gap, restarted } = incoming;
+        let Incoming { message, envelope, silent, gap, torn_out, shared, restarted } = incoming;
         let id = identity(&message, envelope.as_ref().ok());
         let mode = match (silent, message.seq <= self.control.skipped()) {
             (true, _) => Mode::Silent,
@@ -173,19 +180,25 @@ impl Pipeline {
         if mode != Mode::Silent {
             self.behind_to = 0;
         }
+        let clock = envelope.as_ref().map_or(message.time_ms, |e| e.last_ms.min(message.time_ms));
+        if torn_out {
+            self.damage.note(self.seq + 1, clock);
+        }
         let first_ms = envelope.as_ref().map_or(message.time_ms, |e| e.first_ms);
         self.enter(&message, &id, mode, first_ms, out).await?;
+        if shared && self.damage.is_fresh() {
+            self.building.lacks();
+        }
         self.seq = message.seq;
         let mut tally = Tally::new(self.resolver.chain().len());
         if let Some(gap) = gap {
             tally.loss(Loss { reason: "rollback", stream: true, samples: gap.samples, frames: gap.messages, target: None, slot_ms: None });
         }
-        let at = Message { mode, seq: message.seq };
+        let at = Message { mode, seq: message.seq, at_ms: clock };
         match &envelope {
             Ok(envelope) => self.payload(&at, envelope, &message.payload, &mut tally, out).await?,
             Err(why) => self.corrupt(&at, &mut tally, why.to_string(), 0),
         }
-        let clock = envelope.as_ref().map_or(message.time_ms, |e| e.last_ms.min(message.time_ms));
         while let Some(key) = self.held.older(clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64)) {
             self.incomplete(&at, &key, &mut tally, out).await?;
         }
@@ -272,6 +285,7 @@ impl Pipeline {
 
     /// A message, or the rest of it, cannot be decoded.
     fn corrupt(&mut self, at: &Message, tally: &mut Tally, why: String, samples: u64) {
+        self.damage.note(at.seq, at.at_ms);
         if at.mode != Mode::Silent {
             self.building.lacks();
             tally.undecodable("corrupt", why, samples, None, None);
@@ -289,7 +303,8 @@ impl Pipeline {
         if let Some(key) = self.held.superseded(&envelope.producer, frame.target, frame.slot_ms) {
             self.incomplete(at, &key, tally, out).await?;
         }
-        let learns = self.learning && (self.deltas.is_some() || self.resolver.chain().remembers());
+        // Where something is damaged, the slot of a page without its base may not have been taken.
+        let learns = self.damage.is_fresh() || self.learning && (self.deltas.is_some() || self.resolver.chain().remembers());
         if at.mode == Mode::Silent && frame.kind == FrameKind::Delta && frame.parts <= 1 && !learns {
             // Nothing of it is needed but that its slot was taken, and its base is in use.
             self.decoder.see(&envelope.producer, envelope.epoch, frame);
@@ -379,34 +394,6 @@ impl Pipeline {
         self.slots.take(producer, Header { target: frame.target, slot_ms: frame.slot_ms, complete, failed })
     }
 
-    /// A newer slot came before the missing parts of an older one: what there is of it is better than nothing.
-    async fn incomplete(&mut self, at: &Message, key: &HeldKey, tally: &mut Tally, out: &mpsc::Sender<Step>) -> Result<(), Closed> {
-        let parts = self.held.take(key);
-        let failed = parts.iter().any(|part| part.failed);
-        match self.slots.take(&key.producer, Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
-            Fate::Take { late } => self.parts(at, parts, late, tally, out).await,
-            Fate::Twin | Fate::Hold => {
-                at.twin(tally, parts.iter().map(|part| &part.decoded));
-                Ok(())
-            }
-        }
-    }
-
-    async fn parts(
-        &mut self,
-        at: &Message,
-        mut parts: Vec<HeldPart>,
-        late: bool,
-        tally: &mut Tally,
-        out: &mpsc::Sender<Step>,
-    ) -> Result<(), Closed> {
-        parts.sort_by_key(|part| part.decoded.part);
-        for part in &parts {
-            self.emit(at, &part.decoded, &part.columns, late, tally, out).await?;
-        }
-        Ok(())
-    }
-
     /// Encodes the samples of one frame, or only learns from them.
     async fn emit(
         &mut self,
@@ -454,6 +441,10 @@ impl Pipeline {
             tally.line(&decoded.origin, decoded.slot_ms);
             return Ok(());
         }
+        if late {
+            // Whether it was taken for another's twin only who read on from that one knows.
+            self.building.lacks();
+        }
         if self.building.ends_before(decoded.origin.target, decoded.slot_ms)
             && let Some(part) = self.building.finish(self.window.as_ref(), &self.config)
         {
@@ -478,6 +469,7 @@ impl Pipeline {
         let asked = self.control.forgotten_before();
         if let Some(before) = self.clock.tick(now_ms) {
             self.slots.forget_before(before);
+            self.damage.forget_before(before);
             self.decoder.forget_before(before);
             self.resolver.forget_before(before);
             self.resolver.tick(self.clock.now_ms(), before);

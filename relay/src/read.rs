@@ -28,6 +28,10 @@ pub struct Incoming {
     pub silent: bool,
     /// Messages are gone for good before it.
     pub gap: Option<Gap>,
+    /// Sequences before it that should be there are not, delivered or not: the stream is damaged in its middle.
+    pub torn_out: bool,
+    /// More than one collector is known: their pages may be twins.
+    pub shared: bool,
     /// The reader began again at `warm_from`: what was learned from the stream is void.
     pub restarted: bool,
 }
@@ -44,6 +48,8 @@ pub struct Reader {
     /// The last message handed out (or the checkpoint's).
     seq: u64,
     id: Option<String>,
+    /// The sequence that comes next in a stream that nothing was torn out of; none: any may.
+    expected: Option<u64>,
     /// Below this sequence everything is silent; 0 after a rollback, where only identity counts.
     silent_to: u64,
     /// The checkpoint's message: it must be met on the way.
@@ -102,6 +108,8 @@ impl Reader {
             reached: Reached::default(),
             seq: checkpoint.seq,
             id: None,
+            // The trim leaves what a position needs.
+            expected: Some(checkpoint.warm_from.max(1)),
             silent_to: checkpoint.seq,
             check: checkpoint.id.clone().filter(|_| checkpoint.seq > 0).map(|id| (checkpoint.seq, id)),
             resume: None,
@@ -181,6 +189,7 @@ impl Reader {
             };
             self.seq = message.seq;
             self.id = Some(identity(&message, envelope.as_ref().ok()));
+            let torn_out = self.expected.replace(message.seq + 1).is_some_and(|expected| message.seq > expected);
             if let Ok(envelope) = &envelope {
                 match self.bounds.as_mut().filter(|bounds| bounds.is_beyond(message.seq, Some(envelope))) {
                     Some(bounds) => bounds.beyond.advance(envelope, &message.subject, message.time_ms),
@@ -192,7 +201,8 @@ impl Reader {
                 self.rolled_back();
                 continue;
             }
-            return Incoming { message, envelope, silent, gap, restarted: std::mem::take(&mut self.restarted) };
+            let (shared, restarted) = (self.positions.iter().nth(1).is_some(), std::mem::take(&mut self.restarted));
+            return Incoming { message, envelope, silent, gap, torn_out, shared, restarted };
         }
     }
 
@@ -251,6 +261,7 @@ impl Reader {
             }
             Reopen::Again => {
                 self.restarted = true;
+                self.expected = None;
                 self.again_from(warm_from.max(1)).await?
             }
         };

@@ -106,12 +106,12 @@ pub struct Stretch {
     pub first: u64,
     /// Sequence of the last message that was read for it: nothing of a later one is in it.
     pub last: u64,
-    /// Its number in its window; with [`LACKING`], if something of that cannot be decoded.
+    /// Its number in its window; with [`LACKING`], where another life may have made another of it.
     pub index: u32,
 }
 
-/// Set in the number of a batch before which, or in which, something of its window is missing because it cannot be decoded: it is none of those that were
-/// made of the window while it could be, and comes behind them.
+/// Set in the number of a batch which another life may have made of other samples: something of its window, or of what came before, cannot be read any
+/// more, or a page comes late of whose twin only who reads on from it knows. It is none of those that were made then, and comes behind them.
 pub const LACKING: u32 = 1 << 31;
 
 /// Encoded samples of one window of the stream, a message or more (or a part of it), in order.

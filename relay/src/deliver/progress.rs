@@ -18,6 +18,8 @@ pub(super) struct Progress {
     pub delivered: u64,
     pub rejected: u64,
     pub given_up: u64,
+    /// Whether something of it is numbered apart, as with [`LACKING`].
+    pub lacking: bool,
     /// The same by target and slot.
     pub fates: Vec<Fate>,
 }
@@ -28,12 +30,14 @@ impl Progress {
         self.delivered += other.delivered;
         self.rejected += other.rejected;
         self.given_up += other.given_up;
+        self.lacking |= other.lacking;
     }
 
     /// Counts a part that is done.
     pub fn take(&mut self, part: &Part, outcome: &Outcome) {
         self.id = part.batch.key.split('/').next().unwrap_or_default().to_owned();
         self.batches = if part.is_numbered() { part.index() + 1 } else { 0 };
+        self.lacking |= part.index() & LACKING != 0;
         self.delivered += outcome.delivered;
         self.rejected += outcome.offenders.len() as u64;
         self.given_up += outcome.given_up.len() as u64;
@@ -85,6 +89,7 @@ impl Deliver {
                 delivered: partial.delivered,
                 rejected: partial.rejected,
                 given_up: 0,
+                lacking: false,
                 fates: Vec::new(),
             };
         }

@@ -199,7 +199,7 @@ impl Building {
         self.sections.clear();
     }
 
-    /// Something cannot be decoded that belongs here. Where it could be, it was in a batch: those from here on may be others than they were then.
+    /// Something is here, or is missing, that was not so where it could be read: the batches from here on may be others than they were then.
     pub fn lacks(&mut self) {
         self.index |= LACKING;
     }

@@ -6,6 +6,12 @@
 use std::collections::BTreeMap;
 
 use sample::{Columns, Decoded, Envelope, FrameRef, TargetId};
+use tokio::sync::mpsc;
+
+use super::batch::Tally;
+use super::{Closed, Message, Pipeline};
+use crate::slots::{Fate, Header};
+use crate::step::Step;
 
 /// One producer's try at one slot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,5 +79,41 @@ impl Held {
 
     pub fn clear(&mut self) {
         self.slots.clear();
+    }
+}
+
+impl Pipeline {
+    /// A newer slot came before the missing parts of an older one: what there is of it is better than nothing.
+    pub(super) async fn incomplete(
+        &mut self,
+        at: &Message,
+        key: &HeldKey,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        let parts = self.held.take(key);
+        let failed = parts.iter().any(|part| part.failed);
+        match self.slots.take(&key.producer, Header { target: key.target, slot_ms: key.slot_ms, complete: true, failed }) {
+            Fate::Take { late } => self.parts(at, parts, late, tally, out).await,
+            Fate::Twin | Fate::Hold => {
+                at.twin(tally, parts.iter().map(|part| &part.decoded));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn parts(
+        &mut self,
+        at: &Message,
+        mut parts: Vec<HeldPart>,
+        late: bool,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        parts.sort_by_key(|part| part.decoded.part);
+        for part in &parts {
+            self.emit(at, &part.decoded, &part.columns, late, tally, out).await?;
+        }
+        Ok(())
     }
 }

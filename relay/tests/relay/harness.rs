@@ -212,6 +212,7 @@ struct ScriptedSink {
     limits: Limits,
     /// With how many others it sends at the same time.
     lanes: usize,
+    once: bool,
     /// Where those that send wait for each other.
     meet: Option<Arc<tokio::sync::Barrier>>,
 }
@@ -235,8 +236,12 @@ impl Sink for ScriptedSink {
         self.limits
     }
 
+    fn is_once(&self) -> bool {
+        self.once
+    }
+
     fn lanes(&self) -> Vec<Box<dyn Sink>> {
-        let lane = || Self { script: self.script.clone(), limits: self.limits, lanes: 0, meet: self.meet.clone() };
+        let lane = || Self { script: self.script.clone(), limits: self.limits, lanes: 0, once: self.once, meet: self.meet.clone() };
         (0..self.lanes).map(|_| Box::new(lane()) as Box<dyn Sink>).collect()
     }
 }
@@ -265,6 +270,8 @@ pub struct Setup {
     pub limits: Limits,
     /// Lanes beside the sink itself.
     pub lanes: usize,
+    /// Whether sinks keep in mind what they have.
+    pub once: bool,
     /// Where requests wait for each other.
     pub meet: Option<Arc<tokio::sync::Barrier>>,
     pub options: Options,
@@ -279,6 +286,7 @@ impl Setup {
             sinks,
             limits: Limits { bytes_max: 1 << 20, items_max: 10_000 },
             lanes: 0,
+            once: false,
             meet: None,
             options: Options::default(),
         }
@@ -293,13 +301,13 @@ impl Setup {
     }
 
     pub fn options(&self) -> Options {
-        let (sinks, limits, lanes, meet) = (self.sinks.clone(), self.limits, self.lanes, self.meet.clone());
+        let (sinks, limits, lanes, once, meet) = (self.sinks.clone(), self.limits, self.lanes, self.once, self.meet.clone());
         let build = move |relay: &config::Relay| {
             let named = |f: &config::Component| Ok((Arc::from(f.name.as_str()), relay::filter::build(f)?));
             let filters = relay.filters.iter().map(named).collect::<Result<_, config::OptionsError>>()?;
             let ndjson = config::Component { name: "ndjson".into(), options: serde_json::Value::Null };
             let encoder = Arc::from(relay::encode::build(relay.encode.as_ref().unwrap_or(&ndjson))?);
-            let sink = Box::new(ScriptedSink { script: sinks[&relay.name].clone(), limits, lanes, meet: meet.clone() });
+            let sink = Box::new(ScriptedSink { script: sinks[&relay.name].clone(), limits, lanes, once, meet: meet.clone() });
             Ok(Components { filters, encoder, sink })
         };
         Options { build: Arc::new(build), ..self.options.clone() }

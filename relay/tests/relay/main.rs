@@ -25,3 +25,4 @@ mod resending;
 mod slots;
 mod standby;
 mod summing;
+mod twins;

@@ -101,23 +101,28 @@ pub struct Book {
     open: BTreeMap<&'static str, Entry>,
     /// Per reason: the sequence up to which a life before this one booked, above the checkpoint.
     booked: BTreeMap<&'static str, u64>,
+    /// The newest of its entries in the ledger, of this life or one before.
+    newest: u64,
 }
 
 impl Book {
-    /// Looks what is booked already above a position. The second value: up to where samples were given up, and why.
+    /// Looks what is booked already above a position, but for what was booked up to `voided` in the ledger. The second value: up to where samples were
+    /// given up, and why.
     pub async fn open(
         log: Arc<dyn Log>,
         (relay, side): (&str, Side),
-        position: u64,
+        (position, voided): (u64, u64),
         stop: CancellationToken,
     ) -> Result<(Self, Option<(u64, Why)>), PortError> {
-        let mut booked = BTreeMap::new();
+        let (mut booked, mut newest) = (BTreeMap::new(), 0);
         for reason in REASONS {
             let stage = if reason == "rollback" { "stream" } else { "relay" };
             let Some(last) = log.last(&own_subject_of(stage, relay, side, reason)).await? else { continue };
+            newest = newest.max(last.seq);
             let entry = serde_json::from_slice::<Entry>(&last.payload).ok();
             if let Some((_, to)) = entry.and_then(|entry| entry.seqs)
                 && to > position
+                && last.seq > voided
             {
                 booked.insert(reason, to);
             }
@@ -126,7 +131,7 @@ impl Book {
             .into_iter()
             .filter_map(|why| Some((*booked.get(why.as_str())?, why)))
             .max_by_key(|(to, _)| *to);
-        Ok((Self { log, relay: relay.to_owned(), side, stop, open: BTreeMap::new(), booked }, given_up))
+        Ok((Self { log, relay: relay.to_owned(), side, stop, open: BTreeMap::new(), booked, newest }, given_up))
     }
 
     /// Notes a loss at a stream sequence.
@@ -165,9 +170,11 @@ impl Book {
         self.booked.values().all(|to| *to <= seq)
     }
 
-    /// The stream was rolled back: what was booked above the checkpoint says nothing of what is there now.
-    pub fn void(&mut self) {
+    /// The stream was rolled back: what was booked above the checkpoint says nothing of what is there now. Says up to where in the ledger that is so, for
+    /// lives after this one.
+    pub fn void(&mut self) -> u64 {
         self.booked.clear();
+        self.newest
     }
 
     /// Writes all open entries and waits until they are stored.
@@ -175,7 +182,9 @@ impl Book {
         while let Some((reason, entry)) = self.open.first_key_value() {
             let reason = *reason;
             let stage = if entry.stage == Stage::Stream { "stream" } else { "relay" };
-            book(&self.log, &own_subject_of(stage, &self.relay, self.side, reason), entry, &self.stop).await?;
+            let (headers, payload) = message(entry);
+            let subject = own_subject_of(stage, &self.relay, self.side, reason);
+            self.newest = store(&self.log, &subject, &headers, &payload, &self.stop).await?;
             self.open.remove(reason);
         }
         Ok(())

@@ -46,13 +46,14 @@ pub(crate) async fn turn(raw: &Arc<dyn Log>, old: Checkpoint) -> Result<Checkpoi
     let warm_from = raw.seq_at(since_ms.saturating_sub(SLOT_MEMORY_MS + CLOCK_SLACK.as_millis() as i64)).await?.max(old.warm_from);
     let end = last.seq;
     info!(position = old.seq, end, "far behind: the newest samples go first");
-    let Checkpoint { totals, minutes, pace, newcomers_from, .. } = old.clone();
+    let Checkpoint { totals, minutes, pace, newcomers_from, voided, .. } = old.clone();
     let backlog = Backlog { checkpoint: Checkpoint { totals: Totals::default(), minutes: None, version: VERSION, ..old }, end, until };
     Ok(Checkpoint {
         version: VERSION_BEHIND,
         id: Some(identity(&last, envelope.as_ref())),
         positions,
         newcomers_from,
+        voided,
         pace,
         totals,
         minutes,

@@ -126,6 +126,9 @@ pub struct Checkpoint {
     /// Messages passed in the busiest recent interval between two writes.
     #[serde(default)]
     pub pace: u64,
+    /// Up to where in the ledger what is booked says nothing of what is above the position: the stream was torn since, and sequences are used again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub voided: u64,
     /// What became of the samples so far.
     pub totals: Totals,
     /// The same by target and minute; none: written before there was such a thing.
@@ -134,6 +137,10 @@ pub struct Checkpoint {
     /// What lies before the position and is not delivered; none: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind: Option<Box<Backlog>>,
+}
+
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Checkpoint {
@@ -152,6 +159,7 @@ impl Checkpoint {
             clean: true,
             at_ms: now_ms(),
             pace: 0,
+            voided: 0,
             totals: Totals::default(),
             minutes: None,
             behind: None,

@@ -309,7 +309,7 @@ impl Deliver {
     async fn marks(&mut self, marks: Vec<Mark>) -> Result<(), Halt> {
         if marks.iter().any(|mark| mark.restarted) {
             if let Some(seat) = &self.seat {
-                seat.void().await;
+                self.checkpoint.voided = seat.void().await;
             }
             self.dead.void();
             self.rolled_back = true;

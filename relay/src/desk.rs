@@ -137,8 +137,9 @@ impl Seat {
     }
 
     /// The stream was rolled back: what was booked above the position says nothing of what is there now.
-    pub async fn void(&self) {
-        self.take().await.book(self.side).void();
+    /// Says up to where in the ledger, for the position to keep.
+    pub async fn void(&self) -> u64 {
+        self.take().await.book(self.side).void()
     }
 
     /// Whether a position can become that of a backlog: there is none, and nothing is booked above it.

@@ -226,7 +226,7 @@ impl Life {
         let Streams { dead, ledger, .. } = &self.streams;
         let name = &self.relay.name;
         let parked = Dead::open(dead.clone(), ledger.clone(), (name, None), checkpoint.seq, stop.clone()).await?;
-        let (book, given_up) = Book::open(ledger.clone(), (name, side), checkpoint.seq, stop.clone()).await?;
+        let (book, given_up) = Book::open(ledger.clone(), (name, side), (checkpoint.seq, checkpoint.voided), stop.clone()).await?;
         if let Some((to, why)) = given_up {
             info!(relay = name, to, "samples were given up and booked before the stop: they stay so");
             let control = if side == Side::Head { &self.control } else { &self.behind };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bundled_nats::ledger::{Stage, folded_minutes, relay_minutes};
+use bundled_nats::ledger::{Entry, Stage, folded_minutes, relay_minutes};
 use bundled_nats::port::{Headers, Log as _, State as _};
 use bundled_nats::twin::Twin;
 use relay::backoff::now_ms;
@@ -234,5 +234,50 @@ async fn a_position_that_is_gone_under_a_relay_that_waits_is_written_again() {
     passed(&twin, "one", 1).await;
     twin.state.delete(&relay::checkpoint::key("one")).await.expect("up");
     passed(&twin, "one", 1).await;
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_booked_means_nothing_for_other_messages_under_the_same_sequences() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    let at = slot(0);
+    producer.publish(&[scrape(1, at, &[("a", 0.0)])]).await;
+    passed(&twin, "one", 1).await;
+    relays.stop(Duration::from_secs(5)).await;
+    // As if sequences up to 9 had been given up just before a kill, and then the tail was torn.
+    let entry = Entry {
+        at_ms: 1,
+        stage: Stage::Relay,
+        relay: Some("one".into()),
+        producer: None,
+        reason: "full".into(),
+        samples: 8,
+        frames: 8,
+        seqs: Some((2, 9)),
+        slots: None,
+        target: None,
+    };
+    let payload = serde_json::to_vec(&entry).expect("JSON").into();
+    twin.ledger.publish("strata.ledger.relay.one.full", &Default::default(), payload, None).await.expect("up");
+    (producer.n, producer.total) = (9, 9);
+    producer.rebase();
+    for k in 10..=12 {
+        producer.publish(&[scrape(1, at + k * SLOT, &[("a", k as f64)])]).await;
+    }
+    let relays = setup.start();
+    let after = passed(&twin, "one", 4).await;
+    balanced(&after);
+    assert_eq!((after.totals.delivered, after.totals.lost), (4, 8));
+    assert_eq!(ledger(&twin)[1].reason, "rollback");
+    relays.stop(Duration::from_secs(5)).await;
+    // Nor for a life after that, whose position is there.
+    let relays = setup.start();
+    producer.publish(&[scrape(1, at + 13 * SLOT, &[("a", 13.0)])]).await;
+    let after = passed(&twin, "one", 5).await;
+    balanced(&after);
+    assert_eq!((after.totals.delivered, after.totals.lost), (5, 8));
     relays.stop(Duration::from_secs(5)).await;
 }

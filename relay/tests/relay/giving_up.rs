@@ -377,44 +377,6 @@ async fn what_a_forgotten_relay_had_not_delivered_is_booked_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_booked_means_nothing_for_other_messages_under_the_same_sequences() {
-    let twin = Twin::new(u64::MAX);
-    let setup = Setup::one(&twin);
-    let relays = setup.start();
-    let mut producer = Producer::new(&twin, "p", 1);
-    let at = slot(0);
-    producer.publish(&[scrape(1, at, &[("a", 0.0)])]).await;
-    passed(&twin, "one", 1).await;
-    relays.stop(Duration::from_secs(5)).await;
-    // As if sequences up to 9 had been given up just before a kill, and then the tail was torn.
-    let entry = bundled_nats::ledger::Entry {
-        at_ms: 1,
-        stage: Stage::Relay,
-        relay: Some("one".into()),
-        producer: None,
-        reason: "full".into(),
-        samples: 8,
-        frames: 8,
-        seqs: Some((2, 9)),
-        slots: None,
-        target: None,
-    };
-    let payload = serde_json::to_vec(&entry).expect("JSON").into();
-    twin.ledger.publish("strata.ledger.relay.one.full", &Default::default(), payload, None).await.expect("up");
-    (producer.n, producer.total) = (9, 9);
-    producer.rebase();
-    for k in 10..=12 {
-        producer.publish(&[scrape(1, at + k * SLOT, &[("a", k as f64)])]).await;
-    }
-    let relays = setup.start();
-    let after = passed(&twin, "one", 4).await;
-    balanced(&after);
-    assert_eq!((after.totals.delivered, after.totals.lost), (4, 8));
-    assert_eq!(ledger(&twin)[1].reason, "rollback");
-    relays.stop(Duration::from_secs(5)).await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_unreadable_checkpoint_yields_at_the_wall_and_is_booked() {
     let twin = Twin::new(WALL);
     let mut setup = Setup::new(&twin, &[relay("good"), relay("bad")]);

@@ -11,9 +11,11 @@
 //! error, not the end of the page, and `le`/`quantile` values stay as written (`1` does not become `1.0`).
 
 use std::ops::Range;
+use std::str::Utf8Error;
 
 use sample::MetricType;
 
+mod checked;
 mod error;
 mod format;
 mod go_float;
@@ -23,11 +25,12 @@ mod pieces;
 pub mod protobuf;
 mod value;
 
+pub(crate) use checked::Checked;
 pub use error::{Error, NEAR_BYTES_MAX, Rule};
 pub use format::{Defect, Defects, Format};
 pub(crate) use go_float::go_float;
 pub use labels::{Piece, unescape, unescape_help};
-pub(crate) use labels::{help, text};
+pub(crate) use labels::{help, name, text};
 pub use open_metrics::Exemplar;
 pub(crate) use pieces::Pieces;
 pub use value::NORMAL_NAN;
@@ -69,6 +72,7 @@ pub struct Page<'a> {
     open_metrics: bool,
     /// `# EOF` was read.
     ended: bool,
+    checked: Checked<'a>,
     /// Of the sample that was read last.
     exemplar: Option<Exemplar<'a>>,
 }
@@ -130,7 +134,7 @@ impl<'a> Sample<'a> {
 impl<'a> Page<'a> {
     /// Starts at the first byte of a page in the Prometheus text format.
     pub fn new(body: &'a [u8]) -> Self {
-        Self { body, at: 0, open_metrics: false, ended: false, exemplar: None }
+        Self { body, at: 0, open_metrics: false, ended: false, checked: Checked::default(), exemplar: None }
     }
 
     /// Starts at the first byte of a page in OpenMetrics text.
@@ -146,6 +150,11 @@ impl<'a> Page<'a> {
     /// All of its bytes.
     pub(crate) fn body(&self) -> &'a [u8] {
         self.body
+    }
+
+    /// A part of it as text.
+    pub(crate) fn text(&mut self, part: Range<usize>) -> Result<&'a str, Utf8Error> {
+        self.checked.text(self.body, part)
     }
 
     /// Whether its end was read.
@@ -222,9 +231,8 @@ impl<'a> Page<'a> {
         }
         let start = self.at;
         let length = memchr::memchr(b'\n', &self.body[start..]).map_or(self.body.len() - start, |newline| newline + 1);
-        let line = &self.body[start..start + length];
         self.at += length;
-        metadata(line).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
+        metadata(self.body, start..self.at, &mut self.checked).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
     }
 
     /// Reads a whole sample and hands the name and the labels of its series to `take`; the cursor stands on its first byte.
@@ -314,10 +322,11 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Reads one comment line: `None` for a plain comment.
+/// Reads one comment line of a page: `None` for a plain comment.
 ///
 /// *Errors:* the offset in the line and the rule.
-pub(crate) fn metadata(line: &[u8]) -> Result<Option<Metadata<'_>>, labels::Fault> {
+pub(crate) fn metadata<'a>(body: &'a [u8], line: Range<usize>, checked: &mut Checked<'a>) -> Result<Option<Metadata<'a>>, labels::Fault> {
+    let (begin, line) = (line.start, &body[line]);
     let end = line.len() - usize::from(line.last() == Some(&b'\n'));
     let text = &line[..end];
     let keyword = labels::skip_blanks(text, 1);
@@ -337,19 +346,20 @@ pub(crate) fn metadata(line: &[u8]) -> Result<Option<Metadata<'_>>, labels::Faul
     }
     let (name, after) = if text.get(start) == Some(&b'"') {
         let after = labels::quote_end(text, start)?;
-        (&text[start + 1..after - 1], after)
+        (start + 1..after - 1, after)
     } else {
-        let length = labels::name_length(&text[start..], true);
-        (&text[start..start + length], start + length)
+        let after = start + labels::name_length(&text[start..], true);
+        (start..after, after)
     };
     if name.is_empty() {
         // `UNIT` is none of this format's words: what does not read as one is a comment.
         return if word == b"UNIT" { Ok(None) } else { Err((start, Rule::MetadataName)) };
     }
-    let family = std::str::from_utf8(name).map_err(|_| (start, Rule::Utf8))?;
+    let mut utf8 = |part: Range<usize>| checked.text(body, begin + part.start..begin + part.end);
+    let family = utf8(name).map_err(|_| (start, Rule::Utf8))?;
     // As in Prometheus, whatever stands there parts the name from the text.
     let at = (after + 1).min(text.len());
-    let said = std::str::from_utf8(&text[at..]).map_err(|fault| (at + fault.valid_up_to(), Rule::Utf8))?;
+    let said = utf8(at..end).map_err(|fault| (at + fault.valid_up_to(), Rule::Utf8))?;
     let fact = match word {
         b"HELP" => Fact::Help(said),
         b"TYPE" => Fact::Type(metric_type(said.trim_matches([' ', '\t'])).ok_or((at, Rule::Type))?),

@@ -188,7 +188,7 @@ impl SeriesCache {
             let slot = self.store.append_bare(name);
             if let Some(lookup) = &mut self.lookup {
                 let identity = labels::hash(self.hash, name, std::iter::empty());
-                lookup.add(self.hash, &self.store, &Fresh::default(), identity, slot);
+                lookup.known_or(self.hash, &self.store, &Fresh::default(), identity, slot);
             }
             slot
         });
@@ -258,11 +258,11 @@ impl SeriesCache {
         }
         let sample = scratch.sample(page)?;
         let timestamp_ms = sample.timestamp_ms.filter(|_| self.options.honor_timestamps);
-        let (text, body) = (sample.series_text, page.body());
+        let text = sample.series_text;
         let point = Point { value: sample.value, timestamp_ms, native: false };
         let hash = self.hash;
         let (slot, put) =
-            self.place(reading, hash.of(text), text.len() as u32, point, move |options| scratch.read(options, hash, body, text))?;
+            self.place(reading, hash.of(text), text.len() as u32, point, move |options| scratch.read(options, hash, page, text))?;
         if let Some(exemplar) = sample.exemplar {
             self.exemplar(reading, slot, put, &exemplar);
         }
@@ -366,7 +366,7 @@ impl SeriesCache {
             return Ok((DROPPED, false));
         };
         let identity_hash = identity.hash();
-        let known = lookup.identity(self.hash, &self.store, &reading.fresh, identity_hash);
+        let known = lookup.known_or(self.hash, &self.store, &reading.fresh, identity_hash, reading.fresh.next());
         if let Some(slot) = known {
             let place = if slot & PENDING == 0 { lookup.places(&self.store, &self.order).slot(slot) } else { None };
             if let Some(place) = place {
@@ -374,9 +374,7 @@ impl SeriesCache {
             }
             return Ok((slot, place.is_some()));
         }
-        let slot = reading.fresh.push(identity, identity_hash, point);
-        lookup.add(self.hash, &self.store, &reading.fresh, identity_hash, slot);
-        Ok((slot, false))
+        Ok((reading.fresh.push(identity, identity_hash, point), false))
     }
 
     /// From the first miss on the page's own order is written down.
@@ -446,7 +444,7 @@ impl SeriesCache {
         let is_mostly_new = fresh.len() > self.order.len() / 8;
         let wanted = match reading.metadata_changed || is_mostly_new {
             true => Wanted::All,
-            false => Wanted::of((0..fresh.len()).map(|index| fresh.text(fresh.series(index).0))),
+            false => Wanted::of(fresh.names()),
         };
         let families = Families::read(self.format, &reading.kept, block, &self.metadata, wanted);
         if reading.metadata_changed {
@@ -458,9 +456,7 @@ impl SeriesCache {
             entry.slot = resolve(entry.slot);
         }
         if let Some(lookup) = &mut self.lookup {
-            for (identity, pending) in reading.fresh.identities() {
-                lookup.settle(identity, pending, resolve(pending));
-            }
+            lookup.settle(&reading.fresh, resolve);
         }
     }
 

@@ -27,7 +27,7 @@ pub use frame::decode::{Decoded, Decoder};
 pub use frame::encode::{Encoded, Encoder};
 pub use frame::{Flags, FrameKind, FrameRef};
 pub use histogram::{BucketCounts, Counts, NativeHistogram, ResetHint, Span};
-pub use layout::builder::{FamilyRef, LayoutBuilder, TextRef};
+pub use layout::builder::{FamilyRef, KindRef, LayoutBuilder, TextRef};
 pub use layout::interner::Interner;
 pub use layout::{Family, Layout, LayoutId, Numbered, Series, Values};
 pub use message::{Frames, MessageBuilder, frames};

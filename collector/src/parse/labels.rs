@@ -12,6 +12,29 @@ use super::{LABELS_MAX, Rule, SERIES_BYTES_MAX};
 /// A broken rule and the offset in the text at which it is broken.
 pub(crate) type Fault = (usize, Rule);
 
+/// Bytes of a value that are looked at one by one.
+const NEAR: usize = 16;
+
+/// What a byte may be in a name.
+const CLASSES: [u8; 256] = {
+    let (mut classes, mut byte) = ([0; 256], 0u8);
+    loop {
+        classes[byte as usize] = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' => LETTER,
+            b'0'..=b'9' => DIGIT,
+            b':' => COLON,
+            _ => 0,
+        };
+        if byte == u8::MAX {
+            break classes;
+        }
+        byte += 1;
+    }
+};
+const LETTER: u8 = 1;
+const DIGIT: u8 = 2;
+const COLON: u8 = 4;
+
 /// What a series text is made of, in its own order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece<'a> {
@@ -124,21 +147,24 @@ pub(super) fn braces<'a>(
 /// The length of a name at the start of `text`: letters, digits and `_`, for a metric `:` too, and no digit first.
 #[inline]
 pub(crate) fn name_length(text: &[u8], colon: bool) -> usize {
-    let mut length = 0;
-    for byte in text {
-        if !(byte.is_ascii_alphabetic() || *byte == b'_' || (colon && *byte == b':') || (length > 0 && byte.is_ascii_digit())) {
-            break;
-        }
-        length += 1;
+    let first = if colon { LETTER | COLON } else { LETTER };
+    let is = |byte: &u8, classes| CLASSES[usize::from(*byte)] & classes != 0;
+    match text.split_first() {
+        Some((byte, rest)) if is(byte, first) => 1 + rest.iter().position(|byte| !is(byte, first | DIGIT)).unwrap_or(rest.len()),
+        _ => 0,
     }
-    length
 }
 
 /// The offset after the quote that closes the one at `open`. A backslash hides the byte after it; line breaks may stand inside.
 #[inline]
 pub(crate) fn quote_end(text: &[u8], open: usize) -> Result<usize, Fault> {
     let mut at = open + 1;
-    while let Some(found) = text.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+    let found = |rest: &[u8]| {
+        // Most values are shorter than what a search by vectors takes to begin.
+        let near = rest.iter().take(NEAR).position(|byte| matches!(byte, b'"' | b'\\'));
+        near.or_else(|| memchr2(b'"', b'\\', rest))
+    };
+    while let Some(found) = text.get(at..).and_then(found) {
         at += found;
         if text[at] == b'"' {
             return Ok(at + 1);
@@ -178,9 +204,22 @@ pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
     lossy(unescape(bytes))
 }
 
+/// A name of a family without its escapes.
+pub(crate) fn name(text: &str) -> Cow<'_, str> {
+    plain(text, unescape(text.as_bytes()))
+}
+
 /// A help text of the Prometheus text format without its escapes.
 pub(crate) fn help(text: &str) -> Cow<'_, str> {
-    lossy(unescape_help(text.as_bytes()))
+    plain(text, unescape_help(text.as_bytes()))
+}
+
+/// A text whose bytes without escapes are known; most have none.
+fn plain<'a>(text: &'a str, bytes: Cow<'_, [u8]>) -> Cow<'a, str> {
+    match bytes {
+        Cow::Borrowed(_) => Cow::Borrowed(text),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
+    }
 }
 
 fn lossy(bytes: Cow<'_, [u8]>) -> Cow<'_, str> {

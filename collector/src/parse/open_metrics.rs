@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use sample::{MetricType, NO_TIME};
 
-use super::{Error, Fact, METADATA_BYTES_MAX, Metadata, Page, Piece, Rule, labels, value};
+use super::{Checked, Error, Fact, METADATA_BYTES_MAX, Metadata, Page, Piece, Rule, labels, value};
 
 /// The end of a page.
 const EOF: &[u8] = b"# EOF";
@@ -75,7 +75,7 @@ impl<'a> Page<'a> {
         }
         let start = self.at;
         self.at += length;
-        metadata(line).map(Some).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
+        metadata(self.body, start..self.at, &mut self.checked).map(Some).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
     }
 
     /// Says whether the page may end here; one without any bytes may.
@@ -89,18 +89,23 @@ impl<'a> Page<'a> {
     /// Checks what the text format allows in a series text and OpenMetrics does not: blanks, line breaks inside quotes, labels without a
     /// comma between them.
     pub(super) fn check_series(&self, series: Range<usize>) -> Result<(), Error> {
-        let (mut quoted, mut escaped, start) = (false, false, series.start);
-        for (byte, at) in self.body[series.clone()].iter().zip(series) {
+        let text = &self.body[..series.end];
+        let newline = memchr::memchr(b'\n', &text[series.start..]).map(|found| series.start + found);
+        let (mut at, mut is_behind_quote) = (series.start, false);
+        while let Some(byte) = text.get(at) {
+            let error = |at, rule| Err(Error::at(self.body, at, rule));
             match byte {
-                b'\n' => return Err(Error::at(self.body, at, Rule::Unclosed)),
-                b' ' | b'\t' if !quoted => return Err(Error::at(self.body, at, Rule::Blank)),
-                _ if !quoted && at > start && self.body[at - 1] == b'"' && !matches!(byte, b',' | b'}' | b'=') => {
-                    return Err(Error::at(self.body, at, Rule::Separator));
-                }
-                b'"' if !escaped => quoted = !quoted,
+                b'\n' => return error(at, Rule::Unclosed),
+                b' ' | b'\t' => return error(at, Rule::Blank),
+                b',' | b'}' | b'=' => {}
+                _ if is_behind_quote => return error(at, Rule::Separator),
                 _ => {}
             }
-            escaped = *byte == b'\\' && !escaped;
+            is_behind_quote = *byte == b'"';
+            at = if is_behind_quote { labels::quote_end(text, at).map_err(|(at, rule)| Error::at(self.body, at, rule))? } else { at + 1 };
+            if let Some(newline) = newline.filter(|newline| *newline < at) {
+                return error(newline, Rule::Unclosed);
+            }
         }
         Ok(())
     }
@@ -150,10 +155,11 @@ pub(crate) fn milliseconds(seconds: u64) -> Option<i64> {
     (ms.abs() < 9_223_372_036_854_775_808.0).then_some(ms as i64)
 }
 
-/// Reads one line of metadata.
+/// Reads one line of metadata of a page.
 ///
 /// *Errors:* the offset in the line and the rule.
-pub(crate) fn metadata(line: &[u8]) -> Result<Metadata<'_>, labels::Fault> {
+pub(crate) fn metadata<'a>(body: &'a [u8], line: Range<usize>, checked: &mut Checked<'a>) -> Result<Metadata<'a>, labels::Fault> {
+    let (begin, line) = (line.start, &body[line]);
     let Some(text) = line.strip_suffix(b"\n") else { return Err((line.len(), Rule::LineBreak)) };
     let word = match text.get(..7) {
         Some(b"# HELP ") => b'H',
@@ -167,10 +173,10 @@ pub(crate) fn metadata(line: &[u8]) -> Result<Metadata<'_>, labels::Fault> {
     let start = 7;
     let (name, after) = if text.get(start) == Some(&b'"') {
         let after = labels::quote_end(text, start)?;
-        (&text[start + 1..after - 1], after)
+        (start + 1..after - 1, after)
     } else {
-        let length = labels::name_length(&text[start..], true);
-        (&text[start..start + length], start + length)
+        let after = start + labels::name_length(&text[start..], true);
+        (start..after, after)
     };
     if name.is_empty() {
         return Err((start, Rule::MetadataName));
@@ -178,9 +184,10 @@ pub(crate) fn metadata(line: &[u8]) -> Result<Metadata<'_>, labels::Fault> {
     if text.get(after) != Some(&b' ') {
         return Err((after, Rule::Blank));
     }
-    let family = std::str::from_utf8(name).map_err(|_| (start, Rule::Utf8))?;
+    let mut utf8 = |part: Range<usize>| checked.text(body, begin + part.start..begin + part.end);
+    let family = utf8(name).map_err(|_| (start, Rule::Utf8))?;
     let at = after + 1;
-    let said = std::str::from_utf8(&text[at..]).map_err(|fault| (at + fault.valid_up_to(), Rule::Utf8))?;
+    let said = utf8(at..text.len()).map_err(|fault| (at + fault.valid_up_to(), Rule::Utf8))?;
     let fact = match word {
         b'H' => Fact::Help(said),
         // The older text format's word is none of OpenMetrics'.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use sample::{FamilyRef, Layout, LayoutBuilder, Series, TextRef};
+use sample::{FamilyRef, KindRef, Layout, LayoutBuilder, Series, TextRef};
 
 use super::family::{Families, Family};
 use super::fresh::Fresh;
@@ -17,14 +17,16 @@ pub(super) struct Appending {
     family: Option<(String, FamilyRef)>,
     /// Of the page's texts, by number, those that the layout has.
     texts: Vec<Option<TextRef>>,
-    labels: Vec<(TextRef, TextRef)>,
+    /// What the page's last series has in common with its neighbours: the page's number, and the layout's.
+    kind: Option<(u32, KindRef)>,
+    values: Vec<TextRef>,
 }
 
 impl Appending {
     /// Begins with the series that a layout has.
     pub(super) fn to(base: &Arc<Layout>) -> Self {
         let builder = LayoutBuilder::append_to(base);
-        Self { builder, name: String::new(), family: None, texts: Vec::new(), labels: Vec::new() }
+        Self { builder, name: String::new(), family: None, texts: Vec::new(), kind: None, values: Vec::new() }
     }
 
     pub(super) fn build(self) -> Layout {
@@ -33,15 +35,28 @@ impl Appending {
 
     /// Appends a new series of a page.
     pub(super) fn fresh(&mut self, families: &Families<'_>, fresh: &Fresh, index: usize) {
-        let (name, labels) = fresh.series(index);
+        let (kind, values) = fresh.series(index);
+        let kind = match self.kind {
+            Some((known, reference)) if known == kind => reference,
+            _ => self.kind(families, fresh, kind),
+        };
+        let Self { builder, texts, .. } = self;
+        self.values.clear();
+        self.values.extend(values.iter().map(|value| text(builder, texts, fresh, *value)));
+        builder.row(kind, self.values.iter().copied());
+    }
+
+    fn kind(&mut self, families: &Families<'_>, fresh: &Fresh, kind: u32) -> KindRef {
+        let (name, labels) = fresh.kind(kind);
         let family = self.family_of(families, fresh.text(name));
         self.texts.resize(fresh.texts(), None);
-        let Self { builder, texts, .. } = self;
-        let mut text = |number: u32| *texts[number as usize].get_or_insert_with(|| builder.text(fresh.text(number)));
-        let name = text(name);
-        self.labels.clear();
-        self.labels.extend(labels.map(|(name, value)| (text(name), text(value))));
-        builder.sorted(family, name, &self.labels);
+        let Self { builder, texts, values: names, .. } = self;
+        let name = text(builder, texts, fresh, name);
+        names.clear();
+        names.extend(labels.iter().map(|label| text(builder, texts, fresh, *label)));
+        let reference = builder.kind(family, name, names.iter().copied());
+        self.kind = Some((kind, reference));
+        reference
     }
 
     /// Appends a series without labels and without metadata.
@@ -78,4 +93,9 @@ impl Appending {
             }
         }
     }
+}
+
+/// The layout's text for one of the page's.
+fn text(builder: &mut LayoutBuilder, texts: &mut [Option<TextRef>], fresh: &Fresh, number: u32) -> TextRef {
+    *texts[number as usize].get_or_insert_with(|| builder.text(fresh.text(number)))
 }

@@ -6,11 +6,12 @@
 //! A family's metadata holds for the whole page, wherever it stands; of two statements the later one wins, as in Prometheus.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use sample::MetricType;
 
-use crate::parse::{self, Fact, Format, SUFFIXES, open_metrics, protobuf, text};
+use super::hash::{HashedMap, TextHash};
+use crate::parse::{self, Checked, Fact, Format, SUFFIXES, open_metrics, protobuf};
 
 /// A family as the page describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,12 +25,17 @@ pub(super) struct Family<'a> {
 /// What a page says about its families.
 #[derive(Debug, Default)]
 pub(super) struct Families<'a> {
-    by_name: HashMap<Cow<'a, str>, Said<'a>>,
+    hash: TextHash,
+    /// Places in `all`.
+    by_name: HashedMap<usize>,
+    /// In the order in which the page speaks of them first.
+    all: Vec<Said<'a>>,
     format: Format,
 }
 
 #[derive(Debug, Default)]
 struct Said<'a> {
+    name: Cow<'a, str>,
     kind: MetricType,
     help: Cow<'a, str>,
     unit: &'a str,
@@ -53,9 +59,12 @@ impl<'a> Wanted<'a> {
 
     /// False only where a line surely describes another family.
     fn has(&self, line: &[u8]) -> bool {
-        match (self, family_of(line).map(std::str::from_utf8)) {
-            (Self::Of(names), Some(Ok(name))) => names.contains(name),
-            _ => true,
+        match self {
+            Self::All => true,
+            Self::Of(names) => match family_of(line).map(std::str::from_utf8) {
+                Some(Ok(name)) => names.contains(name),
+                _ => true,
+            },
         }
     }
 }
@@ -64,58 +73,83 @@ impl<'a> Families<'a> {
     /// Reads the metadata of a page that was read before: `kept`, which is nothing else, and what starts at `offsets` of `body`; lines, or
     /// protobuf messages.
     pub(super) fn read(format: Format, kept: &'a [u8], body: &'a [u8], offsets: &[usize], wanted: Wanted<'_>) -> Self {
-        let mut families = Self { by_name: HashMap::new(), format };
-        let mut rest = kept;
-        while !rest.is_empty() {
-            rest = &rest[families.take_first(rest, &wanted)..];
+        let mut families = Self { format, ..Self::default() };
+        let mut checked = Checked::default();
+        let mut at = 0;
+        while at < kept.len() {
+            at += families.take_first(kept, at, &mut checked, &wanted);
         }
+        let mut checked = Checked::default();
         for &offset in offsets {
-            families.take_first(&body[offset..], &wanted);
+            families.take_first(body, offset, &mut checked, &wanted);
         }
         families
     }
 
-    /// Reads what stands at the start; its bytes.
-    fn take_first(&mut self, body: &'a [u8], wanted: &Wanted<'_>) -> usize {
+    /// Reads what stands at `at`; its bytes.
+    fn take_first(&mut self, body: &'a [u8], at: usize, checked: &mut Checked<'a>, wanted: &Wanted<'_>) -> usize {
+        let rest = &body[at..];
         if self.format == Format::Protobuf {
-            let mut messages = protobuf::Messages::new(body);
+            let mut messages = protobuf::Messages::new(rest);
             if let Ok(Some(family)) = messages.family() {
-                let said = Said { kind: family.kind.metric_type(), help: Cow::Borrowed(family.help), unit: family.unit };
-                self.by_name.insert(Cow::Borrowed(family.name), said);
+                let said = self.said(Cow::Borrowed(family.name));
+                (said.kind, said.help, said.unit) = (family.kind.metric_type(), Cow::Borrowed(family.help), family.unit);
             }
             return messages.offset();
         }
-        let line = first_line(body);
-        if !wanted.has(line) {
-            return line.len();
+        let length = first_line(rest).len();
+        if !wanted.has(&rest[..length]) {
+            return length;
         }
-        let metadata = if self.format == Format::OpenMetrics { open_metrics::metadata(line).map(Some) } else { parse::metadata(line) };
+        let line = at..at + length;
+        let metadata = match self.format {
+            Format::OpenMetrics => open_metrics::metadata(body, line, checked).map(Some),
+            _ => parse::metadata(body, line, checked),
+        };
         if let Ok(Some(metadata)) = metadata {
             self.take(metadata);
         }
-        line.len()
+        length
     }
 
     fn take(&mut self, metadata: parse::Metadata<'a>) {
         let format = self.format;
-        let said = self.by_name.entry(text(metadata.family.as_bytes())).or_default();
+        let said = self.said(parse::name(metadata.family));
         match metadata.fact {
-            Fact::Help(help) if format == Format::OpenMetrics => said.help = text(help.as_bytes()),
+            Fact::Help(help) if format == Format::OpenMetrics => said.help = parse::name(help),
             Fact::Help(help) => said.help = parse::help(help),
             Fact::Type(kind) => said.kind = kind,
             Fact::Unit(unit) => said.unit = unit,
         }
     }
 
+    /// What was said of a family so far.
+    fn said(&mut self, name: Cow<'a, str>) -> &mut Said<'a> {
+        let Self { hash, by_name, all, .. } = self;
+        // Most lines speak of the family that came last.
+        let place = match all.last() {
+            Some(last) if last.name == name => all.len() - 1,
+            _ => *by_name.entry(hash.of(name.as_bytes())).or_insert_with(|| {
+                all.push(Said { name, ..Said::default() });
+                all.len() - 1
+            }),
+        };
+        &mut all[place]
+    }
+
+    fn get(&self, name: &str) -> Option<&Said<'a>> {
+        self.by_name.get(&self.hash.of(name.as_bytes())).map(|place| &self.all[*place])
+    }
+
     /// The family of a series, if the page describes one.
     pub(super) fn described<'s>(&'s self, series: &'s str) -> Option<Family<'s>> {
         let family = |name: &'s str, said: &'s Said<'a>| Family { name, kind: said.kind, help: &said.help, unit: said.unit };
-        if let Some(said) = self.by_name.get(series) {
+        if let Some(said) = self.get(series) {
             return Some(family(series, said));
         }
         SUFFIXES.iter().find_map(|(suffix, kinds)| {
             let name = series.strip_suffix(suffix)?;
-            let said = self.by_name.get(name).filter(|said| kinds.contains(&said.kind))?;
+            let said = self.get(name).filter(|said| kinds.contains(&said.kind))?;
             Some(family(name, said))
         })
     }

@@ -1,6 +1,6 @@
 //! The series that a page shows for the first time, until they have a place.
 //!
-//! - *In:* identities and samples. *Out:* the same, by index. *Bound:* each distinct text once, 4 bytes for each of a series; bounded by the page.
+//! - *In:* identities and samples. *Out:* the same, by index. *Bound:* each distinct text once, 4 bytes for each value of a label; bounded by the page.
 //!   *When full:* the page's limits have refused it before.
 
 use sample::{Exemplar, NO_TIME, NativeHistogram};
@@ -14,11 +14,16 @@ use super::store::{PENDING, Put, Slot, is_newer};
 #[derive(Debug, Default)]
 pub(super) struct Fresh {
     rows: Vec<Row>,
-    /// Of each series the numbers of its texts: its name, then name and value of each label.
-    numbers: Vec<u32>,
+    /// Hashes of their label sets.
+    identities: Vec<u64>,
+    kinds: Vec<Kind>,
+    /// Where the label names of each shape end.
+    shapes: Vec<usize>,
+    label_names: Vec<u32>,
+    /// Of each series the numbers of its labels' values.
+    values: Vec<u32>,
     texts: Texts,
-    /// Hashes of the last one's texts.
-    last: Vec<u64>,
+    last: Last,
     /// Bytes of all names and labels.
     bytes: usize,
     /// By index of their series.
@@ -28,13 +33,29 @@ pub(super) struct Fresh {
 
 #[derive(Debug)]
 struct Row {
-    /// Behind its numbers.
+    kind: u32,
+    bytes: u32,
+    /// Behind the numbers of its values.
     end: usize,
-    bytes: usize,
-    identity: u64,
     value: u64,
     timestamp_ms: Option<i64>,
     start_ms: i64,
+}
+
+/// What neighbours have in common: the number of their name, and which of the lists of label names is theirs.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    name: u32,
+    shape: u32,
+}
+
+/// Hashes of what the last series has, and bytes of its name and its labels' names.
+#[derive(Debug, Default)]
+struct Last {
+    name: u64,
+    names: u64,
+    values: Vec<u64>,
+    bytes: usize,
 }
 
 /// Names and values, each once.
@@ -72,29 +93,51 @@ impl Fresh {
 
     /// Adds a series, `hash` being that of its label set, with its first sample; its pending slot.
     pub(super) fn push(&mut self, identity: &Identity<'_>, hash: u64, point: Point) -> Slot {
-        let (start, mut bytes, mut count) = (self.numbers.len() - self.last.len(), 0, 0);
-        identity.texts(|hash, text| {
-            // Neighbours have most texts in common.
-            let number = match self.last.get_mut(count) {
-                Some(known) if *known == hash => self.numbers[start + count],
+        // Neighbours have most texts in common.
+        if self.rows.is_empty() || (self.last.name, self.last.names) != (identity.name_hash(), identity.names_hash()) {
+            self.begin(identity);
+        }
+        let (before, mut bytes, mut count) = (self.values.len() - self.last.values.len(), self.last.bytes, 0);
+        for (hash, text) in identity.values() {
+            let number = match self.last.values.get_mut(count) {
+                Some(known) if *known == hash => self.values[before + count],
                 Some(known) => {
                     *known = hash;
                     self.texts.number(hash, text)
                 }
                 None => {
-                    self.last.push(hash);
+                    self.last.values.push(hash);
                     self.texts.number(hash, text)
                 }
             };
-            self.numbers.push(number);
+            self.values.push(number);
             bytes += text.len();
             count += 1;
-        });
-        self.last.truncate(count);
+        }
+        self.last.values.truncate(count);
         self.bytes += bytes;
         let Point { value, timestamp_ms, .. } = point;
-        self.rows.push(Row { end: self.numbers.len(), bytes, identity: hash, value, timestamp_ms, start_ms: NO_TIME });
+        let kind = (self.kinds.len() - 1) as u32;
+        self.rows.push(Row { kind, bytes: bytes as u32, end: self.values.len(), value, timestamp_ms, start_ms: NO_TIME });
+        self.identities.push(hash);
         PENDING | (self.rows.len() - 1) as Slot
+    }
+
+    /// Begins series of another kind.
+    fn begin(&mut self, identity: &Identity<'_>) {
+        let name = self.texts.number(identity.name_hash(), identity.name());
+        if self.shapes.is_empty() || self.last.names != identity.names_hash() {
+            self.label_names.extend(identity.names().map(|(hash, text)| self.texts.number(hash, text)));
+            self.shapes.push(self.label_names.len());
+        }
+        self.kinds.push(Kind { name, shape: (self.shapes.len() - 1) as u32 });
+        (self.last.name, self.last.names) = (identity.name_hash(), identity.names_hash());
+        self.last.bytes = identity.name().len() + identity.names().map(|(_, text)| text.len()).sum::<usize>();
+    }
+
+    /// The pending slot of the series that is added next.
+    pub(super) fn next(&self) -> Slot {
+        PENDING | self.rows.len() as Slot
     }
 
     /// Another sample of a series that is still pending: the same rule as for series with a place. A native histogram keeps its place.
@@ -111,19 +154,30 @@ impl Fresh {
 
     /// The hash of a series' label set.
     pub(super) fn identity(&self, pending: Slot) -> u64 {
-        self.rows[(pending & !PENDING) as usize].identity
+        self.identities[(pending & !PENDING) as usize]
     }
 
     /// Hashes of all label sets, and their pending slots.
     pub(super) fn identities(&self) -> impl Iterator<Item = (u64, Slot)> {
-        self.rows.iter().zip(PENDING..).map(|(row, slot)| (row.identity, slot))
+        self.identities.iter().copied().zip(PENDING..)
     }
 
-    /// The numbers of a series' texts: of its name, then of name and value of each label.
-    pub(super) fn series(&self, index: usize) -> (u32, impl Iterator<Item = (u32, u32)>) {
+    /// What a series has in common with its neighbours, and the numbers of its labels' values.
+    pub(super) fn series(&self, index: usize) -> (u32, &[u32]) {
         let start = index.checked_sub(1).map_or(0, |before| self.rows[before].end);
-        let numbers = &self.numbers[start..self.rows[index].end];
-        (numbers[0], numbers[1..].chunks_exact(2).map(|label| (label[0], label[1])))
+        (self.rows[index].kind, &self.values[start..self.rows[index].end])
+    }
+
+    /// The numbers of a name, and of the names of labels.
+    pub(super) fn kind(&self, kind: u32) -> (u32, &[u32]) {
+        let Kind { name, shape } = self.kinds[kind as usize];
+        let start = shape.checked_sub(1).map_or(0, |before| self.shapes[before as usize]);
+        (name, &self.label_names[start..self.shapes[shape as usize]])
+    }
+
+    /// All names, some more than once.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.kinds.iter().map(|kind| self.text(kind.name))
     }
 
     pub(super) fn text(&self, number: u32) -> &str {
@@ -158,6 +212,6 @@ impl Fresh {
     }
 
     pub(super) fn text_bytes(&self, index: usize) -> usize {
-        self.rows[index].bytes
+        self.rows[index].bytes as usize
     }
 }

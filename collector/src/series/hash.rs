@@ -22,6 +22,12 @@ pub(super) struct AsIs(u64);
 #[derive(Clone, Copy)]
 pub(super) struct TextHash(&'static SecretInput<[u8; 192]>);
 
+impl Default for TextHash {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl fmt::Debug for TextHash {
     /// The secret stays one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

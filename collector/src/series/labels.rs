@@ -20,6 +20,8 @@ const EXPORTED: &str = "exported_";
 pub(super) struct Identity<'a> {
     name: Cow<'a, str>,
     name_hash: u64,
+    /// The hash of the names of its labels.
+    names_hash: u64,
     /// As they stand on the page.
     labels: Vec<Label<'a>>,
     /// The places of those that the series has, sorted by name.
@@ -58,22 +60,20 @@ impl<'a> Scratch<'a> {
         Ok(sample)
     }
 
-    /// Reads and relabels the labels of the last sample, whose series text lies in `body`; `None`: the series is dropped.
+    /// Reads and relabels the labels of the last sample, whose series text lies in `page`; `None`: the series is dropped.
     pub(super) fn read(
         &mut self,
         options: &Options,
         hash: TextHash,
-        body: &[u8],
+        page: &mut Page<'a>,
         series_text: &'a [u8],
     ) -> Result<Option<&Identity<'_>>, PageError> {
+        let (body, start) = (page.body(), offset(page.body(), series_text));
         let known = std::mem::take(&mut self.same);
         let from = self.pieces.start(known);
-        let rest = match std::str::from_utf8(&series_text[from..]) {
-            Ok(rest) => rest,
-            Err(fault) => {
-                return Err(PageError::Parse(Error::at(body, offset(body, series_text) + from + fault.valid_up_to(), Rule::Utf8)));
-            }
-        };
+        let rest = page
+            .text(start + from..start + series_text.len())
+            .map_err(|fault| PageError::Parse(Error::at(body, start + from + fault.valid_up_to(), Rule::Utf8)))?;
         let is_plain = memchr::memchr(b'\\', rest.as_bytes()).is_none();
         let part = |range: Range<usize>| match rest.get(range.start - from..range.end - from) {
             Some(part) if is_plain => Cow::Borrowed(part),
@@ -89,7 +89,7 @@ impl<'a> Scratch<'a> {
         }
         let count = self.pieces.len();
         self.same = count;
-        self.identity(options, hash, count, || Error::at(body, offset(body, series_text), Rule::Start).line)
+        self.identity(options, hash, count, || Error::at(body, start, Rule::Start).line)
     }
 
     /// Begins a series of this name.
@@ -124,6 +124,7 @@ impl<'a> Scratch<'a> {
         if !self.is_settled || self.identity.labels.len() != count {
             self.identity.labels.truncate(count);
             settle(options, hash, &mut self.identity, &line)?;
+            self.identity.arranged();
             self.is_settled = true;
         }
         if options.relabel.is_empty() {
@@ -170,16 +171,35 @@ impl<'a> Identity<'a> {
 
     /// The hash of the label set.
     pub(super) fn hash(&self) -> u64 {
-        self.ordered().fold(link(0, self.name_hash), |so_far, label| link(link(so_far, label.hashes[0]), label.hashes[1]))
+        self.ordered().fold(link(0, self.name_hash), |so_far, label| link(so_far, link(label.hashes[0], label.hashes[1])))
     }
 
-    /// Hands on each of its texts with its hash: its name, then name and value of each label.
-    pub(super) fn texts(&self, mut take: impl FnMut(u64, &str)) {
-        take(self.name_hash, &self.name);
-        for label in self.ordered() {
-            take(label.hashes[0], label.own_name());
-            take(label.hashes[1], &label.value);
-        }
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn name_hash(&self) -> u64 {
+        self.name_hash
+    }
+
+    /// The hash of the names of its labels.
+    pub(super) fn names_hash(&self) -> u64 {
+        self.names_hash
+    }
+
+    /// The name of each label with its hash, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.ordered().map(|label| (label.hashes[0], label.own_name()))
+    }
+
+    /// The value of each label with its hash, in the order of their names.
+    pub(super) fn values(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.ordered().map(|label| (label.hashes[1], label.value.as_ref()))
+    }
+
+    /// Says that its labels are in order.
+    fn arranged(&mut self) {
+        self.names_hash = self.names().fold(0, |so_far, (hash, _)| link(so_far, hash));
     }
 }
 
@@ -257,7 +277,9 @@ fn relabeled(options: &Options, hash: TextHash, identity: &Identity<'_>) -> Opti
     let labels: Vec<_> = kept.chain(hidden).map(|(name, value)| Label::new(hash, owned(name), owned(value))).collect();
     let mut order: Vec<u32> = (0..).take(labels.len()).collect();
     sort(&labels, &mut order);
-    Some(Identity { name_hash: hash.of(name.as_bytes()), name: Cow::Owned(name), labels, order })
+    let mut identity = Identity { name_hash: hash.of(name.as_bytes()), name: Cow::Owned(name), labels, order, names_hash: 0 };
+    identity.arranged();
+    Some(identity)
 }
 
 /// The first name that Prometheus 2 would not take.
@@ -299,10 +321,10 @@ fn check(options: &Options, identity: &Identity<'_>, line: impl Fn() -> usize) -
     Ok(())
 }
 
-/// The hash of a label set: of the hashes of its name, and of the names and values of its labels.
+/// The hash of a label set: of the hashes of its name, and of its labels, each that of its name and its value.
 pub(super) fn hash<'a>(hash: TextHash, name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
-    let of = |so_far, text: &str| link(so_far, hash.of(text.as_bytes()));
-    labels.fold(of(0, name), |so_far, (name, value)| of(of(so_far, name), value))
+    let of = |text: &str| hash.of(text.as_bytes());
+    labels.fold(link(0, of(name)), |so_far, (name, value)| link(so_far, link(of(name), of(value))))
 }
 
 /// Adds a text to the hash of those before it.

@@ -7,6 +7,7 @@
 //! things stood is written down only when a page asks for it, so a page with a new series costs little more than one without.
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
 use sample::PART_SERIES_MAX;
 
 use super::fresh::Fresh;
@@ -63,15 +64,11 @@ impl Lookup {
             let mut known: Vec<Vec<Option<u64>>> = part.layout.pieces().map(|(texts, _)| vec![None; texts]).collect();
             for (index, slot) in (0..part.layout.len()).zip(first..) {
                 let (piece, series) = part.layout.find(index);
-                let mut of = |so_far, number: u32| {
-                    let text = &mut known[piece][number as usize];
-                    labels::link(so_far, *text.get_or_insert_with(|| hash.of(series.text(number).as_bytes())))
-                };
+                let mut of = |number: u32| *known[piece][number as usize].get_or_insert_with(|| hash.of(series.text(number).as_bytes()));
                 let numbered = series.numbered();
-                let mut identity = of(0, numbered.name);
+                let mut identity = labels::link(0, of(numbered.name));
                 for (name, value) in numbered.label_names.iter().zip(numbered.values.iter()) {
-                    identity = of(identity, *name);
-                    identity = of(identity, value);
+                    identity = labels::link(identity, labels::link(of(*name), of(value)));
                 }
                 identities.insert_unique(identity, slot, |slot| identity_of(hash, store, *slot));
             }
@@ -93,20 +90,28 @@ impl Lookup {
         self.places.get_or_insert_with(|| Places::new(store, order))
     }
 
-    /// The slot of a label set.
-    pub(super) fn identity(&self, hash: TextHash, store: &Store, fresh: &Fresh, identity: u64) -> Option<Slot> {
-        self.identities.find(identity, |slot| identity_at(hash, store, fresh, *slot) == identity).copied()
+    /// The slot of a label set, which may be pending; one that is not known has `slot` from here on.
+    pub(super) fn known_or(&mut self, hash: TextHash, store: &Store, fresh: &Fresh, identity: u64, slot: Slot) -> Option<Slot> {
+        let of = |slot: &Slot| identity_at(hash, store, fresh, *slot);
+        match self.identities.entry(identity, |slot| of(slot) == identity, of) {
+            Place::Occupied(known) => Some(*known.get()),
+            Place::Vacant(place) => {
+                place.insert(slot);
+                None
+            }
+        }
     }
 
-    /// A label set that was not known; the slot may be pending.
-    pub(super) fn add(&mut self, hash: TextHash, store: &Store, fresh: &Fresh, identity: u64, slot: Slot) {
-        self.identities.insert_unique(identity, slot, |slot| identity_at(hash, store, fresh, *slot));
-    }
-
-    /// A label set whose slot was pending has another one now.
-    pub(super) fn settle(&mut self, identity: u64, pending: Slot, slot: Slot) {
-        if let Some(known) = self.identities.find_mut(identity, |known| *known == pending) {
-            *known = slot;
+    /// Label sets whose slots were pending have others now.
+    pub(super) fn settle(&mut self, fresh: &Fresh, resolve: impl Fn(Slot) -> Slot) {
+        if fresh.len() > self.identities.len() / 8 {
+            self.identities.iter_mut().filter(|slot| **slot & PENDING != 0).for_each(|slot| *slot = resolve(*slot));
+            return;
+        }
+        for (identity, pending) in fresh.identities() {
+            if let Some(known) = self.identities.find_mut(identity, |known| *known == pending) {
+                *known = resolve(pending);
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use super::hash::TextHash;
 use super::labels::{self, Scratch};
 use super::store::{PENDING, Put};
 use super::{Halt, PageError, Point, Reading, SeriesCache};
-use crate::parse::{self, Defect, Error, Fact, Format, Page, Piece, Rule, Sample, number, open_metrics, text};
+use crate::parse::{self, Checked, Defect, Error, Fact, Format, Page, Piece, Rule, Sample, number, open_metrics, text};
 
 /// The schema of custom buckets.
 const CUSTOM_BUCKETS: i32 = -53;
@@ -363,7 +363,11 @@ impl SeriesCache {
 
 /// The family of a TYPE line, and its type.
 fn described(format: Format, line: &[u8]) -> Option<(Cow<'_, str>, MetricType)> {
-    let metadata = if format == Format::OpenMetrics { open_metrics::metadata(line).ok() } else { parse::metadata(line).ok().flatten() };
+    let (whole, checked) = (0..line.len(), &mut Checked::default());
+    let metadata = match format {
+        Format::OpenMetrics => open_metrics::metadata(line, whole, checked).ok(),
+        _ => parse::metadata(line, whole, checked).ok().flatten(),
+    };
     match metadata? {
         parse::Metadata { family, fact: Fact::Type(kind), .. } => Some((text(family.as_bytes()), kind)),
         _ => None,

@@ -161,7 +161,9 @@ fn read_runs(from: &mut Reader<'_>, segment: &mut Segment, series_max: usize) ->
                 values[row * labels + label] = in_range.ok_or_else(|| from.corrupt("label value"))?;
             }
         }
-        (0..run).for_each(|row| segment.push(Kind { family, name, shape }, values[row * labels..][..labels].iter().copied()));
+        for row in 0..run {
+            segment.push(Kind { family, name, shape }, values[row * labels..][..labels].iter().copied());
+        }
     }
     segment.shrink();
     Ok(())

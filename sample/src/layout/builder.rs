@@ -31,6 +31,10 @@ pub struct LayoutBuilder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FamilyRef(u32);
 
+/// What series have in common, of the builder that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KindRef(Kind);
+
 /// A name or a value of the builder that gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextRef(u32);
@@ -116,31 +120,35 @@ impl LayoutBuilder {
         if !is_sorted {
             self.sort(&mut names, &mut values);
         }
-        self.push(family, name, &names, &values);
+        let shape = self.shape(&names);
+        self.push(Kind { family: family.0, name, shape }, values.iter().copied());
         (self.names, self.values) = (names, values);
         index(self.len() - 1)
     }
 
-    /// A text for [`Self::sorted`].
+    /// A text for [`Self::kind`] and [`Self::row`].
     pub fn text(&mut self, text: &str) -> TextRef {
         TextRef(self.symbol(text))
     }
 
-    /// Appends a series whose labels are sorted by name, each once.
-    pub fn sorted(&mut self, family: FamilyRef, name: TextRef, labels: &[(TextRef, TextRef)]) {
-        let (mut names, mut values) = (std::mem::take(&mut self.names), std::mem::take(&mut self.values));
+    /// Declares what the series that follow have in common; the names of their labels are sorted, each once.
+    pub fn kind(&mut self, family: FamilyRef, name: TextRef, labels: impl IntoIterator<Item = TextRef>) -> KindRef {
+        let mut names = std::mem::take(&mut self.names);
         names.clear();
-        names.extend(labels.iter().map(|(name, _)| name.0));
-        values.clear();
-        values.extend(labels.iter().map(|(_, value)| value.0));
-        self.push(family, name.0, &names, &values);
-        (self.names, self.values) = (names, values);
+        names.extend(labels.into_iter().map(|name| name.0));
+        let shape = self.shape(&names);
+        self.names = names;
+        KindRef(Kind { family: family.0, name: name.0, shape })
     }
 
-    fn push(&mut self, family: FamilyRef, name: u32, names: &[u32], values: &[u32]) {
-        let kind = Kind { family: family.0, name, shape: self.shape(names) };
-        self.segment.push(kind, values.iter().copied());
-        self.chain.step(&self.segment, self.segment.row(self.segment.len() - 1));
+    /// Appends a series of a kind, with as many values as that has labels, in their order.
+    pub fn row(&mut self, kind: KindRef, values: impl IntoIterator<Item = TextRef>) {
+        self.push(kind.0, values.into_iter().map(|value| value.0));
+    }
+
+    fn push(&mut self, kind: Kind, values: impl IntoIterator<Item = u32>) {
+        let row = self.segment.push(kind, values);
+        self.chain.step(&self.segment, row);
     }
 
     /// The number of series so far, those of the layout it appends to included.

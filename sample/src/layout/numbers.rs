@@ -81,6 +81,19 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// So many of the first ones both have in common.
+    pub(crate) fn common(self, other: Self) -> usize {
+        fn common<T: PartialEq>(one: &[T], other: &[T]) -> usize {
+            one.iter().zip(other).take_while(|(one, other)| one == other).count()
+        }
+        match (self, other) {
+            (Self::Narrow(one), Self::Narrow(other)) => common(one, other),
+            (Self::Wide(one), Self::Wide(other)) => common(one, other),
+            // Numbers of two widths are of two segments.
+            _ => 0,
+        }
+    }
+
     /// How many they are.
     #[must_use]
     pub fn len(self) -> usize {

@@ -44,7 +44,7 @@ pub(crate) struct FamilyRow {
 }
 
 /// What the series of a run have in common: indices into the tables.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kind {
     pub(crate) family: u32,
     pub(crate) name: u32,
@@ -72,15 +72,17 @@ impl Segment {
     }
 
     /// Appends a series; its values are as many as its shape has names.
-    pub(crate) fn push(&mut self, kind: Kind, values: impl IntoIterator<Item = u32>) {
+    pub(crate) fn push(&mut self, kind: Kind, values: impl IntoIterator<Item = u32>) -> Row {
+        let row = Row { kind, values: index(self.values.len()) };
         if self.runs.last().is_none_or(|run| run.kind != kind) {
-            self.runs.push(Run { kind, first: self.rows, values: index(self.values.len()) });
+            self.runs.push(Run { kind, first: self.rows, values: row.values });
         }
         if self.len().is_multiple_of(MARK_ROWS) {
             self.marks.push(index(self.runs.len() - 1));
         }
         values.into_iter().for_each(|value| self.values.push(value));
         self.rows += 1;
+        row
     }
 
     /// What the last series has in common with its neighbours.
@@ -209,7 +211,7 @@ impl Chain {
         let values = segment.values(row);
         // Neighbours have most labels in common: these are not written again.
         let common = match self.last.replace(row).filter(|last| last.kind == row.kind) {
-            Some(last) => segment.values(last).iter().zip(values.iter()).take_while(|(one, other)| one == other).count(),
+            Some(last) => segment.values(last).common(values),
             None => {
                 self.begin(segment, row.kind);
                 0

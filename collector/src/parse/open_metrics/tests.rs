@@ -1,6 +1,8 @@
 //! What OpenMetrics allows beyond the text format, what it does not, and where an error points.
 
+use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::super::{Row, unescape};
 use super::*;
@@ -153,6 +155,38 @@ proptest! {
     fn nearly_right_pages_are_survived(page in nearly()) {
         if let Err(error) = rows(&page) {
             prop_assert!(error.line <= page.len() + 1 && error.column <= page.len() + 1);
+        }
+    }
+}
+
+/// What [`Page::check_series`] finds, byte by byte.
+fn simple(text: &[u8]) -> Option<(usize, Rule)> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            b'\n' => return Some((at, Rule::Unclosed)),
+            b' ' | b'\t' if !quoted => return Some((at, Rule::Blank)),
+            _ if !quoted && at > 0 && text[at - 1] == b'"' && !matches!(byte, b',' | b'}' | b'=') => return Some((at, Rule::Separator)),
+            b'"' if !escaped => quoted = !quoted,
+            _ => {}
+        }
+        escaped = *byte == b'\\' && !escaped;
+    }
+    None
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn what_is_no_open_metrics_is_found_where_it_stands(
+        labels in vec((select(vec!["a", "\"b\"", " c", "d "]), select(vec!["", "x", "\\\"", "\\\\", "x\ny", " "]), select(vec![",", "", " ", ", "])), 0..4),
+    ) {
+        let labels: String = labels.iter().map(|(name, value, behind)| format!("{name}=\"{value}\"{behind}")).collect();
+        let text = format!("m{{{labels}}}");
+        if let Ok(end) = labels::walk(text.as_bytes(), 0, |_| {}) {
+            let found = Page::open_metrics(text.as_bytes()).check_series(0..end).err();
+            prop_assert_eq!(found, simple(&text.as_bytes()[..end]).map(|(at, rule)| Error::at(text.as_bytes(), at, rule)), "{:?}", text);
         }
     }
 }

@@ -84,8 +84,9 @@ pub struct Outlet {
     pub bodies: BTreeMap<String, Vec<String>>,
     /// Keys under which other bytes came than before.
     pub changed: BTreeSet<String>,
-    /// The newest life that sent something. What one before it had sent may come after that, and in any order.
-    pub life: u32,
+    /// The newest life that sent something, and how often its relay had left the configuration by then. What one before it had sent may come after that,
+    /// and in any order: who takes a request that hangs does not ask whether its sender is still there.
+    pub life: (u32, u32),
     /// Slots of a series in the order in which they came first.
     pub order: BTreeMap<(u64, String), Vec<i64>>,
     /// Samples that were refused whole once: they may come after later ones.
@@ -104,8 +105,8 @@ pub struct Model {
     left: Option<String>,
     /// When the last of these came back.
     back_ms: Option<i64>,
-    /// Relays that were such a one. What they had sent of an open window goes again when they come back.
-    pub returned: BTreeSet<String>,
+    /// How often each relay was such a one. What they had sent of an open window goes again when they come back.
+    pub returned: BTreeMap<String, u32>,
     /// Values of relays' keys: who wrote, and what. Each start is another owner.
     pub written: BTreeMap<String, Vec<(String, Bytes)>>,
     /// When each relay began: it had written its first position.
@@ -225,12 +226,14 @@ impl Model {
     pub fn leaves(&mut self, relay: Option<&str>) {
         self.back_ms = self.left.as_ref().filter(|_| relay.is_none()).map(|_| now_ms()).or(self.back_ms);
         self.left = relay.map(str::to_owned);
-        self.returned.extend(self.left.clone());
+        if let Some(left) = self.left.clone() {
+            *self.returned.entry(left).or_default() += 1;
+        }
     }
 
     /// Whether a relay holds no bases: it is not configured, or was not when a look of the trim that may go on still began.
     pub fn is_away(&self, relay: &str) -> bool {
-        let is_coming = self.back_ms.is_some_and(|back_ms| now_ms() - back_ms < LOOK_MS) && self.returned.contains(relay);
+        let is_coming = self.back_ms.is_some_and(|back_ms| now_ms() - back_ms < LOOK_MS) && self.returned.contains_key(relay);
         is_coming || self.left.as_deref() == Some(relay)
     }
 
@@ -284,23 +287,25 @@ impl Model {
         self.walls > 0 && self.messages.iter().filter(of).any(|message| self.is_booked(relay, message))
     }
 
-    /// Samples of slots in parts of which one waits for another that cannot be decoded: until a newer slot comes.
-    pub fn held(&self, relay: &str) -> u64 {
-        if self.walls == 0 && self.tears.is_empty() {
-            return 0;
-        }
-        let parts = self.scraped.iter().filter(|((_, _, part), _)| *part > 0);
-        let last: BTreeMap<u64, i64> = parts.map(|((target, slot_ms, _), _)| (*target, *slot_ms)).collect();
-        let waits = |(place, _): &(&Place, &Scraped)| last.get(&place.0) == Some(&place.1);
-        let ids = self.scraped.iter().filter(waits).flat_map(|(_, scraped)| scraped.ids.clone());
-        ids.filter(|id| !self.is_done(relay, *id)).count() as u64
+    /// Parts that wait for one of their slot which the stream does not have: nothing newer of their target is there, so that one may still come. With how many
+    /// samples each is in the stream.
+    pub fn held(&self, relay: &str) -> BTreeMap<Place, u64> {
+        let is_stored = |(_, scraped): &(&Place, &Scraped)| scraped.messages.iter().any(|number| self.messages[*number].torn_ms.is_none());
+        let newest: BTreeMap<u64, i64> =
+            self.scraped.iter().filter(is_stored).map(|((target, slot_ms, _), _)| (*target, *slot_ms)).collect();
+        let of = |(target, slot_ms): (&u64, &i64)| self.scraped.range((*target, *slot_ms, 0)..=(*target, *slot_ms, u16::MAX));
+        let waiting = newest.iter().filter(|slot| !of(*slot).all(|part| is_stored(&part)));
+        let is_done = |(_, scraped): &(&Place, &Scraped)| scraped.ids.clone().all(|id| self.is_done(relay, id));
+        let parts = waiting.flat_map(of).filter(|part| is_stored(part) && !is_done(part));
+        parts.map(|(place, scraped)| (*place, scraped.ids.end - scraped.ids.start)).collect()
     }
 
-    /// Whether a message is gone and nothing tells so: nobody was told that it is stored; it went with the end of its producer's life, which no later number follows, or before the
-    /// relay began.
+    /// Whether a message is gone and nothing tells so: nobody was told that it is stored; it went with the end of its producer's life, which no later number follows (one that
+    /// straggles does not: whoever comes to it is in a later life, or in a later place, already), or before the relay began.
     pub fn is_unknowable(&self, relay: &str, message: &Stored) -> bool {
         let Some(torn_ms) = message.torn_ms else { return message.straggles };
-        let is_followed = |other: &Stored| other.torn_ms.is_none() && other.epoch == message.epoch && other.n >= message.n;
+        let is_followed =
+            |other: &Stored| other.torn_ms.is_none() && !other.straggles && other.epoch == message.epoch && other.n >= message.n;
         self.begun.get(relay).is_none_or(|begun_ms| torn_ms <= *begun_ms) || !self.messages.iter().any(is_followed)
     }
 }

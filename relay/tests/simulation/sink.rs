@@ -20,6 +20,8 @@ pub struct Scripted {
     pub sim: Sim,
     pub relay: String,
     pub life: u32,
+    /// How often its relay had left the configuration when it was built.
+    pub left: u32,
     pub limits: Limits,
     /// Lanes beside it.
     pub lanes: usize,
@@ -31,7 +33,7 @@ pub struct Scripted {
 impl Sink for Scripted {
     async fn send(&mut self, batch: &Batch, items: Range<usize>) -> Answer {
         let body: Vec<String> = items.map(|item| String::from_utf8_lossy(&batch.item(item)).trim_end().to_owned()).collect();
-        let (sim, key, life, names) = (self.sim.clone(), batch.key.clone(), self.life, self.names);
+        let (sim, key, life, left, names) = (self.sim.clone(), batch.key.clone(), self.life, self.left, self.names);
         let relay = whose(&self.relay, &key);
         let (before, after, unanswered, detached) = self.sim.with(|world| {
             let (faults, random) = (world.faults, &mut world.random);
@@ -45,7 +47,7 @@ impl Sink for Scripted {
             if early && !sim.lives(life) {
                 return Answer::Delivered;
             }
-            let answer = sim.with(|world| world.model.send(&relay, life, &key, &body, names, unanswered));
+            let answer = sim.with(|world| world.model.send(&relay, (life, left), &key, &body, names, unanswered));
             sim.log(|| format!("sink {relay}{life} {key}, {} items: {answer:?}{}", body.len(), if unanswered { ", lost" } else { "" }));
             sleep(after).await;
             match unanswered {
@@ -92,7 +94,7 @@ pub fn number(model: &Model, item: &str) -> Result<u64, String> {
 
 impl Model {
     /// What the sink makes of a request.
-    fn send(&mut self, relay: &str, life: u32, key: &str, body: &[String], names: bool, unanswered: bool) -> Answer {
+    fn send(&mut self, relay: &str, (life, left): (u32, u32), key: &str, body: &[String], names: bool, unanswered: bool) -> Answer {
         let mut ids = Vec::with_capacity(body.len());
         for item in body {
             match number(self, item) {
@@ -119,13 +121,13 @@ impl Model {
         let known = outlet.bodies.entry(key.to_owned()).or_insert_with(|| body.to_vec());
         // A position that is older than what was trimmed finds the bases gone; so does one that was taken over, of what its successor has sent; and one that
         // came back, of what a full stream could not hold for it.
-        if known != body && self.rewinds == 0 && life >= outlet.life && !self.returned.contains(relay) {
+        if known != body && self.rewinds == 0 && (life, left) >= outlet.life && !self.returned.contains_key(relay) {
             outlet.changed.insert(key.to_owned());
         }
-        outlet.life = outlet.life.max(life);
+        outlet.life = outlet.life.max((life, left));
         for (_, id) in ids.iter().enumerate().filter(|(item, _)| !bad.contains(item)) {
             let taken = outlet.taken.entry(*id).or_default();
-            if taken.is_empty() && life >= outlet.life {
+            if taken.is_empty() && (life, left) >= outlet.life {
                 let sample = &samples[*id as usize];
                 outlet.order.entry((sample.target, sample.name.clone())).or_default().push(sample.slot_ms);
             }

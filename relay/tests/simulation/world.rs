@@ -172,7 +172,8 @@ impl Running {
             let filters = relay.filters.iter().map(named).collect::<Result<_, config::OptionsError>>()?;
             let ndjson = config::Component { name: "ndjson".to_owned(), options: serde_json::Value::Null };
             let Setup { limits, lanes, names, .. } = setup;
-            let sink = Scripted { sim: sim.clone(), relay: relay.name.clone(), life, limits, lanes, names };
+            let left = sim.with(|world| world.model.returned.get(&relay.name).copied().unwrap_or(0));
+            let sink = Scripted { sim: sim.clone(), relay: relay.name.clone(), life, left, limits, lanes, names };
             Ok(Components { filters, encoder: Arc::from(relay::encode::build(&ndjson)?), sink: Box::new(sink) })
         };
         let streams = client.streams();

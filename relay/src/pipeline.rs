@@ -170,7 +170,7 @@ impl Pipeline {
             self.learning = false;
             self.behind_to = u64::MAX;
         }
-        let Incoming { message, envelope, silent, gap, torn_out, shared, restarted } = incoming;
+        let Incoming { message, envelope, silent, gap, torn_out, straggles, shared, restarted } = incoming;
         let id = identity(&message, envelope.as_ref().ok());
         let mode = match (silent, message.seq <= self.control.skipped()) {
             (true, _) => Mode::Silent,
@@ -196,6 +196,7 @@ impl Pipeline {
         }
         let at = Message { mode, seq: message.seq, at_ms: clock };
         match &envelope {
+            Ok(_) if straggles => {}
             Ok(envelope) => self.payload(&at, envelope, &message.payload, &mut tally, out).await?,
             Err(why) => self.corrupt(&at, &mut tally, why.to_string(), 0),
         }

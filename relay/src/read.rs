@@ -30,6 +30,8 @@ pub struct Incoming {
     pub gap: Option<Gap>,
     /// Sequences before it that should be there are not, delivered or not: the stream is damaged in its middle.
     pub torn_out: bool,
+    /// What its producer published after it was read before it: a request that was carried out late. Its bases are not those that come next are made with.
+    pub straggles: bool,
     /// More than one collector is known: their pages may be twins.
     pub shared: bool,
     /// The reader began again at `warm_from`: what was learned from the stream is void.
@@ -41,6 +43,8 @@ pub struct Reader {
     log: Arc<dyn Log>,
     relay: String,
     positions: Positions,
+    /// How far it has read what producers published since it last began at `warm_from`.
+    read: Positions,
     /// As in [`Checkpoint`].
     newcomers_from: Option<u64>,
     /// How far lives had come that have ended.
@@ -104,6 +108,7 @@ impl Reader {
             log,
             relay: relay.to_owned(),
             positions: checkpoint.positions.clone(),
+            read: Positions::default(),
             newcomers_from: checkpoint.newcomers_from,
             reached: Reached::default(),
             seq: checkpoint.seq,
@@ -189,8 +194,10 @@ impl Reader {
             };
             self.seq = message.seq;
             self.id = Some(identity(&message, envelope.as_ref().ok()));
+            let straggles = envelope.as_ref().is_ok_and(|envelope| self.read.is_behind(envelope));
             let torn_out = self.expected.replace(message.seq + 1).is_some_and(|expected| message.seq > expected);
             if let Ok(envelope) = &envelope {
+                self.read.advance(envelope, &message.subject, message.time_ms);
                 match self.bounds.as_mut().filter(|bounds| bounds.is_beyond(message.seq, Some(envelope))) {
                     Some(bounds) => bounds.beyond.advance(envelope, &message.subject, message.time_ms),
                     None => self.positions.advance(envelope, &message.subject, message.time_ms),
@@ -202,7 +209,7 @@ impl Reader {
                 continue;
             }
             let (shared, restarted) = (self.positions.iter().nth(1).is_some(), std::mem::take(&mut self.restarted));
-            return Incoming { message, envelope, silent, gap, torn_out, shared, restarted };
+            return Incoming { message, envelope, silent, gap, torn_out, straggles: silent && straggles, shared, restarted };
         }
     }
 
@@ -262,6 +269,7 @@ impl Reader {
             Reopen::Again => {
                 self.restarted = true;
                 self.expected = None;
+                self.read = Positions::default();
                 self.again_from(warm_from.max(1)).await?
             }
         };

@@ -85,6 +85,11 @@ impl Positions {
         if messages == 0 { Place::Next } else { Place::After(Gap { messages, samples }) }
     }
 
+    /// Whether something was seen that the producer of a message published after it.
+    pub(crate) fn is_behind(&self, envelope: &Envelope) -> bool {
+        self.before(envelope).is_some_and(|mark| (envelope.epoch, envelope.n) < (mark.epoch, mark.n))
+    }
+
     /// Whether the producer of a message was ever seen.
     pub fn knows(&self, envelope: &Envelope) -> bool {
         self.0.contains_key(&Self::key(envelope))

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bundled_nats::ledger::Stage;
-use bundled_nats::port::{Entry, Error, State, Streams};
+use bundled_nats::port::{Entry, Error, Log as _, State, Streams};
 use bundled_nats::twin::Twin;
 use bytes::Bytes;
 use relay::Relays;
@@ -178,6 +178,32 @@ async fn a_torn_tail_of_delivered_messages_repeats_nothing_and_loses_nothing() {
     assert_eq!((after.seq, after.totals.lost), (11, 0));
     balanced(&after);
     assert!(ledger(&twin).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_carried_out_late_takes_no_base_from_what_came_before_it() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let mut relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 1..=3 {
+        producer.publish(&[scrape(1, slot(0) + k * SLOT, &[("a", k as f64)])]).await;
+        producer.rebase();
+    }
+    producer.publish(&[scrape(1, slot(0) + 4 * SLOT, &[("a", 4.0)])]).await;
+    let mut first = twin.raw.messages().remove(0);
+    first.headers.insert("Nats-Msg-Id", "the server knows it no more");
+    twin.raw.publish(&first.subject, &first.headers, first.payload, None).await.expect("room in the stream");
+    for k in 5..=6 {
+        // The second time by a life that reads it silently.
+        let seq = producer.publish(&[scrape(1, slot(0) + k * SLOT, &[("a", k as f64)])]).await;
+        let after = passed(&twin, "one", seq).await;
+        assert_eq!((after.totals.lost, after.warm_from), (0, 4));
+        relays.stop(Duration::from_secs(5)).await;
+        relays = setup.start();
+    }
+    relays.stop(Duration::from_secs(5)).await;
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=6).map(|k| k as f64).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]

@@ -202,8 +202,14 @@ async fn a_request_that_is_carried_out_late_takes_no_base_from_what_came_before_
         relays.stop(Duration::from_secs(5)).await;
         relays = setup.start();
     }
+    let seq = producer.publish(&[scrape(1, slot(0) + 7 * SLOT, &[("a", 7.0)])]).await;
+    passed(&twin, "one", seq).await;
+    // All is read once more, and then nothing of it is late.
+    twin.raw.tear(1);
+    producer.publish(&[scrape(1, slot(0) + 8 * SLOT, &[("a", 8.0)])]).await;
+    until("the newest is there", || setup.sink("one").delivered().len() == 8).await;
     relays.stop(Duration::from_secs(5)).await;
-    assert_eq!(names(&setup.sink("one").delivered()), (1..=6).map(|k| k as f64).collect::<Vec<_>>());
+    assert_eq!(names(&setup.sink("one").delivered()), (1..=8).map(|k| k as f64).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]

@@ -68,6 +68,8 @@ impl Twin {
 pub enum Fault {
     /// The message is stored, its answer is lost: [`PublishError::Unknown`].
     LoseAnswer,
+    /// The message is stored, and the server of this stream goes away before it answers: [`PublishError::Unknown`].
+    Dies,
     /// The message is not stored, the outcome is unknown all the same: [`PublishError::Unknown`].
     LoseRequest,
     /// Nothing is sent: [`PublishError::Unavailable`].
@@ -299,6 +301,11 @@ impl Log for TwinLog {
             Some(Fault::LoseAnswer) => match self.core.store(subject, headers, payload, expect_last) {
                 Ok(_) | Err(_) => Err(PublishError::Unknown("the answer was lost".into())),
             },
+            Some(Fault::Dies) => {
+                let stored = self.core.store(subject, headers, payload, expect_last);
+                self.set_down(true);
+                stored.and_then(|_| Err(PublishError::Unknown("the server is gone".into())))
+            }
             Some(Fault::LoseRequest) => Err(PublishError::Unknown("the request was lost".into())),
             Some(Fault::Unavailable) => Err(PublishError::Unavailable("no responders".into())),
             Some(Fault::Full) => Err(PublishError::Full("maximum bytes exceeded".into())),

@@ -39,12 +39,38 @@ fn own_subject_of(stage: &str, relay: &str, side: Side, reason: &str) -> String 
 pub async fn publish(log: &Arc<dyn Log>, subject: &str, headers: &Headers, payload: Bytes) -> Result<u64, PublishError> {
     match log.publish(subject, headers, payload, None).await {
         Ok(seq) => Ok(seq),
-        Err(error @ PublishError::Unknown(_)) => match log.last(subject).await {
-            Ok(Some(last)) if last.headers.get("Nats-Msg-Id") == headers.get("Nats-Msg-Id") => Ok(last.seq),
+        Err(error @ PublishError::Unknown(_)) => match find(log, subject, headers).await {
+            Ok(Some(seq)) => Ok(seq),
             _ => Err(error),
         },
         Err(error) => Err(error),
     }
+}
+
+/// The same for who tries without end: once an outcome is unknown it looks before each try, as the server recognises what comes again for two minutes only.
+pub async fn publish_again(
+    log: &Arc<dyn Log>,
+    subject: &str,
+    headers: &Headers,
+    payload: Bytes,
+    is_unknown: &mut bool,
+) -> Result<u64, PublishError> {
+    if *is_unknown {
+        match find(log, subject, headers).await {
+            Ok(Some(seq)) => return Ok(seq),
+            Ok(None) => {}
+            Err(error) => return Err(PublishError::Unavailable(error.to_string())),
+        }
+    }
+    let published = publish(log, subject, headers, payload).await;
+    *is_unknown |= matches!(published, Err(PublishError::Unknown(_)));
+    published
+}
+
+/// The sequence of a message, where it is the newest one of its subject.
+async fn find(log: &Arc<dyn Log>, subject: &str, headers: &Headers) -> Result<Option<u64>, PortError> {
+    let last = log.last(subject).await?;
+    Ok(last.filter(|last| last.headers.get("Nats-Msg-Id") == headers.get("Nats-Msg-Id")).map(|last| last.seq))
 }
 
 /// An entry as a message: its headers and its payload.
@@ -75,9 +101,9 @@ pub async fn store(
     payload: &Bytes,
     stop: &CancellationToken,
 ) -> Result<u64, Stopped> {
-    let (mut backoff, mut told) = (Backoff::default(), false);
+    let (mut backoff, mut told, mut is_unknown) = (Backoff::default(), false, false);
     loop {
-        let error = match publish(log, subject, headers, payload.clone()).await {
+        let error = match publish_again(log, subject, headers, payload.clone(), &mut is_unknown).await {
             Ok(seq) => return Ok(seq),
             Err(error) => error,
         };

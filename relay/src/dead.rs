@@ -236,9 +236,9 @@ impl Dead {
     /// Stores a message as long as it takes; makes room where there is none.
     async fn put(&self, headers: &Headers, mut payload: Bytes) -> Result<(), Stopped> {
         let key = headers.get(KEY).unwrap_or_default();
-        let (mut backoff, mut told) = (Backoff::default(), false);
+        let (mut backoff, mut told, mut is_unknown) = (Backoff::default(), false, false);
         loop {
-            match book::publish(&self.log, &subject(&self.relay), headers, payload.clone()).await {
+            match book::publish_again(&self.log, &subject(&self.relay), headers, payload.clone(), &mut is_unknown).await {
                 Ok(_) => return Ok(()),
                 Err(PublishError::Full(_)) => match self.trim().await {
                     Ok(true) => continue,

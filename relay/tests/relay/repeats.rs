@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use bundled_nats::twin::Twin;
+use bundled_nats::twin::{Fault, Twin};
 use relay::sink::{Answer, Limits};
 
 use crate::harness::*;
@@ -195,4 +195,28 @@ async fn what_comes_again_after_a_kill_is_counted_through_lives_that_deliver_lit
 /// When a line is of, ms.
 fn time(line: &str) -> i64 {
     serde_json::from_str::<serde_json::Value>(line).expect("JSON")["timestamp"].as_i64().expect("ms")
+}
+
+/// Longer than the server recognises what comes again.
+const AWAY: Duration = Duration::from_secs(180);
+
+#[tokio::test(start_paused = true)]
+async fn what_was_stored_right_before_a_long_outage_is_not_stored_again() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let relays = setup.start();
+    passed(&twin, "one", 0).await;
+    twin.dead.inject(Fault::Dies);
+    let mut producer = Producer::new(&twin, "p", 1);
+    let seq = producer.publish_payload(vec![9; 40], 2, (0, 0), true).await.expect("room in the stream");
+    until("the letter is there", || !twin.dead.messages().is_empty()).await;
+    tokio::time::sleep(AWAY).await;
+    twin.ledger.inject(Fault::Dies);
+    twin.dead.set_down(false);
+    until("the entry is there", || !ledger(&twin).is_empty()).await;
+    tokio::time::sleep(AWAY).await;
+    twin.ledger.set_down(false);
+    assert_eq!(passed(&twin, "one", seq).await.totals.lost, 2);
+    assert_eq!((twin.dead.messages().len(), ledger(&twin).len()), (1, 1));
+    relays.stop(Duration::from_secs(5)).await;
 }

@@ -94,9 +94,10 @@ impl Running {
         let is_running = |status: &relay::Status| !matches!(status.activity, Activity::Failed | Activity::Starting);
         let runs = |process: &Process| -> Vec<bool> { process.relays.status().iter().map(is_running).collect() };
         let is_one = |(here, there): (&bool, &bool)| here != there;
-        // One that turns to the newest samples starts anew.
+        // One that turns to the newest samples starts anew; one that starts may have taken over already what the other does not know.
+        let starts = |process: &Process| process.relays.status().iter().any(|status| status.activity == Activity::Starting);
         for _ in 0..STARTS {
-            if runs(process).iter().zip(&runs(&former)).all(is_one) {
+            if !starts(process) && !starts(&former) && runs(process).iter().zip(&runs(&former)).all(is_one) {
                 break;
             }
             sleep(Duration::from_millis(200)).await;

@@ -38,6 +38,13 @@ pub struct Incoming {
     pub restarted: bool,
 }
 
+impl Incoming {
+    /// A message of which nothing else is known.
+    pub fn alone(message: Message, envelope: Result<Envelope, EnvelopeError>, silent: bool) -> Self {
+        Self { message, envelope, silent, gap: None, torn_out: false, straggles: false, shared: false, restarted: false }
+    }
+}
+
 /// Reads for one relay.
 pub struct Reader {
     log: Arc<dyn Log>,

@@ -135,5 +135,5 @@ fn incoming(index: usize, page: &Page, silent: bool) -> Incoming {
     let mut headers = Headers::default();
     envelope.headers().into_iter().for_each(|(name, value)| headers.insert(name, value));
     let message = Message { seq: n, subject: "trial".into(), headers, payload: Bytes::from(page.payload.clone()), time_ms: page.slot_ms };
-    Incoming { message, envelope: Ok(envelope), silent, gap: None, torn_out: false, straggles: false, shared: false, restarted: false }
+    Incoming::alone(message, Ok(envelope), silent)
 }

@@ -85,5 +85,5 @@ pub fn parts(encoder: &str) -> Parts {
 /// A message as the reader hands it out.
 pub fn incoming(message: &Message, silent: bool) -> Incoming {
     let envelope = Envelope::parse(|name| message.headers.get(name));
-    Incoming { message: message.clone(), envelope, silent, gap: None, torn_out: false, straggles: false, shared: false, restarted: false }
+    Incoming::alone(message.clone(), envelope, silent)
 }

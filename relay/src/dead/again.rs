@@ -400,16 +400,7 @@ fn incoming(seq: u64, payload: &[u8], samples: u64) -> Incoming {
     };
     let message =
         Message { seq, subject: String::new(), headers: Headers::default(), payload: Bytes::copy_from_slice(payload), time_ms: 0 };
-    Incoming {
-        message,
-        envelope: Ok(envelope),
-        silent: false,
-        gap: None,
-        torn_out: false,
-        straggles: false,
-        shared: false,
-        restarted: false,
-    }
+    Incoming::alone(message, Ok(envelope), false)
 }
 
 impl Request {

@@ -1,6 +1,6 @@
 //! A producer, a scripted sink, and waiting for a state.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -336,6 +336,15 @@ pub async fn until(what: &str, mut so: impl FnMut() -> bool) {
 }
 
 /// Waits until a relay's durable position is there.
+/// Each request's samples by its key.
+pub fn by_key(calls: &[Call]) -> HashMap<String, BTreeSet<Vec<String>>> {
+    let mut keys: HashMap<String, BTreeSet<Vec<String>>> = HashMap::new();
+    for call in calls {
+        keys.entry(call.key.clone()).or_default().insert(call.lines.clone());
+    }
+    keys
+}
+
 pub async fn passed(twin: &Twin, name: &str, seq: u64) -> Checkpoint {
     for _ in 0..200_000 {
         if let Some(checkpoint) = checkpoint(twin, name).await

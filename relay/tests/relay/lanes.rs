@@ -1,6 +1,6 @@
 //! Several requests at a time: each series keeps its order, each request its key and bytes, and the position waits for all of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,15 +39,6 @@ async fn publish(producer: &mut Producer, slots: std::ops::Range<i64>) {
 
 fn named(line: &str) -> &str {
     line.split('"').nth(3).expect("a name")
-}
-
-/// Each request's samples by its key.
-fn by_key(calls: &[Call]) -> HashMap<String, BTreeSet<Vec<String>>> {
-    let mut keys: HashMap<String, BTreeSet<Vec<String>>> = HashMap::new();
-    for call in calls {
-        keys.entry(call.key.clone()).or_default().insert(call.lines.clone());
-    }
-    keys
 }
 
 #[tokio::test(start_paused = true)]

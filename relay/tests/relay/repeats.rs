@@ -1,6 +1,6 @@
 //! What comes again after a life that ended: under which keys, and that it is counted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bundled_nats::twin::{Fault, Twin};
@@ -96,10 +96,7 @@ async fn without_a_base_of(lost: u64, killed: bool) {
     let after = passed(&twin, "one", 3).await;
     balanced(&after);
     assert_eq!((after.totals.read, after.totals.lost), (12, 3));
-    let mut keys: HashMap<String, HashSet<Vec<String>>> = HashMap::new();
-    for call in sink.calls() {
-        keys.entry(call.key).or_default().insert(call.lines);
-    }
+    let keys = by_key(&sink.calls());
     assert!(keys.values().all(|bodies| bodies.len() == 1), "a key came with other bytes: {keys:?}");
     let delivered = sink.delivered();
     let there: HashSet<&String> = delivered.iter().filter(|line| line.contains(left)).collect();

@@ -1,6 +1,6 @@
 //! Two collectors that publish the same scrapes: the second copy is dropped, and no key comes with other bytes where the first one is not read any more.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bundled_nats::port::Log as _;
@@ -80,10 +80,7 @@ async fn with_a_twin(targets: [u64; 3], stored: u64, rebased: Option<i64>, disk:
     let (registry, before) = (prometheus::Registry::new(), sink.delivered().len());
     let relays = setup.start_with(&registry);
     balanced(&passed(&twin, "one", last).await);
-    let mut keys: HashMap<String, HashSet<Vec<String>>> = HashMap::new();
-    for call in sink.calls() {
-        keys.entry(call.key).or_default().insert(call.lines);
-    }
+    let keys = by_key(&sink.calls());
     assert!(keys.values().all(|bodies| bodies.len() == 1), "a key came with other bytes: {keys:?}");
     let delivered = sink.delivered();
     let there: HashSet<&String> = delivered.iter().collect();

@@ -74,6 +74,8 @@ impl Appliance {
         let appliance = Self { board: Arc::clone(&board), server, streams, membership, stop };
         match parts {
             Ok(parts) => {
+                // Whoever asks once it is ready is told of the stream.
+                board.look(appliance.streams.raw.info().await.ok(), None, None);
                 board.set_parts(parts);
                 // Lives as long as the parts, and owns nothing.
                 tokio::spawn(pulse::run(board, appliance.streams.clone(), appliance.stop.clone()));

@@ -124,7 +124,11 @@ fn an_annotated_pod_arrives_at_the_sink_with_the_least_of_rights() -> Result<()>
         .await?;
         assert!(exporter.next_round() > 0);
 
-        let before = places(&strata).await?;
+        let before = wait::until("what the sink took is acknowledged", LIMIT, async || {
+            let places = places(&strata).await.ok()?;
+            (places.1 > 0).then_some(places)
+        })
+        .await?;
         let (code, steps) = why_in(&strata, &["pod/web-0", "-n", "shop"]).await?;
         let after = places(&strata).await?;
         let is_whole = has(&steps, "good object", "is Running")

@@ -134,7 +134,10 @@ async fn each_role_runs_in_a_process_of_its_own() -> Result<()> {
         let names: Vec<&str> = status["ready"].as_array().into_iter().flatten().filter_map(|check| check["name"].as_str()).collect();
         ensure!(status["role"] == role && names[..checks.len()] == checks, "{role}: {status}");
         ensure!(status["durability"]["acknowledged_means"] == "fsynced", "{role}: {}", status["durability"]);
-        ensure!(status["stream"]["messages"].as_u64() > Some(0), "{role}: {}", status["stream"]);
+        wait::until(&format!("{role} sees what is in the stream"), LIMIT, async || {
+            (asked(strata, "/api/v1/status").await.ok()?["stream"]["messages"].as_u64() > Some(0)).then_some(())
+        })
+        .await?;
         let relays = asked(strata, "/api/v1/relays").await?["relays"].as_array().map_or(0, Vec::len);
         ensure!(relays == usize::from(role == "relay"), "{role} shows {relays} relays");
         let targets = asked(strata, "/api/v1/targets").await?["targets"].as_array().map_or(0, Vec::len);

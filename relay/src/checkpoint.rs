@@ -20,6 +20,7 @@ use crate::backoff::now_ms;
 use crate::minutes::Open;
 use crate::newer;
 use crate::reached::Reached;
+use crate::step::Waiting;
 
 pub use positions::{Gap, Mark, PRODUCER_MEMORY, Place, Positions};
 
@@ -114,6 +115,9 @@ pub struct Checkpoint {
     pub newcomers_from: Option<u64>,
     /// Lowest sequence that still holds a base.
     pub warm_from: u64,
+    /// What the position has passed and waits for other parts of its slot; none: that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Vec<Waiting>>,
     /// What is already done of the message after `seq`.
     #[serde(default)]
     pub partial: Option<Partial>,
@@ -154,6 +158,7 @@ impl Checkpoint {
             positions: Positions::default(),
             newcomers_from: None,
             warm_from: warm_from.min(seq + 1),
+            waiting: None,
             partial: None,
             config: String::new(),
             clean: true,
@@ -176,6 +181,8 @@ impl Checkpoint {
     pub(crate) fn take_over(&mut self, owner: &str, config: String) -> bool {
         if self.config != config {
             self.config = config;
+            // Others may be its targets now.
+            self.waiting = None;
             if self.partial.take().is_some() {
                 // What was delivered of the message in hand is no part of what the new configuration makes of it: it goes again, counted.
                 self.clean = false;
@@ -229,6 +236,13 @@ impl Checkpoint {
         self.totals.lost += samples;
         self.behind.take_if(|behind| message.seq >= behind.end);
         gap
+    }
+
+    /// What waits for other parts of its slot does so no more, as all up to a sequence is given up; says how many samples that are.
+    pub(crate) fn let_go(&mut self, to: u64) -> u64 {
+        let behind = self.behind.as_mut().map_or(0, |behind| behind.checkpoint.let_go(to));
+        let own = if self.seq <= to { self.waiting.replace(Vec::new()) } else { None };
+        behind + own.iter().flatten().map(|waiting| waiting.samples).sum::<u64>()
     }
 
     /// Whether the relay is done with a sequence.

@@ -426,16 +426,17 @@ impl Deliver {
         totals.rejected += progress.rejected;
         totals.lost += lost;
         self.gauges.shared.live().totals = totals.clone();
-        self.moved(&mark);
+        self.moved(mark);
         given_up
     }
 
-    fn moved(&mut self, mark: &Mark) {
+    fn moved(&mut self, mark: Mark) {
         if let Some(track) = &self.track {
             track.miss(mark.seq.saturating_sub(self.checkpoint.seq + 1));
         }
         self.checkpoint.seq = mark.seq;
-        self.checkpoint.id = Some(mark.id.clone());
+        self.checkpoint.id = Some(mark.id);
+        self.checkpoint.waiting = Some(mark.waiting);
         self.checkpoint.warm_from = mark.warm_from.max(self.based_from(mark.seq));
         let mut live = self.gauges.shared.live();
         if let Some(envelope) = &mark.envelope {

@@ -105,10 +105,15 @@ pub(crate) async fn undelivered(streams: &Streams, relay: &str, known: &mut Chec
         target: None,
     };
     let newest = streams.ledger.last(&book::subject_of("relay", relay, reason)).await?;
-    let booked = newest.and_then(|message| Some((message.time_ms, serde_json::from_slice::<Entry>(&message.payload).ok()?.seqs?.1)));
+    let booked = newest.and_then(|message| Some((message.time_ms, serde_json::from_slice::<Entry>(&message.payload).ok()?)));
+    let booked = booked.and_then(|(time_ms, entry)| Some((time_ms, entry.at_ms, entry.seqs?.1)));
     // Whoever was killed between the entry and what follows it makes no second one; a sequence that was stored after it is another message.
-    let is_booked = |message: &Message| booked.is_some_and(|(at_ms, to)| message.seq <= to && message.time_ms <= at_ms);
+    let is_booked = |message: &Message| booked.is_some_and(|(time_ms, _, to)| message.seq <= to && message.time_ms <= time_ms);
     let begins = begins(streams, known).await?;
+    let (seq, waiting) = (known.seq, known.let_go(to));
+    if waiting > 0 && !booked.is_some_and(|(_, at_ms, to)| seq <= to && known.at_ms <= at_ms) {
+        (entry.samples, entry.frames, entry.seqs) = (waiting, 1, Some((seq, seq)));
+    }
     let is_torn = begins <= known.passed();
     let reached = Reached::default();
     reached.load(&*streams.state).await?;

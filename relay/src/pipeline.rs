@@ -25,7 +25,7 @@ use crate::read::{Incoming, identity};
 use crate::resolve::Resolver;
 use crate::sink::Limits;
 use crate::slots::{Fate, Header, Slots};
-use crate::step::{Loss, Mark, Step};
+use crate::step::{Loss, Mark, Step, Waiting};
 use crate::takes::Takes;
 use crate::template::Template;
 
@@ -59,6 +59,8 @@ pub struct Parts {
     pub warm_from: u64,
     /// The last message that is done with: up to there all is read once more.
     pub position: u64,
+    /// What waited there for other parts of its slot; none: that is not known.
+    pub waiting: Option<Vec<Waiting>>,
     /// The layouts in use.
     pub layouts: Arc<Interner>,
     /// Stream time whose messages share batches; 0: each has its own.
@@ -132,7 +134,7 @@ impl Pipeline {
             resolver: Resolver::new(parts.filters, parts.encoder, parts.templates, parts.takes, parts.external_labels),
             slots: Slots::default(),
             deltas,
-            held: Held::default(),
+            held: Held::at(parts.waiting),
             columns: Columns::default(),
             control,
             config: parts.config,
@@ -165,7 +167,7 @@ impl Pipeline {
             self.end_window(out).await?;
             self.decoder = Decoder::with_interner(self.layouts.clone());
             self.resolver.clear();
-            self.held.clear();
+            self.held.restart();
             self.control.void();
             self.learning = false;
             self.behind_to = u64::MAX;
@@ -195,12 +197,16 @@ impl Pipeline {
             tally.loss(Loss { reason: "rollback", stream: true, samples: gap.samples, frames: gap.messages, target: None, slot_ms: None });
         }
         let at = Message { mode, seq: message.seq, at_ms: clock };
+        let waits_from = clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64);
+        if mode != Mode::Silent {
+            self.settle(envelope.as_ref().ok(), waits_from, &mut tally);
+        }
         match &envelope {
             Ok(_) if straggles => {}
             Ok(envelope) => self.payload(&at, envelope, &message.payload, &mut tally, out).await?,
             Err(why) => self.corrupt(&at, &mut tally, why.to_string(), 0),
         }
-        while let Some(key) = self.held.older(clock.saturating_sub(KEY_FRAME_PERIOD.as_millis() as i64)) {
+        while let Some(key) = self.held.older(waits_from) {
             self.incomplete(&at, &key, &mut tally, out).await?;
         }
         self.tick(clock);
@@ -212,6 +218,7 @@ impl Pipeline {
             last_ms: envelope.as_ref().map_or(message.time_ms, |e| e.last_ms),
             envelope: envelope.ok(),
             warm_from: self.warm_after(),
+            waiting: self.held.waiting(),
             silent,
             restarted,
             skipped: mode == Mode::Skip,
@@ -371,7 +378,7 @@ impl Pipeline {
         let failed = frame.flags.contains(Flags::FAILED);
         let part = decoded.map(|decoded| HeldPart { decoded, columns: std::mem::take(&mut self.columns), failed });
         match self.fate(&envelope.producer, frame, complete) {
-            Fate::Hold => self.held.put(key, at.seq, frame.part, part),
+            Fate::Hold => self.held.put(key, at, frame.part, part),
             Fate::Twin => {
                 let siblings = self.held.take(&key);
                 at.twin(tally, siblings.iter().chain(&part).map(|part| &part.decoded));

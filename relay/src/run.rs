@@ -71,6 +71,7 @@ impl Components {
             warm_from: at.warm_from,
             // A message that is begun needs its bases once more as well.
             position: at.seq + u64::from(at.partial.is_some()),
+            waiting: at.waiting.clone(),
             layouts: Arc::default(),
             batch_time: relay.batch_time.duration(),
             replay: None,

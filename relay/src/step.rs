@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use sample::{Columns, Envelope, Layout, Origin, TargetId};
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Gap;
 use crate::encode::remote_write;
@@ -121,6 +122,25 @@ impl Part {
     }
 }
 
+/// A part of a slot that a position has passed while others were to come: until then nothing of it is counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Who published it.
+    pub producer: String,
+    /// In which of its partitions.
+    pub partition: u32,
+    /// In which of its lives.
+    pub epoch: u64,
+    /// Target.
+    pub target: u64,
+    /// Slot, ms.
+    pub slot_ms: i64,
+    /// Its number.
+    pub part: u16,
+    /// Its samples.
+    pub samples: u64,
+}
+
 /// A loss that must be booked before the position passes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loss {
@@ -179,6 +199,8 @@ pub struct Mark {
     pub envelope: Option<Envelope>,
     /// Lowest sequence that holds a base needed after it.
     pub warm_from: u64,
+    /// What of it, or of messages before it, waits for other parts of its slot.
+    pub waiting: Vec<Waiting>,
     /// Delivered before, or before the start: moves producers' positions at most.
     pub silent: bool,
     /// The stream was rolled back before it: sequences known from before mean other messages now.

@@ -76,6 +76,7 @@ pub fn parts(encoder: &str) -> Parts {
         config: "c".into(),
         warm_from: 1,
         position: 0,
+        waiting: None,
         layouts: Arc::default(),
         batch_time: std::time::Duration::ZERO,
         replay: None,

@@ -26,3 +26,4 @@ mod slots;
 mod standby;
 mod summing;
 mod twins;
+mod waiting;

@@ -47,7 +47,7 @@ const ADVERTISED: &str = "10.255.0.1";
 /// Addresses that services may have.
 const SERVICES: &str = "10.96.0.0/16,fd00:96::/112";
 const ETCD_PORT: u16 = 2379;
-const READY_WITHIN: Duration = Duration::from_secs(90);
+const READY_WITHIN: Duration = Duration::from_secs(180);
 const COMMAND_WITHIN: Duration = Duration::from_secs(120);
 /// Last lines of the server's log that a failed test prints.
 const LOG_LINES: usize = 40;

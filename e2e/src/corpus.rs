@@ -130,7 +130,7 @@ async fn capture() -> Result<Vec<(String, String)>> {
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start node_exporter")?;
-        let page = wait::until("node_exporter answers", Duration::from_secs(20), async || http1::get(port, "/metrics").await.ok()).await;
+        let page = wait::until("node_exporter answers", Duration::from_secs(60), async || http1::get(port, "/metrics").await.ok()).await;
         child.kill()?;
         child.wait()?;
         pages.push(("node_exporter".to_owned(), String::from_utf8(page?.body)?));

@@ -12,6 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+/// How long an answer may take that is at hand: of a process that waits for its turn on a busy machine.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -167,23 +169,23 @@ pub async fn respond<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// `GET` on a loopback port, on a connection of its own.
 ///
-/// *Errors*: nothing listens, or no answer within five seconds.
+/// *Errors*: nothing listens, or no answer within [`ANSWER_WITHIN`].
 pub async fn get(port: u16, path: &str) -> io::Result<Message> {
     get_at(local(port), path).await
 }
 
 /// The same at any address of the network that the test is in.
 ///
-/// *Errors*: nothing listens, or no answer within five seconds.
+/// *Errors*: nothing listens, or no answer within [`ANSWER_WITHIN`].
 pub async fn get_at(address: SocketAddr, path: &str) -> io::Result<Message> {
-    ask(address, &format!("GET {path}"), "", "", Duration::from_secs(5)).await
+    ask(address, &format!("GET {path}"), "", "", ANSWER_WITHIN).await
 }
 
 /// [`get`] with a bearer token.
 ///
-/// *Errors*: nothing listens, or no answer within five seconds.
+/// *Errors*: nothing listens, or no answer within [`ANSWER_WITHIN`].
 pub async fn get_with(port: u16, path: &str, token: &str) -> io::Result<Message> {
-    ask(local(port), &format!("GET {path}"), &format!("authorization: Bearer {token}\r\n"), "", Duration::from_secs(5)).await
+    ask(local(port), &format!("GET {path}"), &format!("authorization: Bearer {token}\r\n"), "", ANSWER_WITHIN).await
 }
 
 /// [`get`] for an answer that takes its time, such as a whole database.

@@ -18,7 +18,7 @@ use crate::wait;
 /// Where the test itself is for its machines. Outside of what is the namespace's own, so that the way there is the bridge.
 pub const HERE: &str = "192.168.77.1";
 /// How long a machine may take to have its namespace.
-const MADE_WITHIN: Duration = Duration::from_secs(10);
+const MADE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The bridge between all machines.
 pub struct Network(());

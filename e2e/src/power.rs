@@ -27,7 +27,7 @@ use crate::wait;
 mod disk;
 
 /// How long processes may take to let go of what has lost its power.
-const GONE_WITHIN: Duration = Duration::from_secs(10);
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 /// How long the kernel may go by what it knows: all changes come through it.
 const TTL: Duration = Duration::from_secs(60);
 /// What the file system says is free, in blocks: more than Strata keeps free.

@@ -39,7 +39,7 @@ impl Statsd {
         std::fs::write(&file, configuration)?;
         let child = Command::new("node").arg(program).arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         let statsd = Self { _folder: folder, port, management, child };
-        wait::until("statsd answers", Duration::from_secs(20), async || statsd.ask("counters").await.ok()).await?;
+        wait::until("statsd answers", Duration::from_secs(60), async || statsd.ask("counters").await.ok()).await?;
         Ok(statsd)
     }
 
@@ -50,9 +50,9 @@ impl Statsd {
 
     /// `counters` or `gauges` by name, with tags as the daemon writes them.
     ///
-    /// *Errors*: no answer within five seconds.
+    /// *Errors*: no answer within twenty seconds.
     pub async fn ask(&self, what: &str) -> Result<BTreeMap<String, f64>> {
-        let text = tokio::time::timeout(Duration::from_secs(5), self.management(what)).await??;
+        let text = tokio::time::timeout(Duration::from_secs(20), self.management(what)).await??;
         let entry = Regex::new(r"(?:'((?:[^'\\]|\\.)*)'|([A-Za-z_$][\w$]*)): (-?[\d.]+(?:e[+-]?\d+)?)")?;
         let mut found = BTreeMap::new();
         for capture in entry.captures_iter(&text) {

@@ -17,10 +17,14 @@ use tempfile::TempDir;
 use crate::volume::{Kind, Volume};
 use crate::{http1, process, wait};
 
-/// How long a start may take: extraction, the server, streams, the first acknowledgement.
-pub const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long a start may take where disks are slow: extraction, the server, streams, the first acknowledgement.
+pub const READY_WITHIN: Duration = Duration::from_secs(120);
+/// How long a command may run.
+const COMMAND_WITHIN: Duration = Duration::from_secs(180);
 /// How long a clean stop may take.
-pub const STOP_WITHIN: Duration = Duration::from_secs(40);
+pub const STOP_WITHIN: Duration = Duration::from_secs(120);
+/// How long a child that was killed may be held by the disk that it writes to.
+pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(60);
 /// Last lines of the log that a failed test prints.
 const LOG_LINES: usize = 60;
 
@@ -94,7 +98,10 @@ impl Strata {
             Some((before, after)) => text.push_str(&format!("{before}buffer:\n  data_dir: {}\n{after}", data.display())),
             None => text.push_str(&format!("buffer:\n  data_dir: {}\n{configuration}", data.display())),
         }
-        Ok(std::fs::write(self.config(), text)?)
+        // At once: who reads it meanwhile has one or the other.
+        let new = self.config().with_extension("yaml.new");
+        std::fs::write(&new, text)?;
+        Ok(std::fs::rename(new, self.config())?)
     }
 
     /// Runs this subcommand instead of `run` from the next start on.
@@ -188,7 +195,7 @@ impl Strata {
 
     /// Sends SIGKILL and waits until it and its children are gone.
     ///
-    /// *Errors*: a child survives it by ten seconds.
+    /// *Errors*: a child survives it by [`GONE_WITHIN`].
     pub async fn kill(&mut self) -> Result<()> {
         let child = self.child.as_mut().context("it does not run")?;
         let children = process::children(child.id());
@@ -202,7 +209,7 @@ impl Strata {
     pub async fn gone(&mut self, children: Vec<u32>) -> Result<()> {
         let mut child = self.child.take().context("it does not run")?;
         wait::until_true("strata is gone", STOP_WITHIN, || matches!(child.try_wait(), Ok(Some(_)))).await?;
-        wait::until_true("its child is gone too", Duration::from_secs(10), || !children.iter().any(|pid| process::is_alive(*pid))).await
+        wait::until_true("its child is gone too", GONE_WITHIN, || !children.iter().any(|pid| process::is_alive(*pid))).await
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -228,20 +235,20 @@ impl Strata {
             child.kill()?;
             child.wait()?;
         }
-        wait::until_true("its child is gone too", Duration::from_secs(10), || !children.iter().any(|pid| process::is_alive(*pid))).await?;
+        wait::until_true("its child is gone too", GONE_WITHIN, || !children.iter().any(|pid| process::is_alive(*pid))).await?;
         status
     }
 
     /// Runs another subcommand of the same binary with the same configuration.
     ///
-    /// *Errors*: it cannot be started, or runs longer than a minute.
+    /// *Errors*: it cannot be started, or runs longer than three minutes.
     pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
         self.command_beside(arguments)?.await
     }
 
     /// As [`Strata::command`], begun at once and whatever becomes of this process meanwhile.
     ///
-    /// *Errors*: it cannot be started; those of the future: it runs longer than a minute.
+    /// *Errors*: it cannot be started; those of the future: it runs longer than three minutes.
     pub fn command_beside(&self, arguments: &[&str]) -> Result<impl Future<Output = Result<Output>> + Send + use<>> {
         let (first, rest) = arguments.split_at(arguments.len().min(1));
         let mut command = tokio::process::Command::new(binary()?);
@@ -251,7 +258,7 @@ impl Strata {
 
     /// As [`Strata::command`], with the configuration named last: for subcommands of subcommands.
     ///
-    /// *Errors*: it cannot be started, or runs longer than a minute.
+    /// *Errors*: it cannot be started, or runs longer than three minutes.
     pub async fn command_as_written(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = tokio::process::Command::new(binary()?);
         command.args(arguments).arg("-c").arg(self.config());
@@ -267,7 +274,7 @@ impl Strata {
             .kill_on_drop(true);
         let child = command.spawn()?;
         Ok(async {
-            let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await??;
+            let output = tokio::time::timeout(COMMAND_WITHIN, child.wait_with_output()).await??;
             Ok(Output::of(&output))
         })
     }

@@ -35,9 +35,9 @@ const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Last lines of the log that a failed test prints.
 const LOG_LINES: usize = 40;
 /// How long a pod that somebody makes may let wait for itself.
-const MADE_WITHIN: Duration = Duration::from_secs(30);
+const MADE_WITHIN: Duration = Duration::from_secs(120);
 /// How long a pod that ends by itself may run.
-const ENDS_WITHIN: Duration = Duration::from_secs(90);
+const ENDS_WITHIN: Duration = Duration::from_secs(180);
 /// Mounts what the arguments say, in pairs of source and target, with `ro` or `rw` before them, under a root that is read-only in the end.
 const MOUNTS: &str = r#"
 set -eu
@@ -374,7 +374,7 @@ impl RunningPod {
         let children = process::children(child.id());
         child.kill()?;
         child.wait()?;
-        wait::until_true("its child is gone too", Duration::from_secs(10), || !children.iter().any(|pid| process::is_alive(*pid))).await
+        wait::until_true("its child is gone too", strata::GONE_WITHIN, || !children.iter().any(|pid| process::is_alive(*pid))).await
     }
 
     /// Runs the same program beside it, as `kubectl exec` does.

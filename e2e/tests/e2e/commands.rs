@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::roles::asked;
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// What the sink does not take, and what it is to be called.
 const WRONG: &str = "go_goroutines";
 const RIGHT: &str = "goroutines";

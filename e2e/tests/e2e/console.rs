@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(120);
 
 async fn is_paused(strata: &Strata, wanted: bool) -> Result<()> {
     wait::until(&format!("paused: {wanted}"), LIMIT, async || {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::scene;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 
 /// Whether the sink does not like a line: one in a thousand, the same ones every time.
 fn is_disliked(line: &[u8]) -> bool {

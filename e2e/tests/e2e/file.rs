@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 
 use crate::scene;
 
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 const KILLS: usize = 20;
 
 /// What of a folder changes when a step is done.

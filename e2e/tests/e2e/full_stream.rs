@@ -33,14 +33,14 @@ async fn ten_times_the_stream_with_one_relay_stopped() -> Result<()> {
     let mut strata = Strata::start(&format!("{}{buffer}relays:\n{relays}", scene::scrape("250ms", &exporters))).await?;
     let mut most = 0;
     while exporters[0].next_round() < rounds {
-        scene::more_rounds(&exporters, 8, Duration::from_secs(60)).await?;
+        scene::more_rounds(&exporters, 8, Duration::from_secs(120)).await?;
         most = most.max(process::bytes_under(&strata.data_dir(), "STRATA_RAW"));
     }
     assert!(most <= 2 * MAX_BYTES, "the store grew to {most} bytes");
 
     stopped.reopen()?;
-    scene::caught_up(&stopped, &exporters, Duration::from_secs(60)).await?;
-    scene::caught_up(&live, &exporters, Duration::from_secs(60)).await?;
+    scene::caught_up(&stopped, &exporters, Duration::from_secs(120)).await?;
+    scene::caught_up(&live, &exporters, Duration::from_secs(120)).await?;
     let lost = strata.metric("strata_relay_lost_samples_total", &["relay=\"stopped\""]).await?;
     let lost_live = strata.metric("strata_relay_lost_samples_total", &["relay=\"live\""]).await?;
     let dropped = strata.metric("strata_dropped_samples_total", &[]).await?;
@@ -112,10 +112,10 @@ async fn one_sample_in_a_thousand_is_refused_and_parked() -> Result<()> {
     });
     let relays = scene::http_relay("all", &all, "") + &scene::http_relay("picky", &picky, "");
     let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("1s", &exporters))).await?;
-    scene::more_rounds(&exporters, 10, Duration::from_secs(60)).await?;
+    scene::more_rounds(&exporters, 10, Duration::from_secs(120)).await?;
     let store = Store::open(&strata).await?;
     let mut last = String::new();
-    let agreed = wait::until("sinks, dead letters and counter agree", Duration::from_secs(60), async || {
+    let agreed = wait::until("sinks, dead letters and counter agree", Duration::from_secs(120), async || {
         let parked = parked(&store).await.ok()?;
         let rejected = strata.metric("strata_relay_rejected_samples_total", &["relay=\"picky\""]).await.ok()?;
         let lines = lines.lock().expect("no holder panics");
@@ -136,7 +136,7 @@ async fn one_sample_in_a_thousand_is_refused_and_parked() -> Result<()> {
     assert!(agreed.is_ok(), "{last}");
     // The counters are ahead of the ledger by a checkpoint.
     let refused = lines.lock().expect("no holder panics").sent.iter().filter(|line| is_refused(line)).count() as u64;
-    let audited = wait::until("the audit has what was refused", Duration::from_secs(60), async || {
+    let audited = wait::until("the audit has what was refused", Duration::from_secs(120), async || {
         let (statement, code) = scene::audit(&strata, "now").await.ok()?;
         let rejected = scene::terms(&statement, "picky")["rejected"].as_u64();
         (rejected >= Some(refused)).then_some((statement, code))

@@ -25,7 +25,7 @@ async fn a_broker_that_goes_away_gets_every_sample_once_in_order() -> Result<()>
     );
     let configuration = format!("{}relays:\n{relay}{}", scene::scrape("1s", &exporters), scene::http_relay("http", &http, ""));
     let mut strata = Strata::start(&configuration).await?;
-    scene::more_rounds(&exporters, 8, Duration::from_secs(60)).await?;
+    scene::more_rounds(&exporters, 8, Duration::from_secs(120)).await?;
 
     kafka.stop().await?;
     let away = std::time::Instant::now();
@@ -34,8 +34,8 @@ async fn a_broker_that_goes_away_gets_every_sample_once_in_order() -> Result<()>
     assert!(held >= 25, "the other relay kept flowing: {held} rounds");
     kafka.resume().await?;
 
-    scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
-    scene::caught_up(&http, &exporters, Duration::from_secs(60)).await?;
+    scene::more_rounds(&exporters, 5, Duration::from_secs(120)).await?;
+    scene::caught_up(&http, &exporters, Duration::from_secs(120)).await?;
     wait::until("Kafka has caught up", Duration::from_secs(120), async || {
         (strata.metric("strata_relay_lag_seconds", &["relay=\"kafka\""]).await.ok()? < 3.0).then_some(())
     })

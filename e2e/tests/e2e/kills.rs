@@ -32,7 +32,7 @@ async fn kills_at_random_moments_lose_nothing_that_was_stored() -> Result<()> {
     let (calm, shot) = (HttpSink::start().await?, HttpSink::start().await?);
     let relays = scene::http_relay("calm", &calm, "") + &scene::http_relay("shot", &shot, "");
     let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("300ms", &exporters))).await?;
-    scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
+    scene::more_rounds(&exporters, 5, Duration::from_secs(120)).await?;
 
     let (seed, began, killing) = (rand::random::<u64>(), Instant::now(), scene::away(KILLING)?);
     let (mut kills, mut unanswered) = (0, 0);
@@ -53,7 +53,7 @@ async fn kills_at_random_moments_lose_nothing_that_was_stored() -> Result<()> {
             strata.ready().await?;
         }
         let since = Instant::now();
-        wait::until_true("the moment has come", Duration::from_secs(60), || since.elapsed() >= life).await?;
+        wait::until_true("the moment has come", Duration::from_secs(120), || since.elapsed() >= life).await?;
         let children = process::children(pid);
         match aimed {
             Some(answer) => aim(&shot, pid, answer),
@@ -67,14 +67,14 @@ async fn kills_at_random_moments_lose_nothing_that_was_stored() -> Result<()> {
     }
     strata.ready().await?;
 
-    scene::more_rounds(&exporters, 5, Duration::from_secs(60)).await?;
+    scene::more_rounds(&exporters, 5, Duration::from_secs(120)).await?;
     let nats = strata.nats_pid()?;
     process::signal(nats, Signal::SIGKILL);
-    wait::until_true("the bundled server is started again", Duration::from_secs(30), || strata.nats_pid().is_ok_and(|pid| pid != nats))
+    wait::until_true("the bundled server is started again", Duration::from_secs(120), || strata.nats_pid().is_ok_and(|pid| pid != nats))
         .await?;
-    scene::more_rounds(&exporters, 10, Duration::from_secs(60)).await?;
-    scene::caught_up(&calm, &exporters, Duration::from_secs(60)).await?;
-    scene::caught_up(&shot, &exporters, Duration::from_secs(60)).await?;
+    scene::more_rounds(&exporters, 10, Duration::from_secs(120)).await?;
+    scene::caught_up(&calm, &exporters, Duration::from_secs(120)).await?;
+    scene::caught_up(&shot, &exporters, Duration::from_secs(120)).await?;
     audit_agrees(&strata, &[("calm", &calm), ("shot", &shot)]).await?;
     scene::stop(&mut strata, &exporters).await?;
 

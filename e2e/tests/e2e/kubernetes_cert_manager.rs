@@ -23,7 +23,7 @@ const RELAY: &str = "10.2.3.1";
 const WEBHOOK: &str = "strata-webhook";
 /// Three kinds of objects, each to be completed and to be checked.
 const WEBHOOKS: usize = 6;
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 /// An authority of a cluster's own, as its administrator makes one.
 const ISSUERS: &str = "
 apiVersion: cert-manager.io/v1

@@ -18,7 +18,7 @@ use crate::chart;
 const CONTROLLERS: [&str; 4] = ["disruption-controller", "statefulset-controller", "deployment-controller", "replicaset-controller"];
 /// The roles, and how many pods each has.
 const ROLES: [(&str, usize); 3] = [("nats", 3), ("relay", 2), ("collector", 2)];
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 
 #[test]
 fn of_each_role_one_pod_at_a_time_may_be_evicted() -> Result<()> {

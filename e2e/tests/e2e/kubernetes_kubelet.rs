@@ -26,7 +26,7 @@ use crate::kubernetes_discovery::targets;
 use crate::kubernetes_resources::granted;
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const NODES: [(&str, [u8; 4]); 2] = [("node-1", [10, 255, 1, 1]), ("node-2", [10, 255, 1, 2])];
 const PORT: u16 = 10250;
 const BOOK: &str = include_str!("../../../docs/kubernetes.md");

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::kubernetes_discovery::{NOWHERE, configuration, ip, targets};
 
 /// How long anything here may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// How many pods, services and EndpointSlices there are, each.
 const OBJECTS: usize = 2_000;
 /// The roles.

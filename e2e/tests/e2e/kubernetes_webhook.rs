@@ -21,7 +21,7 @@ const VALUES: &str = "webhook.enabled=true,webhook.failurePolicy=Fail";
 pub const FLAGS: [&str; 1] = ["--bind-address=10.96.0.1"];
 const POD: &str = "10.2.0.1";
 const PORT: u16 = 9600;
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 /// When the certificate ends that is shown.
 pub const EXPIRY: &str = "strata_webhook_certificate_expiry_timestamp_seconds";
 /// What Strata lets pass from one step of a renewal to the next.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{scene, secrets};
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(120);
 const PASSWORD: &str = "PlAnTeD-password";
 const TOKEN: &str = "PlAnTeD-token";
 

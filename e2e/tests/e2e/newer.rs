@@ -10,7 +10,7 @@ use e2e::strata::Strata;
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const WORDS: &str = "written by a newer Strata (wire version 2): run that version, or let it deliver what waits";
 
 async fn publish_newer(server: &Nats) -> Result<()> {

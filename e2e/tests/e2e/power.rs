@@ -16,7 +16,7 @@ use e2e::{compare, wait};
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// How often the power goes under load.
 const LOSSES: u64 = 6;
 /// How long it stays away every second time, ms: slots pass that nobody scrapes.

@@ -41,7 +41,7 @@ impl Database {
         let arguments =
             [format!("-httpListenAddr=127.0.0.1:{port}"), format!("-storageDataPath={}", data.display()), "-loggerLevel=WARN".to_owned()];
         let database = Self { port, _program: Program::start(program, folder, &arguments)? };
-        wait::until("VictoriaMetrics answers", Duration::from_secs(60), async || http1::get(port, "/health").await.ok()).await?;
+        wait::until("VictoriaMetrics answers", Duration::from_secs(120), async || http1::get(port, "/health").await.ok()).await?;
         Ok(database)
     }
 
@@ -142,7 +142,7 @@ async fn a_prometheus_yml_gives_the_series_and_values_that_prometheus_gives() ->
     let (mut live, mut names) = (Vec::new(), Vec::new());
     let mut running = Vec::new();
     for (name, port, program) in live_exporters(folder.path())? {
-        wait::until(&format!("{name} answers"), Duration::from_secs(60), async || http1::get(port, "/metrics").await.ok()).await?;
+        wait::until(&format!("{name} answers"), Duration::from_secs(120), async || http1::get(port, "/metrics").await.ok()).await?;
         live.push(format!("  - job_name: {name}\n    static_configs: [{{targets: ['127.0.0.1:{port}']}}]\n"));
         names.push(name.to_owned());
         running.push(program);

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// How often each step is met.
 const ROUNDS: usize = 3;
 /// The same where the stream has to fill up before each kill.

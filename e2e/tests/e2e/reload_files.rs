@@ -14,7 +14,7 @@ use e2e::{compare, wait};
 
 use crate::scene;
 
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 /// The job in the folder that is swapped.
 const MOUNTED: &str = "mounted";
 const SWAPS: usize = 6;

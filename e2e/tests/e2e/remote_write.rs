@@ -46,7 +46,7 @@ fn relay(name: &str, url: &str, message: &str) -> String {
 async fn all_is_there(exporters: &[Exporter], databases: &[&Database]) -> Result<usize> {
     exporters.iter().for_each(|exporter| exporter.behave(Manner::Fails(503)));
     let (mut last, mut count) = (None, 0);
-    let held = wait::until("the databases hold everything", Duration::from_secs(60), async || {
+    let held = wait::until("the databases hold everything", Duration::from_secs(120), async || {
         count = 0;
         for database in databases {
             for exporter in exporters {
@@ -75,7 +75,7 @@ async fn survives(database: &Database, message: &str, version: &str) -> Result<(
     let proxy = Proxy::start(move |_| port).await?;
     let yaml = format!("{}relays:\n{}", scene::scrape("1s", &exporters), relay("db", &proxy.url(), message));
     let mut strata = Strata::start(&yaml).await?;
-    scene::more_rounds(&exporters, 2, Duration::from_secs(30)).await?;
+    scene::more_rounds(&exporters, 2, Duration::from_secs(120)).await?;
     let faults = [
         Fault::Status(429, Some(1)),
         Fault::CutBefore,
@@ -87,14 +87,14 @@ async fn survives(database: &Database, message: &str, version: &str) -> Result<(
     for fault in faults {
         let before = proxy.seen().len();
         proxy.inject(&[fault]);
-        wait::until_true(&format!("{fault:?} was met, and got over"), Duration::from_secs(60), || {
+        wait::until_true(&format!("{fault:?} was met, and got over"), Duration::from_secs(120), || {
             let seen = proxy.seen();
             let met = seen[before..].iter().position(|request| request.fault == Some(fault));
             met.is_some_and(|met| seen[before + met..].iter().any(|request| request.status.is_some_and(|status| status / 100 == 2)))
         })
         .await?;
     }
-    scene::more_rounds(&exporters, 2, Duration::from_secs(30)).await?;
+    scene::more_rounds(&exporters, 2, Duration::from_secs(120)).await?;
     let count = all_is_there(&exporters, &[database]).await?;
     let parked = Store::open(&strata).await?.bytes("STRATA_DEAD").await?;
     let (statement, code) = scene::audit(&strata, "now").await?;
@@ -132,7 +132,7 @@ async fn victoria_metrics_and_prometheus_2_get_version_1_where_version_2_is_aske
     let url = |database: &Database| format!("http://127.0.0.1:{}", database.port());
     let relays = relay("one", &url(&first), V1) + &relay("two", &url(&second), V2) + &relay("three", &url(&third), V2);
     let mut strata = Strata::start(&format!("{}relays:\n{relays}", scene::scrape("1s", &exporters))).await?;
-    scene::more_rounds(&exporters, 4, Duration::from_secs(60)).await?;
+    scene::more_rounds(&exporters, 4, Duration::from_secs(120)).await?;
     let count = all_is_there(&exporters, &[&first, &second, &third]).await?;
     let parked = Store::open(&strata).await?.bytes("STRATA_DEAD").await?;
     strata.stop().await?;

@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::prometheus::agent;
 
-const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(120);
 /// The job that Prometheus 2.42 cannot have: `track_timestamps_staleness` came later.
 const TRACKED: &str = "tracked";
 

@@ -18,7 +18,7 @@ use crate::scene;
 
 const COUNTERS: usize = 200;
 /// How long receivers and a loaded machine may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn page() -> Result<Page> {
     let mut text = String::new();

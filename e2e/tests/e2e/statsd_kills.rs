@@ -18,7 +18,7 @@ use crate::scene;
 use crate::statsd::{growth, page, sums};
 use crate::takeover::relay_is;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// Takeovers, and then as many restarts.
 const KILLS: usize = 3;
 /// The relay's position.

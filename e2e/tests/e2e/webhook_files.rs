@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 use crate::kubernetes_discovery::NOWHERE;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 const HOST: &str = "strata-webhook.metrics.svc";
 /// How often the files are replaced, and how many clients ask meanwhile.
 const ROTATIONS: usize = 8;

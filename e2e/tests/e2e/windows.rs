@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const KILLS: u64 = 9;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

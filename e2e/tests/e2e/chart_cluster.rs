@@ -54,7 +54,7 @@ fn three_servers_and_a_standby_lose_one_of_each_and_no_round() -> Result<()> {
         wait::until("the standby takes over", WITHIN, async || all(&relays, "strata_relay_standby", 0.0).await).await?;
         let taken_over = since.elapsed();
         goes_on(&sink, &exporters).await?;
-        let told = delivered(plane).await?;
+        let told = wait::until("the relay's status says what it delivered", WITHIN, async || delivered(plane).await.ok()).await?;
         plane.delete::<Pod>(killed.key()).await?;
         relays.push(relay(plane, 2).await?);
         wait::until("its successor stands by", WITHIN, async || standby(&relays).await.filter(|index| *index == 1)).await?;
@@ -171,11 +171,14 @@ async fn standby(relays: &[RunningPod]) -> Option<usize> {
 
 /// Which server leads the stream of samples, of which two others have copies.
 async fn leader(plane: &ControlPlane, servers: &[RunningPod]) -> Result<usize> {
-    let raw = cluster::stream_of(&plane.claimed("metrics/data-strata-nats-0")).await?;
-    let name = raw["cluster"]["leader"].as_str().unwrap_or_default();
-    ensure!(raw["cluster"]["replicas"].as_array().map(Vec::len) == Some(2), "{raw}");
-    let is_it = |server: &RunningPod| server.key().strip_prefix("metrics/").is_some_and(|pod| name.starts_with(&format!("{pod}.")));
-    servers.iter().position(is_it).with_context(|| raw.to_string())
+    let mut last = String::new();
+    let found = wait::until("the stream has a leader", WITHIN, async || {
+        let raw = cluster::stream_of(&plane.claimed("metrics/data-strata-nats-0")).await.ok()?;
+        last = raw.to_string();
+        let name = raw["cluster"]["leader"].as_str().filter(|_| raw["cluster"]["replicas"].as_array().map(Vec::len) == Some(2))?;
+        servers.iter().position(|server| server.key().strip_prefix("metrics/").is_some_and(|pod| name.starts_with(&format!("{pod}."))))
+    });
+    found.await.with_context(|| last)
 }
 
 /// Waits until what is scraped from now on arrives, and all before it, and says how long that took.

@@ -10,6 +10,7 @@ use e2e::control_plane::{self, ControlPlane};
 use e2e::exporter::Exporter;
 use e2e::http_sink::{Answer, HttpSink};
 use e2e::page::Page;
+use e2e::record::{Record, STALE};
 use e2e::strata::Strata;
 use e2e::wait;
 use k8s_openapi::api::core::v1::Pod;
@@ -19,7 +20,7 @@ use crate::kubernetes_discovery::{annotated, ip};
 use crate::kubernetes_resources::{configuration, object, prepared, relay, until};
 use crate::roles::asked;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const PODS: usize = 2;
 /// One series is filtered, one the sink refuses.
 const PAGE: &str = "up_since 1\nnoise 1\npoison 1\n";
@@ -122,7 +123,7 @@ fn written(strata: &Strata) -> usize {
 }
 
 /// Waits until the numbers of a status are these.
-async fn counted(plane: &ControlPlane, kind: &str, key: &str, expect: impl Fn() -> Value) -> Result<()> {
+pub async fn counted(plane: &ControlPlane, kind: &str, key: &str, expect: impl Fn() -> Value) -> Result<()> {
     let mut seen = String::new();
     let is_so = wait::until("the status has the numbers of the sink", LIMIT, async || {
         let status = object(plane, kind, key).await.ok()?["status"].clone();
@@ -168,6 +169,13 @@ fn every_column_and_status_field_has_the_number_that_the_sinks_counted() -> Resu
             plane.delete::<Pod>(&format!("team/web-{pod}")).await?;
         }
         counted(plane, "dx", "team/web", || json!({ "discoveredResourcesCount": 0, "inFlightResources": 0 })).await?;
+        // What is counted from here on is all there will be.
+        wait::until_true("the sink was told that the series of each pod end", LIMIT, || {
+            let ledger = sink.ledger();
+            let is_end = |record: &&Record| record.bits == STALE && ledger.records.series(record.series).name == "up_since";
+            ledger.records.all().iter().filter(is_end).count() >= PODS
+        })
+        .await?;
         let rounds: u64 = exporters.iter().map(Exporter::next_round).sum();
         counted(plane, "rx", "team/all", || {
             let delivered = sink.ledger().records.all().len();

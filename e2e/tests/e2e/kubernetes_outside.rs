@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 
 use crate::kubernetes_discovery::{NOWHERE, ip, targets};
 use crate::kubernetes_resources::{configuration, with_operator};
-use crate::why::{has, why_in};
+use crate::why::{has, why_in, why_is_well};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Jobs that each name the API server in another way: two that it lets in, and two that it does not.
 fn jobs(account: &Account, folder: &Path) -> Result<Value> {
@@ -96,14 +96,14 @@ fn a_job_names_its_api_server_and_why_knows_the_jobs_of_objects() -> Result<()> 
         let expect = ["kubeconfig", "podMonitor/team/monitored/0", "server", "team/web"];
         wait::until("all targets are up", LIMIT, async || (jobs_of(&targets(&strata).await.ok()?, Some("up"))? == expect).then_some(()))
             .await?;
-        let log = strata.log_tail(usize::MAX);
-        assert!(log.lines().any(|line| line.contains("stranger") && line.contains("certificate")), "{log}");
+        let is_told = || strata.log_tail(usize::MAX).lines().any(|line| line.contains("stranger") && line.contains("certificate"));
+        wait::until_true("the log tells of the job that trusts another authority", LIMIT, is_told).await?;
 
-        let (code, steps) = why_in(&strata, &["pod/web", "-n", "team"]).await?;
-        assert!(code == 0 && has(&steps, "good annotation", "job 'team/web' takes it: strata.io/scrape"), "{steps:#?}");
+        let steps = why_is_well(&strata, &["pod/web", "-n", "team"], LIMIT).await?;
+        assert!(has(&steps, "good annotation", "job 'team/web' takes it: strata.io/scrape"), "{steps:#?}");
         assert!(has(&steps, "note annotation", "job 'annotated' leaves it") && has(&steps, "good scrape", "job 'team/web'"), "{steps:#?}");
-        let (code, steps) = why_in(&strata, &["pod/monitored", "-n", "team"]).await?;
-        assert!(code == 0 && has(&steps, "good scrape", "job 'podMonitor/team/monitored/0' scrapes"), "{steps:#?}");
+        let steps = why_is_well(&strata, &["pod/monitored", "-n", "team"], LIMIT).await?;
+        assert!(has(&steps, "good scrape", "job 'podMonitor/team/monitored/0' scrapes"), "{steps:#?}");
         assert!(has(&steps, "note annotation", "job 'team/web' looks at objects with the labels app=web only"), "{steps:#?}");
         let (code, steps) = why_in(&strata, &["pod/quiet", "-n", "team"]).await?;
         let fix = "kubectl annotate -n team pod quiet strata.io/scrape=true";

@@ -105,6 +105,11 @@ pub async fn drained(strata: &Strata, relay: &str, limit: Duration) -> Result<()
     relay_is(strata, relay, "drained", limit, |status| status["lag"]["messages"] == 0).await
 }
 
+/// Waits until a relay is done with all up to a sequence of the stream. Where somebody else published it: how far a relay lags is as old as its last look.
+pub async fn reached(strata: &Strata, relay: &str, sequence: u64, limit: Duration) -> Result<()> {
+    relay_is(strata, relay, &format!("at sequence {sequence}"), limit, |status| status["position"].as_u64() >= Some(sequence)).await
+}
+
 async fn relay_is(strata: &Strata, relay: &str, what: &str, limit: Duration, is: impl Fn(&Value) -> bool) -> Result<()> {
     wait::until(&format!("'{relay}' is {what}"), limit, async || {
         let answer = http1::get(strata.port(), &format!("/api/v1/relays/{relay}")).await.ok()?;

@@ -6,11 +6,12 @@ use anyhow::{Context as _, Result};
 use e2e::http_sink::{Answer, HttpSink};
 use e2e::process;
 use e2e::strata::Strata;
+use e2e::wait;
 use serde_json::Value;
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Asks, and gives the exit code and the steps as `verdict stage: text`, each with its fix.
 pub async fn why(strata: &Strata, subject: &str) -> Result<(i32, Vec<String>)> {
@@ -24,6 +25,17 @@ pub async fn why_in(strata: &Strata, arguments: &[&str]) -> Result<(i32, Vec<Str
     let text = |step: &Value, key: &str| step[key].as_str().unwrap_or_default().to_owned();
     let step = |step: &Value| format!("{} {}: {} {}", text(step, "verdict"), text(step, "stage"), text(step, "text"), text(step, "fix"));
     Ok((output.code, answer["steps"].as_array().context("steps")?.iter().map(step).collect()))
+}
+
+/// Waits until nothing is wrong any more: what was scraped just now is in the stream and acknowledged a while later.
+pub async fn why_is_well(strata: &Strata, arguments: &[&str], limit: Duration) -> Result<Vec<String>> {
+    let mut last = Vec::new();
+    let well = wait::until("nothing is wrong", limit, async || {
+        let (code, steps) = why_in(strata, arguments).await.ok()?;
+        last.clone_from(&steps);
+        (code == 0).then_some(steps)
+    });
+    well.await.with_context(|| format!("{last:#?}"))
 }
 
 fn relay(name: &str, sink: &HttpSink, options: &str) -> String {
@@ -52,7 +64,11 @@ async fn why_names_the_step_at_which_samples_end() -> Result<()> {
     scene::more_rounds(&exporters, 4, LIMIT).await?;
     let target = exporters[0].target();
     scene::troubled(&strata, "refused", "retrying", "503", LIMIT).await?;
-    let (code, steps) = why(&strata, &target).await?;
+    let (code, steps) = wait::until("the first samples are acknowledged", LIMIT, async || {
+        let (code, steps) = why(&strata, &target).await.ok()?;
+        (has(&steps, "good stream", "series of") && has(&steps, "good relay", "relay 'whole'")).then_some((code, steps))
+    })
+    .await?;
     assert!(code == 1 && has(&steps, "good stream", "series of"), "{steps:#?}");
     assert!(has(&steps, "good scrape", "samples at") && has(&steps, "good relay", "relay 'whole'"), "{steps:#?}");
     assert!(has(&steps, "bad relay", "relay 'refused'") && has(&steps, "note relay", "relay 'other' does not take job"), "{steps:#?}");

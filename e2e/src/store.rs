@@ -72,8 +72,29 @@ impl Store {
     ///
     /// *Errors*: there is none.
     pub async fn checkpoint(&self, relay: &str) -> Result<Value> {
-        let state = self.stream("KV_STRATA_STATE").await?;
-        let stored = state.get_last_raw_message_by_subject(&format!("$KV.STRATA_STATE.relay.{relay}")).await?;
+        self.state(&format!("relay.{relay}")).await
+    }
+
+    /// How far the stream of samples had come, as it is stored now: until when what was stored there is counted, ms.
+    ///
+    /// *Errors*: nothing is known yet.
+    pub async fn reached_ms(&self) -> Result<i64> {
+        let reached = self.state("reached").await?;
+        let lives = reached.as_object().into_iter().flatten().flat_map(|(_, lives)| lives.as_object().into_iter().flatten());
+        lives.filter_map(|(_, end)| end["at_ms"].as_i64()).max().context("no life")
+    }
+
+    /// Until when what was stored is passed by a relay's checkpoint as it is stored now, ms.
+    ///
+    /// *Errors*: there is none, or it has no position.
+    pub async fn passed_ms(&self, relay: &str) -> Result<i64> {
+        let checkpoint = self.checkpoint(relay).await?;
+        let marks = checkpoint["positions"].as_object().into_iter().flatten();
+        marks.filter_map(|(_, mark)| mark["at_ms"].as_i64()).max().context("no position")
+    }
+
+    async fn state(&self, key: &str) -> Result<Value> {
+        let stored = self.stream("KV_STRATA_STATE").await?.get_last_raw_message_by_subject(&format!("$KV.STRATA_STATE.{key}")).await?;
         Ok(serde_json::from_slice(&stored.payload)?)
     }
 

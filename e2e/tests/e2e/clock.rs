@@ -14,7 +14,7 @@ use e2e::strata::Strata;
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const HOUR: i64 = 3600;
 /// Longest time without a page at any step: an interval of half a second, and a machine that does much else.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -119,9 +119,11 @@ async fn a_clock_that_is_set_stops_nothing_doubles_nothing_and_is_named() -> Res
         ensure!(in_order, "{}: pages arrive in the order of their scrapes", exporter.target());
     }
     let balances = compare::all(&ledger.records, &exporters, scene::JOB, scene::GRACE)?;
-    let pages: usize = balances.iter().map(|balance| balance.slots.len()).sum();
+    // What came after the audit is not in it.
+    let audited = statement["from_ms"].as_i64().context("its range")?..statement["to_ms"].as_i64().context("its range")?;
+    let pages: usize = balances.iter().map(|balance| balance.slots.keys().filter(|slot| audited.contains(slot)).count()).sum();
     let slots = statement["collection"]["slots"].as_u64().context("slots")?;
-    // Some pages came after the audit, and before the end.
+    // Some pages were on their way.
     ensure!(slots > 0 && slots <= pages as u64 && pages as u64 - slots <= 20, "{slots} slots have a frame, {pages} pages arrived");
     println!("{pages} pages arrived once each; slots that were missed: {missed}; {} requests came twice", ledger.repeats);
     let log = strata.log_tail(usize::MAX);

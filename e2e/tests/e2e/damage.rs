@@ -10,18 +10,20 @@ use e2e::compare;
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::record::{Record, Records};
+use e2e::store::Store;
 use e2e::strata::Strata;
+use e2e::wait;
 use serde_json::Value;
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// Rounds before a copy is made, and between it and the damage.
 const ROUNDS: u64 = 8;
 /// Rounds before a kill.
 const ROUNDS_KILLED: u64 = 24;
-/// How far the stream had come is kept as often as this, with what is due for keeping then, ms: what came later goes with a kill.
-const KEPT_MS: i64 = 8_000;
+/// How long a sample of a slot may be on its way to the stream, ms: linger, the message in flight, an fsync.
+const UNDER_WAY_MS: i64 = 1_500;
 
 /// What happens to the store.
 #[derive(Clone, Copy)]
@@ -148,6 +150,14 @@ async fn run(cell: &Cell) -> Result<()> {
         scene::more_rounds(&exporters, ROUNDS, LIMIT).await?;
     }
     scene::caught_up(&there, &exporters, LIMIT).await?;
+    // How far the stream had come is kept now and then: what came later goes with a kill.
+    let reached_ms = match cell.killed {
+        true => {
+            let store = Store::open(&strata).await?;
+            Some(wait::until("how far the stream had come is kept", LIMIT, async || store.reached_ms().await.ok()).await?)
+        }
+        false => None,
+    };
     end(&mut strata, &exporters, cell.killed).await?;
     let damaged_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
     match cell.damage {
@@ -190,7 +200,7 @@ async fn run(cell: &Cell) -> Result<()> {
     ensure!(!owed.is_empty() && owed.iter().all(|record| record.timestamp_ms < damaged_ms), "what was stored after the damage is there");
     ensure!(lost_there == 0.0, "{lost_there} samples that had been delivered are counted as lost");
     // Counted by the numbers of what came before and after; or slot by slot, where even what is kept of those was an older one again.
-    let kept_ms = if cell.killed { damaged_ms - KEPT_MS } else { damaged_ms };
+    let kept_ms = reached_ms.map_or(damaged_ms, |reached_ms| reached_ms - UNDER_WAY_MS);
     let least = owed.iter().filter(|record| record.timestamp_ms < kept_ms).count();
     ensure!(
         unnamed.is_empty() || (least..=owed.len()).contains(&(lost as usize)),

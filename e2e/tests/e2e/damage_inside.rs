@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::compare;
 use e2e::exporter::Exporter;
 use e2e::http_sink::{Answer, HttpSink};
+use e2e::store::Store;
 use e2e::strata::Strata;
 use e2e::wait;
 use serde_json::Value;
@@ -18,11 +19,11 @@ use crate::commands::{done, number};
 use crate::damage::{end, find, missing, recovered, rewrite, zero};
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(120);
 /// Targets of each page: more samples per second, so that blocks fill up.
 const COPIES: usize = 3;
-/// Two intervals between checkpoints, and a write, ms.
-const CHECKPOINTS_MS: i64 = 1_000;
+/// How long a sample of a slot may be on its way to the stream, ms.
+const UNDER_WAY_MS: i64 = 1_000;
 /// Blocks before the damage; the second one is damaged.
 const BLOCKS: usize = 3;
 
@@ -58,6 +59,7 @@ async fn run(killed: bool) -> Result<()> {
     wait::until_true("there are blocks enough", LIMIT, || blocks(&folder).is_ok_and(|blocks| blocks.len() >= BLOCKS)).await?;
     scene::more_rounds(&exporters, 4, LIMIT).await?;
     scene::caught_up(&there, &exporters, LIMIT).await?;
+    let passed_ms = Store::open(&strata).await?.passed_ms("there").await?;
     end(&mut strata, &exporters, killed).await?;
     let ended_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
     rewrite(&blocks(&folder)?.into_values().nth(1).context("no second block")?, |block| zero(block))?;
@@ -93,8 +95,8 @@ async fn run(killed: bool) -> Result<()> {
     ensure!(!owed.is_empty() && whole.0 < part.0 && part.1 < whole.1, "{part:?} of {whole:?} are gone: it was in the middle");
     ensure!(lost == owed.len() as f64, "{} are gone, {lost} are counted", owed.len());
     // Who was killed does not know what it had delivered since its last checkpoint, and looks for the bases of that once more.
-    let passed_ms = if killed { CHECKPOINTS_MS } else { 0 };
-    let passed = there.all().iter().filter(|record| (ended_ms - passed_ms..ended_ms).contains(&record.timestamp_ms)).count();
+    let passed_ms = if killed { passed_ms - UNDER_WAY_MS } else { ended_ms };
+    let passed = there.all().iter().filter(|record| (passed_ms..ended_ms).contains(&record.timestamp_ms)).count();
     ensure!(lost_there <= passed as f64, "{lost_there} are counted by who had them, {passed} of them may be");
     ensure!(gone("not_booked") + gone("unaccounted") == 0, "{holes:?}");
     // Numbers before and behind the damage say what was there; what is gone of a life's end is known by who delivered it.

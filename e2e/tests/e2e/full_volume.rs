@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// Room for Strata's program, a store that is small here, and what Strata keeps free.
 const VOLUME_MIB: u64 = 160;
 /// What is left where the volume is almost full: enough for positions and the ledger.
@@ -68,10 +68,12 @@ impl Scene {
             (answer.status() == 503 && String::from_utf8_lossy(&answer.body).contains(why)).then_some(())
         })
         .await?;
-        ensure!(self.strata.log_tail(100).contains(why), "{}", self.strata.log_tail(100));
+        wait::until_true("the log says so", LIMIT, || self.strata.log_tail(100).contains(why)).await?;
         scene::more_rounds(&self.exporters, 2, LIMIT).await?;
-        ensure!(self.strata.metric("strata_publish_queue_bytes", &[]).await? > 0.0, "what is scraped waits");
-        Ok(())
+        wait::until("what is scraped waits", LIMIT, async || {
+            (self.strata.metric("strata_publish_queue_bytes", &[]).await.ok()? > 0.0).then_some(())
+        })
+        .await
     }
 
     /// Waits until all that was scraped up to now is at both sinks; says how long that took since there was space.

@@ -15,7 +15,11 @@ use serde_json::Value;
 use crate::scene;
 
 const EVERY_MS: i64 = 500;
-const LONG: Duration = Duration::from_secs(60);
+/// Of eight slots that pass, those that nobody can have scraped.
+const WITHOUT: u64 = 7;
+/// Why a process that was stopped has missed slots: a scrape that was under way then makes those after it overruns.
+const SUSPENDED: [&str; 2] = ["suspended", "overrun"];
+const LONG: Duration = Duration::from_secs(120);
 
 /// The slots of a target that arrived, and whether each of them is a page.
 fn arrived(records: &Records, target: &Exporter) -> BTreeMap<i64, bool> {
@@ -101,8 +105,18 @@ async fn every_slot_without_a_page_is_named_with_its_reason() -> Result<()> {
     process::signal(strata.pid()?, Signal::SIGSTOP);
     slots_pass(8).await?;
     process::signal(strata.pid()?, Signal::SIGCONT);
-    // A kill takes the reasons of the last seconds along.
-    scene::more_rounds(&exporters, 12, LONG).await?;
+    scene::more_rounds(&exporters, 4, LONG).await?;
+    // A kill takes along what is not in the ledger yet; what the audit tells is there.
+    wait::until("the reasons are booked", LONG, async || {
+        let (statement, _) = scene::audit(&strata, "now").await.ok()?;
+        let holes = statement["holes"].as_array()?;
+        let of = |target: &Exporter| -> u64 {
+            let own = holes.iter().filter(|hole| hole["target"]["instance"] == target.target() && hole["stage"] == "scrape");
+            own.filter(|hole| SUSPENDED.iter().any(|reason| hole["reason"] == *reason)).filter_map(|hole| hole["slots"].as_u64()).sum()
+        };
+        exporters.iter().all(|target| of(target) >= WITHOUT).then_some(())
+    })
+    .await?;
 
     strata.kill().await?;
     slots_pass(8).await?;
@@ -121,12 +135,17 @@ async fn every_slot_without_a_page_is_named_with_its_reason() -> Result<()> {
     let told = told(&sink.ledger().records, &exporters, holes)?;
     let slots = |target: &Exporter, reason: &str| slots(&told, target, reason);
     for target in [good, bad] {
-        for reason in ["suspended", "killed", "stopped"] {
-            assert!(slots(target, reason) >= 7, "{reason}: {told:?}");
+        for reasons in [&SUSPENDED[..], &["killed"], &["stopped"]] {
+            assert!(reasons.iter().map(|reason| slots(target, reason)).sum::<u64>() >= WITHOUT, "{reasons:?}: {told:?}");
         }
     }
+    // A page that was on its way when the process was stopped may be too late when it wakes, and a busy machine makes others so: `told` held each against `up`.
+    let late_max = arrived(&sink.ledger().records, good).len() as u64 / 20 + 1;
     assert!(
-        slots(bad, "http_status") >= 5 && slots(bad, "timeout") >= 3 && slots(good, "http_status") + slots(good, "timeout") == 0,
+        slots(bad, "http_status") >= 5
+            && slots(bad, "timeout") >= 3
+            && slots(good, "http_status") == 0
+            && slots(good, "timeout") <= late_max,
         "{told:?}"
     );
     // The terms of the whole are the sums of the holes.

@@ -194,6 +194,7 @@ async fn a_process_that_was_stopped_is_fenced_off_and_changes_nothing() -> Resul
     println!("commits again {taken_over:?} after SIGSTOP ({fenced} when it woke up) and {:?} after kill -9", killed.elapsed());
     scene::more_rounds(&exporters, 2, LIMIT).await?;
     scene::stop(&mut collector, &exporters).await?;
+    scene::reached(&one, "once", installation.store(&server).await?.last("STRATA_RAW").await?, LIMIT).await?;
     balanced(&one).await?;
     one.stop().await?;
     server.stop().await?;

@@ -186,7 +186,8 @@ async fn each_role_runs_in_a_process_of_its_own() -> Result<()> {
         woken.elapsed()
     );
     scene::stop(&mut collector, &exporters).await?;
-    scene::drained(&relay, "http", LIMIT).await?;
+    let last = installation.store(&server).await?.last("STRATA_RAW").await?;
+    scene::reached(&relay, "http", last, LIMIT).await?;
     let (statement, code) = scene::audit(&relay, "now").await?;
     ensure!(code == 0 && statement["balanced"] == true, "{statement}");
     let told = holes::told(&sink.ledger().records, &exporters, statement["holes"].as_array().context("holes")?)?;

@@ -17,7 +17,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::scene;
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(120);
 
 async fn relay(strata: &Strata) -> Result<Value> {
     let answer = http1::get(strata.port(), "/api/v1/relays/sink").await?;
@@ -86,7 +86,10 @@ async fn a_paused_relay_holds_its_place_over_a_restart() -> Result<()> {
     let paused = strata.command(&["pause", "sink", "--until", "10 h"]).await?;
     assert!(paused.code == 0 && paused.stdout.contains("is paused until") && paused.stdout.contains("buffer.max_bytes"), "{paused:?}");
     is_in(&strata, "paused").await?;
-    assert_eq!(strata.metric("strata_relay_paused", &["relay=\"sink\""]).await?, 1.0);
+    wait::until("the metric says so", LIMIT, async || {
+        (strata.metric("strata_relay_paused", &["relay=\"sink\""]).await.ok()? == 1.0).then_some(())
+    })
+    .await?;
     let before = scene::rounds_in(&sink.ledger().records, &exporters[0]);
     scene::more_rounds(&exporters, 6, LIMIT).await?;
     scene::stop(&mut strata, &exporters).await?;
@@ -130,8 +133,11 @@ async fn outages_are_two_lines_each_in_the_log() -> Result<()> {
     scene::more_rounds(&exporters, 20, LIMIT).await?;
     is_in(&strata, "retrying").await?;
     documented::compare(&String::from_utf8(http1::get(strata.port(), "/metrics").await?.body)?)?;
-    let seen = relay(&strata).await?;
-    assert!(seen["error"]["text"].as_str().is_some_and(|text| text.contains("503")) && seen["error"]["next_retry_ms"].is_u64(), "{seen}");
+    wait::until("its trouble is shown, and when it tries again", LIMIT, async || {
+        let error = relay(&strata).await.ok()?["error"].clone();
+        (error["text"].as_str()?.contains("503") && error["next_retry_ms"].is_u64()).then_some(())
+    })
+    .await?;
     sink.recover();
     is_in(&strata, "running").await?;
     assert!(relay(&strata).await?["last_error"]["text"].as_str().is_some_and(|text| text.contains("503")));
@@ -140,7 +146,13 @@ async fn outages_are_two_lines_each_in_the_log() -> Result<()> {
     exporters.clear();
     assert_eq!(lines_with(&strata, "holding: the sink does not take samples"), 1);
     assert_eq!(lines_with(&strata, "the sink takes samples again"), 1);
-    assert_eq!(lines_with(&strata, "the target is down"), 1, "some twenty scrapes failed");
+    // A busy machine may let a page of the other one come too late.
+    let told = strata
+        .log_tail(usize::MAX)
+        .lines()
+        .filter(|line| line.contains("the target is down") && line.contains(&format!(":{dead}/")))
+        .count();
+    assert_eq!(told, 1, "some twenty scrapes failed");
     Ok(())
 }
 

@@ -14,8 +14,8 @@ use crate::roles::{Installation, asked};
 use crate::scene;
 
 const LIMIT: Duration = Duration::from_secs(120);
-/// How long a takeover may take here, where everything shares two processors.
-const TAKEOVER_WITHIN: Duration = Duration::from_secs(15);
+/// How long a takeover may take here, where everything shares two processors and a slow disk.
+const TAKEOVER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Waits until a process shows a relay in this state, and says since when it waits.
 pub async fn relay_is(strata: &Strata, relay: &str, state: &str, within: Duration) -> Result<Duration> {
@@ -67,21 +67,25 @@ async fn a_relay_process_is_killed_stopped_and_ended_and_another_takes_over() ->
     scene::more_rounds(&exporters, 2, LIMIT).await?;
     process::signal(two.pid()?, Signal::SIGCONT);
     is(&two, "standby", LIMIT).await?;
-    ensure!(two.log_tail(1000).contains("another process"), "it says why: {}", two.log_tail(10));
+    wait::until_true("it says why", LIMIT, || two.log_tail(1000).contains("another process")).await?;
     scene::more_rounds(&exporters, 2, LIMIT).await?;
     scene::caught_up(&sink, &exporters, LIMIT).await?;
     let after_stop = sink.ledger().repeats;
-    // From the takeover on, through the other's waking up, every position is the new owner's.
+    // From the takeover on, through the other's waking up, every position is the new owner's. A slow disk stores fewer of them.
+    wait::until_true("positions are stored", LIMIT, || owners.so_far().len() >= 4).await?;
     let owners = owners.so_far();
     ensure!(owners.len() >= 4 && owners.iter().all(|owner| *owner == owners[0] && *owner != before), "{before}, then {owners:?}");
 
+    let repeated = async |strata: &Strata| strata.metric("strata_relay_repeated_samples_total", &["relay=\"http\""]).await;
+    let counted = repeated(&one).await?;
     one.stop().await?;
     let ended = is(&two, "running", TAKEOVER_WITHIN).await?;
     scene::more_rounds(&exporters, 2, LIMIT).await?;
     scene::stop(&mut collector, &exporters).await?;
-    scene::drained(&two, "http", LIMIT).await?;
+    scene::reached(&two, "http", store.last("STRATA_RAW").await?, LIMIT).await?;
     let repeats = sink.ledger().repeats;
     ensure!(repeats == after_stop, "a clean stop repeats nothing: {repeats} requests, {after_stop} before");
+    let counted = counted + repeated(&two).await?;
     let (statement, code) = scene::audit(&two, "now").await?;
     ensure!(code == 0 && statement["balanced"] == true, "{statement}");
     two.stop().await?;
@@ -94,7 +98,8 @@ async fn a_relay_process_is_killed_stopped_and_ended_and_another_takes_over() ->
         "took over {killed:?} after kill -9 ({after_kill} requests repeated), {stopped:?} after SIGSTOP ({} repeated), {ended:?} after a clean stop",
         after_stop - after_kill
     );
-    // Each time what lay between two checkpoints, of messages every 250 ms, and what was in hand.
-    ensure!(repeats <= 2 * 8, "{repeats} requests came twice");
+    // Each time what lay between two checkpoints, of messages every 250 ms, and what was in hand: a slow disk makes the first more, and all of it is counted.
+    ensure!(repeats <= 2 * 24, "{repeats} requests came twice");
+    ensure!(ledger.repeated_samples as f64 <= counted, "{} samples came twice, {counted} are counted", ledger.repeated_samples);
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Three servers as one cluster, over TLS: copies are added, one server is lost and comes back, and a store stays with its member.
 #![cfg(target_os = "linux")]
 
+mod ports;
+
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,7 +37,7 @@ fn certificate(name: &str) -> PathBuf {
 }
 
 fn free_address() -> Result<String> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+    Ok(format!("127.0.0.1:{}", ports::free()?))
 }
 
 /// What all members have in common.

@@ -1,6 +1,7 @@
 //! One contract, three servers: every case runs on the in-memory twin, on the bundled server, and on one that somebody else runs.
 
 mod foreign;
+mod ports;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! What keeps an external server from being used: each with its cause, and what to do.
 
 mod foreign;
+mod ports;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! A feed on the bundled server: over TLS, known ids, consumers made in advance, walls that shrink, and what a reader may not do.
 
+mod ports;
+
 use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
@@ -50,7 +52,7 @@ fn id(text: &str) -> Headers {
 #[tokio::test]
 async fn a_feed_is_read_by_its_user_and_survives_a_restart_with_another_wall() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = ports::free()?;
     let server = start(folder.path(), port, 16 * MIB).await?;
     ensure!(server.feeds().of("unknown", wanted(16 * MIB, false)).is_none(), "a relay without a feed has no account");
     let mut feed = server.feeds().of("acme", wanted(16 * MIB, false)).context("its feed")?;

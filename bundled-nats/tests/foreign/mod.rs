@@ -48,7 +48,7 @@ impl Foreign {
             None => bundled_nats::embed::extract(folder.path())?,
         };
         // Free now, and kept over restarts of the server.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = crate::ports::free()?;
         let certificates = certificates();
         let tls = if setup.tls {
             format!(

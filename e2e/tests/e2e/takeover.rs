@@ -14,8 +14,8 @@ use crate::roles::{Installation, asked};
 use crate::scene;
 
 const LIMIT: Duration = Duration::from_secs(120);
-/// How long a takeover may take here, where everything shares two processors and a slow disk.
-const TAKEOVER_WITHIN: Duration = Duration::from_secs(60);
+/// How long a takeover may take here, where everything shares two processors.
+const TAKEOVER_WITHIN: Duration = Duration::from_secs(15);
 
 /// Waits until a process shows a relay in this state, and says since when it waits.
 pub async fn relay_is(strata: &Strata, relay: &str, state: &str, within: Duration) -> Result<Duration> {

@@ -232,27 +232,28 @@ impl<'a> Page<'a> {
         let start = self.at;
         let length = memchr::memchr(b'\n', &self.body[start..]).map_or(self.body.len() - start, |newline| newline + 1);
         self.at += length;
-        metadata(self.body, start..self.at, &mut self.checked).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
+        text_metadata(self.body, start..self.at, &mut self.checked).map_err(|(at, rule)| Error::at(self.body, start + at, rule))
     }
 
     /// Reads a whole sample and hands the name and the labels of its series to `take`; the cursor stands on its first byte.
     pub(crate) fn sample(&mut self, take: impl FnMut(Piece<'a>)) -> Result<Sample<'a>, Error> {
-        self.walked(|body, start| labels::walk(body, start, take).map(|end| start..end))
+        self.walked(|body, start| labels::walk(body, start, take).map(|end| (start..end, false)))
     }
 
     /// The same, with the pieces of the samples before.
     pub(crate) fn sample_after(&mut self, pieces: &mut Pieces<'a>) -> Result<Sample<'a>, Error> {
-        self.walked(|body, start| pieces.walk(body, start))
+        let is_asked = self.open_metrics;
+        self.walked(|body, start| pieces.walk(body, start).map(|series| (series, is_asked && pieces.is_dense())))
     }
 
-    /// Reads a whole sample, of whose series `walk` looks at the part that it gives back.
+    /// Reads a whole sample, of whose series `walk` looks at the part that it gives back, and says whether that is dense.
     #[inline]
-    fn walked(&mut self, walk: impl FnOnce(&'a [u8], usize) -> Result<Range<usize>, labels::Fault>) -> Result<Sample<'a>, Error> {
+    fn walked(&mut self, walk: impl FnOnce(&'a [u8], usize) -> Result<(Range<usize>, bool), labels::Fault>) -> Result<Sample<'a>, Error> {
         let start = self.at;
         match walk(self.body, start) {
-            Ok(series) => {
+            Ok((series, is_dense)) => {
                 self.at = series.end;
-                if self.open_metrics {
+                if self.open_metrics && !(is_dense && memchr::memchr(b'\n', &self.body[series.clone()]).is_none()) {
                     self.check_series(series)?;
                 }
                 let series_text = &self.body[start..self.at];
@@ -322,10 +323,22 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Reads one comment line of a page: `None` for a plain comment.
+/// Reads one comment line of a page in a text format: `None` for a plain comment.
 ///
 /// *Errors:* the offset in the line and the rule.
-pub(crate) fn metadata<'a>(body: &'a [u8], line: Range<usize>, checked: &mut Checked<'a>) -> Result<Option<Metadata<'a>>, labels::Fault> {
+pub(crate) fn metadata<'a>(
+    format: Format,
+    body: &'a [u8],
+    line: Range<usize>,
+    checked: &mut Checked<'a>,
+) -> Result<Option<Metadata<'a>>, labels::Fault> {
+    match format {
+        Format::OpenMetrics => open_metrics::metadata(body, line, checked).map(Some),
+        _ => text_metadata(body, line, checked),
+    }
+}
+
+fn text_metadata<'a>(body: &'a [u8], line: Range<usize>, checked: &mut Checked<'a>) -> Result<Option<Metadata<'a>>, labels::Fault> {
     let (begin, line) = (line.start, &body[line]);
     let end = line.len() - usize::from(line.last() == Some(&b'\n'));
     let text = &line[..end];

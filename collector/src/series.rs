@@ -25,6 +25,7 @@ use crate::parse::{Defect, Format, Page};
 
 mod appending;
 mod blocks;
+mod bounds;
 mod created;
 mod error;
 mod exemplar;
@@ -35,6 +36,7 @@ mod labels;
 mod lookup;
 mod nhcb;
 mod options;
+mod order;
 mod pool;
 mod protobuf;
 mod refused;
@@ -47,12 +49,11 @@ pub use options::{Counts, Options};
 
 use blocks::Halt;
 use created::Created;
-use family::{Families, Wanted};
+use family::Wanted;
 use fresh::Fresh;
 use hash::TextHash;
 use labels::{Identity, Scratch};
 use lookup::Lookup;
-use pool::Pool;
 use refused::Refused;
 use store::{PENDING, Put, Slot, Store};
 
@@ -62,8 +63,6 @@ const METADATA: Slot = Slot::MAX;
 const DROPPED: Slot = Slot::MAX - 1;
 /// Pages without a miss after which the lookup is dropped: more hold its memory longer, fewer build it more often.
 const CLEAN_PAGES: u32 = 16;
-
-static ORDERS: Pool<Vec<Entry>> = Pool::new();
 
 /// A part of a target: so many of its series as fit one frame.
 #[derive(Debug, Clone)]
@@ -200,6 +199,7 @@ impl SeriesCache {
     /// the entry was taken if it is broken.
     fn read(&mut self, reading: &mut Reading, page: &mut Page<'_>) -> (usize, Result<(), Halt>) {
         let mut scratch = Scratch::default();
+        self.reserve_lines(reading, page.body());
         while let Some(first) = page.first() {
             let at = page.offset();
             if let Err(halt) = self.entry(reading, page, &mut scratch, first) {
@@ -326,13 +326,17 @@ impl SeriesCache {
         let Some(metadata) = page.metadata()? else { return Ok(()) };
         // A last line without its line break may be the start of another one: it is never expected.
         let length = if metadata.line.ends_with(b"\n") { Some(metadata.line.len() as u32) } else { None };
-        self.place_metadata(reading, offset, self.hash.of(metadata.line), length);
+        if self.order.is_empty() {
+            reading.families.take(self.format, &metadata);
+        } else {
+            self.metadata.push(offset);
+        }
+        self.place_metadata(reading, self.hash.of(metadata.line), length);
         Ok(())
     }
 
-    /// Takes metadata that is not the expected; with a length it may be expected from now on.
-    fn place_metadata(&mut self, reading: &mut Reading, offset: usize, hash: u64, length: Option<u32>) {
-        self.metadata.push(offset);
+    /// Finds the place of metadata that is not the expected; with a length it may be expected from now on.
+    fn place_metadata(&mut self, reading: &mut Reading, hash: u64, length: Option<u32>) {
         self.diverge(reading);
         if reading.walk.ahead(&self.order, hash, true).is_none() {
             let lookup = self.lookup.get_or_insert_with(|| Lookup::build(self.hash, &self.store));
@@ -377,18 +381,6 @@ impl SeriesCache {
         Ok((reading.fresh.push(identity, identity_hash, point), false))
     }
 
-    /// From the first miss on the page's own order is written down.
-    fn diverge(&mut self, reading: &mut Reading) {
-        if !reading.diverged {
-            reading.diverged = true;
-            if self.next.capacity() == 0 {
-                self.next = ORDERS.take();
-            }
-            self.next.clear();
-            self.next.extend_from_slice(&self.order[..reading.walk.cursor]);
-        }
-    }
-
     /// Makes the page that was read the current one; `block`: its last.
     fn commit(&mut self, mut reading: Reading, block: &[u8]) -> Counts {
         let all_new = reading.fresh.len() as u64 + reading.counts.duplicates == reading.counts.post_relabel;
@@ -411,7 +403,7 @@ impl SeriesCache {
             self.order.clone_from(&self.next);
             let next = std::mem::take(&mut self.next);
             if length <= PART_SERIES_MAX {
-                ORDERS.give(next);
+                order::SPARES.give(next);
             }
         }
         if let Some(moved) = self.store.compact() {
@@ -440,17 +432,17 @@ impl SeriesCache {
 
     /// Appends new series and takes new metadata.
     fn grow(&mut self, reading: &mut Reading, block: &[u8]) {
-        let fresh = &reading.fresh;
+        let (fresh, families) = (&reading.fresh, &mut reading.families);
         let is_mostly_new = fresh.len() > self.order.len() / 8;
         let wanted = match reading.metadata_changed || is_mostly_new {
             true => Wanted::All,
             false => Wanted::of(fresh.names()),
         };
-        let families = Families::read(self.format, &reading.kept, block, &self.metadata, wanted);
+        families.read(self.format, &reading.kept, block, &self.metadata, wanted);
         if reading.metadata_changed {
-            self.store.describe(&families);
+            self.store.describe(families);
         }
-        let slots = self.store.append(&mut reading.fresh, &families);
+        let slots = self.store.append(&mut reading.fresh, families);
         let resolve = |slot: Slot| slots[(slot & !PENDING) as usize];
         for entry in self.order.iter_mut().filter(|entry| entry.slot & PENDING != 0 && !matches!(entry.slot, METADATA | DROPPED)) {
             entry.slot = resolve(entry.slot);

@@ -158,7 +158,7 @@ pub(crate) fn milliseconds(seconds: u64) -> Option<i64> {
 /// Reads one line of metadata of a page.
 ///
 /// *Errors:* the offset in the line and the rule.
-pub(crate) fn metadata<'a>(body: &'a [u8], line: Range<usize>, checked: &mut Checked<'a>) -> Result<Metadata<'a>, labels::Fault> {
+pub(super) fn metadata<'a>(body: &'a [u8], line: Range<usize>, checked: &mut Checked<'a>) -> Result<Metadata<'a>, labels::Fault> {
     let (begin, line) = (line.start, &body[line]);
     let Some(text) = line.strip_suffix(b"\n") else { return Err((line.len(), Rule::LineBreak)) };
     let word = match text.get(..7) {

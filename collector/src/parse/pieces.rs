@@ -18,6 +18,8 @@ pub(crate) struct Pieces<'a> {
     plain: usize,
     /// Labels that the last text had in common with the one before it.
     known: usize,
+    /// Where the part of the last text that was read starts and ends.
+    read: Range<usize>,
 }
 
 impl<'a> Pieces<'a> {
@@ -50,6 +52,7 @@ impl<'a> Pieces<'a> {
         let walked = if from == 0 { labels::walk(text, 0, take) } else { labels::walk_on(text, from, *known, take) };
         let end = walked.map_err(|(at, rule)| (start + at, rule))?;
         self.text = &text[..end];
+        self.read = from..end;
         Ok(start + from..start + end)
     }
 }
@@ -77,6 +80,16 @@ impl Pieces<'_> {
 
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
+    }
+
+    /// Whether what was read of the last text is a name and labels, with nothing between them but the bytes that must be: their lengths leave no
+    /// room for blanks or for quotes around names, and a comma stands behind each label but the last. False says nothing.
+    pub(crate) fn is_dense(&self) -> bool {
+        let labels = self.labels.get(self.known..).unwrap_or_default();
+        let bytes = |label: &[Range<u32>; 2]| label.iter().map(Range::len).sum::<usize>() + "=\"\",".len();
+        let name = if self.read.start == 0 { self.name.len() + "{".len() } else { 0 };
+        // The brace at the end takes the place of a comma.
+        !labels.is_empty() && self.plain + 1 == self.labels.len() && name + labels.iter().map(bytes).sum::<usize>() == self.read.len()
     }
 }
 

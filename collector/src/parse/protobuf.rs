@@ -259,6 +259,7 @@ impl<'a> Family<'a> {
     }
 
     /// The next metric; `None` behind the last.
+    #[inline]
     pub(crate) fn metric(&mut self) -> Result<Option<Metric<'a>>, Error> {
         while let Some(field) = self.fields.next()? {
             if field.number == 4 {
@@ -269,6 +270,7 @@ impl<'a> Family<'a> {
     }
 }
 
+#[inline]
 fn metric(at: usize, fields: Fields<'_>, kind: Kind) -> Result<Metric<'_>, Error> {
     let mut metric = Metric { at, labels: 0..0, in_one_piece: true, timestamp_ms: 0, value: None, fields: fields.clone() };
     let (mut rest, mut labels) = (fields, 0);
@@ -278,6 +280,7 @@ fn metric(at: usize, fields: Fields<'_>, kind: Kind) -> Result<Metric<'_>, Error
         labels += 1;
     }
     metric.labels.end = rest.offset();
+    metric.value = rest.short((kind.field() << 3 | 2) as u8);
     while let Some(field) = rest.next()? {
         match field.number {
             1 => {
@@ -326,7 +329,14 @@ impl<'a> Metric<'a> {
     /// Hands name and value of each label to `take`.
     pub(crate) fn labels(&self, mut take: impl FnMut(&'a str, &'a str)) -> Result<(), Error> {
         let mut fields = self.fields.clone();
-        while let Some((name, value)) = short_pair(&mut fields) {
+        // Of short labels not even the tags and the lengths between the texts are none: one look tells that all texts are UTF-8.
+        let start = self.labels.start.saturating_sub(fields.offset());
+        let whole = fields.bytes().get(start..start + self.labels.len()).and_then(|labels| std::str::from_utf8(labels).ok());
+        let text = |part: &Fields<'a>| match whole {
+            Some(whole) => whole.get(part.offset().checked_sub(self.labels.start)?..)?.get(..part.bytes().len()),
+            None => std::str::from_utf8(part.bytes()).ok(),
+        };
+        while let Some((name, value)) = short_pair(&mut fields, text) {
             take(name, value);
         }
         while let Some(field) = fields.next()? {
@@ -351,14 +361,14 @@ impl<'a> Metric<'a> {
 
 /// Name and value of the label that comes next, if it is written as nearly all are.
 #[inline]
-fn short_pair<'a>(fields: &mut Fields<'a>) -> Option<(&'a str, &'a str)> {
+fn short_pair<'a>(fields: &mut Fields<'a>, text: impl Fn(&Fields<'a>) -> Option<&'a str>) -> Option<(&'a str, &'a str)> {
     let mut rest = fields.clone();
     let mut pair = rest.short(LABEL)?;
     let (name, value) = (pair.short(1 << 3 | 2)?, pair.short(2 << 3 | 2)?);
     if name.is_empty() || !pair.is_empty() {
         return None;
     }
-    let (name, value) = (std::str::from_utf8(name.bytes()).ok()?, std::str::from_utf8(value.bytes()).ok()?);
+    let (name, value) = (text(&name)?, text(&value)?);
     *fields = rest;
     Some((name, value))
 }
@@ -377,8 +387,19 @@ fn pair<'a>(field: &Field<'a>) -> Result<(&'a str, &'a str), Error> {
     if name.is_empty() { Err(field.error(Rule::Name)) } else { Ok((name, value)) }
 }
 
+/// The bits of a double, if a field of this number is all there is.
+#[inline]
+fn only_double(bytes: &[u8], field: u8) -> Option<u64> {
+    let (tag, bits) = bytes.split_first()?;
+    (*tag == field << 3 | 1).then_some(u64::from_le_bytes(bits.try_into().ok()?))
+}
+
 /// What a counter, gauge or untyped metric says, and its start in ms.
+#[inline]
 pub(crate) fn simple(mut fields: Fields<'_>, kind: Kind) -> Result<(Point<'_>, Option<i64>), Error> {
+    if let Some(value) = only_double(fields.bytes(), 1) {
+        return Ok((Point { role: Role::Bare, value, exemplar: None }, None));
+    }
     let mut point = Point { role: Role::Bare, value: 0, exemplar: None };
     let mut start_ms = None;
     while let Some(field) = fields.next()? {

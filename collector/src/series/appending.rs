@@ -14,7 +14,8 @@ use super::fresh::Fresh;
 pub(super) struct Appending {
     builder: LayoutBuilder,
     name: String,
-    family: Option<(String, FamilyRef)>,
+    family: Option<FamilyRef>,
+    family_name: String,
     /// Of the page's texts, by number, those that the layout has.
     texts: Vec<Option<TextRef>>,
     /// What the page's last series has in common with its neighbours: the page's number, and the layout's.
@@ -26,7 +27,13 @@ impl Appending {
     /// Begins with the series that a layout has.
     pub(super) fn to(base: &Arc<Layout>) -> Self {
         let builder = LayoutBuilder::append_to(base);
-        Self { builder, name: String::new(), family: None, texts: Vec::new(), kind: None, values: Vec::new() }
+        let (name, family_name) = (String::new(), String::new());
+        Self { builder, name, family: None, family_name, texts: Vec::new(), kind: None, values: Vec::new() }
+    }
+
+    /// Makes room for so many texts, bytes of them, and values.
+    pub(super) fn reserve(&mut self, [texts, bytes, values]: [usize; 3]) {
+        self.builder.reserve(texts, bytes, values);
     }
 
     pub(super) fn build(self) -> Layout {
@@ -34,7 +41,7 @@ impl Appending {
     }
 
     /// Appends a new series of a page.
-    pub(super) fn fresh(&mut self, families: &Families<'_>, fresh: &Fresh, index: usize) {
+    pub(super) fn fresh(&mut self, families: &Families, fresh: &Fresh, index: usize) {
         let (kind, values) = fresh.series(index);
         let kind = match self.kind {
             Some((known, reference)) if known == kind => reference,
@@ -43,10 +50,10 @@ impl Appending {
         let Self { builder, texts, .. } = self;
         self.values.clear();
         self.values.extend(values.iter().map(|value| text(builder, texts, fresh, *value)));
-        builder.row(kind, self.values.iter().copied());
+        builder.row(kind, &self.values);
     }
 
-    fn kind(&mut self, families: &Families<'_>, fresh: &Fresh, kind: u32) -> KindRef {
+    fn kind(&mut self, families: &Families, fresh: &Fresh, kind: u32) -> KindRef {
         let (name, labels) = fresh.kind(kind);
         let family = self.family_of(families, fresh.text(name));
         self.texts.resize(fresh.texts(), None);
@@ -66,16 +73,16 @@ impl Appending {
     }
 
     /// Appends a series of another layout, with the family that the page describes, if it does.
-    pub(super) fn describe(&mut self, families: &Families<'_>, series: Series<'_>) {
+    pub(super) fn describe(&mut self, families: &Families, series: Series<'_>) {
         let known = series.family();
         let known = Family { name: known.name, kind: known.kind, help: known.help, unit: known.unit };
         let family = self.family(&families.described(series.name()).unwrap_or(known));
         self.builder.series(family, series.name(), series.labels());
     }
 
-    fn family_of(&mut self, families: &Families<'_>, name: &str) -> FamilyRef {
-        match &self.family {
-            Some((_, reference)) if self.name == name => *reference,
+    fn family_of(&mut self, families: &Families, name: &str) -> FamilyRef {
+        match self.family {
+            Some(reference) if self.name == name => reference,
             _ => {
                 name.clone_into(&mut self.name);
                 self.family(&families.of(name))
@@ -84,11 +91,12 @@ impl Appending {
     }
 
     fn family(&mut self, family: &Family<'_>) -> FamilyRef {
-        match &self.family {
-            Some((last, reference)) if last == family.name => *reference,
+        match self.family {
+            Some(reference) if self.family_name == family.name => reference,
             _ => {
                 let reference = self.builder.family(family.name, family.kind, family.help, family.unit);
-                self.family = Some((family.name.to_owned(), reference));
+                family.name.clone_into(&mut self.family_name);
+                self.family = Some(reference);
                 reference
             }
         }

@@ -6,7 +6,7 @@
 //!
 //! What a block cannot be read for may be its cut, so an error stands only where the page ends or the entry has all the room it may have.
 
-use super::family::keep;
+use super::family::{Families, keep};
 use super::fresh::Fresh;
 use super::nhcb::Converting;
 use super::walk::Walk;
@@ -24,7 +24,9 @@ pub struct Reading {
     pub(super) metadata_changed: bool,
     /// Metrics of a protobuf page.
     pub(super) metrics: usize,
-    /// The metadata of blocks that are gone.
+    /// What was read of metadata, where no entry was expected.
+    pub(super) families: Families,
+    /// The metadata of blocks that are gone, where entries were.
     pub(super) kept: Vec<u8>,
     /// The histogram whose lines are being read, where these are converted.
     pub(super) converting: Converting,

@@ -1,17 +1,18 @@
 //! Which metric family a series belongs to, and what the page says about it.
 //!
 //! - *In:* the metadata lines of one page. *Out:* per series name its family: name, type, help, unit.
-//! - *Bound:* borrows from the page but for escaped texts; of blocks that are gone their metadata is kept. *When full:* bounded by the page.
+//! - *Bound:* the texts of the page's metadata. *When full:* bounded by the page.
 //!
-//! A family's metadata holds for the whole page, wherever it stands; of two statements the later one wins, as in Prometheus.
+//! A family's metadata holds for the whole page, wherever it stands; of two statements the later one wins, as in Prometheus. Where no entry is
+//! expected, each line is taken as it is read; else nearly all are known by their hashes, and are read only when somebody asks for families.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 
 use sample::MetricType;
 
 use super::hash::{HashedMap, TextHash};
-use crate::parse::{self, Checked, Fact, Format, SUFFIXES, open_metrics, protobuf};
+use crate::parse::{self, Checked, Fact, Format, SUFFIXES, protobuf};
 
 /// A family as the page describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,21 +25,22 @@ pub(super) struct Family<'a> {
 
 /// What a page says about its families.
 #[derive(Debug, Default)]
-pub(super) struct Families<'a> {
+pub(super) struct Families {
     hash: TextHash,
     /// Places in `all`.
     by_name: HashedMap<usize>,
     /// In the order in which the page speaks of them first.
-    all: Vec<Said<'a>>,
-    format: Format,
+    all: Vec<Said>,
+    text: String,
 }
 
+/// Places in the text.
 #[derive(Debug, Default)]
-struct Said<'a> {
-    name: Cow<'a, str>,
+struct Said {
+    name: Range<usize>,
     kind: MetricType,
-    help: Cow<'a, str>,
-    unit: &'a str,
+    help: Range<usize>,
+    unit: Range<usize>,
 }
 
 /// Families whose metadata is worth reading.
@@ -69,31 +71,27 @@ impl<'a> Wanted<'a> {
     }
 }
 
-impl<'a> Families<'a> {
-    /// Reads the metadata of a page that was read before: `kept`, which is nothing else, and what starts at `offsets` of `body`; lines, or
-    /// protobuf messages.
-    pub(super) fn read(format: Format, kept: &'a [u8], body: &'a [u8], offsets: &[usize], wanted: Wanted<'_>) -> Self {
-        let mut families = Self { format, ..Self::default() };
+impl Families {
+    /// Reads metadata that was passed over: `kept`, which is nothing else, and what starts at `offsets` of `body`; lines, or protobuf messages.
+    pub(super) fn read(&mut self, format: Format, kept: &[u8], body: &[u8], offsets: &[usize], wanted: Wanted<'_>) {
         let mut checked = Checked::default();
         let mut at = 0;
         while at < kept.len() {
-            at += families.take_first(kept, at, &mut checked, &wanted);
+            at += self.take_first(format, kept, at, &mut checked, &wanted);
         }
         let mut checked = Checked::default();
         for &offset in offsets {
-            families.take_first(body, offset, &mut checked, &wanted);
+            self.take_first(format, body, offset, &mut checked, &wanted);
         }
-        families
     }
 
     /// Reads what stands at `at`; its bytes.
-    fn take_first(&mut self, body: &'a [u8], at: usize, checked: &mut Checked<'a>, wanted: &Wanted<'_>) -> usize {
+    fn take_first<'a>(&mut self, format: Format, body: &'a [u8], at: usize, checked: &mut Checked<'a>, wanted: &Wanted<'_>) -> usize {
         let rest = &body[at..];
-        if self.format == Format::Protobuf {
+        if format == Format::Protobuf {
             let mut messages = protobuf::Messages::new(rest);
             if let Ok(Some(family)) = messages.family() {
-                let said = self.said(Cow::Borrowed(family.name));
-                (said.kind, said.help, said.unit) = (family.kind.metric_type(), Cow::Borrowed(family.help), family.unit);
+                self.take_message(&family);
             }
             return messages.offset();
         }
@@ -101,49 +99,59 @@ impl<'a> Families<'a> {
         if !wanted.has(&rest[..length]) {
             return length;
         }
-        let line = at..at + length;
-        let metadata = match self.format {
-            Format::OpenMetrics => open_metrics::metadata(body, line, checked).map(Some),
-            _ => parse::metadata(body, line, checked),
-        };
-        if let Ok(Some(metadata)) = metadata {
-            self.take(metadata);
+        if let Ok(Some(metadata)) = parse::metadata(format, body, at..at + length, checked) {
+            self.take(format, &metadata);
         }
         length
     }
 
-    fn take(&mut self, metadata: parse::Metadata<'a>) {
-        let format = self.format;
-        let said = self.said(parse::name(metadata.family));
+    /// Takes a line.
+    pub(super) fn take(&mut self, format: Format, metadata: &parse::Metadata<'_>) {
+        let place = self.said(&parse::name(metadata.family));
         match metadata.fact {
-            Fact::Help(help) if format == Format::OpenMetrics => said.help = parse::name(help),
-            Fact::Help(help) => said.help = parse::help(help),
-            Fact::Type(kind) => said.kind = kind,
-            Fact::Unit(unit) => said.unit = unit,
+            Fact::Help(help) if format == Format::OpenMetrics => self.all[place].help = self.put(&parse::name(help)),
+            Fact::Help(help) => self.all[place].help = self.put(&parse::help(help)),
+            Fact::Type(kind) => self.all[place].kind = kind,
+            Fact::Unit(unit) => self.all[place].unit = self.put(unit),
         }
     }
 
-    /// What was said of a family so far.
-    fn said(&mut self, name: Cow<'a, str>) -> &mut Said<'a> {
-        let Self { hash, by_name, all, .. } = self;
-        // Most lines speak of the family that came last.
-        let place = match all.last() {
-            Some(last) if last.name == name => all.len() - 1,
-            _ => *by_name.entry(hash.of(name.as_bytes())).or_insert_with(|| {
-                all.push(Said { name, ..Said::default() });
-                all.len() - 1
-            }),
-        };
-        &mut all[place]
+    /// Takes what a protobuf message says of its family.
+    pub(super) fn take_message(&mut self, family: &protobuf::Family<'_>) {
+        let place = self.said(family.name);
+        let (help, unit) = (self.put(family.help), self.put(family.unit));
+        let said = &mut self.all[place];
+        (said.kind, said.help, said.unit) = (family.kind.metric_type(), help, unit);
     }
 
-    fn get(&self, name: &str) -> Option<&Said<'a>> {
+    fn put(&mut self, text: &str) -> Range<usize> {
+        let start = self.text.len();
+        self.text.push_str(text);
+        start..self.text.len()
+    }
+
+    /// The place of what was said of a family so far.
+    fn said(&mut self, name: &str) -> usize {
+        // Most lines speak of the family that came last.
+        if self.all.last().is_some_and(|last| self.text[last.name.clone()] == *name) {
+            return self.all.len() - 1;
+        }
+        let Self { hash, by_name, all, text } = self;
+        *by_name.entry(hash.of(name.as_bytes())).or_insert_with(|| {
+            text.push_str(name);
+            all.push(Said { name: text.len() - name.len()..text.len(), ..Said::default() });
+            all.len() - 1
+        })
+    }
+
+    fn get(&self, name: &str) -> Option<&Said> {
         self.by_name.get(&self.hash.of(name.as_bytes())).map(|place| &self.all[*place])
     }
 
     /// The family of a series, if the page describes one.
     pub(super) fn described<'s>(&'s self, series: &'s str) -> Option<Family<'s>> {
-        let family = |name: &'s str, said: &'s Said<'a>| Family { name, kind: said.kind, help: &said.help, unit: said.unit };
+        let text = |place: &Range<usize>| &self.text[place.clone()];
+        let family = |name: &'s str, said: &'s Said| Family { name, kind: said.kind, help: text(&said.help), unit: text(&said.unit) };
         if let Some(said) = self.get(series) {
             return Some(family(series, said));
         }

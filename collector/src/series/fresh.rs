@@ -3,7 +3,7 @@
 //! - *In:* identities and samples. *Out:* the same, by index. *Bound:* each distinct text once, 4 bytes for each value of a label; bounded by the page.
 //!   *When full:* the page's limits have refused it before.
 
-use sample::{Exemplar, NO_TIME, NativeHistogram};
+use sample::{Exemplar, NO_TIME, NativeHistogram, PART_SERIES_MAX};
 
 use super::Point;
 use super::hash::HashedMap;
@@ -84,6 +84,19 @@ impl Texts {
 impl Fresh {
     pub(super) fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Makes room for so many series.
+    pub(super) fn reserve(&mut self, series: usize) {
+        self.rows.reserve(series);
+        self.identities.reserve(series);
+    }
+
+    /// What a part takes of the series from `index` on: how many of them, and about so many texts, bytes of these, and values.
+    pub(super) fn share(&self, index: usize) -> (usize, [usize; 3]) {
+        let series = PART_SERIES_MAX.min(self.rows.len() - index);
+        let all = [self.texts.ends.len(), self.texts.text.len(), self.values.len()];
+        (series, all.map(|all| all * series / self.rows.len()))
     }
 
     /// How many texts there are.

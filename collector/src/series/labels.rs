@@ -45,6 +45,8 @@ pub(super) struct Scratch<'a> {
     pieces: Pieces<'a>,
     /// Of the last series that was read.
     identity: Identity<'a>,
+    /// What its name has behind that of its family, where it was given by both.
+    suffix: Option<&'static str>,
     /// So many of its labels are the first ones of the text at hand.
     same: usize,
     /// Whether all of its labels are in order.
@@ -92,13 +94,22 @@ impl<'a> Scratch<'a> {
         self.identity(options, hash, count, || Error::at(body, start, Rule::Start).line)
     }
 
-    /// Begins a series of this name.
-    pub(super) fn name(&mut self, hash: TextHash, name: &str, suffix: &str) {
-        let Identity { name: known, name_hash, .. } = &mut self.identity;
-        if known.strip_suffix(suffix) != Some(name) {
-            *known = Cow::Owned(format!("{name}{suffix}"));
-            *name_hash = hash.of(known.as_bytes());
+    /// Begins series of another family.
+    pub(super) fn family(&mut self) {
+        self.suffix = None;
+    }
+
+    /// Begins a series of a family, always the same one since [`Self::family`].
+    pub(super) fn name(&mut self, hash: TextHash, family: &str, suffix: &'static str) {
+        if self.suffix == Some(suffix) {
+            return;
         }
+        let name = self.identity.name.to_mut();
+        name.clear();
+        name.push_str(family);
+        name.push_str(suffix);
+        self.identity.name_hash = hash.of(name.as_bytes());
+        self.suffix = Some(suffix);
     }
 
     /// Sets a label of the series at hand; `place`: so many it has before.
@@ -109,6 +120,18 @@ impl<'a> Scratch<'a> {
                 self.identity.labels.push(Label::new(hash, name, value));
                 self.is_settled = false;
             }
+        }
+    }
+
+    /// The same with a value whose hash is known, and that is not empty.
+    pub(super) fn bound(&mut self, hash: TextHash, place: usize, name: &'static str, (value, value_hash): (&str, u64)) {
+        match self.identity.labels.get_mut(place) {
+            Some(Label { name: known, value: Cow::Owned(text), hashes, .. }) if known == name && !text.is_empty() => {
+                text.clear();
+                text.push_str(value);
+                hashes[1] = value_hash;
+            }
+            _ => self.label(hash, place, Cow::Borrowed(name), Cow::Owned(value.to_owned())),
         }
     }
 

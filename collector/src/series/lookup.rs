@@ -76,6 +76,11 @@ impl Lookup {
         Self { identities, ..Self::default() }
     }
 
+    /// Makes room for so many more label sets.
+    pub(super) fn reserve(&mut self, hash: TextHash, store: &Store, fresh: &Fresh, more: usize) {
+        self.identities.reserve(more, |slot| identity_at(hash, store, fresh, *slot));
+    }
+
     /// The order is another one.
     pub(super) fn forget_places(&mut self) {
         (self.places, self.metadata) = (None, None);

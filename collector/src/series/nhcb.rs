@@ -18,7 +18,7 @@ use super::hash::TextHash;
 use super::labels::{self, Scratch};
 use super::store::{PENDING, Put};
 use super::{Halt, PageError, Point, Reading, SeriesCache};
-use crate::parse::{self, Checked, Defect, Error, Fact, Format, Page, Piece, Rule, Sample, number, open_metrics, text};
+use crate::parse::{self, Checked, Defect, Error, Fact, Format, Page, Piece, Rule, Sample, number, text};
 
 /// The schema of custom buckets.
 const CUSTOM_BUCKETS: i32 = -53;
@@ -363,12 +363,7 @@ impl SeriesCache {
 
 /// The family of a TYPE line, and its type.
 fn described(format: Format, line: &[u8]) -> Option<(Cow<'_, str>, MetricType)> {
-    let (whole, checked) = (0..line.len(), &mut Checked::default());
-    let metadata = match format {
-        Format::OpenMetrics => open_metrics::metadata(line, whole, checked).ok(),
-        _ => parse::metadata(line, whole, checked).ok().flatten(),
-    };
-    match metadata? {
+    match parse::metadata(format, line, 0..line.len(), &mut Checked::default()).ok()?? {
         parse::Metadata { family, fact: Fact::Type(kind), .. } => Some((text(family.as_bytes()), kind)),
         _ => None,
     }

@@ -10,23 +10,27 @@ use std::borrow::Cow;
 
 use sample::NO_TIME;
 
+use super::bounds::Bounds;
 use super::hash::TextHash;
-use super::labels::{Identity, Scratch};
+use super::labels::{Identity, Scratch, link};
 use super::nhcb::Classic;
 use super::store::{PENDING, Put, Slot};
 use super::{DROPPED, Halt, Options, PageError, Point, Reading, SeriesCache};
+use crate::parse::Defect;
 use crate::parse::protobuf::{self, Error, Exemplar, Family, Histogram, Kind, Messages, Metric, Role, Rule};
-use crate::parse::{Defect, go_float};
 
 /// Bytes of names and labels of the new series of one page: larger lets a small page with long labels and many buckets take more memory
 /// than any text page could, smaller refuses large first pages.
 pub(super) const TEXT_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
+/// Bytes of a series for which room is made: larger grows tables more often, smaller takes more memory than series of many labels need.
+const SERIES_BYTES: usize = 64;
 
 /// A metric on its way into the columns.
 struct Place<'m, 'a> {
     family: &'m Family<'a>,
     metric: &'m Metric<'a>,
     scratch: &'m mut Scratch<'a>,
+    bounds: &'m mut Bounds,
     /// How many labels it has, which `scratch` has as its first ones.
     labels: Option<usize>,
     hash: u64,
@@ -39,7 +43,8 @@ struct Place<'m, 'a> {
 impl SeriesCache {
     /// Reads all messages of a block but a last one that is cut, if the page goes on behind it.
     pub(super) fn read_protobuf(&mut self, reading: &mut Reading, block: &[u8], is_last: bool) -> (usize, Result<(), Halt>) {
-        let mut messages = Messages::new(block);
+        let (mut messages, mut scratch, mut bounds) = (Messages::new(block), Scratch::default(), Bounds::default());
+        self.reserve(reading, block.len() / SERIES_BYTES);
         loop {
             let at = messages.offset();
             if !is_last && messages.is_cut() {
@@ -47,7 +52,7 @@ impl SeriesCache {
             }
             match messages.family() {
                 Ok(Some(family)) => {
-                    if let Err(error) = self.metrics(reading, block, family) {
+                    if let Err(error) = self.metrics(reading, block, family, &mut scratch, &mut bounds) {
                         return (at, Err(Halt::Refused(error)));
                     }
                 }
@@ -57,23 +62,28 @@ impl SeriesCache {
         }
     }
 
-    fn metrics(&mut self, reading: &mut Reading, block: &[u8], mut family: Family<'_>) -> Result<(), PageError> {
+    fn metrics<'a>(
+        &mut self,
+        reading: &mut Reading,
+        block: &'a [u8],
+        mut family: Family<'a>,
+        scratch: &mut Scratch<'a>,
+        bounds: &mut Bounds,
+    ) -> Result<(), PageError> {
         if !family.filled {
             return Ok(());
         }
         self.family(reading, &family);
         let name = self.mix([self.hash.of(family.name.as_bytes()), family.kind as u64, 0, 0]);
-        let mut named = Scratch::default();
+        scratch.family();
         while let Some(metric) = family.metric()? {
             reading.metrics += 1;
             let number = reading.metrics;
-            let mut scratch = std::mem::take(&mut self.scratch);
-            let labels = metric.label_bytes(block, &mut scratch).map(|bytes| self.hash.of(bytes));
-            self.scratch = scratch;
+            let labels = self.hash.of(metric.label_bytes(block, &mut self.scratch)?);
             let timestamp_ms = metric.timestamp_ms().filter(|_| self.options.honor_timestamps);
-            let hash = self.mix([name, labels?, 0, 0]);
-            let (family, metric, scratch) = (&family, &metric, &mut named);
-            self.metric(reading, &mut Place { family, metric, scratch, labels: None, hash, number, timestamp_ms, start_ms: None })?;
+            let (family, metric, hash) = (&family, &metric, link(name, labels));
+            let mut place = Place { family, metric, scratch, bounds, labels: None, hash, number, timestamp_ms, start_ms: None };
+            self.metric(reading, &mut place)?;
         }
         Ok(())
     }
@@ -91,7 +101,12 @@ impl SeriesCache {
         let text = |text: &str| self.hash.of(text.as_bytes());
         let hash = self.mix([text(family.name) ^ family.kind as u64, text(family.help), text(family.unit), 1]);
         let Some(entry) = reading.walk.hashed(&self.order, hash, true) else {
-            return self.place_metadata(reading, family.at, hash, Some(0));
+            if self.order.is_empty() {
+                reading.families.take_message(family);
+            } else {
+                self.metadata.push(family.at);
+            }
+            return self.place_metadata(reading, hash, Some(0));
         };
         if reading.diverged {
             self.next.push(entry);
@@ -226,7 +241,8 @@ impl SeriesCache {
             Role::Bucket(bits) => (3, bits),
             Role::Quantile(bits) => (4, bits),
         };
-        let hash = self.mix([place.hash, tag, bits, 0]);
+        // The bounds of a metric differ in their upper bits: the second link brings these down to where tables look.
+        let hash = link(link(place.hash, bits), tag);
         let point = Point { value, timestamp_ms: place.timestamp_ms, native };
         let (hash_of, is_full, timed) = (self.hash, reading.fresh.all_text_bytes() > TEXT_BYTES_MAX, place.start_ms);
         let (slot, put) = self.put_hashed(reading, hash, point, move |options| {
@@ -269,7 +285,7 @@ impl Place<'_, '_> {
             }
         };
         if let Some((name, bits)) = label {
-            self.scratch.label(hash, count, Cow::Borrowed(name), Cow::Owned(go_float(f64::from_bits(bits))));
+            self.scratch.bound(hash, count, name, self.bounds.text(hash, bits));
         }
         Ok(count + usize::from(label.is_some()))
     }

@@ -229,7 +229,7 @@ impl Store {
     }
 
     /// Appends the new series of a page with their samples; the slot of each, in order.
-    pub(super) fn append(&mut self, fresh: &mut Fresh, families: &Families<'_>) -> Vec<Slot> {
+    pub(super) fn append(&mut self, fresh: &mut Fresh, families: &Families) -> Vec<Slot> {
         let mut slots = Vec::with_capacity(fresh.len());
         let mut part = 0;
         let mut builder = None;
@@ -239,7 +239,7 @@ impl Store {
                 self.finish(part, builder.take());
                 part += 1;
             }
-            let builder = builder.get_or_insert_with(|| Appending::to(&self.parts[part].layout));
+            let builder = builder.get_or_insert_with(|| self.begin_part(part, fresh.share(index)));
             builder.fresh(families, fresh, index);
             let (value, timestamp_ms, start_ms) = fresh.sample(index);
             let slot = self.push(part, value, timestamp_ms, bytes);
@@ -258,6 +258,16 @@ impl Store {
             push_histogram(&mut self.parts[(slot / SERIES_MAX) as usize].columns, slot % SERIES_MAX, histogram);
         }
         slots
+    }
+
+    /// Begins to append so many series to a part, which have so many texts, bytes of these, and values.
+    fn begin_part(&mut self, part: usize, (series, sizes): (usize, [usize; 3])) -> Appending {
+        let Part { layout, columns } = &mut self.parts[part];
+        columns.states.reserve(series);
+        columns.values.reserve(series);
+        let mut appending = Appending::to(layout);
+        appending.reserve(sizes);
+        appending
     }
 
     /// Appends one series without labels of its own and without metadata to the last part; absent at first.
@@ -320,7 +330,7 @@ impl Store {
     }
 
     /// Builds layouts anew where the page describes a family in another way than they do.
-    pub(super) fn describe(&mut self, families: &Families<'_>) {
+    pub(super) fn describe(&mut self, families: &Families) {
         for (index, part) in self.parts.iter_mut().enumerate() {
             let mut last = "";
             let changed = part.layout.iter().any(|series| {

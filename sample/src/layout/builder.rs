@@ -126,6 +126,12 @@ impl LayoutBuilder {
         index(self.len() - 1)
     }
 
+    /// Makes room for so many texts, bytes of them, and values of labels.
+    pub fn reserve(&mut self, texts: usize, bytes: usize, values: usize) {
+        self.symbols.reserve(texts);
+        self.segment.reserve(texts, bytes, values);
+    }
+
     /// A text for [`Self::kind`] and [`Self::row`].
     pub fn text(&mut self, text: &str) -> TextRef {
         TextRef(self.symbol(text))
@@ -142,11 +148,11 @@ impl LayoutBuilder {
     }
 
     /// Appends a series of a kind, with as many values as that has labels, in their order.
-    pub fn row(&mut self, kind: KindRef, values: impl IntoIterator<Item = TextRef>) {
-        self.push(kind.0, values.into_iter().map(|value| value.0));
+    pub fn row(&mut self, kind: KindRef, values: &[TextRef]) {
+        self.push(kind.0, values.iter().map(|value| value.0));
     }
 
-    fn push(&mut self, kind: Kind, values: impl IntoIterator<Item = u32>) {
+    fn push(&mut self, kind: Kind, values: impl Iterator<Item = u32> + Clone) {
         let row = self.segment.push(kind, values);
         self.chain.step(&self.segment, row);
     }

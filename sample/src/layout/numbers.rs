@@ -33,13 +33,22 @@ impl Numbers {
         }
     }
 
-    pub(crate) fn push(&mut self, number: u32) {
+    #[inline]
+    pub(crate) fn extend(&mut self, more: impl Iterator<Item = u32> + Clone) {
         match self {
-            Self::Wide(numbers) => numbers.push(number),
-            Self::Narrow(numbers) => match u16::try_from(number) {
-                Ok(number) => numbers.push(number),
-                Err(_) => *self = Self::Wide(numbers.iter().map(|number| u32::from(*number)).chain([number]).collect()),
-            },
+            Self::Wide(numbers) => numbers.extend(more),
+            Self::Narrow(numbers) if more.clone().all(|number| number <= u32::from(u16::MAX)) => {
+                numbers.extend(more.map(|number| number as u16));
+            }
+            Self::Narrow(numbers) => *self = Self::Wide(numbers.iter().map(|number| u32::from(*number)).chain(more).collect()),
+        }
+    }
+
+    /// Makes room for so many.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        match self {
+            Self::Narrow(numbers) => numbers.reserve(more),
+            Self::Wide(numbers) => numbers.reserve(more),
         }
     }
 
@@ -81,16 +90,18 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// So many of the first ones both have in common.
-    pub(crate) fn common(self, other: Self) -> usize {
-        fn common<T: PartialEq>(one: &[T], other: &[T]) -> usize {
-            one.iter().zip(other).take_while(|(one, other)| one == other).count()
+    /// So many of the first ones both have in common, and so many of the last ones behind these.
+    pub(crate) fn common(self, other: Self) -> (usize, usize) {
+        fn common<T: PartialEq>(one: &[T], other: &[T]) -> (usize, usize) {
+            let same = |(one, other): &(&T, &T)| one == other;
+            let head = one.iter().zip(other).take_while(same).count();
+            (head, one[head..].iter().rev().zip(other[head..].iter().rev()).take_while(same).count())
         }
         match (self, other) {
             (Self::Narrow(one), Self::Narrow(other)) => common(one, other),
             (Self::Wide(one), Self::Wide(other)) => common(one, other),
             // Numbers of two widths are of two segments.
-            _ => 0,
+            _ => (0, 0),
         }
     }
 
@@ -124,7 +135,7 @@ mod tests {
         let mut numbers = Numbers::default();
         let all = [0, 65_535, 7, 65_536, u32::MAX, 1];
         for (count, number) in all.into_iter().enumerate() {
-            numbers.push(number);
+            numbers.extend(std::iter::once(number));
             assert_eq!(numbers.len(), count + 1);
             assert!(numbers.slice(0, count + 1).iter().eq(all[..=count].iter().copied()));
             assert_eq!(matches!(numbers, Numbers::Narrow(_)), count < 3);

@@ -4,6 +4,8 @@
 //! there are more than 65,536 symbols) and 4 per [`MARK_ROWS`] series beside the text, each distinct text once. *When full*: tables are indexed
 //! by `u32`; the reader's limits stay far below.
 
+use std::ops::Range;
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::numbers::{Numbers, Values};
@@ -72,7 +74,7 @@ impl Segment {
     }
 
     /// Appends a series; its values are as many as its shape has names.
-    pub(crate) fn push(&mut self, kind: Kind, values: impl IntoIterator<Item = u32>) -> Row {
+    pub(crate) fn push(&mut self, kind: Kind, values: impl Iterator<Item = u32> + Clone) -> Row {
         let row = Row { kind, values: index(self.values.len()) };
         if self.runs.last().is_none_or(|run| run.kind != kind) {
             self.runs.push(Run { kind, first: self.rows, values: row.values });
@@ -80,7 +82,7 @@ impl Segment {
         if self.len().is_multiple_of(MARK_ROWS) {
             self.marks.push(index(self.runs.len() - 1));
         }
-        values.into_iter().for_each(|value| self.values.push(value));
+        self.values.extend(values);
         self.rows += 1;
         row
     }
@@ -132,8 +134,21 @@ impl Segment {
     }
 
     pub(crate) fn symbol(&self, symbol: u32) -> &str {
+        &self.text[self.place(symbol)]
+    }
+
+    /// Where a symbol is in the text.
+    #[inline]
+    fn place(&self, symbol: u32) -> Range<usize> {
         let start = symbol.checked_sub(1).map_or(0, |before| self.ends[before as usize]);
-        &self.text[start as usize..self.ends[symbol as usize] as usize]
+        start as usize..self.ends[symbol as usize] as usize
+    }
+
+    /// Makes room for so many symbols, bytes of them, and label values.
+    pub(crate) fn reserve(&mut self, symbols: usize, bytes: usize, values: usize) {
+        self.ends.reserve(symbols);
+        self.text.reserve(bytes);
+        self.values.reserve(values);
     }
 
     pub(crate) fn shape(&self, shape: u32) -> &[u32] {
@@ -179,10 +194,10 @@ impl Segment {
 /// The part of a family in a layout's id.
 pub(crate) fn family_hash(family: Family<'_>) -> u64 {
     let mut item = Vec::with_capacity(family.name.len() + family.help.len() + family.unit.len() + 16);
-    put_text(&mut item, family.name);
+    put_text(&mut item, family.name.as_bytes());
     item.push(family.kind as u8);
-    put_text(&mut item, family.help);
-    put_text(&mut item, family.unit);
+    put_text(&mut item, family.help.as_bytes());
+    put_text(&mut item, family.unit.as_bytes());
     xxh3_64(&item)
 }
 
@@ -193,8 +208,10 @@ pub(crate) struct Chain {
     last: Option<Row>,
     /// What the last link is the hash of.
     item: Vec<u8>,
-    /// Where in it the labels begin, and where each ends.
-    ends: Vec<usize>,
+    /// Where in it the value of each label is, with its length in front.
+    places: Vec<Range<usize>>,
+    /// What is written anew.
+    written: Vec<u8>,
 }
 
 impl Chain {
@@ -210,39 +227,74 @@ impl Chain {
     pub(crate) fn step(&mut self, segment: &Segment, row: Row) {
         let values = segment.values(row);
         // Neighbours have most labels in common: these are not written again.
-        let common = match self.last.replace(row).filter(|last| last.kind == row.kind) {
+        let (head, tail) = match self.last.replace(row).filter(|last| last.kind == row.kind) {
             Some(last) => segment.values(last).common(values),
             None => {
                 self.begin(segment, row.kind);
-                0
+                (0, 0)
             }
         };
-        self.ends.truncate(common + 1);
-        self.item.truncate(self.ends[common]);
-        for (name, value) in segment.shape(row.kind.shape).iter().zip(values.iter()).skip(common) {
-            put_text(&mut self.item, segment.symbol(*name));
-            put_text(&mut self.item, segment.symbol(value));
-            self.ends.push(self.item.len());
+        if head < values.len() {
+            self.write(segment, row, head..values.len() - tail);
         }
         self.item[..size_of::<u64>()].copy_from_slice(&self.id.0.to_le_bytes());
         self.id = LayoutId(xxh3_64(&self.item));
     }
 
-    /// Writes what stands before the labels of all series of a kind.
+    /// Writes what stands before the first value of all series of a kind.
     fn begin(&mut self, segment: &Segment, kind: Kind) {
+        let names = segment.shape(kind.shape);
         self.item.clear();
         self.item.extend_from_slice(&self.id.0.to_le_bytes());
         self.item.extend_from_slice(&segment.families[kind.family as usize].hash.to_le_bytes());
-        put_text(&mut self.item, segment.symbol(kind.name));
-        put(&mut self.item, segment.shape(kind.shape).len() as u64);
-        self.ends.clear();
-        self.ends.push(self.item.len());
+        self.put(segment, kind.name);
+        put(&mut self.item, names.len() as u64);
+        if let Some(first) = names.first() {
+            self.put(segment, *first);
+        }
+        self.places.clear();
+        self.places.resize(names.len(), self.item.len()..self.item.len());
+    }
+
+    fn put(&mut self, segment: &Segment, symbol: u32) {
+        put_text(&mut self.item, &segment.text.as_bytes()[segment.place(symbol)]);
+    }
+
+    /// Writes some of the values over others, with the names between them; what stands behind them moves.
+    fn write(&mut self, segment: &Segment, row: Row, labels: Range<usize>) {
+        let (names, values, text) = (segment.shape(row.kind.shape), segment.values(row), segment.text.as_bytes());
+        let (start, before) = (self.places[labels.start].start, self.places[labels.end - 1].end);
+        self.written.clear();
+        for label in labels.clone() {
+            if label > labels.start {
+                put_text(&mut self.written, &text[segment.place(names[label])]);
+            }
+            let from = start + self.written.len();
+            put_text(&mut self.written, &text[segment.place(values.at(label))]);
+            self.places[label] = from..start + self.written.len();
+        }
+        let after = start + self.written.len();
+        if after != before {
+            self.shift(labels.end, before, after);
+        }
+        self.item[start..after].copy_from_slice(&self.written);
+    }
+
+    /// Moves what stands behind `before`, which are the values of the labels from `label` on and the names between them.
+    fn shift(&mut self, label: usize, before: usize, after: usize) {
+        let end = self.item.len();
+        self.item.resize(end.max(end - before + after), 0);
+        self.item.copy_within(before..end, after);
+        self.item.truncate(end - before + after);
+        for place in &mut self.places[label..] {
+            *place = place.start - before + after..place.end - before + after;
+        }
     }
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
+fn put_text(out: &mut Vec<u8>, text: &[u8]) {
     put(out, text.len() as u64);
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(text);
 }
 
 /// A place in a table.

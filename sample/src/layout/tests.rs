@@ -1,7 +1,12 @@
 use std::sync::Arc;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::builder::LayoutBuilder;
 use super::*;
+use crate::varint::put;
 
 fn add(builder: &mut LayoutBuilder, from: usize, to: usize) {
     for i in from..to {
@@ -32,6 +37,49 @@ fn an_id_does_not_depend_on_the_way_a_layout_grew() {
     assert!(grown.same(&whole));
     assert!(grown.pieces.len() < 8, "{} segments", grown.pieces.len());
     assert!(grown.pieces.len() > 1);
+}
+
+/// The id as the wire's definition says it, each series by itself.
+fn defined(layout: &Layout) -> LayoutId {
+    let text = |out: &mut Vec<u8>, text: &str| {
+        put(out, text.len() as u64);
+        out.extend_from_slice(text.as_bytes());
+    };
+    layout.iter().fold(LayoutId(0), |id, series| {
+        let (mut family, mut item, said) = (Vec::new(), Vec::new(), series.family());
+        text(&mut family, said.name);
+        family.push(said.kind as u8);
+        text(&mut family, said.help);
+        text(&mut family, said.unit);
+        item.extend_from_slice(&id.0.to_le_bytes());
+        item.extend_from_slice(&xxh3_64(&family).to_le_bytes());
+        text(&mut item, series.name());
+        put(&mut item, series.labels().len() as u64);
+        for (name, value) in series.labels() {
+            text(&mut item, name);
+            text(&mut item, value);
+        }
+        LayoutId(xxh3_64(&item))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn an_id_is_what_the_wire_says_it_is(rows in vec((0u8..3, vec(0usize..4, 4), 0usize..5), 1..24)) {
+        // Lengths of one byte and of two, and texts that others begin with.
+        let long = "x".repeat(200);
+        let values = ["", "a", "ab", &long];
+        let mut builder = LayoutBuilder::new();
+        for (name, chosen, labels) in rows {
+            let name = ["f", "f_total", "g"][usize::from(name)];
+            let family = builder.family(&name[..1], MetricType::Counter, "help", "");
+            builder.series(family, name, ["a", "b", "c", "d"].into_iter().zip(chosen.iter().map(|value| values[*value])).take(labels));
+        }
+        let layout = builder.build();
+        prop_assert_eq!(layout.id(), defined(&layout));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::super::{Row, unescape};
+use super::super::{Pieces, Row, unescape};
 use super::*;
 
 /// The page's rows, each as one line of text.
@@ -189,4 +189,34 @@ proptest! {
             prop_assert_eq!(found, simple(&text.as_bytes()[..end]).map(|(at, rule)| Error::at(text.as_bytes(), at, rule)), "{:?}", text);
         }
     }
+
+    #[test]
+    fn a_series_below_another_one_is_checked_as_by_itself(series in vec(series(), 1..6)) {
+        let body: String = series.iter().map(|series| format!("{series} 1\n")).collect();
+        let (mut alone, mut after) = (Page::open_metrics(body.as_bytes()), Page::open_metrics(body.as_bytes()));
+        let mut pieces = Pieces::default();
+        for _ in series {
+            let (expect, found) = (alone.sample(|_| {}), after.sample_after(&mut pieces));
+            prop_assert_eq!(&found, &expect, "{:?}", body);
+            if expect.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Mostly what exporters write.
+fn series() -> impl Strategy<Value = String> {
+    let name = prop_oneof![6 => Just("m"), 1 => Just("m "), 1 => Just("mn")];
+    let label = prop_oneof![8 => select(vec!["a", "b", "c"]), 1 => Just("\"d\""), 1 => Just(" e")];
+    let value = prop_oneof![8 => select(vec!["", "x", "xy", " ", "\\\""]), 1 => Just("x\ny")];
+    let behind = prop_oneof![8 => Just(","), 1 => Just(""), 1 => Just(" "), 1 => Just(", ")];
+    let end = prop_oneof![4 => Just("}"), 1 => Just(",}"), 1 => Just(" }")];
+    (name, vec((label, value, behind), 0..4), end).prop_map(|(name, labels, end)| {
+        let last = labels.len().saturating_sub(1);
+        let label = |(at, (name, value, behind)): (usize, &(&str, &str, &str))| {
+            format!("{name}=\"{value}\"{}", if at < last { behind } else { "" })
+        };
+        format!("{name}{{{}{end}", labels.iter().enumerate().map(label).collect::<String>())
+    })
 }

@@ -6,7 +6,7 @@
 use sample::{BucketCounts, Counts, NativeHistogram, ResetHint, Span};
 
 use super::wire::{Field, Fields, signed};
-use super::{Error, Kind, LABELS_MAX, Point, Role, Rule, pair};
+use super::{Error, Kind, LABELS_MAX, Point, Role, Rule, only_double, pair};
 
 /// Resolutions that Prometheus knows; above 8 it lowers them, Strata leaves them.
 const SCHEMAS: std::ops::RangeInclusive<i32> = -4..=52;
@@ -304,8 +304,22 @@ fn doubles(field: &Field<'_>, out: &mut Vec<u64>) {
     debug_assert!(read.is_ok(), "the counts were read when they were checked");
 }
 
+/// Upper bound and cumulative count of a classic bucket that is written as nearly all are.
+#[inline]
+fn plain_bucket(mut fields: Fields<'_>) -> Option<(u64, u64)> {
+    if fields.bytes().first() != Some(&(1 << 3)) {
+        return None;
+    }
+    fields.advance(1);
+    let count = fields.varint().ok()?;
+    Some((only_double(fields.bytes(), 2)?, (count as f64).to_bits()))
+}
+
 /// Upper bound, cumulative count and exemplar of a classic bucket.
 fn bucket(mut fields: Fields<'_>) -> Result<(u64, u64, Option<Fields<'_>>), Error> {
+    if let Some((bound, count)) = plain_bucket(fields.clone()) {
+        return Ok((bound, count, None));
+    }
     let (mut bound, mut count, mut count_float, mut exemplar) = (0, 0, 0.0, None);
     while let Some(field) = fields.next()? {
         match field.number {

@@ -66,7 +66,7 @@ impl<'a> Fields<'a> {
     }
 
     #[inline]
-    fn advance(&mut self, bytes: usize) {
+    pub(super) fn advance(&mut self, bytes: usize) {
         self.rest = &self.rest[bytes..];
         self.at += bytes;
     }
@@ -111,10 +111,14 @@ impl<'a> Fields<'a> {
 
     #[inline]
     pub(super) fn varint(&mut self) -> Result<u64, Error> {
-        match self.rest.first() {
-            Some(byte @ 0..0x80) => {
+        match self.rest {
+            [byte @ 0..0x80, ..] => {
                 self.advance(1);
                 Ok(u64::from(*byte))
+            }
+            [low, high @ 0..0x80, ..] => {
+                self.advance(2);
+                Ok(u64::from(low & 0x7f) | u64::from(*high) << 7)
             }
             _ => self.long_varint(),
         }

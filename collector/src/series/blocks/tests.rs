@@ -84,6 +84,24 @@ proptest! {
     }
 
     #[test]
+    fn a_family_is_on_a_first_page_what_it_is_on_a_later_one(text in TEXT, open_metrics in OPEN_METRICS, protobuf in protobuf()) {
+        let pages = [text.into_bytes(), open_metrics.into_bytes(), protobuf];
+        let before = [b"zz 1\n".to_vec(), b"zz 1\n# EOF\n".to_vec(), gauges("zz", 1)];
+        for ((format, page), before) in [Format::Text, Format::OpenMetrics, Format::Protobuf].into_iter().zip(pages).zip(before) {
+            let (mut first, mut later) = (SeriesCache::new(options()), SeriesCache::new(options()));
+            later.page_in(format, &before).expect("a good page");
+            let taken = first.page_in(format, &page).is_ok();
+            prop_assert_eq!(later.page_in(format, &page).is_ok(), taken);
+            let series = |cache: &SeriesCache| {
+                let mut series: Vec<_> = said(cache).into_iter().flat_map(|(series, _)| series).filter(|series| !series.starts_with("zz")).collect();
+                series.sort();
+                series
+            };
+            prop_assert_eq!(series(&later), series(&first), "{:?}", String::from_utf8_lossy(&page));
+        }
+    }
+
+    #[test]
     fn text_may_be_cut_anywhere(pages in proptest::collection::vec(TEXT, 1..4), mut cuts in proptest::collection::vec(0usize..200, 0..8)) {
         cuts.sort_unstable();
         check(&options(), Format::Text, &pages.into_iter().map(String::into_bytes).collect::<Vec<_>>(), &cuts);

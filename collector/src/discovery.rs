@@ -138,6 +138,11 @@ impl Error {
             Self::Watch(failure) => failure.reason,
         }
     }
+
+    /// Whether it is over by itself in a while, most likely.
+    fn passes(&self) -> bool {
+        matches!(self, Self::Watch(failure) if failure.passes())
+    }
 }
 
 /// A job's `static_configs`.
@@ -170,6 +175,8 @@ struct Failed {
     telemetry: Telemetry,
     before: Vec<String>,
     now: Vec<String>,
+    /// Something of that is over by itself in a while, most likely.
+    passes: bool,
 }
 
 impl Failed {
@@ -180,19 +187,22 @@ impl Failed {
             tracing::warn!(job = self.job, mechanism = self.mechanism, "{text}; the last good targets stay");
         }
         self.now.push(text);
+        self.passes |= error.passes();
     }
 
     /// What failed before, and nobody has tried again: neither counted nor logged.
     fn lasts(&mut self, error: &Error) {
         self.now.push(crate::scrape::with_causes(error));
+        self.passes |= error.passes();
     }
 
     fn new(mechanism: &'static str, job: &str, telemetry: &Telemetry) -> Self {
-        Self { mechanism, job: job.to_owned(), telemetry: telemetry.clone(), before: Vec::new(), now: Vec::new() }
+        Self { mechanism, job: job.to_owned(), telemetry: telemetry.clone(), before: Vec::new(), now: Vec::new(), passes: false }
     }
 
     fn finish(&mut self) {
         self.before = std::mem::take(&mut self.now);
+        self.passes = false;
     }
 }
 
@@ -211,10 +221,23 @@ pub(crate) async fn once(
         failures: &mut Vec<String>,
     ) {
         let mut failed = Failed::new(S::MECHANISM, job.name(), telemetry);
-        if timeout(ONCE_MAX, source.due(&mut interval(ONCE_MAX))).await.is_err() {
+        let (mut found, mut ticks) = (None, interval(ONCE_MAX));
+        let look = async {
+            loop {
+                source.due(&mut ticks).await;
+                failed.finish();
+                found = source.find(&mut failed).await.or_else(|| found.take());
+                // It is tried again by itself.
+                if !failed.passes {
+                    break;
+                }
+            }
+        };
+        if timeout(ONCE_MAX, look).await.is_err() && failed.now.is_empty() {
             failures.push(format!("{}: no answer within {ONCE_MAX:?}", S::MECHANISM));
+            found = source.find(&mut failed).await;
         }
-        groups.extend(source.find(&mut failed).await.unwrap_or_default());
+        groups.extend(found.unwrap_or_default());
         failures.append(&mut failed.now);
     }
     let (mut groups, mut failures) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! Targets that come and go while the collector runs, from files, HTTP servers and names.
+//! Targets that come and go while the collector runs, from files, HTTP servers and names; those of a cluster whose API server is too busy at first.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -229,4 +229,29 @@ async fn a_job_over_its_target_limit_scrapes_none_until_it_fits_again() {
     assert!(bench.collector.telemetry().scrapes_failed.with_label_values(&["target_limit"]).get() >= 2);
     list(&[&one]);
     wait("the one that is left is up", || bench.up().len() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survey_asks_a_busy_api_server_again() {
+    let server = Server::new("429 Too Many Requests\r\nRetry-After: 300", "late").await;
+    let job = format!(
+        r#"{{"job_name": "services", "kubernetes_sd_configs": [{{"role": "service", "api_server": "http://{}"}}]}}"#,
+        server.address
+    );
+    let config: Config = serde_json::from_str(&format!("{{\"scrape_configs\": [{job}]}}")).expect("a configuration");
+    let taken = async {
+        wait("it is asked again", || server.requests.lock().expect("no panic").len() >= 3).await;
+        let service = r#"{"type": "ADDED", "object": {"metadata": {"namespace": "team", "name": "web", "uid": "1", "resourceVersion": "1"},
+            "spec": {"clusterIP": "10.0.0.1", "type": "ClusterIP", "ports": [{"name": "http", "port": 80}]}}}"#;
+        let end = r#"{"type": "BOOKMARK", "object": {"kind": "Service", "apiVersion": "v1", "metadata": {"resourceVersion": "1",
+            "annotations": {"k8s.io/initial-events-end": "true"}}}}"#;
+        let line = |text: &str| text.replace('\n', " ");
+        server.say("200 OK\r\nContent-Type: application/json", &format!("{}\n{}\n", line(service), line(end)));
+    };
+    let survey = collector::survey::survey(&config, |_| true, || {});
+    let (survey, ()) = tokio::time::timeout(DEADLINE, async { tokio::join!(survey, taken) }).await.expect("it ends");
+    let survey = survey.expect("it is one");
+    assert!(survey.failures.is_empty(), "{:?}", survey.failures);
+    let urls: Vec<&str> = survey.targets.iter().map(|target| target.url.as_str()).collect();
+    assert_eq!(urls, ["http://web.team.svc:80/metrics"]);
 }

@@ -34,7 +34,7 @@ mod namespace;
 pub mod objects;
 
 pub use accounts::Account;
-pub use gate::{Asked, Gate};
+pub use gate::{Asked, Gate, Refusal};
 pub use kubelet::RunningPod;
 pub use namespace::in_namespace;
 

@@ -2,6 +2,9 @@
 //!
 //! *In*: the section `kubernetes`, or an API server with the options of an HTTP client. *Out*: a [`Cluster`]. *Bound*: [`CONNECT_TIMEOUT`]. *When full*: does not apply. Tokens and certificates in files are
 //! read again when they change.
+//!
+//! What the server refuses is said at once: a client that repeats it in silence would keep a lease, a watch or a person waiting for minutes. Who asks knows for
+//! how long it is worth asking again, and does so by itself, or by [`persist`].
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -16,12 +19,20 @@ use hyper::body::Incoming;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use rand::Rng as _;
+use tokio::time::{Instant, sleep};
+
+use crate::failure::is_busy;
 
 /// How long a connection may take. Larger: a dead server is noticed later; smaller: a far one is never reached.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the head of an answer may take. Larger: a server that hangs is noticed later; smaller: a large list is never answered.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// First pause before a server that is busy is asked again; each further one doubles it. Larger: a short overload costs more; smaller: it is pressed.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// The longest such pause. Larger: the end of an overload is seen later; smaller: many processes keep it up.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// A cluster, and who Strata is in it.
 #[derive(Clone)]
@@ -73,6 +84,7 @@ impl Cluster {
             None => Config::infer().await.map_err(Error::Infer)?,
         };
         config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.default_retry = false;
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(Error::Client)?;
         Ok(Self { client, namespace })
@@ -121,6 +133,28 @@ impl tower_service::Service<Request<Body>> for Server {
     }
 }
 
+/// Asks again while the server is too busy for it, for about so long; then its last answer holds.
+pub(crate) async fn persist<T, F: Future<Output = Result<T, kube::Error>>>(within: Duration, ask: impl Fn() -> F) -> F::Output {
+    let (end, mut pause) = (Instant::now() + within, PAUSE_MIN);
+    loop {
+        let answer = ask().await;
+        let next = Instant::now() + spread(pause);
+        if next >= end || !answer.as_ref().is_err_and(is_busy) {
+            return answer;
+        }
+        sleep(next - Instant::now()).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Half of it to all of it, so that many do not ask at once.
+pub(crate) fn spread(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..1.0))
+}
+
 async fn from_file(path: &Path) -> Result<Config, kube::config::KubeconfigError> {
     Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! *Bound*: a few requests and one per selector, [`SERVICES_MAX`] services of its namespace. *When full*: the other services are not looked at, and that is said.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use config::KubernetesAnnotations;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
@@ -11,15 +12,33 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{Api, ListParams, PostParams, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use crate::annotated::HEADLESS;
 use crate::annotation::{Wish, usual};
-use crate::client::Cluster;
+use crate::client::{Cluster, persist};
+use crate::failure::words;
 
 /// Services of the namespace that may select a pod. Larger: a longer answer from a namespace of many; smaller: one of them is not seen.
 pub const SERVICES_MAX: u32 = 500;
 /// Objects whose names are near the one that is not there.
 const NEAR_MAX: usize = 3;
+
+/// How long a server that is too busy is asked again. Larger: a person waits; smaller: an overload of a moment is an answer.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+/// How long all requests may take. Larger: a person waits for a server that hangs; smaller: a slow one is taken for such.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Why an object cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refuses, or cannot be reached.
+    #[error("{}", words(.0))]
+    Api(kube::Error),
+    /// It hangs.
+    #[error("it does not answer within {ANSWER_MAX:?}")]
+    Silent(#[from] tokio::time::error::Elapsed),
+}
 
 /// What one look found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,8 +125,12 @@ impl Kind {
     }
 }
 
-/// Looks at one object. *Errors*: the API server does not answer.
-pub async fn examine(cluster: &Cluster, kind: Kind, namespace: &str, name: &str, jobs: &[Annotated]) -> Result<Vec<Step>, kube::Error> {
+/// Looks at one object. *Errors*: see [`Error`].
+pub async fn examine(cluster: &Cluster, kind: Kind, namespace: &str, name: &str, jobs: &[Annotated]) -> Result<Vec<Step>, Error> {
+    timeout(ANSWER_MAX, persist(BUSY_MAX, || steps(cluster, kind, namespace, name, jobs))).await?.map_err(Error::Api)
+}
+
+async fn steps(cluster: &Cluster, kind: Kind, namespace: &str, name: &str, jobs: &[Annotated]) -> Result<Vec<Step>, kube::Error> {
     let mut steps = access(cluster, kind, namespace).await?;
     if steps.iter().any(|step| step.verdict == Verdict::Bad) {
         return Ok(steps);

@@ -5,6 +5,9 @@
 use http_client::chain_once;
 use kube::runtime::watcher;
 
+/// The word for a server that is too busy, or not ready: the same request may be granted soon.
+const BUSY: &str = "busy";
+
 /// Why objects cannot be watched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -24,6 +27,11 @@ pub(crate) struct Asked {
 }
 
 impl Failure {
+    /// Whether it is over by itself in a while, most likely.
+    pub fn passes(&self) -> bool {
+        self.reason == BUSY
+    }
+
     /// A way to the API server that cannot be prepared.
     pub(crate) fn client(error: &crate::client::Error) -> Self {
         Self { reason: "client", text: chain_once(error) }
@@ -60,8 +68,32 @@ pub(crate) fn word(error: &watcher::Error) -> &'static str {
         403 => "forbidden",
         404 => "not_found",
         410 => "expired",
+        code if is_busy_code(code) => BUSY,
         _ => "api",
     }
+}
+
+/// Whether the API server is too busy for a request, or not ready.
+pub(crate) fn is_busy(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if is_busy_code(status.code))
+}
+
+/// What became of a request.
+pub(crate) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if is_busy_code(status.code) => busy(status.code),
+        error => chain_once(error),
+    }
+}
+
+/// What it says besides may be another text each time.
+fn busy(code: u16) -> String {
+    format!("the API server is too busy for it, or not ready ({code})")
+}
+
+/// The same, of its answer's status.
+pub(crate) const fn is_busy_code(code: u16) -> bool {
+    matches!(code, 429 | 503 | 504)
 }
 
 impl Asked {
@@ -88,6 +120,7 @@ impl Asked {
             }
             404 => format!("the API server has no '{plural}' of the API group '{group}' (404)"),
             410 => "the last version that was seen is gone (410): everything is listed anew".to_owned(),
+            code if is_busy_code(code) => busy(code),
             _ => format!("{message} ({code})"),
         }
     }

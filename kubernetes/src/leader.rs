@@ -19,10 +19,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::client::Cluster;
+use crate::client::{Cluster, persist, spread};
+use crate::failure::words;
 
 /// Between two renewals, or two looks at somebody else's Lease. Larger: fewer writes; smaller: a lost one is noticed earlier.
 pub const RENEW: Duration = Duration::from_secs(5);
+/// Longest pause after the Lease could not be asked for. Larger: fewer tries before [`HELD`] is over; smaller: a server that is too busy is pressed.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long a renewal holds for its holder. Smaller than [`TAKEN`] by more than a request that is under way may take.
 pub const HELD: Duration = Duration::from_secs(12);
 /// How long others wait without a renewal. Larger: a dead leader is missed for longer; smaller: a slow one is displaced.
@@ -70,28 +73,28 @@ impl Candidate {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut trouble = false;
         loop {
-            match timeout(REQUEST, self.ask()).await {
-                Ok(Ok(())) => trouble = false,
+            let failed = match timeout(REQUEST, self.ask()).await {
+                Ok(Ok(())) => None,
                 // Another process was first, or wrote in between: the next look says who holds it.
-                Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!(lease = self.name, "another process wrote the Lease"),
-                Ok(Err(error)) if !trouble => {
-                    trouble = true;
-                    warn!(lease = self.name, error = %http_client::chain(&error), "cannot ask for the Lease: nobody writes while that lasts");
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    debug!(lease = self.name, "another process wrote the Lease");
+                    None
                 }
-                Err(_) if !trouble => {
-                    trouble = true;
-                    warn!(lease = self.name, "the API server does not answer for the Lease: nobody writes while that lasts");
-                }
-                Ok(Err(_)) | Err(_) => {}
+                Ok(Err(error)) => Some(words(&error)),
+                Err(_) => Some(format!("the API server does not answer within {REQUEST:?}")),
+            };
+            if let Some(error) = failed.as_ref().filter(|_| !trouble) {
+                warn!(lease = self.name, error, "cannot ask for the Lease: nobody writes while that lasts");
             }
+            trouble = failed.is_some();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = sleep(RENEW) => {}
+                () = sleep(if trouble { spread(RETRY) } else { RENEW }) => {}
             }
         }
         if self.until.send_replace(None).is_some_and(|until| Instant::now() < until)
-            && !matches!(timeout(REQUEST, self.let_go()).await, Ok(Ok(())))
+            && !matches!(timeout(REQUEST, persist(REQUEST, || self.let_go())).await, Ok(Ok(())))
         {
             info!(lease = self.name, "the Lease was not let go of: another process takes it when it runs out");
         }

@@ -26,14 +26,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Cluster;
-use crate::failure::word;
+use crate::client::{Cluster, persist, spread};
+use crate::failure::{word, words};
 use roll::{Gone, Roll, Seen};
 
 pub use roll::VALID;
 
 /// Between two renewals. Larger: fewer of them may fail before a lease is over; smaller: more writes to the API server.
 pub const RENEW: Duration = Duration::from_secs(2);
+/// Longest pause after a renewal that failed. Larger: fewer tries before the lease is over; smaller: a server that is too busy is pressed.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long a request may take. Larger: one that hangs costs more than one renewal; smaller: a slow server is taken for none.
 const REQUEST_MAX: Duration = Duration::from_secs(3);
 /// Pause before a watch that failed is tried again. Larger: who comes and goes is known later; smaller: a server that starts is pressed.
@@ -75,8 +77,8 @@ struct Member {
 /// Why a lease could not be renewed or deleted.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the API server refuses it or cannot be reached")]
-    Kube(#[from] kube::Error),
+    #[error("the API server refuses it or cannot be reached: {}", words(.0))]
+    Kube(kube::Error),
     #[error("the API server did not answer within {REQUEST_MAX:?}")]
     Silent(#[from] tokio::time::error::Elapsed),
 }
@@ -180,7 +182,7 @@ impl Member {
                             if last_error.replace(word(&error)) != Some(word(&error)) {
                                 tracing::warn!("the leases of the members cannot be watched, the last list stays: {}", chain_once(&error));
                             }
-                            sleep(WATCH_PAUSE).await;
+                            sleep(spread(WATCH_PAUSE)).await;
                         }
                         Ok(None) | Err(_) => break,
                     },
@@ -196,7 +198,8 @@ impl Member {
         let Gone { name, seen: Seen { uid, version } } = gone;
         let preconditions = Some(Preconditions { resource_version: Some(version), uid: Some(uid) });
         let parameters = DeleteParams { preconditions, ..DeleteParams::default() };
-        match timeout(REQUEST_MAX, self.leases.delete(&name, &parameters)).await {
+        // One that stays would be taken for a member's at the next list.
+        match timeout(VALID, persist(VALID, || self.leases.delete(&name, &parameters))).await {
             Ok(Ok(_)) => tracing::info!(lease = name, "a member is gone: its lease is over"),
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
             Ok(Err(error)) => tracing::debug!(lease = name, "cannot delete a lease that is over: {}", chain_once(&error)),
@@ -225,6 +228,7 @@ impl Member {
                         tracing::warn!(lease = self.name, "cannot renew the lease, others take over when it is over: {text}");
                         last_error = text;
                     }
+                    ticks.reset_after(spread(RETRY));
                 }
             }
         }
@@ -243,14 +247,14 @@ impl Member {
             },
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        timeout(REQUEST_MAX, self.leases.patch(&self.name, &parameters, &Patch::Apply(&lease))).await??;
-        Ok(())
+        timeout(REQUEST_MAX, self.leases.patch(&self.name, &parameters, &Patch::Apply(&lease))).await?.map(drop).map_err(Error::Kube)
     }
 
     async fn release(&self) -> Result<(), Error> {
-        match timeout(REQUEST_MAX, self.leases.delete(&self.name, &DeleteParams::default())).await? {
+        let parameters = DeleteParams::default();
+        match timeout(REQUEST_MAX, persist(REQUEST_MAX, || self.leases.delete(&self.name, &parameters))).await? {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            released => Ok(released.map(drop)?),
+            released => released.map(drop).map_err(Error::Kube),
         }
     }
 }
@@ -284,22 +288,4 @@ fn lease_name(group: &str, holder: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lease_is_called_like_its_member_where_that_is_a_name() {
-        let long = "x".repeat(250);
-        for (holder, name) in [
-            ("strata-collector-0", "strata.strata-collector-0"),
-            ("Node1", "strata.node1"),
-            ("node1.example.com", "strata.node1.example.com"),
-        ] {
-            assert_eq!(lease_name("strata", holder), name);
-        }
-        for holder in ["node1%2Eexample", "", "-a", &long] {
-            let name = lease_name("strata", holder);
-            assert!(name.len() == "strata.".len() + 16 && name != lease_name("strata", &format!("{holder}x")), "{holder}: {name}");
-        }
-    }
-}
+mod tests;

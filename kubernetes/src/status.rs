@@ -2,6 +2,7 @@
 //!
 //! *In*: what the overlay says of each object, numbers of the running parts. *Out*: `status` of Discoveries, Collectors and Relays; an Event where a condition
 //! changes. *Bound*: a write per object and [`EVERY`], and only where something changed. *When full*: what changed meanwhile is written at the next turn.
+//! While the API server takes nothing, one write per [`EVERY`] asks whether it does again.
 //!
 //! A write carries the version of the object that it is about: if somebody wrote since, it is refused, and the next turn looks anew. What somebody else wrote,
 //! such as an earlier leader's write that was long on its way, is put right at the object's next turn.
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::client::Cluster;
+use crate::failure::{is_busy, words};
 use crate::leader::{Candidate, Leadership};
 use crate::overlay::object::{Id, Kind, Object};
 use crate::overlay::{Around, Said, Verdict};
@@ -109,9 +111,20 @@ struct Known {
     written: Option<Written>,
     /// Ready, its reason, and what is not as it was asked for: an Event is for a change of these.
     told: Option<(bool, String, String)>,
+    /// An Event of it could not be written.
+    owes: bool,
     /// What its targets were, and when they last changed.
     fingerprint: Option<(u64, Option<String>)>,
     is_in_trouble: bool,
+}
+
+/// Why nothing can be written now, of whatever object.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{}", words(.0))]
+    Refused(kube::Error),
+    #[error("the API server does not answer within {WRITE:?}")]
+    Silent(#[from] tokio::time::error::Elapsed),
 }
 
 /// A status as it was written last, or found to be there already.
@@ -147,6 +160,7 @@ impl Writer {
         let writing = Writing { cluster: &cluster, writes, numbers: &*numbers, leadership: &leadership, recorder: &recorder };
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_in_trouble = false;
         loop {
             tokio::select! {
                 biased;
@@ -158,7 +172,15 @@ impl Writer {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => break,
-                    () = writing.turn(&said, &mut known) => {}
+                    turned = writing.turn(&said, &mut known) => {
+                        if let Err(error) = &turned {
+                            if !is_in_trouble {
+                                warn!(error = %error, "statuses and Events cannot be written: that is done later");
+                            }
+                            ticks.reset_after(EVERY);
+                        }
+                        is_in_trouble = turned.is_err();
+                    }
                 }
             } else {
                 // What another leader wrote meanwhile is not known.
@@ -203,7 +225,9 @@ struct Writing<'a> {
 
 impl Writing<'_> {
     /// Writes what changed, of objects whose turn it is.
-    async fn turn(&self, said: &Said, known: &mut HashMap<Id, Known>) {
+    ///
+    /// *Errors*: nothing can be written now; the other objects wait too.
+    async fn turn(&self, said: &Said, known: &mut HashMap<Id, Known>) -> Result<(), Error> {
         known.retain(|id, _| said.objects.contains_key(id));
         let now = Now::of(self.numbers);
         for (id, verdict) in &said.verdicts {
@@ -215,13 +239,14 @@ impl Writing<'_> {
             }
             let (status, told) = Self::status(&now, said, object, verdict, known);
             if id.kind.has_status() && *known.there(object) != status {
-                self.write(object, status, known).await;
+                self.write(object, status, known).await?;
             } else if known.written.is_none() {
                 known.turn = Some(Instant::now());
                 known.written = Some(Written { status, version: object.version.clone() });
             }
-            self.tell(object, told, known).await;
+            self.tell(object, told, known).await?;
         }
+        Ok(())
     }
 
     const fn is_ours(&self, kind: Kind) -> bool {
@@ -231,49 +256,46 @@ impl Writing<'_> {
         }
     }
 
-    async fn write(&self, object: &Object, status: Value, known: &mut Known) {
+    async fn write(&self, object: &Object, status: Value, known: &mut Known) -> Result<(), Error> {
         let Id { kind, namespace, name } = &object.id;
         let api: Api<DynamicObject> = Api::namespaced_with(self.cluster.client.clone(), namespace, &kind.resource());
         let patch = json!({ "metadata": { "resourceVersion": object.version }, "status": status });
         // Waiting for the turns of others takes time: who leads is asked for each.
         if !self.leadership.holds() {
-            return;
+            return Ok(());
         }
         known.turn = Some(Instant::now());
-        let written = timeout(WRITE, api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))).await;
-        match written {
-            Ok(Ok(written)) => {
+        match timeout(WRITE, api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
+            Ok(written) => {
                 known.is_in_trouble = false;
                 known.written = Some(Written { status, version: written.metadata.resource_version.unwrap_or_default() });
             }
             // It is another one by now, or no more: the watch says so.
-            Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {
+            Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => {
                 debug!(object = %object.id, code = answer.code, "the object is another one by now");
             }
-            Ok(Err(error)) if !known.is_in_trouble => {
+            Err(error) if is_of_all(&error) => return Err(Error::Refused(error)),
+            Err(error) if !known.is_in_trouble => {
                 known.is_in_trouble = true;
                 warn!(object = %object.id, error = %http_client::chain(&error), "cannot write its status");
             }
-            Err(_) if !known.is_in_trouble => {
-                known.is_in_trouble = true;
-                warn!(object = %object.id, "cannot write its status: the API server does not answer");
-            }
-            Ok(Err(_)) | Err(_) => {}
+            Err(_) => {}
         }
+        Ok(())
     }
 
     /// Says a change of its conditions as an Event.
-    async fn tell(&self, object: &Object, told: (bool, String, String), known: &mut Known) {
+    async fn tell(&self, object: &Object, told: (bool, String, String), known: &mut Known) -> Result<(), Error> {
         // A relay starts within moments, or says why it does not.
         if known.told.as_ref() == Some(&told) || told.1 == conditions::STARTING || !self.leadership.holds() {
-            return;
+            return Ok(());
         }
-        let is_first = known.told.is_none();
+        let is_first = known.told.is_none() && !known.owes;
         let (is_ready, reason, note) = &told;
         // An object that was as it is before this process led was told of then, if its status says so.
         let was_told = is_first && object.id.kind.has_status() && conditions::says(&object.status, *is_ready, reason, note);
         if !was_told {
-            if !object.id.kind.has_status() && !*is_ready {
+            if !object.id.kind.has_status() && !*is_ready && !known.owes {
                 warn!(object = %object.id, reason, "{note}");
             }
             let event = Event {
@@ -292,13 +314,16 @@ impl Writing<'_> {
                 uid: Some(object.uid.clone()),
                 ..ObjectReference::default()
             };
-            match timeout(WRITE, self.recorder.publish(&event, &reference)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(object = %object.id, error = %http_client::chain(&error), "cannot write an Event"),
-                Err(_) => debug!(object = %object.id, "cannot write an Event: the API server does not answer"),
+            known.owes = true;
+            match timeout(WRITE, self.recorder.publish(&event, &reference)).await? {
+                Ok(()) => {}
+                Err(error) if is_of_all(&error) => return Err(Error::Refused(error)),
+                Err(error) => debug!(object = %object.id, error = %http_client::chain(&error), "cannot write an Event"),
             }
+            known.owes = false;
         }
         known.told = Some(told);
+        Ok(())
     }
 
     /// The status of an object, and what an Event says of it.
@@ -355,6 +380,11 @@ impl Writing<'_> {
             conditions,
         }
     }
+}
+
+/// Whether what became of a write says nothing of its object: another one's would fare no better.
+fn is_of_all(error: &kube::Error) -> bool {
+    is_busy(error) || matches!(error, kube::Error::Service(_) | kube::Error::HyperError(_))
 }
 
 fn number(n: u64) -> i64 {

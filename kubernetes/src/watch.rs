@@ -16,14 +16,13 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event, InitialListStrategy};
 use kube::{Api, Resource};
-use rand::Rng as _;
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::client::Cluster;
-use crate::failure::{Asked, Failure};
+use crate::client::{Cluster, spread};
+use crate::failure::{Asked, Failure, is_busy_code};
 use crate::object::Object;
 use crate::store::Store;
 
@@ -224,8 +223,7 @@ where
     }
 
     async fn pause(&mut self) {
-        let spread = rand::rng().random_range(0.5..1.0);
-        sleep(self.retry.mul_f64(spread)).await;
+        sleep(spread(self.retry)).await;
         self.retry = (self.retry * 2).min(RETRY_MAX);
     }
 }
@@ -255,10 +253,26 @@ impl<K: Object> Listener<K> for Keeper<K> {
 /// Whether a server refuses the request for a streamed list as such: it does not know it, has it switched off (422), or its storage is too old (500, in
 /// place of the list). What else may be wrong is seen when it is asked for pages.
 fn does_not_stream(error: &watcher::Error, is_listing: bool) -> bool {
-    const OTHERWISE: [u16; 6] = [401, 403, 404, 410, 429, 503];
+    const OTHERWISE: [u16; 5] = [401, 403, 404, 410, 502];
+    let is_of_streams = |code| !is_busy_code(code) && !OTHERWISE.contains(&code);
     match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => !OTHERWISE.contains(&status.code),
-        watcher::Error::WatchError(status) => is_listing && !OTHERWISE.contains(&status.code),
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => is_of_streams(status.code),
+        watcher::Error::WatchError(status) => is_listing && is_of_streams(status.code),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_too_busy_may_stream_lists_all_the_same() {
+        for (code, expect) in [(422, true), (500, true), (403, false), (429, false), (502, false), (503, false), (504, false)] {
+            let status = kube::core::Status::failure("no", "").with_code(code);
+            let error = watcher::Error::WatchStartFailed(kube::Error::Api(status.clone().boxed()));
+            assert_eq!(does_not_stream(&error, false), expect, "{code}");
+            assert_eq!(does_not_stream(&watcher::Error::WatchError(status.boxed()), true), expect, "{code}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! A way to the API server on which each request is seen, and one may be made to wait.
+//! A way to the API server on which each request is seen, may be made to wait, or is refused.
 //!
 //! *In*: connections of a client that speaks HTTP/1.1 behind TLS. *Out*: its requests, as they came, and the answers. *Bound*: one request at a time per
 //! connection; all that were seen are held, without their bodies.
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::Result;
 use rustls::pki_types::ServerName;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, join, sink, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -30,6 +31,15 @@ pub struct Asked {
     pub status: Option<u16>,
 }
 
+/// How a server refuses what it may take later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// 429, as its priority and fairness does, with the seconds after which it wants to be asked again.
+    TooMany(u32),
+    /// 503, as it does while it starts.
+    Unavailable,
+}
+
 /// The way; it ends when dropped.
 pub struct Gate {
     address: SocketAddr,
@@ -43,6 +53,8 @@ struct State {
     seen: Mutex<Vec<Asked>>,
     /// What the requests that wait begin with.
     held: watch::Sender<Option<String>>,
+    /// What each request is answered with instead of by the server.
+    refusal: Mutex<Option<Refusal>>,
 }
 
 impl Gate {
@@ -56,9 +68,15 @@ impl Gate {
             connector: connector(authority)?,
             seen: Mutex::default(),
             held: watch::Sender::new(None),
+            refusal: Mutex::default(),
         });
         let task = tokio::spawn(http1::accept(listener, Arc::clone(&state), serve));
         Ok(Self { address, state, task })
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// What a kubeconfig has as its server.
@@ -76,9 +94,37 @@ impl Gate {
         self.state.held.send_replace(None);
     }
 
+    /// Refuses every request from now on; watches that run go on.
+    pub fn refuse(&self, refusal: Refusal) {
+        self.state.refusal().replace(refusal);
+    }
+
+    /// Refuses none any more.
+    pub fn accept(&self) {
+        self.state.refusal().take();
+    }
+
     /// All that was seen, in the order in which it came.
     pub fn seen(&self) -> Vec<Asked> {
         self.state.seen().clone()
+    }
+}
+
+impl Refusal {
+    fn answer(self) -> String {
+        let (head, after, body) = match self {
+            Self::TooMany(seconds) => {
+                ("429 Too Many Requests", format!("retry-after: {seconds}\r\n"), "Too many requests, please try again later.\n".to_owned())
+            }
+            Self::Unavailable => {
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 503, "reason": "ServiceUnavailable",
+                    "message": "apiserver is shutting down",
+                });
+                ("503 Service Unavailable", String::new(), status.to_string())
+            }
+        };
+        format!("HTTP/1.1 {head}\r\n{after}content-length: {}\r\n\r\n{body}", body.len())
     }
 }
 
@@ -91,6 +137,10 @@ impl Drop for Gate {
 impl State {
     fn seen(&self) -> MutexGuard<'_, Vec<Asked>> {
         self.seen.lock().expect("no holder panics")
+    }
+
+    fn refusal(&self) -> MutexGuard<'_, Option<Refusal>> {
+        self.refusal.lock().expect("no holder panics")
     }
 
     /// Notes a request; its number.
@@ -111,17 +161,18 @@ async fn serve(connection: Connection, state: Arc<State>) -> std::io::Result<()>
     let name = ServerName::try_from(HOST).map_err(std::io::Error::other)?;
     let server = state.connector.connect(name, TcpStream::connect((HOST, PORT)).await?).await?;
     let ((from, back), (answers, to)) = (split(client), split(server));
-    let asked = Mutex::new(None);
+    let (asked, back) = (Mutex::new(None), tokio::sync::Mutex::new(back));
     // Either side may end it.
     tokio::select! {
-        ended = requests(from, to, &asked, &state) => ended,
-        ended = self::answers(answers, back, &asked, &state) => ended,
+        ended = requests(from, to, &back, &asked, &state) => ended,
+        ended = self::answers(answers, &back, &asked, &state) => ended,
     }
 }
 
 async fn requests(
     from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
+    back: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
     asked: &Mutex<Option<usize>>,
     state: &State,
 ) -> std::io::Result<()> {
@@ -130,6 +181,14 @@ async fn requests(
         let line = request.start.rsplit_once(' ').map_or("", |(line, _)| line);
         let number = state.saw(line);
         state.pass(line).await;
+        let refusal = *state.refusal();
+        if let Some(refusal) = refusal {
+            // The answer before was whole, or nothing more would have been asked here.
+            let mut back = back.lock().await;
+            back.write_all(refusal.answer().as_bytes()).await?;
+            back.flush().await?;
+            continue;
+        }
         *asked.lock().expect("no holder panics") = Some(number);
         to.write_all(&bytes(&request)).await?;
         to.flush().await?;
@@ -139,7 +198,7 @@ async fn requests(
 
 async fn answers(
     mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
+    back: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
     asked: &Mutex<Option<usize>>,
     state: &State,
 ) -> std::io::Result<()> {
@@ -154,8 +213,9 @@ async fn answers(
         if read == 0 {
             return Ok(());
         }
-        to.write_all(bytes).await?;
-        to.flush().await?;
+        let mut back = back.lock().await;
+        back.write_all(bytes).await?;
+        back.flush().await?;
     }
 }
 

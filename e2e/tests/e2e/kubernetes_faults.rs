@@ -1,11 +1,11 @@
-//! The API server is killed, cut off, forgetful and refuses in turn: what was found is scraped on, slot by slot.
+//! The API server is killed, cut off, forgetful, too busy and refuses in turn: what was found is scraped on, slot by slot.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e::compare;
-use e2e::control_plane::{self, ControlPlane, objects};
+use e2e::control_plane::{self, ControlPlane, Gate, Refusal, objects};
 use e2e::exporter::Exporter;
 use e2e::http_sink::HttpSink;
 use e2e::page::{Identity, Page};
@@ -21,6 +21,10 @@ const JOB: &str = "annotated";
 /// From one slot to the next.
 const INTERVAL_MS: i64 = 1_000;
 const WITHIN: Duration = Duration::from_secs(120);
+/// Until a server that is no longer too busy is asked again, and what it says is scraped.
+const SOON: Duration = Duration::from_secs(15);
+/// The watches of the job, each of which may say once how it is refused.
+const WATCHES: usize = 3;
 /// How long a client may go on with a token that it read, a retry included.
 const TOKEN_WITHIN: Duration = Duration::from_secs(150);
 
@@ -57,6 +61,22 @@ fn assert_gapless(sink: &HttpSink, exporter: &Exporter, goal: u64, missed: usize
     Ok([excused, slots.len()])
 }
 
+/// The server is too busy for anything, in each of the ways in which it says so: that is counted, and told once.
+async fn busy(gate: &Gate, wire: &mut Wire, strata: &Strata) -> Result<()> {
+    for (refusal, code) in [(Refusal::TooMany(300), "(429)"), (Refusal::Unavailable, "(503)")] {
+        let counted = async || strata.metric("strata_discovery_failures_total", &["reason=\"busy\""]).await.unwrap_or_default();
+        let before = counted().await;
+        gate.refuse(refusal);
+        wire.cut();
+        let told = || strata.log_tail(usize::MAX).lines().filter(|line| line.contains(code)).count();
+        // Each watch is refused more than once.
+        wait::until(&format!("it is refused: {code}"), WITHIN, async || (counted().await > before + 6.0 && told() > 0).then_some(()))
+            .await?;
+        ensure!(told() <= WATCHES, "the log tells {} times that it is refused: {code}", told());
+    }
+    Ok(())
+}
+
 #[test]
 fn no_slot_is_missed_while_the_api_server_is_away_cut_off_or_refuses() -> Result<()> {
     control_plane::test_with(&["--watch-cache=false"], async |plane| {
@@ -66,7 +86,8 @@ fn no_slot_is_missed_while_the_api_server_is_away_cut_off_or_refuses() -> Result
         plane.put::<Node>(&objects::node("node-1", "10.255.1.1".parse()?, 10250)).await?;
         plane.grant_discovery("metrics/strata").await?;
         let account = plane.service_account("metrics/strata").await?;
-        let mut wire = Wire::to("10.96.0.1:443".parse()?).await?;
+        let gate = plane.gate().await?;
+        let mut wire = Wire::to(gate.address()).await?;
         let kubeconfig = account.by_way_of(&format!("https://{}", wire.address()))?;
         let sink = HttpSink::start().await?;
         let configuration = format!(
@@ -101,14 +122,20 @@ fn no_slot_is_missed_while_the_api_server_is_away_cut_off_or_refuses() -> Result
         wire.mend();
         seen(&exporters[6], WITHIN).await?;
 
+        // It is too busy; meanwhile one comes.
+        busy(&gate, &mut wire, &strata).await?;
+        exporters.push(pod(plane, 8).await?);
+        gate.accept();
+        seen(&exporters[7], SOON).await?;
+
         // The token ends, and nobody puts another in its place for a while.
         account.rotate("ended")?;
         plane.kill()?;
         plane.resume().await?;
-        exporters.push(pod(plane, 8).await?);
-        scene::more_rounds(&exporters[..7], 3, WITHIN).await?;
+        exporters.push(pod(plane, 9).await?);
+        scene::more_rounds(&exporters[..8], 3, WITHIN).await?;
         account.rotate(&plane.token("metrics/strata").await?)?;
-        seen(&exporters[7], TOKEN_WITHIN).await?;
+        seen(&exporters[8], TOKEN_WITHIN).await?;
 
         let goals: Vec<u64> = exporters.iter().map(Exporter::next_round).collect();
         for (exporter, goal) in exporters.iter().zip(&goals) {

@@ -1,11 +1,11 @@
-//! Three collectors that share annotated pods, and an API server that is cut off, killed, forgetful and takes their token no more: nobody's share moves, what
+//! Three collectors that share annotated pods, and an API server that is cut off, killed, forgetful, too busy and takes their token no more: nobody's share moves, what
 //! comes and goes meanwhile is known afterwards, and every page that was served is at the sink, once.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use e2e::control_plane::{self, ControlPlane};
+use e2e::control_plane::{self, ControlPlane, Gate, Refusal};
 use e2e::strata::Strata;
 use e2e::wait;
 use e2e::wire::Wire;
@@ -29,6 +29,37 @@ async fn told(members: &[Strata], reason: &str) -> Result<()> {
     Ok(())
 }
 
+/// How often the log of each member has such a line.
+fn lines(members: &[Strata], parts: &[&str]) -> Vec<usize> {
+    let has = |line: &&str| parts.iter().all(|part| line.contains(part));
+    members.iter().map(|member| member.log_tail(usize::MAX).lines().filter(has).count()).collect()
+}
+
+/// The server is too busy for lists, renewals and statuses, in each of the ways in which it says so; then it takes them.
+async fn busy(gate: &Gate, wire: &mut Wire, scene: &Scene) -> Result<()> {
+    let (before, began) = (scene.shares().await?, Instant::now());
+    let each = |parts: &[&str]| lines(&scene.members, parts).iter().all(|count| *count == 1);
+    for (refusal, code) in [(Refusal::TooMany(300), "(429)"), (Refusal::Unavailable, "(503)")] {
+        gate.refuse(refusal);
+        wire.cut();
+        wait::until_true("each one's renewal is refused", LIMIT, || each(&["cannot renew the lease", code])).await?;
+        if refusal == Refusal::Unavailable {
+            continue;
+        }
+        let status = ["statuses and Events cannot be written", code];
+        wait::until_true("a status is refused", LIMIT, || lines(&scene.members, &status).iter().sum::<usize>() == 1).await?;
+    }
+    told(&scene.members, "busy").await?;
+    ensure!(scene.shares().await? == before, "a share moved while the API server was too busy");
+    let renewed = || lines(&scene.members, &["the lease is renewed again"]);
+    let (refused, earlier) = (began.elapsed(), renewed());
+    gate.accept();
+    let since = Instant::now();
+    wait::until_true("each lease is renewed", VALID, || renewed().iter().zip(&earlier).all(|(now, before)| now > before)).await?;
+    println!("leases are renewed {:?} after the API server was too busy for {refused:?}", since.elapsed());
+    Ok(())
+}
+
 /// The API server is killed and comes back, one pod is made, one deleted, and etcd forgets what was before; nobody hears of it.
 async fn behind_their_backs(plane: &mut ControlPlane, scene: &mut Scene, wire: &Wire) -> Result<()> {
     wire.break_off();
@@ -46,7 +77,8 @@ fn nobodys_share_moves_while_the_api_server_is_away_forgets_or_refuses() -> Resu
         let same_name = json!({
             "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "namespace": "strata", "name": "strata-collector" },
         });
-        let mut wire = Wire::to("10.96.0.1:443".parse()?).await?;
+        let gate = plane.gate().await?;
+        let mut wire = Wire::to(gate.address()).await?;
         let kubeconfig = account.by_way_of(&format!("https://{}", wire.address()))?;
         let mut scene = Scene::start(plane, [&kubeconfig; 3]).await?;
 
@@ -76,6 +108,10 @@ fn nobodys_share_moves_while_the_api_server_is_away_forgets_or_refuses() -> Resu
         scene.add(plane).await?;
         scene.shared(3).await?;
         println!("all work with another token");
+
+        busy(&gate, &mut wire, &scene).await?;
+        scene.add(plane).await?;
+        scene.shared(3).await?;
 
         let before = scene.shares().await?;
         behind_their_backs(plane, &mut scene, &wire).await?;

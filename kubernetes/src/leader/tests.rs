@@ -21,6 +21,8 @@ const STEP: Duration = Duration::from_millis(100);
 struct Kept {
     lease: Option<Value>,
     version: u64,
+    /// Nothing is taken or told for now.
+    is_busy: bool,
 }
 
 /// How long an answer takes on a candidate's way; none: it never comes.
@@ -34,6 +36,9 @@ struct Server {
 impl Kept {
     fn answer(&mut self, method: &Method, body: &[u8]) -> (u16, Value) {
         let failed = |code: u16, reason: &str| (code, json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason }));
+        if self.is_busy {
+            return failed(429, "TooManyRequests");
+        }
         let named = self.lease.as_ref().map(|lease| &lease["metadata"]["resourceVersion"]);
         if *method == Method::GET {
             return self.lease.clone().map_or_else(|| failed(404, "NotFound"), |lease| (200, lease));
@@ -154,4 +159,22 @@ async fn a_renewal_holds_from_when_it_was_asked_for() {
     assert!(one.leadership.holds(), "it still holds");
     sleep(STEP * 2).await;
     assert!(!one.leadership.holds(), "it counts from its answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leads_goes_on_after_a_time_of_refusals_that_its_renewal_outlasts() {
+    let kept: Arc<Mutex<Kept>> = Arc::default();
+    let is_busy = |is_busy| kept.lock().unwrap_or_else(PoisonError::into_inner).is_busy = is_busy;
+    let one = Process::start(&kept, "one");
+    sleep(STEP).await;
+    let other = Process::start(&kept, "other");
+    is_busy(true);
+    assert_eq!(leaders(&[&one, &other], HELD - RETRY * 2).await, [Some(0)], "it was granted");
+    is_busy(false);
+    assert_eq!(leaders(&[&one, &other], TAKEN * 2).await, [Some(0)], "it asks again soon");
+    is_busy(true);
+    one.stop.cancel();
+    sleep(RETRY).await;
+    is_busy(false);
+    assert_eq!(leaders(&[&one, &other], RENEW + STEP * 5).await, [None, Some(1)], "it lets go of it all the same");
 }

@@ -31,6 +31,9 @@ struct State {
     said: watch::Sender<Arc<Said>>,
     /// Whether its watch says nothing.
     is_silent: bool,
+    /// What it refuses for now: a part of the path.
+    refused: Option<&'static str>,
+    refusals: usize,
 }
 
 #[derive(Clone)]
@@ -63,7 +66,17 @@ impl Numbers for Counting {
 impl State {
     fn new() -> Self {
         let (said, _) = watch::channel(Arc::default());
-        Self { status: Value::Null, version: 0, lease: None, written: Vec::new(), events: Vec::new(), said, is_silent: false }
+        Self {
+            status: Value::Null,
+            version: 0,
+            lease: None,
+            written: Vec::new(),
+            events: Vec::new(),
+            said,
+            is_silent: false,
+            refused: None,
+            refusals: 0,
+        }
     }
 
     /// A write of the status, by whomever; what changes nothing is none.
@@ -94,6 +107,10 @@ impl State {
 
     fn answer(&mut self, method: &Method, path: &str, body: Value) -> (u16, Value) {
         let failed = |code: u16, reason: &str| (code, json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason }));
+        if self.refused.is_some_and(|part| path.contains(part)) {
+            self.refusals += 1;
+            return failed(503, "ServiceUnavailable");
+        }
         if path.contains("/leases") {
             if *method != Method::GET {
                 self.lease = Some(body);
@@ -226,4 +243,52 @@ async fn what_the_server_does_not_take_is_asked_for_no_more_often() {
     sleep(EVERY * 12).await;
     let (version, asked) = server.with(|state| (state.version, state.written.len()));
     assert!(version == 2 && (10..=13).contains(&asked), "{asked} times in a minute, and it is version {version}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_busy_server_refuses_is_asked_for_seldom_and_written_when_it_takes_it() {
+    let numbers = Arc::new(Counting::default());
+    let server = Server::start(&numbers);
+    server.with(|state| state.refused = Some("/events"));
+    server.list();
+    for (part, is_paused, events) in [
+        ("/events", false, &["Running"][..]),
+        ("/status", true, &["Running", "Paused"]),
+        ("/events", false, &["Running", "Paused", "Running"]),
+    ] {
+        server.with(|state| (state.refused, state.refusals) = (Some(part), 0));
+        numbers.is_paused.store(is_paused, Ordering::Relaxed);
+        sleep(EVERY * 12).await;
+        let refusals = server.with(|state| state.refusals);
+        assert!((9..=13).contains(&refusals), "{part}: {refusals} times in a minute");
+        assert_eq!(server.events(), events[..events.len() - 1], "{part}");
+        server.with(|state| state.refused = None);
+        sleep(SOON).await;
+        assert_eq!(server.status()["conditions"][0]["reason"], *events.last().expect("it has one"), "{part}");
+        sleep(EVERY * 4).await;
+        assert_eq!(server.events(), events, "{part}: once");
+    }
+}
+
+/// That one cannot be written says nothing of the next, of which one is not asked for each.
+#[tokio::test(start_paused = true)]
+async fn a_busy_server_is_asked_for_one_object_of_many() {
+    let server = Server::start(&Arc::default());
+    server.with(|state| state.refused = Some("/status"));
+    server.with(|state| {
+        state.version = 1;
+        state.tell();
+        state.said.send_modify(|said| {
+            let said = Arc::make_mut(said);
+            let (object, verdict) = (said.objects[&id()].as_ref().clone(), said.verdicts[&id()].clone());
+            for name in ["three", "two"] {
+                let id = Id { name: name.to_owned(), ..id() };
+                said.objects.insert(id.clone(), Arc::new(Object { id: id.clone(), ..object.clone() }));
+                said.verdicts.insert(id, verdict.clone());
+            }
+        });
+    });
+    sleep(EVERY * 12).await;
+    let refusals = server.with(|state| state.refusals);
+    assert!((9..=13).contains(&refusals), "{refusals} times in a minute");
 }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificate::{self, Kept};
 use crate::client::Cluster;
+use crate::failure::is_busy;
 use crate::file::save;
 
 /// The longest time between two looks: a step of a renewal becomes due without anything that changes. Larger: it is taken later; smaller: more requests.
@@ -216,7 +217,7 @@ where
     let watches = stream::repeat((api, params)).then(|(api, params)| async move {
         let watched = api.watch(&params, "0").await;
         // Where it cannot watch, it looks by itself.
-        let pause = if watched.is_ok() { PAUSE } else { LOOK };
+        let pause = if watched.as_ref().err().is_none_or(is_busy) { PAUSE } else { LOOK };
         stream::iter(watched).flatten().map(drop).chain(stream::once(sleep(pause)))
     });
     watches.flatten().boxed()

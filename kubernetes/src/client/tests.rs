@@ -91,7 +91,7 @@ struct Busy {
 }
 
 impl Busy {
-    fn new(refusals: Option<usize>) -> (Cluster, Arc<AtomicUsize>) {
+    fn cluster(refusals: Option<usize>) -> (Cluster, Arc<AtomicUsize>) {
         let asked = Arc::new(AtomicUsize::new(0));
         let client = Client::new(Self { refusals, asked: Arc::clone(&asked) }, "strata");
         (Cluster { client, namespace: "strata".to_owned() }, asked)
@@ -123,7 +123,7 @@ impl tower_service::Service<Request<Body>> for Busy {
 
 #[tokio::test(start_paused = true)]
 async fn a_secret_is_made_though_each_request_for_it_is_refused_at_first() {
-    let (cluster, asked) = Busy::new(Some(5));
+    let (cluster, asked) = Busy::cluster(Some(5));
     let made = secret::fill(&cluster, "seeds", &["one".to_owned()], || Ok("seed".to_owned())).await;
     assert_eq!((made.ok(), asked.load(Ordering::Relaxed)), (Some(1), 12));
 }
@@ -133,7 +133,7 @@ async fn who_examines_an_object_hears_within_moments_that_the_server_is_too_busy
     for (refusals, within, text) in
         [(Some(usize::MAX - 1), 5, "too busy for it, or not ready (429)"), (None, 30, "does not answer within 30s")]
     {
-        let ((cluster, _), since) = (Busy::new(refusals), Instant::now());
+        let ((cluster, _), since) = (Busy::cluster(refusals), Instant::now());
         let examined = examine(&cluster, examine::Kind::Pod, "team", "web", &[]).await;
         let error = examined.expect_err("nothing is known").to_string();
         assert!(error.contains(text) && since.elapsed() <= Duration::from_secs(within), "{error} after {:?}", since.elapsed());

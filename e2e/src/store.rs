@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, bail};
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, stream::Stream};
 use base64::Engine;
 use futures::StreamExt as _;
@@ -16,6 +17,9 @@ use serde_json::Value;
 
 use crate::page::mix;
 use crate::strata::Strata;
+
+/// Tries at a checkpoint that its relay writes four times a second.
+const TAKE_OVER_TRIES: usize = 20;
 
 /// A message of [`Store::fill`].
 const FILL_MESSAGE_BYTES: u64 = 512 * 1024;
@@ -96,6 +100,23 @@ impl Store {
     async fn state(&self, key: &str) -> Result<Value> {
         let stored = self.stream("KV_STRATA_STATE").await?.get_last_raw_message_by_subject(&format!("$KV.STRATA_STATE.{key}")).await?;
         Ok(serde_json::from_slice(&stored.payload)?)
+    }
+
+    /// Makes a relay's checkpoint another process', where it is.
+    ///
+    /// *Errors*: there is none, or it moves all the time.
+    pub async fn take_over(&self, relay: &str, owner: &str) -> Result<()> {
+        let (state, subject) = (self.stream("KV_STRATA_STATE").await?, format!("$KV.STRATA_STATE.relay.{relay}"));
+        for _ in 0..TAKE_OVER_TRIES {
+            let stored = state.get_last_raw_message_by_subject(&subject).await?;
+            let mut checkpoint: Value = serde_json::from_slice(&stored.payload)?;
+            checkpoint["owner"] = owner.into();
+            let publish = PublishMessage::build().payload(checkpoint.to_string().into()).expected_last_subject_sequence(stored.sequence);
+            if self.context.send_publish(subject.clone(), publish).await?.await.is_ok() {
+                return Ok(());
+            }
+        }
+        bail!("the checkpoint of {relay} moves all the time")
     }
 
     /// Follows a relay's checkpoints from now on: who wrote each that was stored, in order.

@@ -51,6 +51,11 @@ async fn a_relay_process_is_killed_stopped_and_ended_and_another_takes_over() ->
     ensure!(refused.code == 1 && refused.stderr.contains(&owner), "{}", refused.stderr);
     scene::more_rounds(&exporters, 4, LIMIT).await?;
 
+    // Whoever has the lease: a position that another process moves is that one's, and what is delivered beside it would go out twice for ever.
+    let store = installation.store(&server).await?;
+    store.take_over("http", "another").await?;
+    let says = "relay 'http' is run by another process too ('another')";
+    wait::until_true("it stops, and says why", TAKEOVER_WITHIN, || one.log_tail(1000).contains(says)).await?;
     one.kill().await?;
     let killed = is(&two, "running", TAKEOVER_WITHIN).await?;
     scene::more_rounds(&exporters, 2, LIMIT).await?;
@@ -59,7 +64,6 @@ async fn a_relay_process_is_killed_stopped_and_ended_and_another_takes_over() ->
 
     scene::start_again(&mut one).await?;
     is(&one, "standby", LIMIT).await?;
-    let store = installation.store(&server).await?;
     let before = store.checkpoint("http").await?["owner"].to_string();
     process::signal(two.pid()?, Signal::SIGSTOP);
     let stopped = is(&one, "running", TAKEOVER_WITHIN).await?;

@@ -19,6 +19,8 @@ pub mod overlay;
 pub mod resources;
 mod role;
 pub mod secret;
+#[cfg(test)]
+mod stand_in;
 pub mod status;
 pub mod store;
 pub mod watch;

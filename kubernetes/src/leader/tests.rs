@@ -1,18 +1,12 @@
 //! Candidates for a Lease that an API server in memory keeps, each on its own way there, which may be slow or go nowhere.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http::{Method, Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use kube::Client;
-use kube::client::Body;
+use http::Method;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::stand_in;
 
 const STEP: Duration = Duration::from_millis(100);
 
@@ -28,13 +22,8 @@ struct Kept {
 /// How long an answer takes on a candidate's way; none: it never comes.
 type Way = Arc<Mutex<Option<Duration>>>;
 
-struct Server {
-    kept: Arc<Mutex<Kept>>,
-    way: Way,
-}
-
 impl Kept {
-    fn answer(&mut self, method: &Method, body: &[u8]) -> (u16, Value) {
+    fn answer(&mut self, method: &Method, body: Value) -> (u16, Value) {
         let failed = |code: u16, reason: &str| (code, json!({ "kind": "Status", "status": "Failure", "code": code, "reason": reason }));
         if self.is_busy {
             return failed(429, "TooManyRequests");
@@ -43,7 +32,8 @@ impl Kept {
         if *method == Method::GET {
             return self.lease.clone().map_or_else(|| failed(404, "NotFound"), |lease| (200, lease));
         }
-        let mut lease: Value = serde_json::from_slice(body).expect("a Lease");
+        assert!(body.is_object(), "a Lease");
+        let mut lease = body;
         let version = &lease["metadata"]["resourceVersion"];
         let is_late = if *method == Method::POST { named.is_some() } else { !version.is_null() && named != Some(version) };
         if is_late {
@@ -56,27 +46,12 @@ impl Kept {
     }
 }
 
-impl tower_service::Service<Request<Body>> for Server {
-    type Response = Response<Full<Bytes>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (kept, way) = (Arc::clone(&self.kept), Arc::clone(&self.way));
-        Box::pin(async move {
-            let takes = *way.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(takes) = takes else { std::future::pending().await };
-            let (parts, body) = request.into_parts();
-            let body = body.collect().await.expect("it is whole").to_bytes();
-            let (status, answer) = kept.lock().unwrap_or_else(PoisonError::into_inner).answer(&parts.method, &body);
-            sleep(takes).await;
-            Ok(Response::builder().status(status).body(Full::from(answer.to_string())).expect("a response"))
-        })
-    }
+async fn answer(kept: Arc<Mutex<Kept>>, way: Way, method: Method, body: Value) -> (u16, Value) {
+    let takes = *way.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(takes) = takes else { std::future::pending().await };
+    let answer = kept.lock().unwrap_or_else(PoisonError::into_inner).answer(&method, body);
+    sleep(takes).await;
+    answer
 }
 
 /// A process that wants to lead.
@@ -89,7 +64,10 @@ struct Process {
 impl Process {
     fn start(kept: &Arc<Mutex<Kept>>, name: &str) -> Self {
         let way: Way = Arc::new(Mutex::new(Some(Duration::from_millis(1))));
-        let client = Client::new(Server { kept: Arc::clone(kept), way: Arc::clone(&way) }, "strata");
+        let client = stand_in::client({
+            let (kept, way) = (Arc::clone(kept), Arc::clone(&way));
+            move |method, _, body| answer(Arc::clone(&kept), Arc::clone(&way), method, body)
+        });
         let cluster = Cluster { client, namespace: "strata".to_owned() };
         let (candidate, leadership) = Candidate::new(&cluster, "strata-run".to_owned(), name.to_owned());
         let stop = CancellationToken::new();

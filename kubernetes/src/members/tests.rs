@@ -1,18 +1,12 @@
 //! A member before an API server in memory that refuses what is asked of its lease for a while.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use http::{Method, Request, Response};
-use http_body_util::Full;
-use kube::Client;
-use kube::client::Body;
+use http::{Method, Uri};
 use serde_json::Value;
 
 use super::*;
+use crate::stand_in;
 
 /// What was asked of the one lease.
 #[derive(Default)]
@@ -30,6 +24,13 @@ struct Server(Arc<Mutex<State>>);
 impl Server {
     fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn answer(self, method: Method, uri: Uri) -> (u16, Value) {
+        if uri.query().is_some_and(|query| query.contains("watch=true")) {
+            std::future::pending::<()>().await;
+        }
+        self.with(|state| state.answer(&method))
     }
 }
 
@@ -54,30 +55,11 @@ impl State {
     }
 }
 
-impl tower_service::Service<Request<Body>> for Server {
-    type Response = Response<Full<Bytes>>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let server = self.clone();
-        Box::pin(async move {
-            if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
-                std::future::pending::<()>().await;
-            }
-            let (status, answer) = server.with(|state| state.answer(request.method()));
-            Ok(Response::builder().status(status).body(Full::from(answer.to_string())).expect("a response"))
-        })
-    }
-}
-
 /// A member that has renewed its lease.
 async fn member(server: &Server) -> Membership {
-    let cluster = Cluster { client: Client::new(server.clone(), "strata"), namespace: "strata".to_owned() };
+    let server_side = server.clone();
+    let client = stand_in::client(move |method, uri, _| server_side.clone().answer(method, uri));
+    let cluster = Cluster { client, namespace: "strata".to_owned() };
     let mut membership = Membership::open(&cluster, "strata", "one").await;
     membership.join_after(std::future::ready(()));
     while server.with(|state| state.renewed.is_empty()) {

@@ -1,19 +1,13 @@
 //! The writer before an API server in memory that has one Relay, of whose writes it tells as a watch does.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use http::{Method, Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use kube::Client;
-use kube::client::Body;
+use http::Method;
 use tokio::time::sleep;
 
 use super::*;
+use crate::stand_in;
 
 /// Until what changed is in the status: the next turn, and a look at what there is.
 const SOON: Duration = Duration::from_secs(EVERY.as_secs() + 2);
@@ -132,32 +126,14 @@ impl State {
     }
 }
 
-impl tower_service::Service<Request<Body>> for Server {
-    type Response = Response<Full<Bytes>>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let server = self.clone();
-        Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let body = body.collect().await.expect("it is whole").to_bytes();
-            let body = serde_json::from_slice(&body).unwrap_or_default();
-            let (status, answer) = server.with(|state| state.answer(&parts.method, parts.uri.path(), body));
-            Ok(Response::builder().status(status).body(Full::from(answer.to_string())).expect("a response"))
-        })
-    }
-}
-
 impl Server {
     /// A server, and a writer that writes there.
     fn start(numbers: &Arc<Counting>) -> Self {
         let server = Self(Arc::new(Mutex::new(State::new())));
-        let cluster = Cluster { client: Client::new(server.clone(), "strata"), namespace: "strata".to_owned() };
+        let kept = server.clone();
+        let client =
+            stand_in::client(move |method, uri, body| std::future::ready(kept.with(|state| state.answer(&method, uri.path(), body))));
+        let cluster = Cluster { client, namespace: "strata".to_owned() };
         let said = server.with(|state| state.said.subscribe());
         let numbers: Arc<dyn Numbers> = Arc::clone(numbers) as _;
         let writer = Writer::new(cluster, "run", Writes { discoveries: true, relays: true }, numbers, said);

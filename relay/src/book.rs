@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bundled_nats::ledger::{Entry, Stage};
-use bundled_nats::port::{Error as PortError, Headers, Log, PublishError};
+use bundled_nats::port::{Error as PortError, Headers, Log, Message, PublishError};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -17,6 +17,9 @@ use crate::control::Why;
 use crate::dead::Stopped;
 use crate::desk::Side;
 use crate::step::Loss;
+
+/// What the server recognises a message by that comes again.
+const ID: &str = "Nats-Msg-Id";
 
 /// All reasons under which a relay books.
 pub const REASONS: [&str; 6] = ["rollback", "no_base", "corrupt", Why::MaxAge.as_str(), Why::MaxBytes.as_str(), Why::Full.as_str()];
@@ -35,48 +38,70 @@ fn own_subject_of(stage: &str, relay: &str, side: Side, reason: &str) -> String 
     }
 }
 
-/// Publishes one message and says its sequence; after an unknown outcome it looks whether the message is there. One writer per subject.
-pub async fn publish(log: &Arc<dyn Log>, subject: &str, headers: &Headers, payload: Bytes) -> Result<u64, PublishError> {
-    match log.publish(subject, headers, payload, None).await {
-        Ok(seq) => Ok(seq),
-        Err(error @ PublishError::Unknown(_)) => match find(log, subject, headers).await {
-            Ok(Some(seq)) => Ok(seq),
-            _ => Err(error),
-        },
-        Err(error) => Err(error),
-    }
+/// One message on its way. Once an outcome is unknown it is looked for before each try, as the server recognises what comes again for two minutes only.
+pub struct Sending<'a> {
+    log: &'a Arc<dyn Log>,
+    subject: &'a str,
+    headers: &'a Headers,
+    /// Where others write to the subject too: it is above this sequence, if it is there.
+    above: Option<u64>,
+    is_unknown: bool,
 }
 
-/// The same for who tries without end: once an outcome is unknown it looks before each try, as the server recognises what comes again for two minutes only.
-pub async fn publish_again(
-    log: &Arc<dyn Log>,
-    subject: &str,
-    headers: &Headers,
-    payload: Bytes,
-    is_unknown: &mut bool,
-) -> Result<u64, PublishError> {
-    if *is_unknown {
-        match find(log, subject, headers).await {
-            Ok(Some(seq)) => return Ok(seq),
-            Ok(None) => {}
-            Err(error) => return Err(PublishError::Unavailable(error.to_string())),
+impl<'a> Sending<'a> {
+    /// To a subject that nobody else writes to.
+    pub const fn alone(log: &'a Arc<dyn Log>, subject: &'a str, headers: &'a Headers) -> Self {
+        Self { log, subject, headers, above: None, is_unknown: false }
+    }
+
+    /// To a subject that others write to; `above`: a sequence from before the first try.
+    pub const fn beside(log: &'a Arc<dyn Log>, subject: &'a str, headers: &'a Headers, above: u64) -> Self {
+        Self { log, subject, headers, above: Some(above), is_unknown: false }
+    }
+
+    /// Tries it, or once more; says its sequence.
+    pub async fn publish(&mut self, payload: Bytes) -> Result<u64, PublishError> {
+        if self.is_unknown {
+            match self.find().await {
+                Ok(Some(seq)) => return Ok(seq),
+                Ok(None) => {}
+                Err(error) => return Err(PublishError::Unavailable(error.to_string())),
+            }
         }
+        let published = self.log.publish(self.subject, self.headers, payload, None).await;
+        if let Err(PublishError::Unknown(_)) = published {
+            self.is_unknown = true;
+            if let Ok(Some(seq)) = self.find().await {
+                return Ok(seq);
+            }
+        }
+        published
     }
-    let published = publish(log, subject, headers, payload).await;
-    *is_unknown |= matches!(published, Err(PublishError::Unknown(_)));
-    published
-}
 
-/// The sequence of a message, where it is the newest one of its subject.
-async fn find(log: &Arc<dyn Log>, subject: &str, headers: &Headers) -> Result<Option<u64>, PortError> {
-    let last = log.last(subject).await?;
-    Ok(last.filter(|last| last.headers.get("Nats-Msg-Id") == headers.get("Nats-Msg-Id")).map(|last| last.seq))
+    /// Its sequence, where it is there.
+    async fn find(&self) -> Result<Option<u64>, PortError> {
+        let is_it = |message: &Message| message.headers.get(ID) == self.headers.get(ID);
+        let Some(last) = self.log.last(self.subject).await? else { return Ok(None) };
+        if is_it(&last) {
+            return Ok(Some(last.seq));
+        }
+        let mut from = self.above.map_or(last.seq, |above| above.saturating_add(1));
+        while from < last.seq
+            && let Some(message) = self.log.next_of(self.subject, from).await?
+        {
+            if is_it(&message) {
+                return Ok(Some(message.seq));
+            }
+            from = message.seq + 1;
+        }
+        Ok(None)
+    }
 }
 
 /// An entry as a message: its headers and its payload.
 fn message(entry: &Entry) -> (Headers, Bytes) {
     let mut headers = Headers::default();
-    headers.insert("Nats-Msg-Id", format!("ledger:{:x}:{:x}", entry.at_ms, nonce()));
+    headers.insert(ID, format!("ledger:{:x}:{:x}", entry.at_ms, nonce()));
     (headers, Bytes::from(serde_json::to_vec(entry).unwrap_or_default()))
 }
 
@@ -86,10 +111,16 @@ pub async fn book(log: &Arc<dyn Log>, subject: &str, entry: &Entry, stop: &Cance
     store(log, subject, &headers, &payload, stop).await.map(|_| ())
 }
 
+/// Books one entry now, unless its subject has another newest message than that of sequence `expect_last` (0: none).
+pub async fn book_after(log: &Arc<dyn Log>, subject: &str, entry: &Entry, expect_last: u64) -> Result<u64, PublishError> {
+    let (headers, payload) = message(entry);
+    log.publish(subject, &headers, payload, Some(expect_last)).await
+}
+
 /// Books one entry now, for who looks again later where it cannot; `operation`: what it is for.
 pub async fn book_now(log: &Arc<dyn Log>, subject: &str, entry: &Entry, operation: &'static str) -> Result<(), PortError> {
     let (headers, payload) = message(entry);
-    let booked = publish(log, subject, &headers, payload).await;
+    let booked = Sending::alone(log, subject, &headers).publish(payload).await;
     booked.map(drop).map_err(|error| PortError::Unavailable { operation, reason: error.to_string() })
 }
 
@@ -101,9 +132,9 @@ pub async fn store(
     payload: &Bytes,
     stop: &CancellationToken,
 ) -> Result<u64, Stopped> {
-    let (mut backoff, mut told, mut is_unknown) = (Backoff::default(), false, false);
+    let (mut backoff, mut told, mut sending) = (Backoff::default(), false, Sending::alone(log, subject, headers));
     loop {
-        let error = match publish_again(log, subject, headers, payload.clone(), &mut is_unknown).await {
+        let error = match sending.publish(payload.clone()).await {
             Ok(seq) => return Ok(seq),
             Err(error) => error,
         };

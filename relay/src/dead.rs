@@ -8,12 +8,12 @@ pub mod again;
 mod attempts;
 mod chunk;
 mod letter;
+mod room;
 pub mod shelf;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bundled_nats::ledger::{Entry, Stage};
 use bundled_nats::port::{Error as PortError, Headers, Log, Message, PublishError};
 use bytes::Bytes;
 use serde_json::json;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::backoff::{Backoff, nonce, now_ms};
-use crate::book;
+use crate::book::Sending;
 use crate::deliver::SUSPECTS_MAX;
 use crate::step::{Mark, Part};
 
@@ -36,9 +36,6 @@ const ANSWER_BYTES_MAX: usize = 2048;
 
 /// Undecodable frames that a letter names one by one.
 const FRAMES_NAMED_MAX: usize = 20;
-
-/// Part of the stream that one trim frees.
-const TRIM_SHARE: u64 = 16;
 
 /// Letters looked at for what a life before this one parked. Larger: a longer start after a crash; smaller: more may be parked twice.
 const LETTERS_MAX: u64 = 4096;
@@ -81,6 +78,8 @@ pub struct Dead {
     stop: CancellationToken,
     /// Letters of a life before this one, above the checkpoint, by the key of their batch or message: the samples in them.
     there: BTreeMap<String, BTreeSet<Parked>>,
+    /// What it stores next is above this sequence: replays and the other of a relay's positions write to the same subject.
+    above: u64,
     role: Role,
 }
 
@@ -136,12 +135,12 @@ impl Dead {
             let samples = Kept::of(&message).letter.into_iter().flat_map(|letter| letter.samples);
             there.entry(key.to_owned()).or_default().extend(samples.map(Parked::from));
         }
-        Ok(Self { there, ..Self::beside(log, ledger, relay, role, stop) })
+        Ok(Self { there, ..Self::beside((log, last_seq), ledger, relay, role, stop) })
     }
 
-    /// For what runs beside the relay.
-    pub fn beside(log: Arc<dyn Log>, ledger: Arc<dyn Log>, relay: &str, role: Role, stop: CancellationToken) -> Self {
-        Self { log, ledger, relay: relay.to_owned(), stop, there: BTreeMap::new(), role }
+    /// For what runs beside the relay; with the log, the last sequence in it that is known.
+    pub fn beside((log, above): (Arc<dyn Log>, u64), ledger: Arc<dyn Log>, relay: &str, role: Role, stop: CancellationToken) -> Self {
+        Self { log, ledger, relay: relay.to_owned(), stop, there: BTreeMap::new(), above, role }
     }
 
     /// The stream was rolled back: which letters are there already is not known by sequence any more.
@@ -234,20 +233,21 @@ impl Dead {
     }
 
     /// Stores a message as long as it takes; makes room where there is none.
-    async fn put(&self, headers: &Headers, mut payload: Bytes) -> Result<(), Stopped> {
-        let key = headers.get(KEY).unwrap_or_default();
-        let (mut backoff, mut told, mut is_unknown) = (Backoff::default(), false, false);
+    async fn put(&mut self, headers: &Headers, mut payload: Bytes) -> Result<(), Stopped> {
+        let (key, subject) = (headers.get(KEY).unwrap_or_default(), subject(&self.relay));
+        let mut sending = Sending::beside(&self.log, &subject, headers, self.above);
+        let (mut backoff, mut told) = (Backoff::default(), false);
         loop {
-            match book::publish_again(&self.log, &subject(&self.relay), headers, payload.clone(), &mut is_unknown).await {
-                Ok(_) => return Ok(()),
-                Err(PublishError::Full(_)) => match self.trim().await {
-                    Ok(true) => continue,
-                    Ok(false) if told => {}
-                    Ok(false) => {
-                        warn!(relay = self.relay, "the dead letters are full and cannot be trimmed further: trying again without end")
-                    }
-                    Err(Stopped) => return Err(Stopped),
-                },
+            match sending.publish(payload.clone()).await {
+                Ok(seq) => {
+                    self.above = seq;
+                    return Ok(());
+                }
+                Err(PublishError::Full(_)) if self.trim().await => continue,
+                Err(PublishError::Full(_)) if told => {}
+                Err(PublishError::Full(_)) => {
+                    warn!(relay = self.relay, "the dead letters are full and cannot be trimmed further: trying again without end")
+                }
                 Err(PublishError::TooLarge { bytes }) if !payload.is_empty() => {
                     error!(relay = self.relay, key, bytes, "a dead letter is too large for the server: only its description is kept");
                     payload = Bytes::new();
@@ -265,60 +265,21 @@ impl Dead {
         }
     }
 
-    /// Frees space by taking the oldest letters, booked before they go. False: there was nothing to take.
-    async fn trim(&self) -> Result<bool, Stopped> {
-        let Ok((keep_from, by_relay)) = self.oldest().await else { return Ok(false) };
-        let mut any = false;
-        for (relay, (letters, samples, seqs)) in by_relay {
-            let entry = Entry {
-                at_ms: now_ms(),
-                stage: Stage::Dead,
-                relay: Some(relay.clone()),
-                producer: None,
-                reason: "trimmed".to_owned(),
-                samples,
-                frames: letters,
-                seqs: Some(seqs),
-                slots: None,
-                target: None,
-            };
-            book::book(&self.ledger, &book::subject_of("dead", &relay, "trimmed"), &entry, &self.stop).await?;
-            any = true;
-        }
-        match self.log.purge(keep_from).await {
-            Ok(_) => Ok(any),
+    /// Frees space by taking the oldest letters, booked before they go. False: there was nothing to take, or it could not.
+    async fn trim(&self) -> bool {
+        match room::make(&self.log, &self.ledger).await {
+            Ok(any) => any,
             Err(error) => {
                 debug!(relay = self.relay, %error, "cannot trim the dead letters");
-                Ok(false)
+                false
             }
         }
-    }
-
-    /// The oldest letters that make up a share of the stream: where to keep from, and what goes, by relay.
-    async fn oldest(&self) -> Result<(u64, BTreeMap<String, Gone>), PortError> {
-        let info = self.log.info().await?;
-        let wanted = info.bytes / TRIM_SHARE;
-        let (mut freed, mut seq) = (0, info.first_seq);
-        let mut gone: BTreeMap<String, Gone> = BTreeMap::new();
-        while seq <= info.last_seq && (freed == 0 || freed < wanted) {
-            if let Some(message) = self.log.get(seq).await? {
-                freed += message.payload.len() as u64 + 256;
-                let entry = gone.entry(relay_of(&message)).or_insert((0, 0, (seq, seq)));
-                entry.0 += 1;
-                entry.1 += message.headers.get(SAMPLES).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-                entry.2.1 = seq;
-            }
-            seq += 1;
-        }
-        Ok((seq, gone))
     }
 }
 
-/// Letters, samples, sequences.
-type Gone = (u64, u64, (u64, u64));
-
-fn relay_of(message: &Message) -> String {
-    message.subject.strip_prefix("strata.dead.").unwrap_or(&message.subject).to_owned()
+/// Whose letter a message is.
+fn relay_of(message: &Message) -> &str {
+    message.subject.strip_prefix("strata.dead.").unwrap_or(&message.subject)
 }
 
 fn cut(text: &str) -> String {

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::backoff::{nonce, now_ms};
-use crate::book;
+use crate::book::{self, Sending};
 use crate::checkpoint::Checkpoint;
 use crate::dead::Stopped;
 use crate::step::{Line, Mark, Part};
@@ -143,7 +143,7 @@ pub async fn end(log: &Arc<dyn Log>, relay: &str) -> Result<(), PortError> {
     let Some(last) = log.last(&subject).await?.filter(|last| !is_end(last)) else { return Ok(()) };
     let mut headers = headers(Booking::get(&last.headers).map_or(0, |booking| booking.number) + 1);
     Life::Stopped(now_ms()).put(&mut headers);
-    let stored = book::publish(log, &subject, &headers, Bytes::from(Sheet::default().encode(0))).await;
+    let stored = Sending::alone(log, &subject, &headers).publish(Bytes::from(Sheet::default().encode(0))).await;
     stored.map(drop).map_err(|error| unavailable(&error))
 }
 
@@ -252,7 +252,7 @@ impl Minutes {
     /// Books that it has begun, for [`is_begun`].
     async fn begin(&mut self) -> Result<(), PortError> {
         let headers = headers(self.number + 1);
-        match book::publish(&self.log, &relay_minutes(&self.relay), &headers, Bytes::from(Sheet::default().encode(0))).await {
+        match Sending::alone(&self.log, &relay_minutes(&self.relay), &headers).publish(Bytes::from(Sheet::default().encode(0))).await {
             Ok(_) => self.number += 1,
             // Its first minutes will say it.
             Err(PublishError::Full(_)) => {}

@@ -276,8 +276,8 @@ impl Again {
         let (relay, Streams { dead: log, ledger, .. }) = (self.relay(), &self.streams);
         attempts.book(ledger, relay, &Sheet::default(), None, &self.stop).await?;
         let attempt = attempts.number;
-        let dead =
-            Dead::beside(log.clone(), ledger.clone(), relay, Role::Again { is_counted: chunk.is_counted, attempt }, self.stop.clone());
+        let role = Role::Again { is_counted: chunk.is_counted, attempt };
+        let mut dead = Dead::beside((log.clone(), chunk.upto), ledger.clone(), relay, role, self.stop.clone());
         for (mut headers, payload) in std::mem::take(&mut chunk.remains) {
             headers.insert(ATTEMPT, attempt.to_string());
             dead.put(&headers, payload).await?;

@@ -75,11 +75,11 @@ pub async fn list(dead: &Arc<dyn Log>, ledger: &Arc<dyn Log>) -> Result<Vec<Shel
     let mut messages = Existing::open(dead, 0).await?;
     while let Some(message) = messages.next().await? {
         let relay = relay_of(&message);
-        if !all.contains_key(&relay) {
-            let shelved = Shelved { relay: relay.clone(), oldest_ms: message.time_ms, ..Shelved::default() };
-            all.insert(relay.clone(), (shelved, Attempts::read(ledger, &relay).await?, BTreeMap::new()));
+        if !all.contains_key(relay) {
+            let shelved = Shelved { relay: relay.to_owned(), oldest_ms: message.time_ms, ..Shelved::default() };
+            all.insert(relay.to_owned(), (shelved, Attempts::read(ledger, relay).await?, BTreeMap::new()));
         }
-        let Some((shelved, attempts, answers)) = all.get_mut(&relay) else { continue };
+        let Some((shelved, attempts, answers)) = all.get_mut(relay) else { continue };
         let kept = Kept::of(&message);
         if attempts.is_void(&kept) {
             continue;

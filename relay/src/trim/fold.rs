@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use super::Plan;
 use crate::backoff::{nonce, now_ms};
-use crate::book;
+use crate::book::Sending;
 use crate::checkpoint;
 use crate::lasting::Lasting;
 
@@ -212,7 +212,7 @@ impl Fold {
         }
         headers.insert("Nats-Msg-Id", format!("fold:{upto}:{:x}", nonce()));
         headers.insert(FOLDED, upto.to_string());
-        book::publish(&self.ledger, subject, &headers, payload).await.map(|_| ())
+        Sending::alone(&self.ledger, subject, &headers).publish(payload).await.map(|_| ())
     }
 
     /// Up to where a summary's subject is folded already.

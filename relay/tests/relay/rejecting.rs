@@ -1,8 +1,11 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use bundled_nats::ledger::Stage;
-use bundled_nats::twin::Twin;
+use bundled_nats::port::{Headers, Log};
+use bundled_nats::twin::{Fault, Twin, TwinLog};
+use bytes::Bytes;
 use relay::sink::Answer;
 
 use crate::harness::*;
@@ -149,6 +152,32 @@ async fn letters_are_not_doubled_by_a_kill_after_parking() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_letter_whose_answer_was_lost_is_found_behind_those_of_others() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    setup.sink("one").set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    passed(&twin, "one", 1).await;
+    twin.dead.inject(Fault::Dies);
+    producer.publish(&[scrape(1, 2 * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    until("it is parked, which nobody said", || twin.dead.messages().len() == 2).await;
+    // Longer than the server recognises what comes again; and a replay is the first to write then.
+    tokio::time::sleep(Duration::from_secs(180)).await;
+    twin.dead.set_down(false);
+    for n in 0..3 {
+        let mut headers = Headers::default();
+        headers.insert("Nats-Msg-Id", format!("replay:{n}"));
+        twin.dead.publish("strata.dead.one", &headers, Bytes::from_static(b"another's"), None).await.expect("the twin is up");
+    }
+    let after = passed(&twin, "one", 2).await;
+    assert_eq!((after.totals.rejected, twin.dead.messages().len()), (2, 2 + 3), "it is there once");
+    balanced(&after);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn full_dead_letters_lose_the_oldest_and_book_them() {
     let twin = Twin::new(u64::MAX);
     twin.dead.set_bytes_max(8_000);
@@ -167,6 +196,85 @@ async fn full_dead_letters_lose_the_oldest_and_book_them() {
     assert_eq!(entries.iter().map(|e| e.samples).sum::<u64>() + kept, 50);
     assert!(kept > 5);
     relays.stop(Duration::from_secs(5)).await;
+}
+
+/// Samples of which the ledger says that their letters had to go.
+fn trimmed(twin: &Twin) -> u64 {
+    ledger(twin).iter().filter(|entry| entry.stage == Stage::Dead).map(|entry| entry.samples).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn relays_that_make_room_at_the_same_time_book_each_letter_once() {
+    let twin = Twin::new(u64::MAX);
+    twin.dead.set_bytes_max(8_000);
+    let setup = Setup::new(&twin, &[relay("one"), relay("two")]);
+    setup.sink("one").set(picky);
+    setup.sink("two").set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    for relay in ["one", "two"] {
+        passed(&twin, relay, 1).await;
+    }
+    twin.ledger.hold(true);
+    for k in 2..=50 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    }
+    // Both have looked, and wait for the ledger.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(trimmed(&twin), 0);
+    twin.ledger.hold(false);
+    for relay in ["one", "two"] {
+        assert_eq!(passed(&twin, relay, 50).await.totals.rejected, 50);
+    }
+    assert_eq!(trimmed(&twin) + twin.dead.messages().len() as u64, 100);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_that_were_booked_as_gone_before_a_kill_are_not_booked_again() {
+    let twin = Twin::new(u64::MAX);
+    twin.dead.set_bytes_max(8_000);
+    let setup = Setup::one(&twin);
+    setup.sink("one").set(picky);
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    passed(&twin, "one", 1).await;
+    twin.ledger.hold(true);
+    for k in 2..=50 {
+        producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    twin.dead.set_down(true);
+    twin.ledger.hold(false);
+    until("the oldest are booked, and cannot go", || trimmed(&twin) > 0).await;
+    drop(relays);
+    twin.dead.set_down(false);
+    let relays = setup.start();
+    passed(&twin, "one", 50).await;
+    assert_eq!(trimmed(&twin) + twin.dead.messages().len() as u64, 50);
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_of_a_stream_that_begins_anew_are_booked_under_the_sequences_of_earlier_ones() {
+    let mut twin = Twin::new(u64::MAX);
+    let mut producer = Producer::new(&twin, "p", 1);
+    for round in 1..=2 {
+        twin.dead = Arc::new(TwinLog::new(8_000));
+        let setup = Setup::one(&twin);
+        setup.sink("one").set(picky);
+        let (relays, before) = (setup.start(), trimmed(&twin));
+        for _ in 0..50 {
+            let slot = (producer.n as i64 + 1) * SLOT;
+            producer.publish(&[scrape(1, slot, &[("a", 1.0), ("bad", 1.0)])]).await;
+        }
+        passed(&twin, "one", 50 * round).await;
+        assert_eq!(trimmed(&twin) - before + twin.dead.messages().len() as u64, 50);
+        relays.stop(Duration::from_secs(5)).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

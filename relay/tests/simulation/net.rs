@@ -207,16 +207,23 @@ impl Log for Line {
         }
         let id = headers.get("St-Batch").unwrap_or(&subject).to_owned();
         let what = format!("publish {} {id} expecting {expect_last:?}, {} bytes", self.name, payload.len());
-        let effect = each((log, sim, subject, headers, payload), move |(log, sim, subject, headers, payload)| async move {
-            let done = log.publish(&subject, &headers, payload.clone(), expect_last).await;
-            let tears = sim.with(|world| {
-                if let Ok(seq) = &done {
-                    world.model.took(name, *seq, &subject, &headers, &payload);
+        // What was refused as full was answered: no caller sends that anew while the first is on its way.
+        let refused = Arc::new(AtomicBool::new(false));
+        let effect =
+            each((log, sim, subject, headers, payload, refused), move |(log, sim, subject, headers, payload, refused)| async move {
+                if refused.load(Ordering::Relaxed) {
+                    return Err(PublishError::Full("as before".to_owned()));
                 }
-                world.model.tears.len()
+                let done = log.publish(&subject, &headers, payload.clone(), expect_last).await;
+                refused.store(matches!(done, Err(PublishError::Full(_))), Ordering::Relaxed);
+                let tears = sim.with(|world| {
+                    if let Ok(seq) = &done {
+                        world.model.took(name, *seq, &subject, &headers, &payload);
+                    }
+                    world.model.tears.len()
+                });
+                done.map(|seq| (seq, tears))
             });
-            done.map(|seq| (seq, tears))
-        });
         let done = match self.client.call(what, effect, |done| format!("{done:?}")).await {
             Ok(done) => done,
             Err(Broken::Unsent) => Err(PublishError::Unavailable("not connected".to_owned())),

@@ -56,14 +56,19 @@ pub fn stopped(sim: &Sim, left: Left, (scraped, published, dropped): (u64, u64, 
     }
 }
 
-/// What relays that have settled say of themselves. One that gave up all that its sink would not have has not tried it since.
-pub fn statuses(sim: &Sim, all: &[Status]) {
-    let has_settled = |status: &&Status| match status.activity {
+/// Whether a relay has nothing more to do. One that gave up all that its sink would not have has not tried it since.
+pub fn has_settled(status: &Status) -> bool {
+    let rests = match status.activity {
         Activity::Running => true,
         Activity::Held => status.lost.get("full").is_some_and(|lost| *lost > 0),
         _ => false,
     };
-    for status in all.iter().filter(|status| !has_settled(status) || status.pending_samples != 0) {
+    rests && status.pending_samples == 0
+}
+
+/// What relays that have settled say of themselves.
+pub fn statuses(sim: &Sim, all: &[Status]) {
+    for status in all.iter().filter(|status| !has_settled(status)) {
         sim.broken(format!("'{}' has not settled: {status:?}", status.name));
     }
 }

@@ -22,9 +22,10 @@ const DECIDES: Duration = Duration::from_secs(40);
 /// How often it is looked whether a relay has started, at most.
 const STARTS: usize = 25;
 
-/// Stretches of time for which all sinks are away, in each of which something is stored. Smaller: a stream that comes to a stand later is not seen.
+/// Stretches of time for which all sinks are away, in each of which something is stored. Fewer: a stream that comes to a stand later is not seen; shorter:
+/// what a slow world needs to give up, and who publishes waits between two tries, is taken for a stand.
 const HELD_OUT: usize = 4;
-const STORES: Duration = Duration::from_secs(10);
+const STORES: Duration = Duration::from_secs(20);
 
 impl Running {
     /// Everything is well again; what waits is delivered.
@@ -130,13 +131,13 @@ impl Running {
         self.sim.broken(format!("the relays never came to {last}: {:?}", self.process.as_ref().map(|process| process.relays.status())));
     }
 
-    /// Whether every relay has passed everything within half a minute.
+    /// Whether every relay has passed everything within half a minute; a position in a torn stream may be beyond its end while its sink is waited for.
     async fn has_passed_all(&self) -> bool {
         let Some(process) = &self.process else { return true };
         let last = self.sim.with(|world| world.model.live.keys().next_back().copied().unwrap_or(0));
         for _ in 0..60 {
             let status = process.relays.status();
-            if status.iter().all(|status| status.position >= last && status.pending_samples == 0 && status.behind.is_none()) {
+            if status.iter().all(|status| status.position >= last && check::has_settled(status) && status.behind.is_none()) {
                 return true;
             }
             sleep(Duration::from_millis(500)).await;

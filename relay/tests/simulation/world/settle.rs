@@ -114,9 +114,9 @@ impl Running {
         }
     }
 
-    /// Until every relay has passed everything.
+    /// Until every relay has passed everything; a backlog may be sent at three samples a second.
     async fn wait(&mut self) {
-        for _ in 0..20 {
+        for _ in 0..60 {
             if self.has_passed_all().await {
                 return;
             }

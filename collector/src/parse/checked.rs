@@ -29,9 +29,16 @@ impl<'a> Checked<'a> {
     fn look(&mut self, body: &'a [u8], part: Range<usize>) -> Result<&'a str, Utf8Error> {
         let ahead = &body[part.start..part.end.max(part.start + AHEAD).min(body.len())];
         self.start = part.start;
-        self.text = from_utf8(ahead).or_else(|fault| from_utf8(&ahead[..fault.valid_up_to()])).unwrap_or_default();
+        let up_to_fault = || from_utf8(ahead).or_else(|fault| from_utf8(&ahead[..fault.valid_up_to()])).unwrap_or_default();
+        self.text = utf8(ahead).unwrap_or_else(up_to_fault);
         self.text.get(..part.len()).map_or_else(|| from_utf8(&body[part]), Ok)
     }
+}
+
+/// Bytes as text; where they are none, the standard library says why.
+#[inline]
+pub(super) fn utf8(bytes: &[u8]) -> Option<&str> {
+    simdutf8::basic::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

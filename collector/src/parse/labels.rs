@@ -12,8 +12,8 @@ use super::{LABELS_MAX, Rule, SERIES_BYTES_MAX};
 /// A broken rule and the offset in the text at which it is broken.
 pub(crate) type Fault = (usize, Rule);
 
-/// Bytes of a value that are looked at one by one.
-const NEAR: usize = 16;
+/// Words of a value that are looked at one by one.
+const NEAR: usize = 6;
 
 /// What a byte may be in a name.
 const CLASSES: [u8; 256] = {
@@ -68,7 +68,7 @@ pub(crate) fn walk<'a>(text: &'a [u8], start: usize, mut take: impl FnMut(Piece<
 }
 
 /// The end of a series, if it is no longer than it may be.
-fn bounded(start: usize, end: usize) -> Result<usize, Fault> {
+pub(super) fn bounded(start: usize, end: usize) -> Result<usize, Fault> {
     if end - start > SERIES_BYTES_MAX { Err((start, Rule::SeriesTooLong)) } else { Ok(end) }
 }
 
@@ -149,10 +149,24 @@ pub(super) fn braces<'a>(
 pub(crate) fn name_length(text: &[u8], colon: bool) -> usize {
     let first = if colon { LETTER | COLON } else { LETTER };
     let is = |byte: &u8, classes| CLASSES[usize::from(*byte)] & classes != 0;
-    match text.split_first() {
-        Some((byte, rest)) if is(byte, first) => 1 + rest.iter().position(|byte| !is(byte, first | DIGIT)).unwrap_or(rest.len()),
-        _ => 0,
+    if !text.first().is_some_and(|byte| is(byte, first)) {
+        return 0;
     }
+    // Names are long: as many bytes as a vector has are looked at at once.
+    let whole = text.as_chunks().0.iter().take_while(|chunk| all_of_names(chunk, colon)).count() * STEP;
+    whole + text[whole..].iter().position(|byte| !is(byte, first | DIGIT)).unwrap_or(text.len() - whole)
+}
+
+const STEP: usize = 16;
+
+/// Whether all bytes may stand in a name, but at its start.
+#[inline]
+fn all_of_names(chunk: &[u8; STEP], colon: bool) -> bool {
+    chunk.iter().fold(true, |all, byte| {
+        let is_letter = (byte | 0x20).wrapping_sub(b'a') < 26;
+        let is_digit = byte.wrapping_sub(b'0') < 10;
+        all & (is_letter | is_digit | (*byte == b'_') | (colon & (*byte == b':')))
+    })
 }
 
 /// The offset after the quote that closes the one at `open`. A backslash hides the byte after it; line breaks may stand inside.
@@ -161,8 +175,14 @@ pub(crate) fn quote_end(text: &[u8], open: usize) -> Result<usize, Fault> {
     let mut at = open + 1;
     let found = |rest: &[u8]| {
         // Most values are shorter than what a search by vectors takes to begin.
-        let near = rest.iter().take(NEAR).position(|byte| matches!(byte, b'"' | b'\\'));
-        near.or_else(|| memchr2(b'"', b'\\', rest))
+        let (words, _) = rest.as_chunks();
+        for (index, word) in words.iter().take(NEAR).enumerate() {
+            if let Some(place) = quote_or_backslash(*word) {
+                return Some(8 * index + place);
+            }
+        }
+        let near = 8 * words.len().min(NEAR);
+        memchr2(b'"', b'\\', &rest[near..]).map(|place| near + place)
     };
     while let Some(found) = text.get(at..).and_then(found) {
         at += found;
@@ -179,6 +199,17 @@ pub(crate) fn quote_end(text: &[u8], open: usize) -> Result<usize, Fault> {
         }
     }
     Err((open, Rule::Unclosed))
+}
+
+/// Where in eight bytes the first quote or backslash is.
+#[inline]
+fn quote_or_backslash(word: [u8; 8]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    let word = u64::from_le_bytes(word);
+    // The highest bit of the first byte that is zero, and perhaps of some behind it.
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word & (ONES << 7);
+    let found = zero(word ^ (ONES * b'"' as u64)) | zero(word ^ (ONES * b'\\' as u64));
+    (found != 0).then_some(found.trailing_zeros() as usize / 8)
 }
 
 #[inline]
@@ -248,4 +279,49 @@ fn replace(text: &[u8], quotes: bool) -> Cow<'_, [u8]> {
     }
     out.extend_from_slice(rest);
     Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+
+        #[test]
+        fn a_quote_is_found_as_byte_by_byte(text in proptest::collection::vec(proptest::sample::select(b"aaaaaaaaab!#[]\x01\xa2\xdc\xff\\\"".to_vec()), 0..90)) {
+            let (mut at, mut found) = (1, None);
+            while let (None, Some(byte)) = (found, text.get(at)) {
+                match byte {
+                    b'"' => found = Some(at + 1),
+                    b'\\' => at += 2,
+                    _ => at += 1,
+                }
+            }
+            prop_assert_eq!(quote_end(&text, 0).ok(), found);
+        }
+
+        #[test]
+        fn a_name_is_measured_as_byte_by_byte(text in "[a-zA-Z_:09]{0,50}[\\x00-\\x7fé]{0,3}[a-z]{0,20}", colon: bool) {
+            let is = |(at, byte): (usize, u8)| byte.is_ascii_alphabetic() || byte == b'_' || colon && byte == b':' || at > 0 && byte.is_ascii_digit();
+            let expect = text.bytes().enumerate().take_while(|byte| is(*byte)).count();
+            prop_assert_eq!(name_length(text.as_bytes(), colon), expect);
+        }
+    }
+
+    #[test]
+    fn every_byte_ends_a_name_or_does_not_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            for at in 1..40 {
+                let mut text = [b'a'; 40];
+                text[at] = byte;
+                for colon in [false, true] {
+                    let is_name = byte.is_ascii_alphanumeric() || byte == b'_' || colon && byte == b':';
+                    assert_eq!(name_length(&text, colon), if is_name { 40 } else { at }, "{byte} at {at}");
+                }
+            }
+        }
+    }
 }

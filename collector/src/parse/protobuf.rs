@@ -16,7 +16,7 @@ mod wire;
 
 pub(crate) use histogram::{Exemplar, Histogram};
 
-use super::{LABELS_MAX, METADATA_BYTES_MAX, SERIES_BYTES_MAX};
+use super::{LABELS_MAX, METADATA_BYTES_MAX, SERIES_BYTES_MAX, checked};
 pub(crate) use wire::Fields;
 use wire::{Field, VARINT_BYTES_MAX, put_text, put_varint};
 
@@ -328,24 +328,46 @@ impl<'a> Metric<'a> {
 
     /// Hands name and value of each label to `take`.
     pub(crate) fn labels(&self, mut take: impl FnMut(&'a str, &'a str)) -> Result<(), Error> {
-        let mut fields = self.fields.clone();
-        // Of short labels not even the tags and the lengths between the texts are none: one look tells that all texts are UTF-8.
-        let start = self.labels.start.saturating_sub(fields.offset());
-        let whole = fields.bytes().get(start..start + self.labels.len()).and_then(|labels| std::str::from_utf8(labels).ok());
-        let text = |part: &Fields<'a>| match whole {
-            Some(whole) => whole.get(part.offset().checked_sub(self.labels.start)?..)?.get(..part.bytes().len()),
-            None => std::str::from_utf8(part.bytes()).ok(),
-        };
-        while let Some((name, value)) = short_pair(&mut fields, text) {
-            take(name, value);
+        self.labels_after(&mut Vec::new(), |_, name, value| take(name, value))
+    }
+
+    /// Hands place, name and value to `take` of each label that is not, byte for byte, what `before` has in its place; then `before` has the bytes
+    /// of this metric's labels.
+    pub(crate) fn labels_after(&self, before: &mut Vec<&'a [u8]>, mut take: impl FnMut(usize, &'a str, &'a str)) -> Result<(), Error> {
+        let (mut fields, mut place, mut whole) = (self.fields.clone(), 0, None);
+        loop {
+            let mut rest = fields.clone();
+            let Some(label) = rest.short(LABEL) else { break };
+            if before.get(place).is_none_or(|before| *before != label.bytes() || before.is_empty()) {
+                // Of short labels not even the tags and the lengths between the texts are none: one look tells that all texts are UTF-8.
+                let (from, whole) = *whole.get_or_insert_with(|| (label.offset(), self.text_from(&label)));
+                let text = |part: &Fields<'a>| match whole {
+                    Some(whole) => whole.get(part.offset() - from..)?.get(..part.bytes().len()),
+                    None => std::str::from_utf8(part.bytes()).ok(),
+                };
+                let Some((name, value)) = short_pair(&label, text) else { break };
+                take(place, name, value);
+                set(before, place, label.bytes());
+            }
+            (fields, place) = (rest, place + 1);
         }
         while let Some(field) = fields.next()? {
             if field.number == 1 {
                 let (name, value) = pair(&field)?;
-                take(name, value);
+                take(place, name, value);
+                set(before, place, field.message()?.bytes());
+                place += 1;
             }
         }
+        before.truncate(place);
         Ok(())
+    }
+
+    /// What is in a label and in those behind it, if all of it is text.
+    fn text_from(&self, label: &Fields<'a>) -> Option<&'a str> {
+        let start = label.offset().checked_sub(self.fields.offset())?;
+        let labels = self.fields.bytes().get(start..self.labels.end.checked_sub(self.fields.offset())?)?;
+        checked::utf8(labels)
     }
 
     /// The explicit timestamp; 0 is none, as in Prometheus. [`sample::NO_TIME`] is one that stands for another thing in a frame.
@@ -359,18 +381,20 @@ impl<'a> Metric<'a> {
     }
 }
 
-/// Name and value of the label that comes next, if it is written as nearly all are.
-#[inline]
-fn short_pair<'a>(fields: &mut Fields<'a>, text: impl Fn(&Fields<'a>) -> Option<&'a str>) -> Option<(&'a str, &'a str)> {
-    let mut rest = fields.clone();
-    let mut pair = rest.short(LABEL)?;
-    let (name, value) = (pair.short(1 << 3 | 2)?, pair.short(2 << 3 | 2)?);
-    if name.is_empty() || !pair.is_empty() {
-        return None;
+/// Puts one of the bytes of labels that stand one behind the other.
+fn set<'a>(before: &mut Vec<&'a [u8]>, place: usize, bytes: &'a [u8]) {
+    match before.get_mut(place) {
+        Some(before) => *before = bytes,
+        None => before.push(bytes),
     }
-    let (name, value) = (text(&name)?, text(&value)?);
-    *fields = rest;
-    Some((name, value))
+}
+
+/// Name and value of a label, if it is written as nearly all are.
+#[inline]
+fn short_pair<'a>(label: &Fields<'a>, text: impl Fn(&Fields<'a>) -> Option<&'a str>) -> Option<(&'a str, &'a str)> {
+    let mut pair = label.clone();
+    let (name, value) = (pair.short(1 << 3 | 2)?, pair.short(2 << 3 | 2)?);
+    if name.is_empty() || !pair.is_empty() { None } else { Some((text(&name)?, text(&value)?)) }
 }
 
 /// Name and value of a label.

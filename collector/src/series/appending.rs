@@ -41,22 +41,23 @@ impl Appending {
     }
 
     /// Appends a new series of a page.
-    pub(super) fn fresh(&mut self, families: &Families, fresh: &Fresh, index: usize) {
-        let (kind, values) = fresh.series(index);
-        let kind = match self.kind {
-            Some((known, reference)) if known == kind => reference,
-            _ => self.kind(families, fresh, kind),
+    ///
+    /// *Limits:* the layout's other series are of the same page: their texts are told by the page's numbers.
+    pub(super) fn fresh(&mut self, families: &Families, fresh: &mut Fresh, index: usize) {
+        let kind = match (self.kind, fresh.kind_of(index)) {
+            (Some((known, reference)), kind) if known == kind => reference,
+            (_, kind) => self.kind(families, fresh, kind),
         };
-        let Self { builder, texts, .. } = self;
-        self.values.clear();
-        self.values.extend(values.iter().map(|value| text(builder, texts, fresh, *value)));
-        builder.row(kind, &self.values);
+        let Self { builder, texts, values, .. } = self;
+        values.clear();
+        values.extend(fresh.values(index).iter().map(|value| text(builder, texts, fresh, *value)));
+        builder.row(kind, values);
     }
 
-    fn kind(&mut self, families: &Families, fresh: &Fresh, kind: u32) -> KindRef {
+    fn kind(&mut self, families: &Families, fresh: &mut Fresh, kind: u32) -> KindRef {
+        let (name, _) = fresh.kind(kind);
+        let family = self.fresh_family(families, fresh, name);
         let (name, labels) = fresh.kind(kind);
-        let family = self.family_of(families, fresh.text(name));
-        self.texts.resize(fresh.texts(), None);
         let Self { builder, texts, values: names, .. } = self;
         let name = text(builder, texts, fresh, name);
         names.clear();
@@ -78,6 +79,25 @@ impl Appending {
         let known = Family { name: known.name, kind: known.kind, help: known.help, unit: known.unit };
         let family = self.family(&families.described(series.name()).unwrap_or(known));
         self.builder.series(family, series.name(), series.labels());
+    }
+
+    /// The family of a page's series, whose texts are numbered as all of the page's.
+    fn fresh_family(&mut self, families: &Families, fresh: &mut Fresh, name: u32) -> FamilyRef {
+        if let Some(reference) = self.family.filter(|_| self.name == fresh.text(name)) {
+            return reference;
+        }
+        fresh.text(name).clone_into(&mut self.name);
+        let family = families.of(&self.name);
+        if let Some(reference) = self.family.filter(|_| self.family_name == family.name) {
+            return reference;
+        }
+        family.name.clone_into(&mut self.family_name);
+        let numbers = [family.name, family.help, family.unit].map(|text| fresh.number(families.hash(), text));
+        self.texts.resize(fresh.texts(), None);
+        let [name, help, unit] = numbers.map(|number| text(&mut self.builder, &mut self.texts, fresh, number));
+        let reference = self.builder.family_of(name, family.kind, help, unit);
+        self.family = Some(reference);
+        reference
     }
 
     fn family_of(&mut self, families: &Families, name: &str) -> FamilyRef {
@@ -105,5 +125,5 @@ impl Appending {
 
 /// The layout's text for one of the page's.
 fn text(builder: &mut LayoutBuilder, texts: &mut [Option<TextRef>], fresh: &Fresh, number: u32) -> TextRef {
-    *texts[number as usize].get_or_insert_with(|| builder.text(fresh.text(number)))
+    *texts[number as usize].get_or_insert_with(|| builder.new_text(fresh.text(number)))
 }

@@ -52,7 +52,8 @@ fn links(hash: TextHash, store: &Store) -> Vec<(Slot, Slot)> {
         return links;
     }
     walk(store, |series, slot| {
-        if !is_created(series)
+        if can_start(series)
+            && !is_created(series)
             && let Some(created) = by_metric.get(&metric(hash, series))
         {
             links.push((*created, slot));
@@ -61,19 +62,23 @@ fn links(hash: TextHash, store: &Store) -> Vec<(Slot, Slot)> {
     links
 }
 
-/// All series of the types that can have a start.
+/// All series.
 fn walk<'s>(store: &'s Store, mut take: impl FnMut(sample::Series<'s>, Slot)) {
     for (part, first) in store.parts().iter().zip((0..).step_by(PART_SERIES_MAX)) {
         for (series, slot) in part.layout.iter().zip(first..) {
-            if matches!(series.family().kind, MetricType::Counter | MetricType::Histogram | MetricType::Summary) {
-                take(series, slot);
-            }
+            take(series, slot);
         }
     }
 }
 
+/// Whether it is of a type that can have a start.
+fn can_start(series: sample::Series<'_>) -> bool {
+    matches!(series.family().kind, MetricType::Counter | MetricType::Histogram | MetricType::Summary)
+}
+
 fn is_created(series: sample::Series<'_>) -> bool {
-    series.name().strip_suffix("_created") == Some(series.family().name)
+    // Most are told by their names alone.
+    series.name().strip_suffix("_created").is_some_and(|name| can_start(series) && name == series.family().name)
 }
 
 /// The hash of what all series of one metric share: the family, and the labels without those that tell its series apart.

@@ -144,6 +144,11 @@ impl Families {
         })
     }
 
+    /// The hash of all texts.
+    pub(super) fn hash(&self) -> TextHash {
+        self.hash
+    }
+
     fn get(&self, name: &str) -> Option<&Said> {
         self.by_name.get(&self.hash.of(name.as_bytes())).map(|place| &self.all[*place])
     }

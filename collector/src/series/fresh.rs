@@ -6,7 +6,7 @@
 use sample::{Exemplar, NO_TIME, NativeHistogram, PART_SERIES_MAX};
 
 use super::Point;
-use super::hash::HashedMap;
+use super::hash::{HashedMap, TextHash};
 use super::labels::Identity;
 use super::store::{PENDING, Put, Slot, is_newer};
 
@@ -175,10 +175,15 @@ impl Fresh {
         self.identities.iter().copied().zip(PENDING..)
     }
 
-    /// What a series has in common with its neighbours, and the numbers of its labels' values.
-    pub(super) fn series(&self, index: usize) -> (u32, &[u32]) {
+    /// What a series has in common with its neighbours.
+    pub(super) fn kind_of(&self, index: usize) -> u32 {
+        self.rows[index].kind
+    }
+
+    /// The numbers of its labels' values.
+    pub(super) fn values(&self, index: usize) -> &[u32] {
         let start = index.checked_sub(1).map_or(0, |before| self.rows[before].end);
-        (self.rows[index].kind, &self.values[start..self.rows[index].end])
+        &self.values[start..self.rows[index].end]
     }
 
     /// The numbers of a name, and of the names of labels.
@@ -191,6 +196,11 @@ impl Fresh {
     /// All names, some more than once.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.kinds.iter().map(|kind| self.text(kind.name))
+    }
+
+    /// The number of a text, which may be of no series.
+    pub(super) fn number(&mut self, hash: TextHash, text: &str) -> u32 {
+        self.texts.number(hash.of(text.as_bytes()), text)
     }
 
     pub(super) fn text(&self, number: u32) -> &str {

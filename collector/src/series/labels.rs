@@ -10,6 +10,7 @@ use config::relabel::{self, Labels};
 
 use super::hash::TextHash;
 use super::{Options, PageError};
+use crate::parse::protobuf::{self, Metric};
 use crate::parse::{Error, Page, Pieces, Rule, Sample, text};
 
 const NAME: &str = "__name__";
@@ -38,6 +39,17 @@ struct Label<'a> {
     hashes: [u64; 2],
 }
 
+/// What a series' name has behind that of its family.
+///
+/// *Source:* as texts they would be compared by the C library, which is slow where one is empty: it stands at no address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Suffix {
+    None,
+    Count,
+    Sum,
+    Bucket,
+}
+
 /// What unknown series are read with, one after another.
 #[derive(Debug, Default)]
 pub(super) struct Scratch<'a> {
@@ -45,10 +57,16 @@ pub(super) struct Scratch<'a> {
     pieces: Pieces<'a>,
     /// Of the last series that was read.
     identity: Identity<'a>,
+    /// On a page of protobuf the bytes of its labels.
+    messages: Vec<&'a [u8]>,
     /// What its name has behind that of its family, where it was given by both.
-    suffix: Option<&'static str>,
+    suffix: Option<Suffix>,
     /// So many of its labels are the first ones of the text at hand.
     same: usize,
+    /// So many have at least the names of the first ones of the text at hand.
+    named: usize,
+    /// Whether its name is that of the text at hand.
+    is_named: bool,
     /// Whether all of its labels are in order.
     is_settled: bool,
     relabeled: Identity<'static>,
@@ -59,6 +77,8 @@ impl<'a> Scratch<'a> {
     pub(super) fn sample(&mut self, page: &mut Page<'a>) -> Result<Sample<'a>, Error> {
         let sample = page.sample_after(&mut self.pieces)?;
         self.same = self.same.min(self.pieces.known());
+        self.named = self.named.min(self.pieces.named());
+        self.is_named &= self.pieces.is_named();
         Ok(sample)
     }
 
@@ -81,16 +101,20 @@ impl<'a> Scratch<'a> {
             Some(part) if is_plain => Cow::Borrowed(part),
             _ => text(&series_text[range]),
         };
-        if known == 0 {
+        if !self.is_named {
             self.identity.name = part(self.pieces.name());
             self.identity.name_hash = hash.of(self.identity.name.as_bytes());
         }
         for index in known..self.pieces.len() {
             let [name, value] = self.pieces.label(index);
-            self.label(hash, index, part(name), part(value));
+            if index < self.named {
+                self.is_settled &= self.identity.labels[index].revalue(hash, part(value));
+            } else {
+                self.label(hash, index, part(name), part(value));
+            }
         }
         let count = self.pieces.len();
-        self.same = count;
+        (self.same, self.named, self.is_named) = (count, count, true);
         self.identity(options, hash, count, || Error::at(body, start, Rule::Start).line)
     }
 
@@ -100,14 +124,19 @@ impl<'a> Scratch<'a> {
     }
 
     /// Begins a series of a family, always the same one since [`Self::family`].
-    pub(super) fn name(&mut self, hash: TextHash, family: &str, suffix: &'static str) {
+    pub(super) fn name(&mut self, hash: TextHash, family: &str, suffix: Suffix) {
         if self.suffix == Some(suffix) {
             return;
         }
         let name = self.identity.name.to_mut();
         name.clear();
         name.push_str(family);
-        name.push_str(suffix);
+        name.push_str(match suffix {
+            Suffix::None => "",
+            Suffix::Count => "_count",
+            Suffix::Sum => "_sum",
+            Suffix::Bucket => "_bucket",
+        });
         self.identity.name_hash = hash.of(name.as_bytes());
         self.suffix = Some(suffix);
     }
@@ -121,6 +150,15 @@ impl<'a> Scratch<'a> {
                 self.is_settled = false;
             }
         }
+    }
+
+    /// Sets the labels of a protobuf metric, but those that the series before had, byte for byte, in their place; how many it has.
+    pub(super) fn metric(&mut self, hash: TextHash, metric: &Metric<'a>) -> Result<usize, protobuf::Error> {
+        let mut messages = std::mem::take(&mut self.messages);
+        let read =
+            metric.labels_after(&mut messages, |place, name, value| self.label(hash, place, Cow::Borrowed(name), Cow::Borrowed(value)));
+        self.messages = messages;
+        read.map(|()| self.messages.len())
     }
 
     /// The same with a value whose hash is known, and that is not empty.
@@ -171,6 +209,12 @@ impl<'a> Label<'a> {
             *self = Self::new(hash, name, value);
             return false;
         }
+        self.revalue(hash, value)
+    }
+
+    /// Gives it another value; whether that is empty where the one before was.
+    #[inline]
+    fn revalue(&mut self, hash: TextHash, value: Cow<'a, str>) -> bool {
         let is_like_before = self.value.is_empty() == value.is_empty();
         self.hashes[1] = hash.of(value.as_bytes());
         self.value = value;
@@ -194,7 +238,7 @@ impl<'a> Identity<'a> {
 
     /// The hash of the label set.
     pub(super) fn hash(&self) -> u64 {
-        self.ordered().fold(link(0, self.name_hash), |so_far, label| link(so_far, link(label.hashes[0], label.hashes[1])))
+        self.ordered().fold(link(0, self.name_hash), |so_far, label| so_far.wrapping_add(share(label.hashes[0], label.hashes[1])))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -347,7 +391,7 @@ fn check(options: &Options, identity: &Identity<'_>, line: impl Fn() -> usize) -
 /// The hash of a label set: of the hashes of its name, and of its labels, each that of its name and its value.
 pub(super) fn hash<'a>(hash: TextHash, name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
     let of = |text: &str| hash.of(text.as_bytes());
-    labels.fold(link(0, of(name)), |so_far, (name, value)| link(so_far, link(of(name), of(value))))
+    labels.fold(link(0, of(name)), |so_far, (name, value)| so_far.wrapping_add(share(of(name), of(value))))
 }
 
 /// Adds a text to the hash of those before it.
@@ -358,6 +402,15 @@ pub(super) fn hash<'a>(hash: TextHash, name: &str, labels: impl Iterator<Item = 
 pub(super) fn link(so_far: u64, text: u64) -> u64 {
     // The odd number next to 2^64 divided by the golden ratio.
     (so_far.rotate_left(23) ^ text).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// What a label adds to the hash of its set, by the hashes of its name and its value: a sum, so that none waits for the one before it.
+///
+/// The upper half goes into the lower one, as sums of products by one number alone would be a product of sums.
+#[inline]
+pub(super) fn share(name: u64, value: u64) -> u64 {
+    let both = link(name, value);
+    both ^ both >> 32
 }
 
 /// Where `part` lies in `body`.

@@ -68,7 +68,7 @@ impl Lookup {
                 let numbered = series.numbered();
                 let mut identity = labels::link(0, of(numbered.name));
                 for (name, value) in numbered.label_names.iter().zip(numbered.values.iter()) {
-                    identity = labels::link(identity, labels::link(of(*name), of(value)));
+                    identity = identity.wrapping_add(labels::share(of(*name), of(value)));
                 }
                 identities.insert_unique(identity, slot, |slot| identity_of(hash, store, *slot));
             }

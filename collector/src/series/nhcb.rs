@@ -15,7 +15,7 @@ use sample::{BucketCounts, Counts, MetricType, NativeHistogram, ResetHint, Span}
 
 use super::exemplar::owned;
 use super::hash::TextHash;
-use super::labels::{self, Scratch};
+use super::labels::{self, Scratch, Suffix};
 use super::store::{PENDING, Put};
 use super::{Halt, PageError, Point, Reading, SeriesCache};
 use crate::parse::{self, Checked, Defect, Error, Fact, Format, Page, Piece, Rule, Sample, number, text};
@@ -379,7 +379,7 @@ fn metric<'a>(series_text: &'a [u8], hash: TextHash, scratch: &mut Scratch<'a>) 
     let mut labels = 0;
     let sample = Sample { series_text, value: 0, timestamp_ms: None, exemplar: None };
     sample.pieces(|piece| match piece {
-        Piece::Name(name) => scratch.name(hash, base(&text(name)), ""),
+        Piece::Name(name) => scratch.name(hash, base(&text(name)), Suffix::None),
         Piece::Label(name, value) if text(name) != LE => {
             scratch.label(hash, labels, text(name), text(value));
             labels += 1;

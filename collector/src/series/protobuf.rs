@@ -6,13 +6,11 @@
 //! A metric stands for one series or for many (`_count`, `_sum`, `_bucket{le=…}`, `{quantile=…}`). The entry of each is the hash of its
 //! family's hash, of its label bytes' hash, and of what sets it apart, so a steady page reads no label and writes no bound as text.
 
-use std::borrow::Cow;
-
 use sample::NO_TIME;
 
 use super::bounds::Bounds;
 use super::hash::TextHash;
-use super::labels::{Identity, Scratch, link};
+use super::labels::{Identity, Scratch, Suffix, link};
 use super::nhcb::Classic;
 use super::store::{PENDING, Put, Slot};
 use super::{DROPPED, Halt, Options, PageError, Point, Reading, SeriesCache};
@@ -265,24 +263,16 @@ impl Place<'_, '_> {
     /// Names a series that the metric stands for as Prometheus does; how many labels it has.
     fn describe(&mut self, hash: TextHash, role: Role) -> Result<usize, Error> {
         let (suffix, label) = match role {
-            Role::Bare => ("", None),
-            Role::Count => ("_count", None),
-            Role::Sum => ("_sum", None),
-            Role::Bucket(bits) => ("_bucket", Some(("le", bits))),
-            Role::Quantile(bits) => ("", Some(("quantile", bits))),
+            Role::Bare => (Suffix::None, None),
+            Role::Count => (Suffix::Count, None),
+            Role::Sum => (Suffix::Sum, None),
+            Role::Bucket(bits) => (Suffix::Bucket, Some(("le", bits))),
+            Role::Quantile(bits) => (Suffix::None, Some(("quantile", bits))),
         };
         self.scratch.name(hash, self.family.name, suffix);
         let count = match self.labels {
             Some(labels) => labels,
-            None => {
-                let mut count = 0;
-                self.metric.labels(|name, value| {
-                    self.scratch.label(hash, count, Cow::Borrowed(name), Cow::Borrowed(value));
-                    count += 1;
-                })?;
-                self.labels = Some(count);
-                count
-            }
+            None => *self.labels.insert(self.scratch.metric(hash, self.metric)?),
         };
         if let Some((name, bits)) = label {
             self.scratch.bound(hash, count, name, self.bounds.text(hash, bits));

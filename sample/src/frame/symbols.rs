@@ -5,7 +5,7 @@
 
 use crate::layout::builder::append;
 use crate::layout::segment::{FamilyRow, Kind, Segment, family_hash};
-use crate::layout::{Family, LayoutId};
+use crate::layout::{Family, LayoutId, Values};
 use crate::varint::{Reader, put, put_signed};
 use crate::{DecodeError, Layout, MetricType};
 
@@ -50,14 +50,23 @@ fn write_segment(segment: &Segment, out: &mut Vec<u8>) {
     for (Kind { family, name, shape }, rows, values) in segment.runs() {
         [family, name, shape, rows as u32].iter().for_each(|number| put(out, u64::from(*number)));
         let labels = segment.shape(shape).len();
+        // Most differences take a byte.
+        out.reserve(rows * labels);
         for label in 0..labels {
-            let mut previous = 0;
-            for row in 0..rows {
-                let symbol = i64::from(values.at(row * labels + label));
-                put_signed(out, symbol - previous);
-                previous = symbol;
+            match values {
+                Values::Narrow(values) => write_column(values.iter().skip(label).step_by(labels).map(|value| i64::from(*value)), out),
+                Values::Wide(values) => write_column(values.iter().skip(label).step_by(labels).map(|value| i64::from(*value)), out),
             }
         }
+    }
+}
+
+/// Writes the values of one label, each as the difference from the one before it.
+fn write_column(symbols: impl Iterator<Item = i64>, out: &mut Vec<u8>) {
+    let mut previous = 0;
+    for symbol in symbols {
+        put_signed(out, symbol - previous);
+        previous = symbol;
     }
 }
 
@@ -107,13 +116,14 @@ fn read_symbols(from: &mut Reader<'_>, segment: &mut Segment) -> Result<(), Deco
 
 fn read_families(from: &mut Reader<'_>, segment: &mut Segment) -> Result<(), DecodeError> {
     let count = from.count(4, "family count")?;
+    let mut item = Vec::new();
     segment.families.reserve_exact(count);
     for _ in 0..count {
         let name = index(from, segment.ends.len(), "family name")?;
         let kind = MetricType::from_wire(from.u8("metric type")?).ok_or_else(|| from.corrupt("metric type"))?;
         let (help, unit) = (index(from, segment.ends.len(), "help")?, index(from, segment.ends.len(), "unit")?);
         let family = Family { name: segment.symbol(name), kind, help: segment.symbol(help), unit: segment.symbol(unit) };
-        let hash = family_hash(family);
+        let hash = family_hash(family, &mut item);
         segment.families.push(FamilyRow { name, help, unit, kind, hash });
     }
     Ok(())

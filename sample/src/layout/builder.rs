@@ -19,8 +19,10 @@ pub struct LayoutBuilder {
     segment: Segment,
     chain: Chain,
     symbols: HashMap<u64, u32, BuildHasherDefault<Itself>>,
-    shapes: HashMap<Box<[u32]>, u32>,
+    shapes: HashMap<u64, u32, BuildHasherDefault<Itself>>,
     seed: u64,
+    /// What the last family's hash is of.
+    family: Vec<u8>,
     /// Symbols of the label names of the series at hand, or of the one before.
     names: Vec<u32>,
     /// Symbols of the label values of the series at hand.
@@ -72,9 +74,10 @@ impl LayoutBuilder {
             segment: Segment::default(),
             chain: Chain::default(),
             symbols: HashMap::default(),
-            shapes: HashMap::new(),
+            shapes: HashMap::default(),
             // The texts are an exporter's: an unknown seed keeps it from making them collide.
             seed: RandomState::new().hash_one(0u64),
+            family: Vec::new(),
             names: Vec::new(),
             values: Vec::new(),
         }
@@ -88,8 +91,16 @@ impl LayoutBuilder {
 
     /// Declares a family for the series that follow.
     pub fn family(&mut self, name: &str, kind: MetricType, help: &str, unit: &str) -> FamilyRef {
-        let hash = family_hash(Family { name, kind, help, unit });
-        let row = FamilyRow { name: self.symbol(name), help: self.symbol(help), unit: self.symbol(unit), kind, hash };
+        let [name, help, unit] = [name, help, unit].map(|text| self.text(text));
+        self.family_of(name, kind, help, unit)
+    }
+
+    /// The same by its texts.
+    pub fn family_of(&mut self, name: TextRef, kind: MetricType, help: TextRef, unit: TextRef) -> FamilyRef {
+        let [name, help, unit] = [name, help, unit].map(|text| text.0);
+        let text = |symbol| self.segment.symbol(symbol);
+        let hash = family_hash(Family { name: text(name), kind, help: text(help), unit: text(unit) }, &mut self.family);
+        let row = FamilyRow { name, help, unit, kind, hash };
         if self.segment.families.last() != Some(&row) {
             self.segment.families.push(row);
         }
@@ -128,13 +139,17 @@ impl LayoutBuilder {
 
     /// Makes room for so many texts, bytes of them, and values of labels.
     pub fn reserve(&mut self, texts: usize, bytes: usize, values: usize) {
-        self.symbols.reserve(texts);
         self.segment.reserve(texts, bytes, values);
     }
 
-    /// A text for [`Self::kind`] and [`Self::row`].
+    /// A text for [`Self::family_of`], [`Self::kind`] and [`Self::row`].
     pub fn text(&mut self, text: &str) -> TextRef {
         TextRef(self.symbol(text))
+    }
+
+    /// The same of one that nobody has asked for: who numbers texts for itself asks once for each, and in no other way.
+    pub fn new_text(&mut self, text: &str) -> TextRef {
+        TextRef(self.add(text))
     }
 
     /// Declares what the series that follow have in common; the names of their labels are sorted, each once.
@@ -216,24 +231,35 @@ impl LayoutBuilder {
                 None => break,
             }
         }
-        let symbol = index(self.segment.ends.len());
-        self.segment.text.push_str(text);
-        self.segment.ends.push(index(self.segment.text.len()));
+        let symbol = self.add(text);
         self.symbols.insert(key, symbol);
         symbol
+    }
+
+    fn add(&mut self, text: &str) -> u32 {
+        self.segment.text.push_str(text);
+        self.segment.ends.push(index(self.segment.text.len()));
+        index(self.segment.ends.len() - 1)
     }
 
     fn shape(&mut self, names: &[u32]) -> u32 {
         if let Some(kind) = self.segment.last().filter(|kind| self.segment.shape(kind.shape) == names) {
             return kind.shape;
         }
-        if let Some(shape) = self.shapes.get(names) {
-            return *shape;
+        // The odd number next to 2^64 divided by the golden ratio; the seed is nobody's to know.
+        let link = |so_far: u64, name: &u32| (so_far.rotate_left(23) ^ u64::from(*name)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut key = names.iter().fold(self.seed, link);
+        loop {
+            match self.shapes.get(&key) {
+                Some(shape) if self.segment.shape(*shape) == names => return *shape,
+                Some(_) => key = key.wrapping_add(1),
+                None => break,
+            }
         }
         let shape = index(self.segment.shape_ends.len());
         self.segment.shape_names.extend_from_slice(names);
         self.segment.shape_ends.push(index(self.segment.shape_names.len()));
-        self.shapes.insert(names.into(), shape);
+        self.shapes.insert(key, shape);
         shape
     }
 }

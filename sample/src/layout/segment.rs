@@ -191,14 +191,14 @@ impl Segment {
     }
 }
 
-/// The part of a family in a layout's id.
-pub(crate) fn family_hash(family: Family<'_>) -> u64 {
-    let mut item = Vec::with_capacity(family.name.len() + family.help.len() + family.unit.len() + 16);
-    put_text(&mut item, family.name.as_bytes());
+/// The part of a family in a layout's id; `item` is where it is put together.
+pub(crate) fn family_hash(family: Family<'_>, item: &mut Vec<u8>) -> u64 {
+    item.clear();
+    put_text(item, family.name.as_bytes());
     item.push(family.kind as u8);
-    put_text(&mut item, family.help.as_bytes());
-    put_text(&mut item, family.unit.as_bytes());
-    xxh3_64(&item)
+    put_text(item, family.help.as_bytes());
+    put_text(item, family.unit.as_bytes());
+    xxh3_64(item)
 }
 
 /// The ids along the series of a segment: each link is the hash of the id before it and of what a series is.
@@ -210,8 +210,6 @@ pub(crate) struct Chain {
     item: Vec<u8>,
     /// Where in it the value of each label is, with its length in front.
     places: Vec<Range<usize>>,
-    /// What is written anew.
-    written: Vec<u8>,
 }
 
 impl Chain {
@@ -264,20 +262,24 @@ impl Chain {
     fn write(&mut self, segment: &Segment, row: Row, labels: Range<usize>) {
         let (names, values, text) = (segment.shape(row.kind.shape), segment.values(row), segment.text.as_bytes());
         let (start, before) = (self.places[labels.start].start, self.places[labels.end - 1].end);
-        self.written.clear();
+        let (mut from, mut after) = (start, start);
         for label in labels.clone() {
             if label > labels.start {
-                put_text(&mut self.written, &text[segment.place(names[label])]);
+                from = after + text_len(segment.place(names[label]).len());
             }
-            let from = start + self.written.len();
-            put_text(&mut self.written, &text[segment.place(values.at(label))]);
-            self.places[label] = from..start + self.written.len();
+            after = from + text_len(segment.place(values.at(label)).len());
+            self.places[label] = from..after;
         }
-        let after = start + self.written.len();
         if after != before {
             self.shift(labels.end, before, after);
         }
-        self.item[start..after].copy_from_slice(&self.written);
+        let mut at = start;
+        for label in labels.clone() {
+            if label > labels.start {
+                at = write_text(&mut self.item, at, &text[segment.place(names[label])]);
+            }
+            at = write_text(&mut self.item, at, &text[segment.place(values.at(label))]);
+        }
     }
 
     /// Moves what stands behind `before`, which are the values of the labels from `label` on and the names between them.
@@ -290,6 +292,25 @@ impl Chain {
             *place = place.start - before + after..place.end - before + after;
         }
     }
+}
+
+/// Bytes of a text with its length in front.
+#[inline]
+fn text_len(bytes: usize) -> usize {
+    (usize::BITS - (bytes | 1).leading_zeros()).div_ceil(7) as usize + bytes
+}
+
+/// Writes a text with its length in front over what stands at `at`; where it ends.
+#[inline]
+fn write_text(out: &mut [u8], mut at: usize, text: &[u8]) -> usize {
+    let mut length = text.len();
+    while length >= 0x80 {
+        out[at] = length as u8 | 0x80;
+        (at, length) = (at + 1, length >> 7);
+    }
+    out[at] = length as u8;
+    out[at + 1..at + 1 + text.len()].copy_from_slice(text);
+    at + 1 + text.len()
 }
 
 fn put_text(out: &mut Vec<u8>, text: &[u8]) {

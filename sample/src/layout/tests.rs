@@ -147,6 +147,36 @@ fn numbers_say_what_a_series_says() {
 }
 
 #[test]
+fn lists_of_names_that_come_again_have_one_number() {
+    let mut builder = LayoutBuilder::new();
+    let family = builder.family("f", MetricType::Gauge, "help", "");
+    let lists: [&[&str]; 5] = [&["a", "b"], &["b"], &[], &["a"], &["a", "b", "c"]];
+    for names in lists.iter().cycle().take(20) {
+        builder.series(family, "f", names.iter().map(|name| (*name, "x")));
+    }
+    let layout = builder.build();
+    assert_eq!(layout.pieces().map(|(_, shapes)| shapes).collect::<Vec<_>>(), [lists.len()]);
+    assert!((0..20).all(|index| layout.series(index).labels().map(|(name, _)| name).eq(lists[index % lists.len()].iter().copied())));
+}
+
+#[test]
+fn who_numbers_texts_for_itself_makes_the_same_layout() {
+    let mut builder = LayoutBuilder::new();
+    let [f, help, unit, total, a, x, y] = ["f", "help", "", "f_total", "a", "x", "y"].map(|text| builder.new_text(text));
+    let family = builder.family_of(f, MetricType::Counter, help, unit);
+    assert_eq!(builder.family_of(f, MetricType::Counter, help, unit), family);
+    let kind = builder.kind(family, total, [a]);
+    [x, y].into_iter().for_each(|value| builder.row(kind, &[value]));
+    let by_numbers = builder.build();
+    let mut builder = LayoutBuilder::new();
+    let family = builder.family("f", MetricType::Counter, "help", "");
+    ["x", "y"].into_iter().for_each(|value| _ = builder.series(family, "f_total", [("a", value)]));
+    let by_texts = builder.build();
+    assert!(by_numbers.same(&by_texts) && by_numbers.id() == by_texts.id());
+    assert_eq!(by_numbers.label_bytes(), by_texts.label_bytes());
+}
+
+#[test]
 fn everything_a_series_says_goes_into_the_id() {
     let build = |name: &str, kind, help: &str, unit: &str, series: &str, labels: &[(&str, &str)]| {
         let mut builder = LayoutBuilder::new();

@@ -191,6 +191,47 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn labels_do_not_depend_on_those_of_the_metric_before(metrics in proptest::collection::vec(labels(), 1..6)) {
+        let read = |body: &'static [u8]| metric(0, Fields::new(body, 0), Kind::Gauge).expect("a metric");
+        let (mut before, mut all) = (Vec::new(), Vec::new());
+        for body in metrics {
+            let metric = read(body.leak());
+            let mut alone = Vec::new();
+            let expect = metric.labels(|name, value| alone.push((name, value)));
+            let found = metric.labels_after(&mut before, |place, name, value| {
+                if place < all.len() { all[place] = (name, value) } else { all.push((name, value)) }
+            });
+            prop_assert_eq!(found, expect);
+            if found.is_err() {
+                break;
+            }
+            all.truncate(before.len());
+            prop_assert_eq!(&all, &alone);
+        }
+    }
+}
+
+/// Labels of a metric, few of them, so that two metrics have some in common; some are broken, some stand apart.
+fn labels() -> impl Strategy<Value = Vec<u8>> {
+    const LABELS: [&[u8]; 9] = [
+        b"\x0a\x06\x0a\x01a\x12\x01b",
+        b"\x0a\x06\x0a\x01a\x12\x01c",
+        b"\x0a\x06\x0a\x01b\x12\x01b",
+        b"\x0a\x07\x0a\x01b\x12\x02\xc3\xa9",
+        b"\x0a\x06\x12\x01b\x0a\x01c",
+        b"\x0a\x03\x0a\x01d",
+        b"\x0a\x06\x0a\x01a\x12\x01\xc3",
+        b"\x0a\x00",
+        b"\x30\x05",
+    ];
+    proptest::collection::vec(proptest::sample::select([&LABELS[..5], &LABELS[..5], &LABELS[..5], &LABELS[..]].concat()), 0..5)
+        .prop_map(|labels| labels.concat())
+}
+
 fn str(bytes: &[u8]) -> Option<String> {
     String::from_utf8(bytes.to_vec()).ok()
 }

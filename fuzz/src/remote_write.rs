@@ -122,8 +122,8 @@ fn remote_write(bytes: &[u8]) {
     }
     let batch = batch(&all, &targets);
     // Whatever else is there instead of items is refused or read, and nothing of it is in the next message.
-    let mut broken = Batch { bytes: bytes.to_vec(), ..batch.clone() };
-    broken.items.iter_mut().for_each(|item| item.end = item.end.min(bytes.len() as u32));
+    let mut broken = Batch { bytes: bytes.to_vec().into(), ..batch.clone() };
+    Arc::make_mut(&mut broken.items).iter_mut().for_each(|item| item.end = item.end.min(bytes.len() as u32));
     for (version, read) in [(ProtobufMessage::V1, said_1 as fn(&[u8]) -> Said), (ProtobufMessage::V2, said_2)] {
         let mut expect = Said::new();
         all.iter().for_each(|one| one.say(version == ProtobufMessage::V2, &mut expect));
@@ -175,8 +175,8 @@ fn batch(all: &[One], targets: &[BTreeMap<String, String>; 2]) -> Batch {
         items.push(Item { end: bytes.len() as u32, section: section as u32, series: hasher.finish() % 2, index, route: 0 });
     }
     Batch {
-        bytes,
-        items,
+        bytes: bytes.into(),
+        items: Arc::new(items),
         sections: sections.into(),
         routes: Vec::new(),
         framing: encoder.framing(),

@@ -129,17 +129,7 @@ async fn measure(message: &str, compression: &str, slots: usize, pages: &[(Strin
 /// Some samples in so many slots; counters move from slot to slot.
 fn batch(encoder: &dyn Encode, rows: &[(&str, &Row)], slots: usize) -> Batch {
     let pages: Vec<&[(&str, &Row)]> = rows.chunk_by(|a, b| a.0 == b.0).collect();
-    let mut batch = Batch {
-        bytes: Vec::new(),
-        items: Vec::new(),
-        sections: Arc::default(),
-        routes: Vec::new(),
-        framing: encoder.framing(),
-        content_type: encoder.content_type(),
-        slots_ms: (AT, AT),
-        stretch: Stretch::default(),
-        key: "p:1:1/0/0".to_owned(),
-    };
+    let (mut bytes, mut items) = (Vec::new(), Vec::new());
     let names: Vec<Arc<Names>> = pages.iter().map(|rows| Arc::new(names(rows))).collect();
     let mut sections = Vec::new();
     for slot in 0..slots {
@@ -169,16 +159,25 @@ fn batch(encoder: &dyn Encode, rows: &[(&str, &Row)], slots: usize) -> Batch {
                     start_ms: None,
                     exemplars: &[],
                 };
-                encoder.sample(&sample, &mut batch.bytes);
+                encoder.sample(&sample, &mut bytes);
                 let number = |n: usize| u32::try_from(n).expect("small");
                 let series = (Arc::as_ptr(names).addr() + index) as u64;
                 let section = number(sections.len() - 1);
-                batch.items.push(Item { end: number(batch.bytes.len()), section, series, index: number(index), route: 0 });
+                items.push(Item { end: number(bytes.len()), section, series, index: number(index), route: 0 });
             }
         }
     }
-    batch.sections = sections.into();
-    batch
+    Batch {
+        bytes: bytes.into(),
+        items: Arc::new(items),
+        sections: sections.into(),
+        routes: Vec::new(),
+        framing: encoder.framing(),
+        content_type: encoder.content_type(),
+        slots_ms: (AT, AT),
+        stretch: Stretch::default(),
+        key: "p:1:1/0/0".to_owned(),
+    }
 }
 
 fn names(rows: &[(&str, &Row)]) -> Names {

@@ -343,21 +343,13 @@ impl Pipeline {
         self.columns.exemplars.sort_by_key(|(series, _)| *series);
         self.columns.histograms.sort_by_key(|(series, _)| *series);
         if frame.flags.contains(Flags::PUSHED) || frame.flags.contains(Flags::END) {
-            let columns = std::mem::take(&mut self.columns);
-            let result = self.emit(at, &decoded, &columns, false, tally, out).await;
-            self.columns = columns;
-            return result;
+            return self.whole(at, &decoded, false, tally, out).await;
         }
         if frame.parts > 1 {
             return self.part(at, envelope, frame, Some(decoded), tally, out).await;
         }
         match self.fate(&envelope.producer, frame, true) {
-            Fate::Take { late } => {
-                let columns = std::mem::take(&mut self.columns);
-                let result = self.emit(at, &decoded, &columns, late, tally, out).await;
-                self.columns = columns;
-                return result;
-            }
+            Fate::Take { late } => return self.whole(at, &decoded, late, tally, out).await,
             Fate::Twin | Fate::Hold => at.twin(tally, std::iter::once(&decoded)),
         }
         Ok(())
@@ -407,7 +399,7 @@ impl Pipeline {
         &mut self,
         at: &Message,
         decoded: &Decoded,
-        columns: &Columns,
+        columns: &Arc<Columns>,
         late: bool,
         tally: &mut Tally,
         out: &mpsc::Sender<Step>,
@@ -459,7 +451,7 @@ impl Pipeline {
             out.send(Step::Part(Box::new(part))).await.map_err(|_| Closed)?;
         }
         let moment = filters.moment(decoded.origin.target, decoded.slot_ms, late, decoded.flags.contains(Flags::PUSHED));
-        self.building.section(resolved, columns, decoded.slot_ms);
+        self.building.section(resolved, columns.clone(), decoded.slot_ms);
         let mut page = Page { resolved, filters, columns, moment };
         let mut next = 0;
         while let Some(full_at) = self.building.fill(&mut page, next, previously.as_deref_mut(), tally) {

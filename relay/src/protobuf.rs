@@ -26,6 +26,13 @@ pub(crate) const fn len(field: u32) -> u32 {
 /// Appends a varint.
 #[inline]
 pub(crate) fn varint(mut value: u64, out: &mut Vec<u8>) {
+    // Most are this short.
+    if value < 0x80 {
+        return out.push(value as u8);
+    }
+    if value < 0x4000 {
+        return out.extend_from_slice(&[value as u8 | 0x80, (value >> 7) as u8]);
+    }
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bundled_nats::feed::Feeds;
 use bundled_nats::port::Log;
+use bytes::Bytes;
 use config::{Component, Kind, OptionsError, OutOfOrder, Owned, Relay};
 use serde_json::Value;
 
@@ -118,9 +119,9 @@ pub const LACKING: u32 = 1 << 31;
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Items one after the other, without separators.
-    pub bytes: Vec<u8>,
-    /// Their ends and identities.
-    pub items: Vec<Item>,
+    pub bytes: Bytes,
+    /// Their ends and identities; a sink that hands the batch on copies neither.
+    pub items: Arc<Vec<Item>>,
     /// Targets and slots of its items.
     pub sections: Arc<[Section]>,
     /// What the sink's templates say of the items' series, each text once; empty for a sink without templates.
@@ -176,11 +177,22 @@ impl Batch {
 
     /// Some items as a batch with a key of its own, the same each time.
     pub fn share(&self, items: &[usize], name: &str) -> Self {
-        let mut share = Self {
+        let (bytes, items) = match *items {
+            [first, .., last] if items.iter().zip(first..=last).all(|(item, next)| *item == next) => self.neighbours(first..last + 1),
+            _ => {
+                let (mut bytes, mut some) = (Vec::new(), Vec::with_capacity(items.len()));
+                for i in items {
+                    bytes.extend_from_slice(self.said(*i));
+                    some.push(Item { end: bytes.len() as u32, ..self.items[*i] });
+                }
+                (bytes.into(), some)
+            }
+        };
+        Self {
             slots_ms: self.slots_ms,
             stretch: self.stretch,
-            bytes: Vec::new(),
-            items: Vec::with_capacity(items.len()),
+            bytes,
+            items: Arc::new(items),
             sections: self.sections.clone(),
             routes: self.routes.clone(),
             framing: self.framing,
@@ -189,29 +201,15 @@ impl Batch {
                 Some((message, config)) => format!("{message}.{name}/{config}"),
                 None => format!("{}.{name}", self.key),
             },
-        };
-        for i in items {
-            share.bytes.extend_from_slice(self.said(*i));
-            share.items.push(Item { end: share.bytes.len() as u32, ..self.items[*i] });
         }
-        share
     }
 
-    /// Some neighbouring items as a batch under the same key.
-    pub(crate) fn part(&self, items: Range<usize>) -> Self {
+    /// Items that stand together, and their bytes, which are not copied.
+    fn neighbours(&self, items: Range<usize>) -> (Bytes, Vec<Item>) {
         let start = items.start.checked_sub(1).map_or(0, |last| self.items[last].end);
-        let end = items.end.checked_sub(1).map_or(0, |last| self.items[last].end);
-        Self {
-            bytes: self.bytes[start as usize..end as usize].to_vec(),
-            items: self.items[items].iter().map(|item| Item { end: item.end - start, ..*item }).collect(),
-            sections: self.sections.clone(),
-            routes: self.routes.clone(),
-            framing: self.framing,
-            content_type: self.content_type,
-            slots_ms: self.slots_ms,
-            stretch: self.stretch,
-            key: self.key.clone(),
-        }
+        let end = self.items[items.end - 1].end;
+        let moved = self.items[items].iter().map(|item| Item { end: item.end - start, ..*item });
+        (self.bytes.slice(start as usize..end as usize), moved.collect())
     }
 
     /// The most bytes that the body of these items has.
@@ -418,9 +416,14 @@ pub(crate) mod tests {
         let origin = Origin { target: TargetId(7), labels: Vec::new(), attributes: Vec::new() };
         let origin = Arc::new(origin);
         let section = Section { origin, layout: Arc::default(), columns: Arc::default(), names: Arc::default(), slot_ms: 0, items: 0 };
-        let mut batch = Batch {
-            bytes: Vec::new(),
-            items: Vec::new(),
+        let mut end = 0;
+        let item = |(i, text): (usize, &&str)| {
+            end += u32::try_from(text.len()).expect("small");
+            Item { end, section: 0, series: i as u64 % 3, index: 0, route: 0 }
+        };
+        Batch {
+            items: Arc::new(texts.iter().enumerate().map(item).collect()),
+            bytes: texts.concat().into(),
             sections: Arc::new([section]),
             routes: Vec::new(),
             framing,
@@ -428,13 +431,7 @@ pub(crate) mod tests {
             slots_ms: (0, 0),
             stretch: Stretch::default(),
             key: "p:1:1/0/abc".to_owned(),
-        };
-        for text in texts {
-            batch.bytes.extend_from_slice(text.as_bytes());
-            let end = u32::try_from(batch.bytes.len()).expect("small");
-            batch.items.push(Item { end, section: 0, series: batch.items.len() as u64 % 3, index: 0, route: 0 });
         }
-        batch
     }
 
     /// A batch of these texts as lines.

@@ -318,8 +318,8 @@ mod tests {
         Batch {
             sections: Arc::default(),
             routes: Default::default(),
-            bytes: b"{}".repeat(items as usize),
-            items: (1..=items).map(|i| Item { end: 2 * i, section: 0, series: 0, index: 0, route: 0 }).collect(),
+            bytes: b"{}".repeat(items as usize).into(),
+            items: Arc::new((1..=items).map(|i| Item { end: 2 * i, section: 0, series: 0, index: 0, route: 0 }).collect()),
             framing: Framing { open: b"", separator: b"\n", close: b"\n", form: Form::Whole },
             content_type: "application/x-ndjson",
             slots_ms: (0, 0),

@@ -5,6 +5,7 @@
 //! *When full*: the wire's limits are checked by the reader; the writer splits a target into parts.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::MetricType;
@@ -55,6 +56,15 @@ pub struct Numbered<'a> {
     pub help: u32,
     /// Unit of its family.
     pub unit: u32,
+}
+
+/// Neighbours of a layout that differ in the values of their labels only, for those who find out once what such series have in common.
+#[derive(Clone)]
+pub struct Run<'a> {
+    segment: &'a Segment,
+    row: Row,
+    piece: usize,
+    series: Range<usize>,
 }
 
 /// A metric family as the exposition declared it.
@@ -135,6 +145,18 @@ impl Layout {
         (at, Series { segment: &piece.segment, row })
     }
 
+    /// The series at an index, with its neighbours that are like it.
+    ///
+    /// *Limits*: as [`Layout::series`].
+    #[must_use]
+    pub fn run(&self, index: usize) -> Run<'_> {
+        let at = self.pieces.partition_point(|piece| piece.end <= index);
+        let Piece { segment, end, .. } = &self.pieces[at];
+        let start = end - segment.len();
+        let (row, rows) = segment.run(index - start);
+        Run { segment, row, piece: at, series: start + rows.start..start + rows.end }
+    }
+
     /// All series in order.
     pub fn iter(&self) -> impl Iterator<Item = Series<'_>> + '_ {
         self.pieces.iter().flat_map(|piece| piece.segment.rows().map(|row| Series { segment: &piece.segment, row }))
@@ -204,6 +226,30 @@ impl Layout {
     }
 }
 
+impl<'a> Run<'a> {
+    /// Which of [`Layout::pieces`] it is in.
+    #[must_use]
+    pub const fn piece(&self) -> usize {
+        self.piece
+    }
+
+    /// The indices of its series.
+    #[must_use]
+    #[inline]
+    pub const fn indices(&self) -> &Range<usize> {
+        &self.series
+    }
+
+    /// Its series at an index of the layout.
+    ///
+    /// *Limits*: one of [`Run::indices`]; another one is not what is there.
+    #[must_use]
+    #[inline]
+    pub fn series(&self, index: usize) -> Series<'a> {
+        Series { segment: self.segment, row: self.segment.further(self.row, index - self.series.start) }
+    }
+}
+
 impl<'a> Series<'a> {
     /// The metric name.
     #[must_use]
@@ -250,10 +296,18 @@ impl<'a> Series<'a> {
         }
     }
 
+    /// The numbers of its label values, as in [`Series::numbered`].
+    #[must_use]
+    #[inline]
+    pub fn values(&self) -> Values<'a> {
+        self.segment.values(self.row)
+    }
+
     /// The text of a number of its piece.
     ///
     /// *Limits*: panics where the piece has no such number; those of [`Series::numbered`] it has.
     #[must_use]
+    #[inline]
     pub fn text(&self, number: u32) -> &'a str {
         self.segment.symbol(number)
     }

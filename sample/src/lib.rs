@@ -29,7 +29,7 @@ pub use frame::{Flags, FrameKind, FrameRef};
 pub use histogram::{BucketCounts, Counts, NativeHistogram, ResetHint, Span};
 pub use layout::builder::{FamilyRef, KindRef, LayoutBuilder, TextRef};
 pub use layout::interner::Interner;
-pub use layout::{Family, Layout, LayoutId, Numbered, Series, Values};
+pub use layout::{Family, Layout, LayoutId, Numbered, Run, Series, Values};
 pub use message::{Frames, MessageBuilder, frames};
 pub use metric::{MetricType, UnknownMetricType};
 pub use origin::{Origin, TargetId};

@@ -117,16 +117,25 @@ fn spread(batch: &Batch, group: Range, request: Limits, lanes: usize, order: &mu
 /// The items of each lane, in their order, all of a series in one: as many neighbours to each as make equal shares. What stands together on a page
 /// has most of its text in common, and a request with all of it is compressed to a third less than one with series from everywhere.
 fn shares(batch: &Batch, items: &[usize], lanes: usize, weight: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
-    let (mut places, mut weights) = (HashMap::with_capacity(items.len()), Vec::new());
-    let place = |item: &usize| {
-        let place = *places.entry(batch.items[*item].series).or_insert(weights.len());
-        if place == weights.len() {
-            weights.push(0);
+    let section = |item: usize| batch.items[item].section;
+    let (places, mut weights): (Vec<usize>, Vec<usize>) = match items {
+        // One slot of one target has one sample of each series.
+        [first, ..] if items.iter().all(|item| section(*item) == section(*first)) => {
+            ((0..items.len()).collect(), items.iter().map(|item| weight(*item)).collect())
         }
-        weights[place] += weight(*item);
-        place
+        _ => {
+            let (mut places, mut weights) = (HashMap::with_capacity(items.len()), Vec::new());
+            let place = |item: &usize| {
+                let place = *places.entry(batch.items[*item].series).or_insert(weights.len());
+                if place == weights.len() {
+                    weights.push(0);
+                }
+                weights[place] += weight(*item);
+                place
+            };
+            (items.iter().map(place).collect(), weights)
+        }
     };
-    let places: Vec<usize> = items.iter().map(place).collect();
     let total: usize = weights.iter().sum::<usize>().max(1);
     let mut before = 0;
     for weight in &mut weights {
@@ -172,6 +181,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sink::Item;
     use crate::sink::tests::lines;
     use crate::template::RenderError;
 
@@ -187,7 +197,7 @@ mod tests {
                 route => Arc::new(vec![Ok(format!("/{route}").into_boxed_str())].into_boxed_slice()),
             })
             .collect();
-        batch.items.iter_mut().zip(routes).for_each(|(item, route)| item.route = *route);
+        Arc::make_mut(&mut batch.items).iter_mut().zip(routes).for_each(|(item, route)| item.route = *route);
         batch
     }
 
@@ -203,7 +213,7 @@ mod tests {
         let [first] = &queues[0][..] else { panic!("{queues:?}") };
         assert_eq!((first.from, first.to), (0, 2));
         let share = batch.share(&order[first.from..first.to], &first.key);
-        assert_eq!((share.bytes.as_slice(), share.key.as_str()), (&b"14"[..], format!("p:1:1/0.{}/abc", first.key).as_str()));
+        assert_eq!((&share.bytes[..], share.key.as_str()), (&b"14"[..], format!("p:1:1/0.{}/abc", first.key).as_str()));
         assert_eq!(first.key, format!("r{:016x}", name(&batch.routes[1])));
         let [second, half] = first.clone().halves();
         assert_eq!((half.key, second.key), (format!("{}.0-1", first.key), format!("{}.1-2", first.key)));
@@ -225,7 +235,8 @@ mod tests {
     fn neighbours_share_a_lane() {
         let mut batch = batch(&[0; 12]);
         // Two slots of six series.
-        batch.items.iter_mut().enumerate().for_each(|(i, item)| item.series = 100 - i as u64 % 6);
+        let series = |(i, item): (usize, &mut Item)| (item.series, item.section) = (100 - i as u64 % 6, i as u32 / 6);
+        Arc::make_mut(&mut batch.items).iter_mut().enumerate().for_each(series);
         let Split { order, queues, .. } = Split::of(&batch, false, Limits { items_max: 5, ..ROOM }, 3);
         assert_eq!(order, [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
         assert_eq!(queues.iter().map(|queue| queue[0].key.as_str()).collect::<Vec<_>>(), ["l0", "l1", "l2"]);
@@ -234,7 +245,7 @@ mod tests {
     #[test]
     fn a_lane_with_more_than_its_share_is_cut_and_named() {
         let mut batch = batch(&[0; 12]);
-        batch.items.iter_mut().for_each(|item| item.series = 7);
+        Arc::make_mut(&mut batch.items).iter_mut().enumerate().for_each(|(i, item)| (item.series, item.section) = (7, i as u32));
         let Split { queues, .. } = Split::of(&batch, false, Limits { items_max: 5, ..ROOM }, 2);
         let keys: Vec<&str> = queues[0].iter().rev().map(|range| range.key.as_str()).collect();
         assert_eq!((queues.len(), keys), (1, vec!["l0.0-5", "l0.5-10", "l0.10-12"]));
@@ -268,7 +279,13 @@ mod tests {
         #[test]
         fn every_series_keeps_its_order_in_one_queue_of_full_requests(series in proptest::collection::vec(0u64..9, 1..60), lanes in 1usize..5, items_max in 1usize..30) {
             let mut batch = batch(&vec![0; series.len()]);
-            batch.items.iter_mut().zip(&series).for_each(|(item, series)| item.series = *series);
+            // A slot has each series once.
+            let mut slots = HashMap::new();
+            for (item, series) in Arc::make_mut(&mut batch.items).iter_mut().zip(&series) {
+                let slot = slots.entry(*series).or_insert(0);
+                (item.series, item.section) = (*series, *slot);
+                *slot += 1;
+            }
             let limits = Limits { items_max, ..ROOM };
             let Split { order, queues, .. } = Split::of(&batch, false, limits, lanes);
             let again = Split::of(&batch, false, limits, lanes);
@@ -280,6 +297,13 @@ mod tests {
                 prop_assert!(items.is_sorted(), "{:?}", items);
                 prop_assert!(queue.iter().all(|range| lanes == 1 || range.to - range.from <= items_max));
                 prop_assert!(queue.iter().all(|range| keys.insert(range.key.clone())));
+                for range in queue {
+                    let of = &order[range.from..range.to];
+                    let share = batch.share(of, &range.key);
+                    prop_assert!(of.iter().enumerate().all(|(i, item)| share.said(i) == batch.said(*item)));
+                    let known = of.iter().map(|item| (batch.items[*item].series, batch.items[*item].section));
+                    prop_assert!(share.items.iter().map(|item| (item.series, item.section)).eq(known));
+                }
                 let here: std::collections::HashSet<u64> = items.iter().map(|item| series[*item]).collect();
                 prop_assert!(seen.iter().all(|other: &std::collections::HashSet<u64>| other.is_disjoint(&here)));
                 seen.push(here);

@@ -211,9 +211,9 @@ impl Building {
     }
 
     /// The next items are of this target and slot.
-    pub fn section(&mut self, resolved: &Resolved, columns: &Columns, slot_ms: i64) {
+    pub fn section(&mut self, resolved: &Resolved, columns: Arc<Columns>, slot_ms: i64) {
         let Resolved { origin, layout, names, .. } = resolved;
-        let (origin, layout, names, columns) = (origin.clone(), layout.clone(), names.clone(), Arc::new(columns.clone()));
+        let (origin, layout, names) = (origin.clone(), layout.clone(), names.clone());
         self.sections.push(Section { origin, layout, columns, names, slot_ms, items: 0 });
     }
 
@@ -232,6 +232,7 @@ impl Building {
         let mut routes = vec![None; page.resolved.routes.len()];
         let layout = page.resolved.layout.clone();
         let mut own = Vec::new();
+        self.items.reserve(rows.saturating_sub(from).min(self.limits.items_max.saturating_sub(self.items.len())));
         for i in from..rows {
             let state = columns.states[i];
             if state == State::Absent {
@@ -318,8 +319,8 @@ impl Building {
         let batch = Batch {
             slots_ms: (slots().min().unwrap_or(window.first_ms), slots().max().unwrap_or(window.first_ms)),
             sections: sections.into(),
-            bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(self.hint.min(self.limits.bytes_max))),
-            items: std::mem::take(&mut self.items),
+            bytes: std::mem::replace(&mut self.bytes, Vec::with_capacity(self.hint.min(self.limits.bytes_max))).into(),
+            items: Arc::new(std::mem::take(&mut self.items)),
             routes: self.routes.take(),
             framing,
             content_type: self.encoder.content_type(),

@@ -7,6 +7,7 @@
 //! what is left of a slot that was done with is not taken for one that waits.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sample::{Columns, Decoded, Envelope, FrameRef, TargetId};
 use tokio::sync::mpsc;
@@ -174,6 +175,23 @@ impl Pipeline {
         }
     }
 
+    /// Emits the frame that was decoded last, which is whole by itself.
+    pub(super) async fn whole(
+        &mut self,
+        at: &Message,
+        decoded: &Decoded,
+        late: bool,
+        tally: &mut Tally,
+        out: &mpsc::Sender<Step>,
+    ) -> Result<(), Closed> {
+        let columns = Arc::new(std::mem::take(&mut self.columns));
+        let emitted = self.emit(at, decoded, &columns, late, tally, out).await;
+        // What no batch has is used again.
+        self.columns = Arc::into_inner(columns).unwrap_or_default();
+        emitted
+    }
+
+    /// Emits the parts of a slot.
     pub(super) async fn parts(
         &mut self,
         at: &Message,
@@ -183,8 +201,8 @@ impl Pipeline {
         out: &mpsc::Sender<Step>,
     ) -> Result<(), Closed> {
         parts.sort_by_key(|part| part.decoded.part);
-        for part in &parts {
-            self.emit(at, &part.decoded, &part.columns, late, tally, out).await?;
+        for HeldPart { decoded, columns, .. } in parts {
+            self.emit(at, &decoded, &Arc::new(columns), late, tally, out).await?;
         }
         Ok(())
     }

@@ -319,15 +319,16 @@ impl RemoteWrite {
         if batch.content_type != item::CONTENT_TYPE {
             return Err(foreign());
         }
-        let batch = batch.part(items);
+        let batch = batch.clone();
         let (compression, told, pool) = (self.compression, self.told.clone(), self.pool.clone());
         let work = move || {
-            let (bytes, counts) = pool.lend(|scratch| scratch.body(message, compression, &batch)).map_err(|error| match error {
-                scratch::Error::Foreign(_) => foreign(),
-                error => Answer::Retry { after: None, reason: error.to_string() },
-            })?;
+            let (bytes, counts) =
+                pool.lend(|scratch| scratch.body(message, compression, &batch, items.clone())).map_err(|error| match error {
+                    scratch::Error::Foreign(_) => foreign(),
+                    error => Answer::Retry { after: None, reason: error.to_string() },
+                })?;
             let metrics = match message {
-                ProtobufMessage::V1 => told.missing(&batch),
+                ProtobufMessage::V1 => told.missing(&batch, items),
                 ProtobufMessage::V2 => Vec::new(),
             };
             Ok(Body { bytes, counts, metrics })
@@ -361,7 +362,7 @@ fn written(headers: &HeaderMap) -> Option<Counts> {
 /// Batches as messages of a version before compression, one after the other in the same buffers; none: another encoder wrote it.
 pub fn messages(version: ProtobufMessage, batches: &[&Batch]) -> Vec<Option<Vec<u8>>> {
     let mut writer = message::Writer::default();
-    batches.iter().map(|batch| writer.write(version, batch).ok().map(|(message, _)| message.to_vec())).collect()
+    batches.iter().map(|batch| writer.write(version, batch, 0..batch.items.len()).ok().map(|(message, _)| message.to_vec())).collect()
 }
 
 /// What an answer with its text means for the items of a request that held `sent`; none: its server has only 1.0.

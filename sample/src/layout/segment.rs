@@ -95,11 +95,29 @@ impl Segment {
     /// The series of a number below [`Segment::len`].
     #[inline]
     pub(crate) fn row(&self, row: usize) -> Row {
+        self.row_in(&self.runs[self.run_of(row)], row)
+    }
+
+    /// The first series of the run that has a number below [`Segment::len`], and the numbers of all of the run.
+    pub(crate) fn run(&self, row: usize) -> (Row, Range<usize>) {
+        let at = self.run_of(row);
+        let run = &self.runs[at];
+        (Row { kind: run.kind, values: run.values }, run.first as usize..self.end(at) as usize)
+    }
+
+    /// The series so many further on in a run.
+    #[inline]
+    pub(crate) fn further(&self, row: Row, by: usize) -> Row {
+        Row { values: row.values + index(by * self.shape(row.kind.shape).len()), ..row }
+    }
+
+    #[inline]
+    fn run_of(&self, row: usize) -> usize {
         let mut run = self.marks[row / MARK_ROWS] as usize;
         while self.runs.get(run + 1).is_some_and(|next| next.first as usize <= row) {
             run += 1;
         }
-        self.row_in(&self.runs[run], row)
+        run
     }
 
     fn row_in(&self, run: &Run, row: usize) -> Row {
@@ -133,6 +151,7 @@ impl Segment {
             + self.values.bytes()
     }
 
+    #[inline]
     pub(crate) fn symbol(&self, symbol: u32) -> &str {
         &self.text[self.place(symbol)]
     }
@@ -151,6 +170,7 @@ impl Segment {
         self.values.reserve(values);
     }
 
+    #[inline]
     pub(crate) fn shape(&self, shape: u32) -> &[u32] {
         let start = shape.checked_sub(1).map_or(0, |before| self.shape_ends[before as usize]);
         &self.shape_names[start as usize..self.shape_ends[shape as usize] as usize]

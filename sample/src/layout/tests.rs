@@ -134,6 +134,15 @@ fn numbers_say_what_a_series_says() {
     for index in 0..layout.len() {
         let (piece, series) = layout.find(index);
         let numbered = series.numbered();
+        let run = layout.run(index);
+        assert_eq!((run.piece(), run.series(index).numbered(), run.series(index).values()), (piece, numbered, numbered.values));
+        let kind = |index: usize| {
+            let (piece, series) = layout.find(index);
+            (piece, series.family(), series.name(), series.numbered().shape)
+        };
+        assert!(run.indices().contains(&index) && run.indices().clone().all(|other| kind(other) == kind(index)));
+        let beside = [run.indices().start.checked_sub(1), Some(run.indices().end).filter(|end| *end < layout.len())];
+        assert!(beside.into_iter().flatten().all(|other| kind(other) != kind(index)), "a run is as long as it can be");
         let pairs = numbered.label_names.iter().zip(numbered.values.iter()).map(|(name, value)| (series.text(*name), series.text(value)));
         assert!(pairs.eq(series.labels()));
         let family = series.family();

@@ -93,7 +93,7 @@ fn batches(
     assert!(resolver.resolve("p", &decoded));
     let (resolved, chain) = resolver.split(decoded.generation).expect("resolved");
     let mut building = Building::new(encoder, Limits { bytes_max, items_max: 1000 });
-    building.section(resolved, &read, SLOT);
+    building.section(resolved, Arc::new(read.clone()), SLOT);
     let moment = chain.moment(TargetId(1), SLOT, false, false);
     let mut tally = Tally::new(chain.len());
     let mut page = Page { resolved, filters: chain, columns: &read, moment };
@@ -353,7 +353,7 @@ impl Rendered {
         let (resolved, chain) = self.resolver.split(decoded.generation).expect("resolved");
         let kept = (0..layout.len()).map(|i| resolved.texts(i).0.len()).sum();
         let mut building = Building::new(self.encoder.clone(), Limits { bytes_max: BATCH_BYTES_MAX, items_max: usize::MAX });
-        building.section(resolved, &self.read, slot_ms);
+        building.section(resolved, Arc::new(self.read.clone()), slot_ms);
         let moment = chain.moment(TargetId(target as u64), slot_ms, false, false);
         let mut tally = Tally::new(0);
         assert_eq!(building.fill(&mut Page { resolved, filters: chain, columns: &self.read, moment }, 0, None, &mut tally), None);

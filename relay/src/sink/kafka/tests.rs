@@ -246,7 +246,7 @@ fn routed(sink: &Kafka, of: &[(&str, &str)]) -> Batch {
         let kind = sample::MetricType::Gauge;
         let series = crate::filter::Series { name: "up", labels: &labels, kind, cumulative: false, help: "", unit: "" };
         batch.routes.push(Arc::new(crate::template::route(&sink.templates(), &series)));
-        batch.items[i].route = u32::try_from(i).expect("small");
+        Arc::make_mut(&mut batch.items)[i].route = u32::try_from(i).expect("small");
     }
     batch
 }

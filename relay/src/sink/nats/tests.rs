@@ -18,7 +18,7 @@ fn routed(texts: &[&str], framing: Framing, routes: &[u32]) -> Batch {
     let mut batch = batch(texts, framing);
     let route = |namespace: &str, job: &str| -> Arc<Route> { Arc::new(vec![Ok(namespace.into()), Ok(job.into())].into()) };
     batch.routes = vec![route("_", "a"), route("shop", "b")];
-    batch.items.iter_mut().zip(routes).for_each(|(item, to)| item.route = *to);
+    Arc::make_mut(&mut batch.items).iter_mut().zip(routes).for_each(|(item, to)| item.route = *to);
     batch
 }
 

@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use sample::{Numbered, Series};
+use sample::{Numbered, Run, Series, Values};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::ProtobufMessage;
 use crate::encode::remote_write::{self as item, METRIC, Stands, order};
 use crate::protobuf::{field_bytes, len, put_bytes, put_message, varint};
-use crate::sink::Batch;
+use crate::sink::{Batch, Item};
 use crate::step::Names;
 
 /// `Request.symbols`.
@@ -41,16 +41,40 @@ enum Whose {
 
 impl Whose {
     #[inline]
-    fn number(self, series: &Numbered<'_>) -> u32 {
+    fn number(self, metric: u32, values: Values<'_>) -> u32 {
         match self {
-            Whose::Metric => series.name,
-            Whose::Own(place) => series.values.at(place as usize),
+            Whose::Metric => metric,
+            Whose::Own(place) => values.at(place as usize),
         }
     }
 }
 
 /// Where the tables of one target's names begin, per piece of its layout: in [`Labels::refs`] and in [`Labels::plans`].
 struct Page(Vec<(u32, u32)>);
+
+/// Neighbours of a section that differ in their label values only, with what is the same of all of them.
+pub(super) struct Alike<'b> {
+    section: u32,
+    run: Run<'b>,
+    /// The number of their metric's name.
+    metric: u32,
+    /// Where the texts of their piece begin in [`Labels::refs`].
+    texts: u32,
+    pieces: Range<u32>,
+}
+
+impl<'b> Alike<'b> {
+    /// Whether an item's series is one of them.
+    #[inline]
+    pub fn has(&self, item: &Item) -> bool {
+        self.section == item.section && self.run.indices().contains(&(item.index as usize))
+    }
+
+    /// Any of them, for what they have in common.
+    pub fn first(&self) -> Series<'b> {
+        self.run.series(self.run.indices().start)
+    }
+}
 
 /// Translates labels for the message at hand.
 #[derive(Default)]
@@ -88,32 +112,40 @@ impl Labels {
         self.by_layout.clear();
     }
 
-    /// Appends the labels of a series: fields of 1.0, references of 2.0. Gives its place among texts, for [`Labels::text`].
-    pub fn put<'b>(&mut self, batch: &'b Batch, section: usize, index: usize, out: &mut Vec<u8>) -> (Series<'b>, u32) {
-        let names = &batch.sections[section].names;
-        let page = self.page(section, names);
-        let (piece, series) = names.layout.find(index);
-        let (texts, plans) = self.pages[page].0[piece];
+    /// An item's series with the neighbours that are like it.
+    pub fn alike<'b>(&mut self, batch: &'b Batch, item: &Item) -> Alike<'b> {
+        let names = &batch.sections[item.section as usize].names;
+        let page = self.page(item.section as usize, names);
+        let run = names.layout.run(item.index as usize);
+        let (texts, plans) = self.pages[page].0[run.piece()];
+        let series = run.series(item.index as usize);
         let numbered = series.numbered();
         let plan = (plans + numbered.shape) as usize;
         if self.plans[plan].is_empty() {
             self.plans[plan] = self.plan(names, series, &numbered);
         }
-        let pieces = self.plans[plan].clone();
-        for piece in &self.pieces[pieces.start as usize..pieces.end as usize] {
+        Alike { section: item.section, run, metric: numbered.name, texts, pieces: self.plans[plan].clone() }
+    }
+
+    /// Appends the labels of one of them: fields of 1.0, references of 2.0.
+    pub fn put(&mut self, alike: &Alike<'_>, index: usize, out: &mut Vec<u8>) {
+        let Self { symbols, refs, pieces, fixed, .. } = self;
+        let series = alike.run.series(index);
+        let (values, texts) = (series.values(), alike.texts);
+        for piece in &pieces[alike.pieces.start as usize..alike.pieces.end as usize] {
             match piece {
-                Piece::Fixed(bytes) => out.extend_from_slice(&self.fixed[bytes.start as usize..bytes.end as usize]),
+                Piece::Fixed(bytes) => out.extend_from_slice(&fixed[bytes.start as usize..bytes.end as usize]),
                 Piece::Pair(name, whose) => {
-                    let symbol = translate(&mut self.refs, &mut self.symbols, series, texts, whose.number(&numbered));
+                    let symbol = translate(refs, symbols, series, texts, whose.number(alike.metric, values));
                     if symbol != 0 {
                         varint(u64::from(*name), out);
                         varint(u64::from(symbol), out);
                     }
                 }
                 Piece::Label(name, whose) => {
-                    let text = series.text(whose.number(&numbered));
+                    let text = series.text(whose.number(alike.metric, values));
                     if !text.is_empty() {
-                        let name = &self.fixed[name.start as usize..name.end as usize];
+                        let name = &fixed[name.start as usize..name.end as usize];
                         varint(u64::from(item::LABEL), out);
                         varint((name.len() + field_bytes(text.len())) as u64, out);
                         out.extend_from_slice(name);
@@ -122,12 +154,11 @@ impl Labels {
                 }
             }
         }
-        (series, texts)
     }
 
-    /// The reference of one of a series' texts.
-    pub fn text(&mut self, series: Series<'_>, texts: u32, number: u32) -> u32 {
-        translate(&mut self.refs, &mut self.symbols, series, texts, number)
+    /// The reference of one of the texts of such series.
+    pub fn text(&mut self, alike: &Alike<'_>, number: u32) -> u32 {
+        translate(&mut self.refs, &mut self.symbols, alike.first(), alike.texts, number)
     }
 
     /// The reference of any text.

@@ -7,16 +7,17 @@
 //! rise, or the kind changes, the series begins anew further on, which both versions allow.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::ProtobufMessage;
-use super::labels::Labels;
+use super::labels::{Alike, Labels};
 use crate::encode::Form;
 use crate::encode::remote_write::{self as item, Parts, number};
 use crate::protobuf::{Fields, Malformed, Value, double, field_bytes, int, len, put_bytes, put_double, put_int, put_message, varint};
-use crate::sink::Batch;
+use crate::sink::{Batch, Item};
 
 /// `Request.timeseries`.
 const TIMESERIES: u32 = len(5);
@@ -45,6 +46,9 @@ const EXEMPLAR_VALUE: u32 = double(2);
 /// `Exemplar.timestamp`.
 const EXEMPLAR_TIME: u32 = int(3);
 
+/// Where the time's key is in an item that is nothing but a sample: behind two keys, a length and the value.
+const TIME_AT: usize = 3 + size_of::<u64>();
+
 /// What a message holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -60,53 +64,78 @@ pub struct Counts {
 #[derive(Default)]
 pub(super) struct Writer {
     labels: Labels,
-    /// The labels of the series at hand, its points, its exemplars, its metadata.
+    /// The labels of the series at hand, its points, its exemplars.
     own: Vec<u8>,
     points: Vec<u8>,
     exemplars: Vec<u8>,
+    /// The metadata of the family at hand.
     metadata: Vec<u8>,
     refs: Vec<u8>,
+    /// The message; of 2.0 its series, behind room for the symbols, which are known when all series are written.
     out: Vec<u8>,
-    message: Vec<u8>,
+    /// That room: what the symbols of a message took at most so far.
+    front: usize,
     counts: Counts,
 }
 
+/// What the series at hand have in common.
+struct Common<'b> {
+    alike: Alike<'b>,
+    /// Whether [`Writer::metadata`] is theirs.
+    is_told: bool,
+}
+
 impl Writer {
-    /// Writes the message of a batch; it stays until the next one. *Errors*: another encoder wrote it.
-    pub fn write(&mut self, message: ProtobufMessage, batch: &Batch) -> Result<(&[u8], Counts), Malformed> {
+    /// Writes the message of some items of a batch; it stays until the next one. *Errors*: another encoder wrote it.
+    pub fn write(&mut self, message: ProtobufMessage, batch: &Batch, items: Range<usize>) -> Result<(&[u8], Counts), Malformed> {
         let Form::Unnamed { metadata } = batch.framing.form else { return Err(Malformed) };
         self.labels.begin(message, batch);
         // A message that was given up in the middle leaves something in the buffers.
         for buffer in [&mut self.out, &mut self.points, &mut self.exemplars, &mut self.metadata] {
             buffer.clear();
         }
+        if message == ProtobufMessage::V2 {
+            self.out.resize(self.front, 0);
+        }
         self.counts = Counts::default();
-        match again(batch) {
+        let mut common = None;
+        match again(batch, &batch.items[items.clone()]) {
             false => {
-                for i in 0..batch.items.len() {
-                    self.take(message, &Parts::read(batch.said(i))?)?;
-                    self.series(message, batch, i, metadata);
+                for i in items {
+                    let said = batch.said(i);
+                    match is_plain(said) {
+                        true => {
+                            self.points.extend_from_slice(said);
+                            self.counts.samples += 1;
+                        }
+                        false => self.take(message, &Parts::read(said)?)?,
+                    }
+                    self.series(message, batch, i, metadata, &mut common);
                 }
             }
             true => {
-                let (samples, firsts) = gather(batch)?;
+                let (samples, firsts) = gather(batch, items.clone())?;
                 for first in firsts {
                     let mut at = Some(first);
-                    while let Some(sample) = at.map(|at| &samples[at as usize]) {
+                    while let Some(sample) = at.map(|at| &samples[at]) {
                         self.take(message, &sample.parts)?;
-                        at = sample.next;
+                        at = sample.next.map(|next| next as usize);
                     }
-                    self.series(message, batch, first as usize, metadata);
+                    self.series(message, batch, items.start + first, metadata, &mut common);
                 }
             }
         }
         if message == ProtobufMessage::V1 {
             return Ok((&self.out, self.counts));
         }
-        self.message.clear();
-        self.message.extend_from_slice(self.labels.symbols());
-        self.message.extend_from_slice(&self.out);
-        Ok((&self.message, self.counts))
+        let symbols = self.labels.symbols();
+        if let Some(more) = symbols.len().checked_sub(self.front) {
+            self.out.splice(..0, std::iter::repeat_n(0, more));
+            self.front += more;
+        }
+        let start = self.front - symbols.len();
+        self.out[start..self.front].copy_from_slice(symbols);
+        Ok((&self.out[start..], self.counts))
     }
 
     /// Adds a sample to the series at hand.
@@ -172,11 +201,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the series at hand: that of an item.
-    fn series(&mut self, message: ProtobufMessage, batch: &Batch, i: usize, metadata: bool) {
+    /// Writes the series at hand: that of an item. `common`: of the series before it.
+    fn series<'b>(&mut self, message: ProtobufMessage, batch: &'b Batch, i: usize, metadata: bool, common: &mut Option<Common<'b>>) {
         let item = &batch.items[i];
+        let common = match common {
+            Some(common) if common.alike.has(item) => common,
+            common => common.insert(Common { alike: self.labels.alike(batch, item), is_told: false }),
+        };
         self.own.clear();
-        let (series, texts) = self.labels.put(batch, item.section as usize, item.index as usize, &mut self.own);
+        self.labels.put(&common.alike, item.index as usize, &mut self.own);
+        if message == ProtobufMessage::V2 && metadata && !std::mem::replace(&mut common.is_told, true) {
+            self.tell(&common.alike);
+        }
         let out = &mut self.out;
         let behind = self.points.len() + self.exemplars.len();
         match message {
@@ -186,53 +222,63 @@ impl Writer {
                 out.extend_from_slice(&self.own);
             }
             ProtobufMessage::V2 => {
-                if metadata {
-                    let numbered = series.numbered();
-                    let texts = [(HELP_REF, numbered.help), (UNIT_REF, numbered.unit)]
-                        .map(|(key, text)| (key, self.labels.text(series, texts, text)));
-                    put_message(METADATA, &mut self.metadata, |out| {
-                        put_int(METADATA_TYPE, number(numbered.kind), out);
-                        texts.into_iter().filter(|(_, symbol)| *symbol != 0).for_each(|(key, symbol)| put_int(key, u64::from(symbol), out));
-                    });
-                }
                 varint(u64::from(TIMESERIES), out);
                 varint((field_bytes(self.own.len()) + behind + self.metadata.len()) as u64, out);
                 put_bytes(LABELS_REFS, &self.own, out);
             }
         }
-        for part in [&mut self.points, &mut self.exemplars, &mut self.metadata] {
-            out.extend_from_slice(part);
-            part.clear();
+        out.extend_from_slice(&self.points);
+        self.points.clear();
+        if !self.exemplars.is_empty() {
+            out.extend_from_slice(&self.exemplars);
+            self.exemplars.clear();
         }
+        out.extend_from_slice(&self.metadata);
+    }
+
+    /// Writes what is told of the family of these series.
+    fn tell(&mut self, alike: &Alike<'_>) {
+        let numbered = alike.first().numbered();
+        let texts = [(HELP_REF, numbered.help), (UNIT_REF, numbered.unit)].map(|(key, text)| (key, self.labels.text(alike, text)));
+        self.metadata.clear();
+        put_message(METADATA, &mut self.metadata, |out| {
+            put_int(METADATA_TYPE, number(numbered.kind), out);
+            texts.into_iter().filter(|(_, symbol)| *symbol != 0).for_each(|(key, symbol)| put_int(key, u64::from(symbol), out));
+        });
     }
 }
 
-/// Whether a series may have more than one sample: its target has more than one section.
-fn again(batch: &Batch) -> bool {
-    let mut targets = HashSet::new();
-    batch
-        .items
-        .chunk_by(|a, b| a.section == b.section)
-        .any(|items| !targets.insert(batch.sections[items[0].section as usize].origin.target))
+/// Whether an item is nothing but a sample with value and time, which is the same field in both versions.
+#[inline]
+fn is_plain(item: &[u8]) -> bool {
+    const { assert!(item::SAMPLE == SAMPLES && SAMPLES < 0x80) };
+    matches!(item, [key, length, value, ..] if (u32::from(*key), u32::from(*value)) == (SAMPLES, item::SAMPLE_VALUE) && usize::from(*length) == item.len() - 2)
+        && item.get(TIME_AT).is_some_and(|key| u32::from(*key) == item::SAMPLE_TIME)
 }
 
-/// One sample, and the next of its series.
+/// Whether a series may have more than one sample among these items: its target has more than one section.
+fn again(batch: &Batch, items: &[Item]) -> bool {
+    let mut targets = HashSet::new();
+    items.chunk_by(|a, b| a.section == b.section).any(|items| !targets.insert(batch.sections[items[0].section as usize].origin.target))
+}
+
+/// One sample, and which of all is the next of its series.
 struct Linked<'a> {
     parts: Parts<'a>,
     next: Option<u32>,
 }
 
-/// Reads all items, and links those of one series; the first of each, in their order.
-fn gather(batch: &Batch) -> Result<(Vec<Linked<'_>>, Vec<u32>), Malformed> {
-    let (mut samples, mut firsts): (Vec<Linked<'_>>, Vec<u32>) = (Vec::with_capacity(batch.items.len()), Vec::new());
-    let mut lasts: HashMap<u64, u32> = HashMap::with_capacity(batch.items.len());
-    for (i, item) in batch.items.iter().enumerate() {
-        let parts = Parts::read(batch.said(i))?;
-        match lasts.insert(item.series, i as u32) {
-            Some(last) if follows(batch, last as usize, &samples[last as usize].parts, i, &parts) => {
-                samples[last as usize].next = Some(i as u32)
+/// Reads items, and links those of one series; the first of each, in their order.
+fn gather(batch: &Batch, items: Range<usize>) -> Result<(Vec<Linked<'_>>, Vec<usize>), Malformed> {
+    let (mut samples, mut firsts): (Vec<Linked<'_>>, Vec<usize>) = (Vec::with_capacity(items.len()), Vec::new());
+    let mut lasts: HashMap<u64, u32> = HashMap::with_capacity(items.len());
+    for i in items.clone() {
+        let (parts, place) = (Parts::read(batch.said(i))?, samples.len());
+        match lasts.insert(batch.items[i].series, place as u32) {
+            Some(last) if follows(batch, items.start + last as usize, &samples[last as usize].parts, i, &parts) => {
+                samples[last as usize].next = Some(place as u32)
             }
-            _ => firsts.push(i as u32),
+            _ => firsts.push(place),
         }
         samples.push(Linked { parts, next: None });
     }
@@ -261,4 +307,36 @@ fn follows(batch: &Batch, last: usize, before: &Parts<'_>, next: usize, after: &
         (family.kind, family.help.to_owned(), family.unit.to_owned())
     };
     labels(a, i) == labels(b, j) && said(a, i) == said(b, j)
+}
+
+#[cfg(test)]
+mod tests {
+    use sample::{Exemplar, MetricType};
+
+    use super::*;
+    use crate::encode::{Sample, tests::built};
+
+    #[test]
+    fn what_is_copied_as_it_stands_is_what_the_long_way_writes() {
+        let encoder = built("remote_write");
+        let exemplar = [(0, Exemplar { labels: Vec::new(), value: 0, timestamp_ms: None })];
+        for timestamp_ms in [0, 1, 127, 128, 1_763_700_000_123, i64::MAX, -1] {
+            for (start_ms, exemplars) in [(None, &[][..]), (Some(1), &[]), (None, &exemplar)] {
+                let kind = MetricType::Counter;
+                let (value, delta, sum_delta) = (f64::NAN.to_bits(), None, None);
+                let mut said = Vec::new();
+                encoder.sample(
+                    &Sample { series: &[], target: &[], kind, timestamp_ms, value, delta, sum_delta, start_ms, exemplars },
+                    &mut said,
+                );
+                assert_eq!(is_plain(&said), start_ms.is_none() && exemplars.is_empty(), "{said:?}");
+                for message in [ProtobufMessage::V1, ProtobufMessage::V2] {
+                    let mut writer = Writer::default();
+                    writer.take(message, &Parts::read(&said).expect("its own")).expect("its own");
+                    assert!(!is_plain(&said) || writer.points == said, "{said:?}");
+                }
+                assert!((0..said.len()).all(|length| !is_plain(&said[..length]) || start_ms.is_some() || !exemplars.is_empty()));
+            }
+        }
+    }
 }

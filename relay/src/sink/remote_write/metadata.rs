@@ -6,6 +6,7 @@
 //! As Prometheus does it: nothing of it is in the requests with samples, whose bytes stay the same at each try.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -57,15 +58,15 @@ impl Told {
         Self { interval, seed: rand::random(), at: Arc::default() }
     }
 
-    /// What the receiver should be told of the metrics of a batch.
-    pub fn missing(&self, batch: &Batch) -> Vec<Metric> {
+    /// What the receiver should be told of the metrics of some items.
+    pub fn missing(&self, batch: &Batch, items: Range<usize>) -> Vec<Metric> {
         let mut missing: Vec<Metric> = Vec::new();
         if self.interval.is_zero() || batch.framing.form != (Form::Unnamed { metadata: true }) {
             return missing;
         }
         let (now, told) = (Instant::now(), self.told());
         let mut before = None;
-        for item in &batch.items {
+        for item in &batch.items[items] {
             let (piece, series) = batch.sections[item.section as usize].names.layout.find(item.index as usize);
             let numbered = series.numbered();
             // Series of one metric are neighbours, most often.

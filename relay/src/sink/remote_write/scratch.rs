@@ -3,6 +3,7 @@
 //! *In*: a batch. *Out*: the compressed body. *Bound*: one set of buffers is kept, as large as the largest request needed it; lanes that write at the
 //! same time have more for that time. *When full*: does not apply.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -60,9 +61,15 @@ impl Pool {
 }
 
 impl Scratch {
-    /// The body of a batch.
-    pub fn body(&mut self, message: ProtobufMessage, compression: Compression, batch: &Batch) -> Result<(Bytes, Counts), Error> {
-        let (body, counts) = self.writer.write(message, batch)?;
+    /// The body of some items of a batch.
+    pub fn body(
+        &mut self,
+        message: ProtobufMessage,
+        compression: Compression,
+        batch: &Batch,
+        items: Range<usize>,
+    ) -> Result<(Bytes, Counts), Error> {
+        let (body, counts) = self.writer.write(message, batch, items)?;
         Ok((self.compressor.compress(compression, body)?, counts))
     }
 

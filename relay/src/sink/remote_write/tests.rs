@@ -34,7 +34,7 @@ fn row<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)], at: i64, value: f64)
 
 fn batch(rows: &[Row<'_>]) -> Batch {
     let encoder = encode::build(&config::Component { name: "remote_write".to_owned(), options: Value::Null }).expect("an encoder");
-    let mut batch = lines(&[]);
+    let (mut batch, mut bytes, mut items) = (lines(&[]), Vec::new(), Vec::new());
     batch.framing = encoder.framing();
     batch.content_type = encoder.content_type();
     let mut layout = LayoutBuilder::new();
@@ -65,8 +65,8 @@ fn batch(rows: &[Row<'_>]) -> Batch {
             exemplars: &row.exemplars,
         };
         match &row.histogram {
-            Some(histogram) => encoder.histogram(&sample, histogram, &mut batch.bytes),
-            None => encoder.sample(&sample, &mut batch.bytes),
+            Some(histogram) => encoder.histogram(&sample, histogram, &mut bytes),
+            None => encoder.sample(&sample, &mut bytes),
         };
         let section = slots.iter().position(|slot| *slot == row.at).unwrap_or_else(|| {
             slots.push(row.at);
@@ -76,7 +76,7 @@ fn batch(rows: &[Row<'_>]) -> Batch {
         // Two identities for all series: what tells them apart is what they are called.
         let item = Item { end: 0, section: 0, series: index as u64 % 2, index: 0, route: 0 };
         let number = |n: usize| u32::try_from(n).expect("small");
-        batch.items.push(Item { end: number(batch.bytes.len()), section: number(section), index: number(index), ..item });
+        items.push(Item { end: number(bytes.len()), section: number(section), index: number(index), ..item });
     }
     let section = |slot_ms| Section {
         origin: origin.clone(),
@@ -87,6 +87,7 @@ fn batch(rows: &[Row<'_>]) -> Batch {
         items: 0,
     };
     batch.sections = slots.into_iter().map(section).collect();
+    (batch.bytes, batch.items) = (bytes.into(), Arc::new(items));
     batch
 }
 
@@ -249,6 +250,11 @@ async fn samples_of_one_series_share_it_while_time_rises() {
         };
         assert_eq!(times, [vec![1000, 2000], vec![1000, 2000], vec![1500], vec![3000]]);
     }
+    // Of a part of them too.
+    let mut writer = message::Writer::default();
+    let request = v2::Request::decode(writer.write(ProtobufMessage::V2, &batch(&rows), 1..5).expect("its own items").0).expect("a request");
+    let values = request.timeseries.iter().map(|series| series.samples.iter().map(|sample| sample.value).collect::<Vec<_>>());
+    assert_eq!(values.collect::<Vec<_>>(), [vec![1.0, 5.0], vec![2.0], vec![3.0]]);
 }
 
 #[tokio::test]
@@ -371,8 +377,7 @@ async fn another_encoders_items_hold_the_sink() {
     assert!(seen.is_empty());
     let mut broken = three();
     broken.bytes.truncate(20);
-    broken.items.truncate(1);
-    broken.items[0].end = 20;
+    broken.items = Arc::new(vec![Item { end: 20, ..broken.items[0] }]);
     let (answer, _) = sent(json!({}), &broken, &[]).await;
     assert!(matches!(answer, Answer::Fatal { .. }), "{answer:?}");
 }
@@ -415,7 +420,7 @@ async fn version_2_tells_metadata_with_the_series_only() {
 #[tokio::test(start_paused = true)]
 async fn metadata_is_told_again_after_its_interval_and_by_one_lane() {
     let told = Told::new(Duration::from_secs(60));
-    let missing = |told: &Told| told.missing(&three());
+    let missing = |told: &Told| told.missing(&three(), 0..3);
     let first = missing(&told);
     assert_eq!((first.len(), told.clone().begin(first.clone()).len()), (2, 2));
     assert_eq!((told.begin(first).len(), missing(&told).len()), (0, 0));
@@ -432,8 +437,8 @@ fn many_symbols_stand_once_each() {
     let labels: Vec<[(&str, &str); 1]> = names.iter().map(|name| [("path", name.as_str())]).collect();
     let rows: Vec<_> = labels.iter().map(|labels| row("a", labels, 1000, 1.0)).collect();
     let mut writer = message::Writer::default();
-    writer.write(ProtobufMessage::V1, &three()).expect("its own items");
-    let (body, counts) = writer.write(ProtobufMessage::V2, &batch(&rows)).expect("its own items");
+    writer.write(ProtobufMessage::V1, &three(), 0..3).expect("its own items");
+    let (body, counts) = writer.write(ProtobufMessage::V2, &batch(&rows), 0..rows.len()).expect("its own items");
     let request = v2::Request::decode(body).expect("a request");
     sound(&request);
     assert_eq!((counts.samples, request.timeseries.len()), (5000, 5000));

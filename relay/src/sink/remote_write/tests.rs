@@ -253,8 +253,11 @@ async fn samples_of_one_series_share_it_while_time_rises() {
     // Of a part of them too.
     let mut writer = message::Writer::default();
     let request = v2::Request::decode(writer.write(ProtobufMessage::V2, &batch(&rows), 1..5).expect("its own items").0).expect("a request");
-    let values = request.timeseries.iter().map(|series| series.samples.iter().map(|sample| sample.value).collect::<Vec<_>>());
-    assert_eq!(values.collect::<Vec<_>>(), [vec![1.0, 5.0], vec![2.0], vec![3.0]]);
+    let said = request
+        .timeseries
+        .iter()
+        .map(|series| (labels(&request, &series.labels_refs)[0].1, series.samples.iter().map(|sample| sample.value).collect::<Vec<_>>()));
+    assert_eq!(said.collect::<Vec<_>>(), [("b", vec![1.0, 5.0]), ("a", vec![2.0]), ("a", vec![3.0])]);
 }
 
 #[tokio::test]
@@ -421,6 +424,7 @@ async fn version_2_tells_metadata_with_the_series_only() {
 async fn metadata_is_told_again_after_its_interval_and_by_one_lane() {
     let told = Told::new(Duration::from_secs(60));
     let missing = |told: &Told| told.missing(&three(), 0..3);
+    assert_eq!(told.missing(&three(), 0..1).len(), 1);
     let first = missing(&told);
     assert_eq!((first.len(), told.clone().begin(first.clone()).len()), (2, 2));
     assert_eq!((told.begin(first).len(), missing(&told).len()), (0, 0));

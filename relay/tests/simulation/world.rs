@@ -369,6 +369,8 @@ impl Running {
                     world.model.upsets += 1;
                     world.model.rewinds += 1;
                     world.model.gone += 1;
+                    // What was there says nothing any more of who may write: what is created anew, by whomever, is the first.
+                    world.model.written.remove(&key);
                 });
             }
         }

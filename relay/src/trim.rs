@@ -171,6 +171,10 @@ impl Trim {
         let keep_from = held.min(window);
         if keep_from > info.first_seq {
             for left in left {
+                // One that came back during this look goes on where it is: the next look asks what it needs.
+                if self.planned.borrow().subjects.iter().any(|subject| subject.relay.name == left.relay) {
+                    return Ok(());
+                }
                 left.give_up(&self.streams, keep_from).await?;
             }
             let purged = self.streams.raw.purge(keep_from).await?;

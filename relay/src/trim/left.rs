@@ -22,7 +22,7 @@ pub(crate) fn left_key(relay: &str) -> String {
 
 /// A relay that is not configured any more.
 pub(super) struct Left {
-    relay: String,
+    pub relay: String,
     checkpoint: Checkpoint,
     /// Of its checkpoint.
     revision: u64,

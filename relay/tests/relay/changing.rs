@@ -1,13 +1,18 @@
 //! Another configuration while relays run: what is the same runs on, what changed goes on at its checkpoint.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bundled_nats::port::State as _;
-use bundled_nats::twin::Twin;
+use async_trait::async_trait;
+use bundled_nats::port::{Entry, Error, State, Streams};
+use bundled_nats::twin::{Twin, TwinState};
+use bytes::Bytes;
 use config::{Component, Hold, Relay};
 use prometheus::Registry;
 use relay::sink::Answer;
 use relay::{Changes, Configuration, Relays};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::*;
 
@@ -154,5 +159,73 @@ async fn a_relay_that_leaves_twice_holds_space_from_the_second_time_on() {
         configure(&relays, &[relay("stays"), relay("goes")]).await;
         until_key(&twin, "left.goes", false).await;
     }
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+/// Keys of which one is read only when it may be.
+struct Held {
+    state: Arc<TwinState>,
+    key: &'static str,
+    held: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl State for Held {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        if key == self.key {
+            self.held.clone().wait_for(|held| !held).await.expect("the test has the other end");
+        }
+        self.state.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Bytes, expect: u64) -> Result<u64, Error> {
+        self.state.put(key, value, expect).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), Error> {
+        self.state.delete(key).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        self.state.keys(prefix).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_comes_back_while_it_is_looked_what_it_holds_loses_nothing() {
+    let twin = Twin::new(u64::MAX);
+    let (hold, held) = watch::channel(false);
+    let mut setup = Setup::new(&twin, &[relay("stays"), relay("goes")]);
+    setup.options.trim = Some(twin.streams());
+    let hour = Duration::from_secs(3600);
+    setup.options.retired_hold = setup.options.replay_window + 6 * hour;
+    setup.sink("goes").set(|_| retry());
+    let state = Arc::new(Held { state: twin.state.clone(), key: "left.goes", held });
+    let streams = Streams { state, ..twin.streams() };
+    let relays =
+        Relays::start(&setup.relays, streams, setup.options(), &Registry::new(), &CancellationToken::new()).expect("an own registry");
+    let mut producer = Producer::new(&twin, "p", 1);
+    for k in 0..3 {
+        producer.publish(&[scrape(1, slot(k), &[("a", k as f64)])]).await;
+    }
+    passed(&twin, "stays", 3).await;
+    configure(&relays, &[relay("stays")]).await;
+    until_key(&twin, "left.goes", true).await;
+    // Nobody else needs these three, and they are older than what is kept for replays.
+    tokio::time::sleep(setup.options.replay_window + 2 * hour).await;
+    producer.rebase();
+    producer.publish(&[scrape(1, slot(3), &[("a", 3.0)])]).await;
+    assert!(passed(&twin, "stays", 4).await.floor() > 3);
+    hold.send_replace(true);
+    // Its time is over; then it is back.
+    tokio::time::sleep(5 * hour).await;
+    configure(&relays, &[relay("stays"), relay("goes")]).await;
+    until("it tries its sink", || status(&relays, "goes").last_error.is_some()).await;
+    hold.send_replace(false);
+    until_key(&twin, "left.goes", false).await;
+    setup.sink("goes").set(|_| Answer::Delivered);
+    let after = passed(&twin, "goes", 4).await;
+    assert_eq!((after.totals.delivered, setup.sink("goes").delivered().len()), (4, 4));
+    assert!(ledger(&twin).is_empty(), "{:?}", ledger(&twin));
     relays.stop(Duration::from_secs(5)).await;
 }

@@ -5,8 +5,8 @@
 //! that is [`Fate::Late`]; [`Fate::Done`] has it for callers, too, that send nothing anew.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -207,23 +207,23 @@ impl Log for Line {
         }
         let id = headers.get("St-Batch").unwrap_or(&subject).to_owned();
         let what = format!("publish {} {id} expecting {expect_last:?}, {} bytes", self.name, payload.len());
-        // What was refused as full was answered: no caller sends that anew while the first is on its way.
-        let refused = Arc::new(AtomicBool::new(false));
-        let effect =
-            each((log, sim, subject, headers, payload, refused), move |(log, sim, subject, headers, payload, refused)| async move {
-                if refused.load(Ordering::Relaxed) {
-                    return Err(PublishError::Full("as before".to_owned()));
+        // What was refused as full was answered, and what is on its way goes with the server that is torn: neither is carried out again.
+        let first = Arc::new(OnceLock::new());
+        let effect = each((log, sim, subject, headers, payload, first), move |(log, sim, subject, headers, payload, first)| async move {
+            let torn = sim.with(|world| world.model.tears.len());
+            if first.get().is_some_and(|(was_full, tears)| *was_full || *tears != torn) {
+                return Err(PublishError::Unavailable("its connection is gone".to_owned()));
+            }
+            let done = log.publish(&subject, &headers, payload.clone(), expect_last).await;
+            first.get_or_init(|| (matches!(done, Err(PublishError::Full(_))), torn));
+            let tears = sim.with(|world| {
+                if let Ok(seq) = &done {
+                    world.model.took(name, *seq, &subject, &headers, &payload);
                 }
-                let done = log.publish(&subject, &headers, payload.clone(), expect_last).await;
-                refused.store(matches!(done, Err(PublishError::Full(_))), Ordering::Relaxed);
-                let tears = sim.with(|world| {
-                    if let Ok(seq) = &done {
-                        world.model.took(name, *seq, &subject, &headers, &payload);
-                    }
-                    world.model.tears.len()
-                });
-                done.map(|seq| (seq, tears))
+                world.model.tears.len()
             });
+            done.map(|seq| (seq, tears))
+        });
         let done = match self.client.call(what, effect, |done| format!("{done:?}")).await {
             Ok(done) => done,
             Err(Broken::Unsent) => Err(PublishError::Unavailable("not connected".to_owned())),

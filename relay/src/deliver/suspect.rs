@@ -6,7 +6,7 @@
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::send::Sent;
+use super::send::{Outcome, Sent};
 use super::{Deliver, HELD_RETRY, Halt, Progress};
 use crate::backoff::jitter;
 use crate::step::{Mark, Part};
@@ -19,6 +19,8 @@ pub const SUSPECTS_MAX: usize = 4;
 /// Something that waits until it is clear whether the sink is picky or broken.
 pub(super) enum Suspect {
     Part(Box<Part>),
+    /// The sink took it, which is how it is known that those before it are to be taken apart.
+    Taken(Box<Part>, Outcome),
     Marks(Vec<Mark>, Progress),
 }
 
@@ -49,6 +51,7 @@ impl Deliver {
                     progress.add(&before);
                     self.pass(marks, progress).await?;
                 }
+                Suspect::Taken(part, outcome) => self.settled(&part, outcome).await?,
                 Suspect::Part(part) if only_given_up && !self.skips(part.seq()) => {
                     self.suspects.push_front(Suspect::Part(part));
                     break;
@@ -90,24 +93,34 @@ impl Deliver {
             return Ok(());
         }
         self.gauges.metrics.retries.inc();
-        let Some(Suspect::Part(part)) = self.suspects.pop_front() else { return Ok(()) };
-        match self.send(&part, true).await {
-            Ok(Sent::AllRejected(answer)) => {
-                debug!(relay = self.name(), %answer, "the sink still rejects every sample");
-                self.suspects.push_front(Suspect::Part(part));
-                self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
-                Ok(())
-            }
-            Ok(Sent::Done(outcome)) => {
-                let current = std::mem::take(&mut self.progress);
-                self.settled(&part, outcome).await?;
-                let first = std::mem::replace(&mut self.progress, current);
-                self.settle(false, first).await
-            }
-            Err(halt) => {
-                self.suspects.push_front(Suspect::Part(part));
-                Err(halt)
+        // In their order, as the first may be what no sink ever takes.
+        for i in 0..self.suspects.len() {
+            let Some(suspect) = self.suspects.get_mut(i) else { break };
+            let part = match std::mem::replace(suspect, Suspect::Marks(Vec::new(), Progress::default())) {
+                Suspect::Part(part) => part,
+                other => {
+                    *suspect = other;
+                    continue;
+                }
+            };
+            let sent = self.send(&part, true).await;
+            let Some(suspect) = self.suspects.get_mut(i) else { break };
+            match sent {
+                Ok(Sent::AllRejected(answer)) => {
+                    *suspect = Suspect::Part(part);
+                    debug!(relay = self.name(), %answer, "the sink still rejects every sample");
+                }
+                Ok(Sent::Done(outcome)) => {
+                    *suspect = Suspect::Taken(part, outcome);
+                    return self.settle(false, Progress::default()).await;
+                }
+                Err(halt) => {
+                    *suspect = Suspect::Part(part);
+                    return Err(halt);
+                }
             }
         }
+        self.retry_suspects_at = Some(Instant::now() + jitter(HELD_RETRY));
+        Ok(())
     }
 }

@@ -127,6 +127,26 @@ async fn a_first_batch_of_only_poison_does_not_block_the_line() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sink_that_is_mended_is_known_by_what_came_behind_the_poison() {
+    let twin = Twin::new(u64::MAX);
+    let setup = Setup::one(&twin);
+    let sink = setup.sink("one");
+    sink.set(|_| reject());
+    let relays = setup.start();
+    let mut producer = Producer::new(&twin, "p", 1);
+    producer.publish(&[scrape(1, SLOT, &[("bad", 1.0)])]).await;
+    for k in 2..=20 {
+        producer.publish(&[scrape(1, k * SLOT, &[("bad", 1.0), ("a", k as f64)])]).await;
+    }
+    until("it is taken for broken", || status(&relays, "one").last_error.is_some_and(|error| error.contains("nothing is parked"))).await;
+    sink.set(picky);
+    let after = passed(&twin, "one", 20).await;
+    balanced(&after);
+    assert_eq!((after.totals.delivered, after.totals.rejected, sink.delivered().len()), (19, 20, 19));
+    relays.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn letters_are_not_doubled_by_a_kill_after_parking() {
     let twin = Twin::new(u64::MAX);
     let setup = Setup::one(&twin);

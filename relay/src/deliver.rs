@@ -283,7 +283,7 @@ impl Deliver {
             Sent::Done(outcome) => {
                 self.park(&part, &outcome).await?;
                 if outcome.delivered > 0 && !self.suspects.is_empty() {
-                    self.settle(false, Progress::default()).await?;
+                    self.settle(false).await?;
                 }
                 self.progress.take(&part, &outcome);
             }

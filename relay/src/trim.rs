@@ -80,6 +80,12 @@ pub struct Plan {
     pub replay_window: Duration,
 }
 
+impl Plan {
+    fn has(&self, relay: &str) -> bool {
+        self.subjects.iter().any(|subject| subject.relay.name == relay)
+    }
+}
+
 /// The trimming task.
 pub struct Trim {
     streams: Streams,
@@ -172,7 +178,7 @@ impl Trim {
         if keep_from > info.first_seq {
             for left in left {
                 // One that came back during this look goes on where it is: the next look asks what it needs.
-                if self.planned.borrow().subjects.iter().any(|subject| subject.relay.name == left.relay) {
+                if self.planned.borrow().has(&left.relay) {
                     return Ok(());
                 }
                 left.give_up(&self.streams, keep_from).await?;
@@ -189,12 +195,11 @@ impl Trim {
     /// Takes over the newest plan. What is remembered of a relay ends when it comes or goes: the next time counts as the first.
     fn replan(&mut self) {
         self.plan = self.planned.borrow().clone();
-        let is_configured = |name: &str| self.plan.subjects.iter().any(|subject| subject.relay.name == name);
-        self.returned.retain(|name| is_configured(name));
-        self.unreadable.retain(|name| is_configured(name));
-        self.torn.retain(|name| is_configured(name));
-        self.asked.retain(|name, _| is_configured(name));
-        self.named.retain(|note| !is_configured(note.trim_end_matches('!')));
+        self.returned.retain(|name| self.plan.has(name));
+        self.unreadable.retain(|name| self.plan.has(name));
+        self.torn.retain(|name| self.plan.has(name));
+        self.asked.retain(|name, _| self.plan.has(name));
+        self.named.retain(|note| !self.plan.has(note.trim_end_matches('!')));
     }
 
     /// The configured relays' checkpoints, or what stands for one that is unreadable, or of before the stream was torn; `None`: one is missing.

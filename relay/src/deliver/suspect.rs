@@ -41,9 +41,8 @@ impl Deliver {
     }
 
     /// Takes apart what was rejected whole, in order: all of it, as the sink takes samples and so is picky, not broken; or only what is given up.
-    /// `first`: what became of the first suspect, where it was settled already.
-    pub(super) async fn settle(&mut self, only_given_up: bool, first: Progress) -> Result<(), Halt> {
-        let current = std::mem::replace(&mut self.progress, first);
+    pub(super) async fn settle(&mut self, only_given_up: bool) -> Result<(), Halt> {
+        let current = std::mem::take(&mut self.progress);
         while let Some(suspect) = self.suspects.pop_front() {
             match suspect {
                 Suspect::Marks(marks, before) => {
@@ -81,7 +80,7 @@ impl Deliver {
     /// Lets go of suspects that are given up.
     pub(super) async fn let_go(&mut self) -> Result<(), Halt> {
         match self.suspects.front() {
-            Some(Suspect::Part(first)) if self.skips(first.seq()) => self.settle(true, Progress::default()).await,
+            Some(Suspect::Part(first)) if self.skips(first.seq()) => self.settle(true).await,
             _ => Ok(()),
         }
     }
@@ -112,7 +111,7 @@ impl Deliver {
                 }
                 Ok(Sent::Done(outcome)) => {
                     *suspect = Suspect::Taken(part, outcome);
-                    return self.settle(false, Progress::default()).await;
+                    return self.settle(false).await;
                 }
                 Err(halt) => {
                     *suspect = Suspect::Part(part);

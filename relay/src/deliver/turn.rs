@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
-use super::{Deliver, Halt, Progress};
+use super::{Deliver, Halt};
 use crate::checkpoint::CHECKPOINT_INTERVAL;
 use crate::desk::{Seat, Side};
 
@@ -66,7 +66,7 @@ impl Deliver {
             self.rest(self.checkpoint.seq + 1).await?;
             if self.gauges.metrics.delivered.get() > before {
                 debug!(relay = self.name(), "the sink takes what is new, so it refuses some of the backlog");
-                self.settle(false, Progress::default()).await?;
+                self.settle(false).await?;
             } else {
                 self.reconsider().await?;
             }

@@ -6,6 +6,7 @@ use bundled_nats::ledger::Stage;
 use bundled_nats::port::{Headers, Log};
 use bundled_nats::twin::{Fault, Twin, TwinLog};
 use bytes::Bytes;
+use relay::Relays;
 use relay::sink::Answer;
 
 use crate::harness::*;
@@ -146,16 +147,22 @@ async fn a_sink_that_is_mended_is_known_by_what_came_behind_the_poison() {
     relays.stop(Duration::from_secs(5)).await;
 }
 
+/// Relays that have parked a sample, and who publishes more.
+async fn parking(twin: &Twin, names: &[&str]) -> (Setup, Relays, Producer) {
+    let setup = Setup::new(twin, &names.iter().map(|name| relay(name)).collect::<Vec<_>>());
+    names.iter().for_each(|name| setup.sink(name).set(picky));
+    let (relays, mut producer) = (setup.start(), Producer::new(twin, "p", 1));
+    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
+    for name in names {
+        passed(twin, name, 1).await;
+    }
+    (setup, relays, producer)
+}
+
 #[tokio::test(start_paused = true)]
 async fn letters_are_not_doubled_by_a_kill_after_parking() {
     let twin = Twin::new(u64::MAX);
-    let setup = Setup::one(&twin);
-    let sink = setup.sink("one");
-    sink.set(picky);
-    let relays = setup.start();
-    let mut producer = Producer::new(&twin, "p", 1);
-    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
-    passed(&twin, "one", 1).await;
+    let (setup, relays, mut producer) = parking(&twin, &["one"]).await;
     twin.state.set_down(true);
     for k in 2..=4 {
         producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
@@ -174,12 +181,7 @@ async fn letters_are_not_doubled_by_a_kill_after_parking() {
 #[tokio::test(start_paused = true)]
 async fn a_letter_whose_answer_was_lost_is_found_behind_those_of_others() {
     let twin = Twin::new(u64::MAX);
-    let setup = Setup::one(&twin);
-    setup.sink("one").set(picky);
-    let relays = setup.start();
-    let mut producer = Producer::new(&twin, "p", 1);
-    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
-    passed(&twin, "one", 1).await;
+    let (_setup, relays, mut producer) = parking(&twin, &["one"]).await;
     twin.dead.inject(Fault::Dies);
     producer.publish(&[scrape(1, 2 * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
     until("it is parked, which nobody said", || twin.dead.messages().len() == 2).await;
@@ -227,15 +229,7 @@ fn trimmed(twin: &Twin) -> u64 {
 async fn relays_that_make_room_at_the_same_time_book_each_letter_once() {
     let twin = Twin::new(u64::MAX);
     twin.dead.set_bytes_max(8_000);
-    let setup = Setup::new(&twin, &[relay("one"), relay("two")]);
-    setup.sink("one").set(picky);
-    setup.sink("two").set(picky);
-    let relays = setup.start();
-    let mut producer = Producer::new(&twin, "p", 1);
-    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
-    for relay in ["one", "two"] {
-        passed(&twin, relay, 1).await;
-    }
+    let (_setup, relays, mut producer) = parking(&twin, &["one", "two"]).await;
     twin.ledger.hold(true);
     for k in 2..=50 {
         producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
@@ -255,12 +249,7 @@ async fn relays_that_make_room_at_the_same_time_book_each_letter_once() {
 async fn letters_that_were_booked_as_gone_before_a_kill_are_not_booked_again() {
     let twin = Twin::new(u64::MAX);
     twin.dead.set_bytes_max(8_000);
-    let setup = Setup::one(&twin);
-    setup.sink("one").set(picky);
-    let relays = setup.start();
-    let mut producer = Producer::new(&twin, "p", 1);
-    producer.publish(&[scrape(1, SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
-    passed(&twin, "one", 1).await;
+    let (setup, relays, mut producer) = parking(&twin, &["one"]).await;
     twin.ledger.hold(true);
     for k in 2..=50 {
         producer.publish(&[scrape(1, k * SLOT, &[("a", 1.0), ("bad", 1.0)])]).await;
